@@ -1,0 +1,169 @@
+"""Text-only questions over the words that also answer questions about pictures.
+
+The tiny LLM knows all of these before it ever sees a picture. Some are replayed among the
+pictures in stage 2 and some never are: replaying a skill hides that it would be forgotten, so
+those are only scored. Skills with `held_out` keep about a fifth of their questions for the test
+(a question's checksum decides), the others are knowledge: tables and facts that are known or not.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import zlib
+from collections.abc import Callable
+
+from wings_jax.data import drawings, questions
+
+ANIMALS = ("butterfly", "cat", "fish")
+PLANTS = ("flower", "tree")
+FRUITS = ("apple", "banana")
+VEHICLES = ("airplane", "bicycle", "car")
+
+# A property -> (the question with {} for "a cat", who answers yes).
+PROPERTIES: dict[str, tuple[str, tuple[str, ...]]] = {
+    "animal": ("Is {} an animal?", ANIMALS),
+    "plant": ("Is {} a plant?", PLANTS),
+    "fruit": ("Is {} a fruit?", FRUITS),
+    "alive": ("Is {} alive?", ANIMALS + PLANTS),
+    "food": ("Can you eat {}?", (*FRUITS, "fish")),
+    "flies": ("Can {} fly?", ("airplane", "butterfly")),
+    "wheels": ("Does {} have wheels?", VEHICLES),
+    "rides": ("Can you travel in or on {}?", VEHICLES),
+    "sky": ("Is {} seen only in the sky?", ("star", "sun")),
+}
+
+RIDDLES: dict[str, tuple[str, ...]] = {
+    "airplane": ("What flies people across the sea?", "What needs a pilot?"),
+    "apple": ("What fruit is round?", "What do you bake a pie with?"),
+    "banana": ("What fruit is long and bent?", "What do monkeys like to eat?"),
+    "bicycle": ("What has two wheels?", "What do you ride with pedals?"),
+    "book": ("What do you read?", "What has pages?"),
+    "butterfly": ("What was once a caterpillar?", "What insect is pretty?"),
+    "car": ("What has four wheels?", "What do you drive on a road?"),
+    "cat": ("What catches mice?", "What says meow?"),
+    "chair": ("What do you sit on?", "What has four legs and a back?"),
+    "clock": ("What tells the time?", "What has two hands and a face?"),
+    "cup": ("What do you drink from?", "What do you fill with tea?"),
+    "fish": ("What lives in water?", "What has fins?"),
+    "flower": ("What blooms in a garden?", "What do bees visit?"),
+    "house": ("What do people live in?", "What has a roof?"),
+    "key": ("What opens a lock?", "What do you turn in a door?"),
+    "ladder": ("What do you climb to reach high?", "What has rungs?"),
+    "star": ("What twinkles at night?", "What has five points?"),
+    "sun": ("What shines by day?", "What warms the earth?"),
+    "tree": ("What has a trunk and leaves?", "What grows in a forest?"),
+    "umbrella": ("What keeps off the rain?", "What do you open when it rains?"),
+}
+
+COLOUR_FACTS: dict[str, tuple[str, ...]] = {
+    "red": ("What colour is blood?", "What colour means stop?"),
+    "green": ("What colour is grass?", "What colour means go?"),
+    "blue": ("What colour is a clear sky?", "What colour is the sea?"),
+    "yellow": ("What colour is a lemon?", "What colour is a ripe banana?"),
+    "orange": ("What colour is a carrot?", "What do red and yellow make?"),
+    "purple": ("What colour is a plum?", "What do red and blue make?"),
+    "white": ("What colour is snow?", "What colour is milk?"),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Skill:
+    """A family of text-only questions.
+
+    make      returns a random (question, answer)
+    replayed  whether stage 2 may see it among the pictures; if not it is only scored
+    held_out  whether a part of its questions is kept from the LLM's pretraining for the test
+    """
+
+    make: Callable[[random.Random], tuple[str, str]]
+    replayed: bool
+    held_out: bool
+
+
+def _plus(rng: random.Random) -> tuple[str, str]:
+    a, b = rng.randint(0, 9), rng.randint(0, 9)
+    return rng.choice((f"What is {a} plus {b}?", f"{a} + {b} = ?")), str(a + b)
+
+
+def _minus(rng: random.Random) -> tuple[str, str]:
+    b, difference = rng.randint(0, 9), rng.randint(0, 9)
+    a = b + difference
+    return rng.choice((f"What is {a} minus {b}?", f"{a} - {b} = ?")), str(difference)
+
+
+def _larger(rng: random.Random) -> tuple[str, str]:
+    a, b = rng.sample(range(21), 2)
+    word, pick = rng.choice((("larger", max), ("smaller", min)))
+    return f"Which is {word}, {a} or {b}?", str(pick(a, b))
+
+
+def _order(rng: random.Random) -> tuple[str, str]:
+    n = rng.randint(1, 29)
+    word, step = rng.choice((("after", 1), ("before", -1)))
+    return f"What number comes {word} {n}?", str(n + step)
+
+
+def _parity(rng: random.Random) -> tuple[str, str]:
+    n = rng.randint(0, 30)
+    word, rest = rng.choice((("even", 0), ("odd", 1)))
+    return f"Is {n} {word}?", "yes" if n % 2 == rest else "no"
+
+
+def _property(rng: random.Random) -> tuple[str, str]:
+    question, holders = PROPERTIES[rng.choice(list(PROPERTIES))]
+    is_holder = rng.random() < 0.5
+    names = holders if is_holder else [t for t in drawings.THINGS if t not in holders]
+    name = questions.article(rng.choice(names))
+    return question.format(name), "yes" if is_holder else "no"
+
+
+def _riddle(rng: random.Random) -> tuple[str, str]:
+    name = rng.choice(list(RIDDLES))
+    return rng.choice(RIDDLES[name]), name
+
+
+def _colour_fact(rng: random.Random) -> tuple[str, str]:
+    colour = rng.choice(list(COLOUR_FACTS))
+    return rng.choice(COLOUR_FACTS[colour]), colour
+
+
+def _lookup(rng: random.Random) -> tuple[str, str]:
+    context, turns = lookups(rng, pictures=1 if rng.random() < 0.7 else 2, turns=1)
+    return f"{context}\n{turns[0].question}", turns[0].answer
+
+
+SKILLS: dict[str, Skill] = {
+    "plus": Skill(_plus, replayed=True, held_out=False),
+    "minus": Skill(_minus, replayed=True, held_out=False),
+    "lookup": Skill(_lookup, replayed=True, held_out=True),
+    "larger": Skill(_larger, replayed=False, held_out=True),
+    "order": Skill(_order, replayed=False, held_out=False),
+    "parity": Skill(_parity, replayed=False, held_out=False),
+    "property": Skill(_property, replayed=False, held_out=False),
+    "riddle": Skill(_riddle, replayed=False, held_out=False),
+    "colour-fact": Skill(_colour_fact, replayed=False, held_out=False),
+}
+REPLAYED = tuple(name for name, skill in SKILLS.items() if skill.replayed)
+
+
+def is_test(question: str) -> bool:
+    """Returns whether a question of a skill with `held_out` belongs to the test."""
+    return zlib.crc32(question.encode()) % 5 == 0
+
+
+def sample(rng: random.Random, name: str, split: str) -> tuple[str, str]:
+    """Returns a random (question, answer) of the skill in "train" or "test"."""
+    skill = SKILLS[name]
+    while True:
+        question, answer = skill.make(rng)
+        if not skill.held_out or is_test(question) == (split == "test"):
+            return question, answer
+
+
+def lookups(rng: random.Random, *, pictures: int, turns: int) -> tuple[str, list[questions.Turn]]:
+    """Returns the descriptions of imagined pictures, a line each, and questions about them."""
+    glyphs = drawings.load_glyphs("train")
+    scenes = [questions.make_objects(rng, glyphs) for _ in range(pictures)]
+    context = "\n".join(questions.describe(objects) for objects in scenes)
+    return context, questions.ask_turns(rng, scenes, turns)
