@@ -1,0 +1,87 @@
+"""The alphabet of dimensions, the mesh, and the one table that joins them.
+
+Einsums, docstrings, sharding rules and weight patterns all speak this alphabet:
+
+    B batch         T query slots    S key slots      D model width    N query heads
+    K kv heads      G = N / K        H head width     F ffn width      V vocabulary
+    R rank          L layers         E vision width   P patches/image  I images/row
+    M learners      C probe channels
+
+Capitals are sizes; lower-case nouns are arrays.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+from flax import linen as nn
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from wings_jax.errors import UserError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Logical dimension -> mesh axes. A dimension that is not listed is replicated.
+RULES: tuple[tuple[str, str | tuple[str, ...]], ...] = (
+    ("B", ("data", "fsdp")),
+    ("D", "fsdp"),
+    ("E", "fsdp"),
+    ("N", "tensor"),
+    ("K", "tensor"),
+    ("F", "tensor"),
+    ("V", "tensor"),
+)
+
+
+class MeshError(UserError):
+    """A mesh that does not fit the devices or the model."""
+
+
+def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Returns a mesh with axes `MESH_AXES`; one size may be -1 (all remaining devices).
+
+    Raises:
+      MeshError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [int(shape.get(axis, 1)) for axis in MESH_AXES]
+    asked = " x ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
+        raise MeshError(f"mesh {asked}: sizes are positive, and at most one is -1")
+    known = int(np.prod([s for s in sizes if s > 0]))
+    if -1 in sizes and len(devices) % known == 0:
+        sizes[sizes.index(-1)] = len(devices) // known
+    if int(np.prod(sizes)) != len(devices):
+        raise MeshError(f"mesh {asked} does not fit {len(devices)} device(s)")
+    return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def spec_of(dims: Sequence[str | None]) -> PartitionSpec:
+    """Returns the mesh axes of an array whose dimensions carry these letters."""
+    return nn.logical_to_mesh_axes(tuple(dims), RULES)
+
+
+def sharding_of(mesh: Mesh, dims: Sequence[str | None]) -> NamedSharding:
+    """Returns the sharding of an array whose dimensions carry these letters."""
+    return NamedSharding(mesh, spec_of(dims))
+
+
+def constrain(array: jax.Array, dims: str) -> jax.Array:
+    """Returns `array`, asked to lie as the letters say; unchanged where no mesh is set."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return array
+    return jax.lax.with_sharding_constraint(array, spec_of(tuple(dims)))
+
+
+def check_divides(mesh_shape: Mapping[str, int], dims: Mapping[str, int]) -> None:
+    """Raises MeshError naming every dimension (letter -> size) its mesh axes do not divide."""
+    rules = {letter: (axes,) if isinstance(axes, str) else axes for letter, axes in RULES}
+    wrong = []
+    for letter, size in dims.items():
+        parts = int(np.prod([mesh_shape.get(axis, 1) for axis in rules.get(letter, ())]))
+        if size % parts:
+            wrong.append(f"{letter}={size} over {' x '.join(rules[letter])}={parts}")
+    if wrong:
+        raise MeshError("the mesh does not divide " + ", ".join(wrong))

@@ -1,0 +1,299 @@
+"""The decoder (Qwen2, Llama) with its wings: learners and router in parallel to attention.
+
+For one layer (WINGS, equations 4 and 5, with the paper's semantics made exact):
+
+    h      = RMSNorm(x)
+    main   = O(attend(rope(Q h), rope(K h), V h))                       text and image slots
+    wing_m = O_m(attend(rope(h(1+Q_m)), rope(x0(1+K_m)), x0(1+V_m)))    slots of modality m only
+    gate   = softmax_m(silu(sum_heads a W_m + b_m))                     a: main attention rows
+    x      = x + main + gain * sum_m gate_m wing_m
+    x      = x + mlp(RMSNorm(x))
+
+x0 are the layer-0 features: projected image features and token embeddings.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from wings_jax import axes
+from wings_jax.model import attention
+from wings_jax.model import layout as layout_lib
+from wings_jax.model.layers import INIT, GatedMlp, Projection, RMSNorm, rope, rope_table
+from wings_jax.model.layout import LEARNERS, MAIN, Layout
+from wings_jax.model.presets import WingsArch
+
+Cache = Mapping[str, tuple[jax.Array, jax.Array]]
+
+REMAT = {
+    "none": None,
+    "full": jax.checkpoint_policies.nothing_saveable,
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+}
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What every layer reads besides the residual stream.
+
+    x0       f32[B,T,D]   layer-0 features of the slots being computed
+    table    cos, sin     f32[B,T,H/2] at their positions
+    query    Layout       of those T slots
+    key      Layout       of all S slots that may be seen (the same without a cache)
+    start    i32[]        where in the cache the T slots go; None without a cache
+    classes  f32[B,S,C]   values to probe the main attention with (attention masses), or None
+    """
+
+    x0: jax.Array
+    table: tuple[jax.Array, jax.Array]
+    query: Layout
+    key: Layout
+    start: jax.Array | None = None
+    classes: jax.Array | None = None
+
+
+def _extend(
+    cached: tuple[jax.Array, jax.Array] | None, fresh: tuple[jax.Array, jax.Array], start: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns keys and values of all slots: the cache [B,S,K,H] with the fresh ones written in."""
+    if cached is None:
+        return fresh
+    return tuple(
+        jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
+        for old, new in zip(cached, fresh, strict=True)
+    )
+
+
+class Attention(nn.Module):
+    """The main attention, [B,T,D] -> [B,T,D], its probes f32[B,T,N,C], and its keys and values."""
+
+    arch: WingsArch
+    kernel: str
+
+    @nn.compact
+    def __call__(
+        self,
+        h: jax.Array,
+        around: Surroundings,
+        probes: jax.Array | None,
+        cached: tuple[jax.Array, jax.Array] | None,
+    ) -> tuple[jax.Array, jax.Array | None, tuple[jax.Array, jax.Array]]:
+        decoder = self.arch.decoder
+
+        def project(name: str, eqn: str, sizes: Mapping[str, int], *, bias: bool) -> Projection:
+            rank = self.arch.lora_rank if name in self.arch.lora_targets else 0
+            scale = self.arch.lora_alpha / max(rank, 1)
+            return Projection(eqn, sizes, bias=bias, rank=rank, scale=scale, name=name)
+
+        heads = {"N": decoder.num_heads, "K": decoder.num_kv_heads, "H": decoder.head_dim}
+        bias = decoder.qkv_bias
+        q = rope(project("q", "BTD,DNH->BTNH", heads, bias=bias)(h), around.table)
+        k = rope(project("k", "BTD,DKH->BTKH", heads, bias=bias)(h), around.table)
+        v = project("v", "BTD,DKH->BTKH", heads, bias=bias)(h)
+        kept = _extend(cached, (k, v), around.start)
+        query, key = layout_lib.queries(around.query), layout_lib.keys(around.key, MAIN)
+        out, probed = attention.attend(
+            q, *kept, query=query, key=key, probes=probes, kernel=self.kernel
+        )
+        width = {"D": decoder.hidden_size}
+        return project("o", "BTNH,NHD->BTD", width, bias=False)(out), probed, kept
+
+
+class Learner(nn.Module):
+    """A LoRRA learner (eq. 4), [B,T,D] -> [B,T,D], and its keys and values.
+
+    Always as many kv heads as query heads. Exactly 0 at initialisation (b of `o` is zero) and
+    for a query that sees no slot of the learner's modality.
+    """
+
+    arch: WingsArch
+    kernel: str
+
+    @nn.compact
+    def __call__(
+        self,
+        h: jax.Array,
+        around: Surroundings,
+        which: int,
+        cached: tuple[jax.Array, jax.Array] | None,
+    ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
+        decoder, rank = self.arch.decoder, self.arch.rank
+        heads = {"N": decoder.num_heads, "H": decoder.head_dim}
+
+        def residual(name: str, x: jax.Array) -> jax.Array:
+            return Projection("BTD,DNH->BTNH", heads, base="identity", rank=rank, name=name)(x)
+
+        x0 = around.x0.astype(h.dtype)
+        q, k = rope(residual("q", h), around.table), rope(residual("k", x0), around.table)
+        kept = _extend(cached, (k, residual("v", x0)), around.start)
+        query, key = layout_lib.queries(around.query), layout_lib.keys(around.key, which)
+        out, _ = attention.attend(q, *kept, query=query, key=key, kernel=self.kernel)
+        width = {"D": decoder.hidden_size}
+        return Projection("BTNH,NHD->BTD", width, base="none", rank=rank, name="o")(out), kept
+
+
+class Router(nn.Module):
+    """Weighs the learners per token from the main attention's rows.
+
+    `values` are the weights W at the keys' positions, f32[B,S,M]: probes of the main attention.
+    `__call__` turns the head-summed probes f32[B,T,M] into gates f32[B,T,M] that add up to 1.
+    """
+
+    learners: int
+    positions: int
+
+    def setup(self) -> None:
+        bound = self.positions**-0.5
+
+        def uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
+            return jax.random.uniform(key, shape, dtype, -bound, bound)
+
+        kernel = nn.with_logical_partitioning(uniform, ("M", None))
+        bias = nn.with_logical_partitioning(nn.initializers.zeros, ("M",))
+        shape = (self.learners, self.positions)
+        self.kernel = self.param("kernel", kernel, shape, jnp.float32)
+        self.bias = self.param("bias", bias, (self.learners,), jnp.float32)
+
+    def values(self, key: Layout) -> jax.Array:
+        return self.kernel.astype(jnp.float32).T[key.positions]
+
+    def __call__(self, summed: jax.Array) -> jax.Array:
+        return jax.nn.softmax(jax.nn.silu(summed + self.bias.astype(jnp.float32)), axis=-1)
+
+
+class DecoderLayer(nn.Module):
+    """One layer: residual stream [B,T,D] -> [B,T,D], and the layer's cache.
+
+    Sown under `intermediates` for analysis and tests: hidden, gates, masses (the probes of
+    `classes`, mean over heads), visual_wing and textual_wing (before their gates).
+    """
+
+    arch: WingsArch
+    kernel: str = "auto"
+
+    @nn.compact
+    def __call__(
+        self, x: jax.Array, layer: tuple[jax.Array, Cache | None], around: Surroundings
+    ) -> tuple[jax.Array, Cache | None]:
+        switch, cache = layer
+        arch, decoder = self.arch, self.arch.decoder
+        cached = dict(cache) if cache is not None else {}
+        h = RMSNorm(decoder.norm_eps, name="norm_attn")(x)
+        router = Router(len(arch.learners), arch.router_positions, name="router")
+        probes = [router.values(around.key)] if arch.router else []
+        probes += [around.classes] if around.classes is not None else []
+        main, probed, kept = Attention(arch, self.kernel, name="attn")(
+            h, around, jnp.concatenate(probes, axis=-1) if probes else None, cached.get("main")
+        )
+        fresh = {"main": kept}
+        gates = jnp.ones((*x.shape[:2], len(arch.learners)), jnp.float32)
+        if arch.router:
+            gates = router(probed[..., : len(arch.learners)].sum(2))
+            self.sow("intermediates", "gates", gates)
+        if around.classes is not None:
+            masses = probed[..., -around.classes.shape[-1] :].mean(2)
+            self.sow("intermediates", "masses", masses)
+        gates = (gates * (arch.gain * switch)).astype(x.dtype)
+        update = main
+        for m, name in enumerate(arch.learners):
+            learner = Learner(arch, self.kernel, name=name)
+            wing, fresh[name] = learner(h, around, LEARNERS[name], cached.get(name))
+            self.sow("intermediates", f"{name}_wing", wing)
+            update = update + gates[..., m : m + 1] * wing
+        x = x + update
+        targets = {n: arch.lora_rank for n in arch.lora_targets if arch.lora_rank}
+        scale = arch.lora_alpha / max(arch.lora_rank, 1)
+        mlp = GatedMlp(decoder.ffn_size, targets, scale, name="mlp")
+        x = x + mlp(RMSNorm(decoder.norm_eps, name="norm_mlp")(x))
+        x = axes.constrain(x, "BTD")
+        self.sow("intermediates", "hidden", x)
+        return x, fresh if cache is not None else None
+
+
+class Embed(nn.Module):
+    """Token embeddings [V,D]; with tied embeddings they are the output head too."""
+
+    vocab_size: int
+    width: int
+
+    def setup(self) -> None:
+        init = nn.with_logical_partitioning(INIT, ("V", "D"))
+        self.embedding = self.param("embedding", init, (self.vocab_size, self.width), jnp.float32)
+
+    def __call__(self, tokens: jax.Array) -> jax.Array:
+        return self.embedding[tokens].astype(jnp.float32)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        table = self.embedding.astype(hidden.dtype)
+        return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
+
+
+class Decoder(nn.Module):
+    """All layers by one scan; `embed`, `__call__` (features to normed states), `logits`."""
+
+    arch: WingsArch
+    dtype: jnp.dtype = jnp.float32
+    kernel: str = "auto"
+    remat: str = "none"
+
+    def setup(self) -> None:
+        decoder = self.arch.decoder
+        self._embed = Embed(decoder.vocab_size, decoder.hidden_size, name="embed")
+        layer = DecoderLayer
+        if self.remat != "none":
+            layer = nn.remat(layer, policy=REMAT[self.remat], prevent_cse=False)
+        self._layers = nn.scan(
+            layer,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            in_axes=(0, nn.broadcast),
+            length=decoder.num_layers,
+            metadata_params={nn.PARTITION_NAME: "L"},
+        )(self.arch, self.kernel, name="layers")
+        self._norm = RMSNorm(decoder.norm_eps, name="norm")
+        if not decoder.tie_embeddings:
+            self._head = Projection("BTD,DV->BTV", {"V": decoder.vocab_size}, name="head")
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Returns f32[B,T,D], the embeddings of i32[B,T] tokens."""
+        return self._embed(tokens)
+
+    def __call__(
+        self,
+        x0: jax.Array,
+        query: Layout,
+        *,
+        key: Layout | None = None,
+        cache: Cache | None = None,
+        start: jax.Array | None = None,
+        classes: jax.Array | None = None,
+    ) -> tuple[jax.Array, Cache | None]:
+        """Returns final normed states [B,T,D] in `dtype`, and the updated cache.
+
+        With a cache (leaves [L,B,S,heads,H]), `key` is the layout of its S slots with the new
+        ones already entered, and `start` the slot from which the T new ones are written.
+        """
+        arch = self.arch.decoder
+        table = rope_table(query.positions, arch.head_dim, arch.rope_theta, arch.rope_scaling)
+        around = Surroundings(x0, table, query, query if key is None else key, start, classes)
+        x = axes.constrain(x0.astype(self.dtype), "BTD")
+        x, cache = self._layers(x, (self._switches(), cache), around)
+        return self._norm(x), cache
+
+    def _switches(self) -> jax.Array:
+        """Returns f32[L]: 1 where a layer carries learners, else 0."""
+        count = self.arch.decoder.num_layers
+        carriers = range(count) if self.arch.learner_layers is None else self.arch.learner_layers
+        return jnp.zeros(count).at[jnp.asarray(list(carriers), jnp.int32)].set(1.0)
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Returns f32[B,T,V] of states [B,T,D]."""
+        if self.arch.decoder.tie_embeddings:
+            return self._embed.logits(hidden)
+        return self._head(hidden).astype(jnp.float32)

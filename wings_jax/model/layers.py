@@ -1,0 +1,167 @@
+"""The small parts: one projection, two norms, rope, and the feed-forward network.
+
+A projection is named by its einsum; shapes, sharding axes, initialiser and the low-rank pair
+follow from the letters. Dense layers, LoRA and the learners' low-rank residual matrices (LoRRA)
+are the same module with another `base`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from wings_jax.model.presets import RopeScaling
+
+INIT = nn.initializers.normal(stddev=0.02)
+
+# HF's activation names -> functions.
+ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
+    "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
+}
+
+
+class Projection(nn.Module):
+    """Returns einsum(eqn, x, kernel), in x's dtype, plus bias and low-rank update.
+
+    eqn    e.g. 'BTD,DNH->BTNH': kernel [D,N,H] maps D to (N, H)
+    sizes  sizes of the letters that x does not have
+    base   'dense': a kernel; 'identity': x itself, reshaped; 'none': nothing
+    rank   R > 0 adds scale * x a b with a [in...,R] (Gaussian), b [R,out...] (zero)
+
+    Parameters: kernel, bias, a, b. With base 'identity' it is x(1 + a b) of the paper's eq. 4,
+    with 'none' its W^O, with 'dense' LoRA.
+    """
+
+    eqn: str
+    sizes: Mapping[str, int]
+    base: str = "dense"
+    bias: bool = False
+    rank: int = 0
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        left, out = self.eqn.split("->")
+        inputs, kernel = left.split(",")
+        taken = "".join(d for d in kernel if d not in out)
+        made = "".join(d for d in kernel if d in out)
+        sizes = {**self.sizes, **dict(zip(inputs, x.shape, strict=True))}
+        y = self._base(x, out, kernel, sizes)
+        if self.rank:
+            kept = "".join(d for d in inputs if d not in taken)
+            sizes = {**sizes, "R": self.rank}
+            a = self._param("a", INIT, taken + "R", sizes)
+            b = self._param("b", nn.initializers.zeros, "R" + made, sizes)
+            low = jnp.einsum(f"{inputs},{taken}R->{kept}R", x, a.astype(x.dtype))
+            low = jnp.einsum(f"{kept}R,R{made}->{out}", low, b.astype(x.dtype))
+            y = low * self.scale if y is None else y + low * self.scale
+        if self.bias:
+            y = y + self._param("bias", nn.initializers.zeros, made, sizes).astype(x.dtype)
+        return y
+
+    def _base(
+        self, x: jax.Array, out: str, kernel: str, sizes: Mapping[str, int]
+    ) -> jax.Array | None:
+        if self.base == "none":
+            return None
+        if self.base == "identity":
+            return x.reshape([sizes[d] for d in out])
+        return jnp.einsum(self.eqn, x, self._param("kernel", INIT, kernel, sizes).astype(x.dtype))
+
+    def _param(
+        self, name: str, init: nn.initializers.Initializer, dims: str, sizes: Mapping[str, int]
+    ) -> jax.Array:
+        boxed = nn.with_logical_partitioning(init, tuple(dims))
+        return self.param(name, boxed, tuple(sizes[d] for d in dims), jnp.float32)
+
+
+class RMSNorm(nn.Module):
+    """Returns x / rms(x) * scale over the last axis, computed in float32 (HF Qwen2RMSNorm)."""
+
+    eps: float
+    axis: str = "D"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+        scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
+        return (wide * scale.astype(jnp.float32)).astype(x.dtype)
+
+
+class LayerNorm(nn.Module):
+    """Returns (x - mean) / std * scale + bias over the last axis, computed in float32."""
+
+    eps: float
+    axis: str = "E"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
+        scale = self.param("scale", ones, (x.shape[-1],), jnp.float32).astype(jnp.float32)
+        bias = self.param("bias", zeros, (x.shape[-1],), jnp.float32).astype(jnp.float32)
+        wide = x.astype(jnp.float32)
+        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        spread = jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + self.eps)
+        return (centred * spread * scale + bias).astype(x.dtype)
+
+
+def rope_table(
+    positions: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """Returns cos and sin, f32[B,T,H/2], of rotary embeddings at these positions.
+
+    Source: HF `ROPE_INIT_FUNCTIONS` (default, linear, llama3).
+    """
+    frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if scaling is not None:
+        frequencies = _scaled(frequencies, scaling)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def _scaled(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    wavelengths = 2 * math.pi / frequencies
+    low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    smooth = (scaling.original_max_positions / wavelengths - low) / (high - low)
+    smooth = jnp.clip(smooth, 0.0, 1.0)
+    return (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
+
+
+def rope(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
+    """Returns x [B,T,N,H] rotated by the table, halves paired as HF's `rotate_half` does."""
+    cos, sin = (part[:, :, None] for part in table)
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x.dtype)
+
+
+class GatedMlp(nn.Module):
+    """Returns down(silu(gate(x)) * up(x)), [B,T,D] -> [B,T,D] (HF Qwen2MLP)."""
+
+    ffn_size: int
+    ranks: Mapping[str, int]
+    scale: float = 1.0
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        def project(name: str, eqn: str, sizes: Mapping[str, int]) -> Projection:
+            rank = self.ranks.get(name, 0)
+            return Projection(eqn, sizes, rank=rank, scale=self.scale, name=name)
+
+        wide = {"F": self.ffn_size}
+        gate = project("gate", "BTD,DF->BTF", wide)(x)
+        up = project("up", "BTD,DF->BTF", wide)(x)
+        return project("down", "BTF,FD->BTD", {"D": x.shape[-1]})(jax.nn.silu(gate) * up)

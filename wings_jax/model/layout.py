@@ -1,0 +1,125 @@
+"""What every slot of a row is, decided on the host, and who may see whom.
+
+A `Layout` describes rows of slots. An image takes P slots; text-only rows, several images,
+interleaving, packed conversations and padding are values of these arrays, never code paths.
+Example: one packed row with a conversation "a <image> b" (P = 2), another "c d", one pad slot:
+
+    slot       0    1     2     3    4    5    6
+    tokens     a    0     0     b    c    d    0
+    modality   TEXT IMAGE IMAGE TEXT TEXT TEXT PADDING
+    segments   1    1     1     1    2    2    0
+    positions  0    1     2     3    0    1    0
+    targets    -100 -100  b     ...            (the target of a slot is the *next* token)
+
+`orders[..., m]` says from which position on a key may be seen by attention m (main, visual,
+textual), `NEVER` if it may not be. With the paper's semantics that is the key's own position
+where the modality fits:
+
+    main       0    1     2     3    0    1    NEVER
+    visual     NEV  1     2     NEV  NEV  NEV  NEVER
+    textual    0    NEV   NEV   3    0    1    NEVER
+
+so in the example slot 3 ("b") sees slots 0-3 in the main attention, 1-2 in the visual learner
+and 0, 3 in the textual learner; slots 4-5 see nothing in the visual learner, whose output
+there is exactly 0. The pad slot sees nothing anywhere.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+PADDING, TEXT, IMAGE = 0, 1, 2
+MAIN, VISUAL, TEXTUAL = 0, 1, 2
+LEARNERS = {"visual": VISUAL, "textual": TEXTUAL}
+NEVER = 2**30
+IGNORE = -100
+
+Array = jax.Array | np.ndarray
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Slots of B rows of length T.
+
+    tokens     i32[B,T]    token ids; 0 where the slot is not text
+    positions  i32[B,T]    index of the slot within its conversation
+    modality   i32[B,T]    PADDING, TEXT or IMAGE
+    segments   i32[B,T]    conversation number within the row, from 1; 0 for padding
+    orders     i32[B,T,3]  see the module's docstring
+    """
+
+    tokens: Array
+    positions: Array
+    modality: Array
+    segments: Array
+    orders: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What one training step reads.
+
+    layout   Layout of [B,T]
+    targets  i32[B,T]        the next token where it is to be learned, else IGNORE
+    images   u8[B,I,h,w,3]   pixels; the k-th P image slots of a row are its k-th image
+    """
+
+    layout: Layout
+    targets: Array
+    images: Array
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Sight:
+    """What decides visibility on one side: segments i32[B,T] and order i32[B,T]."""
+
+    segments: Array
+    order: Array
+
+
+def paper_orders(positions: np.ndarray, modality: np.ndarray) -> np.ndarray:
+    """Returns i32[...,3]: a key is seen from its own position on, by the attention it fits."""
+    seen_by = [modality != PADDING, modality == IMAGE, modality == TEXT]
+    return np.stack([np.where(m, positions, NEVER) for m in seen_by], axis=-1).astype(np.int32)
+
+
+def make_layout(
+    tokens: np.ndarray, modality: np.ndarray, segments: np.ndarray | None = None
+) -> Layout:
+    """Returns the layout of rows [B,T] with the paper's orders; without segments, one a row.
+
+    Positions count the slots of each segment from 0. A segment's slots must be adjacent.
+    """
+    modality = np.asarray(modality, np.int32)
+    used = modality != PADDING
+    segments = used.astype(np.int32) if segments is None else np.asarray(segments, np.int32)
+    slots = np.broadcast_to(np.arange(segments.shape[1]), segments.shape)
+    starts = np.ones(segments.shape, bool)
+    starts[:, 1:] = segments[:, 1:] != segments[:, :-1]
+    first = np.maximum.accumulate(np.where(starts, slots, 0), axis=1)
+    positions = np.where(used, slots - first, 0).astype(np.int32)
+    tokens = np.where(modality == TEXT, tokens, 0).astype(np.int32)
+    return Layout(tokens, positions, modality, segments, paper_orders(positions, modality))
+
+
+def queries(layout: Layout) -> Sight:
+    """Returns how the slots look out: every attention sees up to the slot's own position."""
+    return Sight(layout.segments, layout.positions)
+
+
+def keys(layout: Layout, attention: int) -> Sight:
+    """Returns how the slots are seen by `attention` (MAIN, VISUAL or TEXTUAL)."""
+    return Sight(layout.segments, layout.orders[..., attention])
+
+
+def visible(query: Sight, key: Sight) -> jax.Array:
+    """Returns bool[B,T,S]: which keys a query may see. The one visibility function."""
+    same = query.segments[:, :, None] == key.segments[:, None, :]
+    return jnp.logical_and(same, key.order[:, None, :] <= query.order[:, :, None])

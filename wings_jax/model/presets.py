@@ -1,0 +1,308 @@
+"""What a model is made of, as data: architectures, named presets, and Hugging Face configs.
+
+Nothing below this file branches on a model's name: Qwen2, Llama, SigLIP and CLIP are values of
+`DecoderArch` and `VisionArch`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from wings_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeScaling:
+    """How rope frequencies are stretched (HF `rope_scaling`): kind `linear` or `llama3`."""
+
+    kind: str
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_positions: int = 8192
+
+
+@dataclasses.dataclass(frozen=True)
+class DecoderArch:
+    """A decoder of the Qwen2 or Llama family; the names are HF's config names, shortened."""
+
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    ffn_size: int
+    norm_eps: float
+    rope_theta: float
+    rope_scaling: RopeScaling | None
+    max_positions: int
+    qkv_bias: bool
+    tie_embeddings: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionArch:
+    """A ViT of the SigLIP or CLIP family.
+
+    `num_layers` counts the full tower. `feature_layer` indexes its hidden states as HF's
+    `output_hidden_states` does (0 = embeddings), so -2 builds all layers but the last.
+    `post_norm` says that the tower has one; features are read before it.
+    """
+
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    ffn_size: int
+    image_size: int
+    patch_size: int
+    activation: str
+    norm_eps: float
+    class_token: bool
+    pre_norm: bool
+    post_norm: bool
+    patch_bias: bool
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    feature_layer: int = -2
+
+    @property
+    def num_patches(self) -> int:
+        """P, the slots that one image takes."""
+        return (self.image_size // self.patch_size) ** 2
+
+    @property
+    def built_layers(self) -> int:
+        """The layers up to the hidden state that is read."""
+        return self.feature_layer % (self.num_layers + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class WingsArch:
+    """A decoder with sight. `learners=()` is LLaVA; ('visual',) is stage 1; both and a router, 2.
+
+    learners         subset of ('visual', 'textual')
+    router           weigh the two learners by the main attention's rows; else both count 1
+    rank             R of the learners' low-rank matrices
+    learner_layers   layers that carry learners; None is all
+    gain             multiplies the gated sum (1 is equation 5; 2 continues stage 1's weight)
+    router_positions longest conversation the router can read
+    lora_rank        R of LoRA on the decoder's projections `lora_targets`; 0 is none
+    """
+
+    decoder: DecoderArch
+    vision: VisionArch
+    projector: str = "mlp2x_gelu"
+    learners: tuple[str, ...] = ()
+    router: bool = False
+    rank: int = 64
+    learner_layers: tuple[int, ...] | None = None
+    gain: float = 1.0
+    router_positions: int = 4096
+    lora_rank: int = 0
+    lora_alpha: float = 16.0
+    lora_targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+
+
+def _qwen1_5(
+    width: int, layers: int, heads: int, ffn: int, vocab: int = 151936, *, tie: bool = False
+) -> DecoderArch:
+    return DecoderArch(
+        vocab_size=vocab,
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=heads,
+        head_dim=width // heads,
+        ffn_size=ffn,
+        norm_eps=1e-6,
+        rope_theta=1e6,
+        rope_scaling=None,
+        max_positions=32768,
+        qkv_bias=True,
+        tie_embeddings=tie,
+    )
+
+
+def _llama(
+    width: int,
+    layers: int,
+    heads: tuple[int, int],
+    ffn: int,
+    vocab: int,
+    *,
+    theta: float = 1e4,
+    scaling: RopeScaling | None = None,
+    positions: int = 4096,
+    tie: bool = False,
+) -> DecoderArch:
+    return DecoderArch(
+        vocab_size=vocab,
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=heads[0],
+        num_kv_heads=heads[1],
+        head_dim=width // heads[0],
+        ffn_size=ffn,
+        norm_eps=1e-5,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        max_positions=positions,
+        qkv_bias=False,
+        tie_embeddings=tie,
+    )
+
+
+DECODERS: Mapping[str, DecoderArch] = {
+    "qwen1_5_0_5b": _qwen1_5(1024, 24, 16, 2816, tie=True),
+    "qwen1_5_1_8b": _qwen1_5(2048, 24, 16, 5504),
+    "qwen1_5_7b": _qwen1_5(4096, 32, 32, 11008),
+    "vicuna_7b": _llama(4096, 32, (32, 32), 11008, 32000),
+    "llama3_1_8b": _llama(
+        4096,
+        32,
+        (32, 8),
+        14336,
+        128256,
+        theta=5e5,
+        scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 8192),
+        positions=131072,
+    ),
+    "smollm2_135m": _llama(576, 30, (9, 3), 1536, 49152, theta=1e5, positions=8192, tie=True),
+}
+
+_HALF = (0.5, 0.5, 0.5)
+_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+def _siglip(
+    width: int, layers: int, heads: int, ffn: int, image_size: int, patch_size: int
+) -> VisionArch:
+    return VisionArch(
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=heads,
+        ffn_size=ffn,
+        image_size=image_size,
+        patch_size=patch_size,
+        activation="gelu_pytorch_tanh",
+        norm_eps=1e-6,
+        class_token=False,
+        pre_norm=False,
+        post_norm=True,
+        patch_bias=True,
+        mean=_HALF,
+        std=_HALF,
+    )
+
+
+VISION: Mapping[str, VisionArch] = {
+    "siglip_so400m_384": _siglip(1152, 27, 16, 4304, 384, 14),
+    "siglip_base_224": _siglip(768, 12, 12, 3072, 224, 16),
+    "clip_large_336": VisionArch(
+        hidden_size=1024,
+        num_layers=24,
+        num_heads=16,
+        ffn_size=4096,
+        image_size=336,
+        patch_size=14,
+        activation="quick_gelu",
+        norm_eps=1e-5,
+        class_token=True,
+        pre_norm=True,
+        post_norm=True,
+        patch_bias=False,
+        mean=_CLIP_MEAN,
+        std=_CLIP_STD,
+    ),
+}
+
+
+def decoder_from_hf(config: Mapping[str, Any]) -> DecoderArch:
+    """Returns the architecture that a Hugging Face `config.json` of a Qwen2 or Llama describes.
+
+    Reads both the layout of transformers 4 (`rope_theta`, `rope_scaling`) and that of 5
+    (`rope_parameters`). Raises UserError for other families and for what is not built here.
+    """
+    family = config.get("model_type")
+    if family not in ("qwen2", "llama"):
+        raise UserError(f"config.json: model_type {family!r} is neither 'qwen2' nor 'llama'")
+    if config.get("hidden_act", "silu") != "silu":
+        raise UserError(f"config.json: hidden_act {config['hidden_act']!r} is not 'silu'")
+    if config.get("use_sliding_window"):
+        raise UserError("config.json: use_sliding_window is not supported")
+    if family == "llama" and (config.get("attention_bias") or config.get("mlp_bias")):
+        raise UserError("config.json: attention_bias and mlp_bias are not supported for llama")
+    heads = config["num_attention_heads"]
+    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    return DecoderArch(
+        vocab_size=config["vocab_size"],
+        hidden_size=config["hidden_size"],
+        num_layers=config["num_hidden_layers"],
+        num_heads=heads,
+        num_kv_heads=config.get("num_key_value_heads") or heads,
+        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
+        ffn_size=config["intermediate_size"],
+        norm_eps=config.get("rms_norm_eps", 1e-6),
+        rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 1e4),
+        rope_scaling=_scaling_from_hf(rope),
+        max_positions=config.get("max_position_embeddings", 2048),
+        qkv_bias=family == "qwen2",
+        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+    )
+
+
+def _scaling_from_hf(rope: Mapping[str, Any]) -> RopeScaling | None:
+    kind = rope.get("rope_type") or rope.get("type") or "default"
+    if kind == "default":
+        return None
+    if kind == "linear":
+        return RopeScaling("linear", float(rope["factor"]))
+    if kind != "llama3":
+        raise UserError(f"config.json: rope type {kind!r} is not one of default, linear, llama3")
+    return RopeScaling(
+        "llama3",
+        float(rope["factor"]),
+        float(rope["low_freq_factor"]),
+        float(rope["high_freq_factor"]),
+        int(rope["original_max_position_embeddings"]),
+    )
+
+
+def vision_from_hf(
+    config: Mapping[str, Any],
+    processor: Mapping[str, Any] | None = None,
+    *,
+    feature_layer: int = -2,
+) -> VisionArch:
+    """Returns the tower that a SigLIP or CLIP `config.json` (vision or full model) describes.
+
+    `processor` is the `preprocessor_config.json` beside it; its mean and std override the
+    family's. Raises UserError for other families.
+    """
+    config = config.get("vision_config", config)
+    family = config.get("model_type")
+    if family not in ("siglip_vision_model", "clip_vision_model"):
+        raise UserError(f"config.json: model_type {family!r} is no SigLIP or CLIP vision model")
+    is_clip = family == "clip_vision_model"
+    processor = processor or {}
+    return VisionArch(
+        hidden_size=config.get("hidden_size", 768),
+        num_layers=config.get("num_hidden_layers", 12),
+        num_heads=config.get("num_attention_heads", 12),
+        ffn_size=config.get("intermediate_size", 3072),
+        image_size=config.get("image_size", 224),
+        patch_size=config.get("patch_size", 32 if is_clip else 16),
+        activation=config.get("hidden_act", "quick_gelu" if is_clip else "gelu_pytorch_tanh"),
+        norm_eps=config.get("layer_norm_eps", 1e-5 if is_clip else 1e-6),
+        class_token=is_clip,
+        pre_norm=is_clip,
+        post_norm=True,
+        patch_bias=not is_clip,
+        mean=tuple(processor.get("image_mean", _CLIP_MEAN if is_clip else _HALF)),
+        std=tuple(processor.get("image_std", _CLIP_STD if is_clip else _HALF)),
+        feature_layer=feature_layer,
+    )

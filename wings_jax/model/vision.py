@@ -1,0 +1,135 @@
+"""The vision tower (SigLIP, CLIP) and the projector into the decoder's width."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from wings_jax import axes
+from wings_jax.model import attention
+from wings_jax.model.layers import ACTIVATIONS, INIT, LayerNorm, Projection
+from wings_jax.model.presets import VisionArch
+
+PROJECTORS = ("identity", "linear", "mlp2x_gelu", "mlp3x_gelu")
+
+
+def normalise(pixels: jax.Array, arch: VisionArch) -> jax.Array:
+    """Returns f32 (pixels / 255 - mean) / std from u8[...,h,w,3] (HF image processors)."""
+    mean, std = jnp.asarray(arch.mean), jnp.asarray(arch.std)
+    return (pixels.astype(jnp.float32) * (1 / 255) - mean) / std
+
+
+def patches(pixels: jax.Array, patch: int) -> jax.Array:
+    """Returns [B,P,p,p,3] from [B,h,w,3], row by row; a rest at the right and below is cut off."""
+    count, side = pixels.shape[0], pixels.shape[1] // patch
+    pixels = pixels[:, : side * patch, : side * patch]
+    pixels = pixels.reshape(count, side, patch, side, patch, 3)
+    return pixels.transpose(0, 1, 3, 2, 4, 5).reshape(count, side * side, patch, patch, 3)
+
+
+class VisionAttention(nn.Module):
+    """Full multi-head attention with biases, [B,P,E] -> [B,P,E] (HF SiglipAttention)."""
+
+    arch: VisionArch
+    kernel: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        heads = {"N": self.arch.num_heads, "H": self.arch.hidden_size // self.arch.num_heads}
+        q, k, v = (
+            Projection("BPE,ENH->BPNH", heads, bias=True, name=name)(x) for name in ("q", "k", "v")
+        )
+        out, _ = attention.attend(q, k, v, kernel=self.kernel)
+        width = {"E": self.arch.hidden_size}
+        return Projection("BPNH,NHE->BPE", width, bias=True, name="o")(out)
+
+
+class VisionMlp(nn.Module):
+    """down(activation(up(x))), [B,P,E] -> [B,P,E]."""
+
+    arch: VisionArch
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        h = Projection("BPE,EF->BPF", {"F": self.arch.ffn_size}, bias=True, name="up")(x)
+        h = ACTIVATIONS[self.arch.activation](h)
+        return Projection("BPF,FE->BPE", {"E": x.shape[-1]}, bias=True, name="down")(h)
+
+
+class VisionLayer(nn.Module):
+    """One pre-norm encoder layer, [B,P,E] -> [B,P,E] (HF SiglipEncoderLayer, CLIPEncoderLayer)."""
+
+    arch: VisionArch
+    kernel: str = "auto"
+
+    @nn.compact
+    def __call__(self, x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        eps = self.arch.norm_eps
+        h = LayerNorm(eps, name="norm_attn")(x)
+        x = x + VisionAttention(self.arch, self.kernel, name="attn")(h)
+        h = LayerNorm(eps, name="norm_mlp")(x)
+        x = axes.constrain(x + VisionMlp(self.arch, name="mlp")(h), "BPE")
+        self.sow("intermediates", "hidden", x)
+        return x, None
+
+
+class VisionTower(nn.Module):
+    """Returns patch features [B,P,E] of u8[B,h,w,3] in `dtype`, read at `arch.feature_layer`.
+
+    The class token (CLIP) takes part in the layers and is dropped from the result. Layers
+    behind the one that is read are not built. HF: `hidden_states[feature_layer]`.
+    """
+
+    arch: VisionArch
+    dtype: jnp.dtype = jnp.float32
+    kernel: str = "auto"
+
+    @nn.compact
+    def __call__(self, pixels: jax.Array) -> jax.Array:
+        arch = self.arch
+        x = patches(normalise(pixels, arch).astype(self.dtype), arch.patch_size)
+        width = {"E": arch.hidden_size}
+        x = Projection("BPhwc,hwcE->BPE", width, bias=arch.patch_bias, name="patch")(x)
+        if arch.class_token:
+            token = self._param("class_token", ("E",), (arch.hidden_size,)).astype(x.dtype)
+            token = jnp.broadcast_to(token, (x.shape[0], 1, arch.hidden_size))
+            x = jnp.concatenate([token, x], axis=1)
+        x = x + self._param("position", (None, "E"), x.shape[1:]).astype(x.dtype)
+        if arch.pre_norm:
+            x = LayerNorm(arch.norm_eps, name="pre_norm")(x)
+        layers = nn.scan(
+            VisionLayer,
+            variable_axes={"params": 0, "intermediates": 0},
+            split_rngs={"params": True},
+            length=arch.built_layers,
+            metadata_params={nn.PARTITION_NAME: "L"},
+        )
+        x, _ = layers(arch, self.kernel, name="layers")(x, None)
+        if arch.post_norm:
+            # Never applied to the features; a parameter so that checkpoints keep it.
+            LayerNorm(arch.norm_eps, name="post_norm")(x[:, :1])
+        return x[:, 1:] if arch.class_token else x
+
+    def _param(self, name: str, dims: tuple[str | None, ...], shape: tuple[int, ...]) -> jax.Array:
+        return self.param(name, nn.with_logical_partitioning(INIT, dims), shape, jnp.float32)
+
+
+class Projector(nn.Module):
+    """Returns image features [B,P,D] from [B,P,E]: `identity`, `linear` or `mlpNx_gelu`.
+
+    N linear layers with the exact (erf) GELU between them, as LLaVA's `mlp2x_gelu`.
+    """
+
+    kind: str
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        depth = {"identity": 0, "linear": 1, "mlp2x_gelu": 2, "mlp3x_gelu": 3}[self.kind]
+        for i in range(depth):
+            x = ACTIVATIONS["gelu"](x) if i else x
+            eqn = "BPD,DO->BPO" if i else "BPE,ED->BPD"
+            sizes = {"D": self.width, "O": self.width}
+            x = Projection(eqn, sizes, bias=True, name=f"linear_{i}")(x)
+        return x

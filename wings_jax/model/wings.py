@@ -1,0 +1,70 @@
+"""The whole model: vision tower, projector, decoder with wings.
+
+model = Wings(arch)
+params = model.init(key, batch, method=Wings.initialise)['params']
+hidden = model.apply({'params': params}, batch)                        # [B,T,D]
+logits = model.apply({'params': params}, hidden, method=Wings.logits)  # f32[B,T,V]
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from wings_jax.model.decoder import Decoder
+from wings_jax.model.layout import IMAGE, Batch, Layout
+from wings_jax.model.presets import WingsArch
+from wings_jax.model.vision import Projector, VisionTower
+
+
+class Wings(nn.Module):
+    """A multimodal LLM as `arch` describes it.
+
+    dtype   of the matmuls (`compute_dtype`); softmax, norms, router, rope and logits are float32
+    kernel  attention kernel, one of `attention.KERNELS`
+    remat   what the backward pass recomputes, a key of `decoder.REMAT`
+    """
+
+    arch: WingsArch
+    dtype: jnp.dtype = jnp.float32
+    kernel: str = "auto"
+    remat: str = "none"
+
+    def setup(self) -> None:
+        self.vision = VisionTower(self.arch.vision, self.dtype, self.kernel)
+        self.projector = Projector(self.arch.projector, self.arch.decoder.hidden_size)
+        self.decoder = Decoder(self.arch, self.dtype, self.kernel, self.remat)
+
+    def encode(self, images: jax.Array) -> jax.Array:
+        """Returns projected features [B,I*P,D] of images u8[B,I,h,w,3]."""
+        rows, count = images.shape[:2]
+        features = self.vision(images.reshape(rows * count, *images.shape[2:]))
+        return self.projector(features).reshape(rows, -1, self.arch.decoder.hidden_size)
+
+    def embed(self, layout: Layout, images: jax.Array) -> jax.Array:
+        """Returns layer-0 features f32[B,T,D]: image features in image slots, else embeddings.
+
+        The k-th image slot of a row takes the k-th feature of its images [B,I,h,w,3]; I may be 0.
+        """
+        x0 = self.decoder.embed(layout.tokens)
+        if images.shape[1] == 0:
+            return x0
+        features = self.encode(images).astype(jnp.float32)
+        is_image = layout.modality == IMAGE
+        index = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
+        placed = jnp.take_along_axis(features, index[..., None], axis=1)
+        return jnp.where(is_image[..., None], placed, x0)
+
+    def __call__(self, batch: Batch, classes: jax.Array | None = None) -> jax.Array:
+        """Returns final states [B,T,D]; `classes` f32[B,T,C] probe the main attention."""
+        x0 = self.embed(batch.layout, batch.images)
+        return self.decoder(x0, batch.layout, classes=classes)[0]
+
+    def logits(self, hidden: jax.Array) -> jax.Array:
+        """Returns f32[B,T,V] of states [B,T,D]."""
+        return self.decoder.logits(hidden)
+
+    def initialise(self, batch: Batch) -> jax.Array:
+        """Touches every parameter; for `init` only. `batch` must hold at least one image."""
+        return self.logits(self(batch))
