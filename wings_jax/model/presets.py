@@ -276,12 +276,13 @@ def vision_from_hf(
     config: Mapping[str, Any],
     processor: Mapping[str, Any] | None = None,
     *,
-    feature_layer: int = -2,
+    feature_layer: int | None = None,
 ) -> VisionArch:
     """Returns the tower that a SigLIP or CLIP `config.json` (vision or full model) describes.
 
     `processor` is the `preprocessor_config.json` beside it; its mean and std override the
-    family's. Raises UserError for other families.
+    family's. Without `feature_layer`, the config's `vision_feature_layer` or -2 is read.
+    Raises UserError for other families.
     """
     config = config.get("vision_config", config)
     family = config.get("model_type")
@@ -304,5 +305,7 @@ def vision_from_hf(
         patch_bias=not is_clip,
         mean=tuple(processor.get("image_mean", _CLIP_MEAN if is_clip else _HALF)),
         std=tuple(processor.get("image_std", _CLIP_STD if is_clip else _HALF)),
-        feature_layer=feature_layer,
+        feature_layer=config.get("vision_feature_layer", -2)
+        if feature_layer is None
+        else feature_layer,
     )
