@@ -1,0 +1,439 @@
+"""Conversations to token ids and targets, in one pass, turn by turn.
+
+A template is data: what stands before and after the text of each speaker. Only a template's own
+strings are read for control tokens; what people wrote is always text, so a user who types
+`<|im_end|>` ends nothing. Labels come from knowing whose text is being encoded, never from
+searching the ids afterwards. The ids of a history with an open answer are a prefix of the ids
+of the same history answered, so a model is asked exactly what it was trained on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import re
+import weakref
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tokenizers
+
+from wings_jax.data import samples
+from wings_jax.errors import UserError
+from wings_jax.model import layout
+
+MARKER = "<image>"  # how people write an image
+IMAGE_ID = -200  # how an image stands among ids, before it is expanded
+SPEAKERS = {"system": "system", "human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
+
+Turns = Sequence[Mapping[str, str]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What stands before and after the text of a speaker."""
+
+    before: str
+    after: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Template:
+    """How a conversation is written down.
+
+    controls  strings that are one control token each, wherever the template itself has them
+    start     stands before everything
+    system    system text where a conversation brings none; "" for no system turn
+    speakers  Form of "system", "human" and "gpt"
+    lead      written before an answer's text and learned with it
+    between   written between two turns; learned where it follows an answer
+    strip     whether white space around a turn's text is dropped
+    """
+
+    controls: tuple[str, ...]
+    start: str
+    system: str
+    speakers: Mapping[str, Form]
+    lead: str = ""
+    between: str = ""
+    strip: bool = False
+
+
+TEMPLATES: Mapping[str, Template] = {
+    # Qwen, SmolLM2 and many others; the form of the Wings release.
+    "chatml": Template(
+        controls=("<|im_start|>", "<|im_end|>"),
+        start="",
+        system="You are a helpful assistant.",
+        speakers={
+            "system": Form("<|im_start|>system\n", "<|im_end|>"),
+            "human": Form("<|im_start|>user\n", "<|im_end|>"),
+            "gpt": Form("<|im_start|>assistant\n", "<|im_end|>"),
+        },
+        between="\n",
+    ),
+    # Llama 3 and 3.1 without tools; the published template trims every turn.
+    "llama3": Template(
+        controls=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+        start="<|begin_of_text|>",
+        system="",
+        speakers={
+            "system": Form("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
+            "human": Form("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
+            "gpt": Form("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
+        },
+        strip=True,
+    ),
+    # Vicuna 1.1 and 1.5, LLaVA "v1".
+    "vicuna": Template(
+        controls=("<s>", "</s>"),
+        start="<s>",
+        system="A chat between a curious user and an artificial intelligence assistant. "
+        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
+        speakers={
+            "system": Form("", " "),
+            "human": Form("USER: ", " "),
+            "gpt": Form("ASSISTANT:", "</s>"),
+        },
+        lead=" ",
+    ),
+}
+
+
+def template_named(name: str, *, system: str | None = None) -> Template:
+    """Returns the template called `name`, with another default system text where one is given.
+
+    Raises:
+      UserError: there is no such template.
+    """
+    if name not in TEMPLATES:
+        raise UserError(f"template {name!r} is unknown; known are {', '.join(TEMPLATES)}")
+    found = TEMPLATES[name]
+    return found if system is None else dataclasses.replace(found, system=system)
+
+
+def template_for(tokenizer: Any) -> str:
+    """Returns the name of the first template whose control tokens the tokenizer has."""
+    vocabulary = as_text_tokenizer(tokenizer)
+    for name, template in TEMPLATES.items():
+        if all(vocabulary.id_of(control) is not None for control in template.controls):
+            return name
+    raise UserError(
+        "the tokenizer has the control tokens of none of the templates "
+        + "; ".join(f"{name}: {' '.join(t.controls)}" for name, t in TEMPLATES.items())
+    )
+
+
+class TextTokenizer:
+    """Text to ids where no part of the text is ever read as a control token.
+
+    Holds its own copy of a `transformers` fast tokenizer's (or a `tokenizers.Tokenizer`'s)
+    rules, so it may be used from several threads and sent to other processes.
+    """
+
+    def __init__(self, tokenizer: Any):
+        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+        if not isinstance(backend, tokenizers.Tokenizer):
+            raise UserError(f"a fast tokenizer (tokenizer.json) is needed, not {type(tokenizer)}")
+        self._set(backend.to_str())
+
+    def _set(self, rules: str) -> None:
+        self._rules = rules
+        self._backend = tokenizers.Tokenizer.from_str(rules)
+        self._backend.encode_special_tokens = True  # sic: read special tokens as ordinary text
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        # Looked up once for the few fixed strings of the templates in use.
+        self._anchors: dict[str, list[int]] = {}
+        self._controls: dict[tuple[str, ...], Mapping[str, int]] = {}
+
+    def __getstate__(self) -> str:
+        return self._rules
+
+    def __setstate__(self, rules: str) -> None:
+        self._set(rules)
+
+    def encode(self, text: str) -> list[int]:
+        """Returns the ids of `text` alone, no control tokens added or read."""
+        return self._backend.encode(text, add_special_tokens=False).ids if text else []
+
+    def encode_after(self, anchor: str, text: str) -> list[int]:
+        """Returns the ids of `text` as it is spelt after `anchor`, apart where they would merge.
+
+        Tokenizers may spell a word differently at the start of a text than within it. If the
+        two strings share a token at their border, `text` is encoded alone, so that `anchor`'s
+        own ids never depend on what follows.
+        """
+        if anchor not in self._anchors:
+            self._anchors[anchor] = self.encode(anchor)
+        before = self._anchors[anchor]
+        ids = self.encode(anchor + text)
+        if ids[: len(before)] == before:
+            return ids[len(before) :]
+        return self.encode(text)
+
+    def id_of(self, token: str) -> int | None:
+        """Returns the id of a single token, None where the vocabulary has none such."""
+        return self._backend.token_to_id(token)
+
+    def controls(self, tokens: tuple[str, ...]) -> Mapping[str, int]:
+        """Returns control token -> id.
+
+        Raises:
+          UserError: the vocabulary lacks one, or text could produce one.
+        """
+        if tokens not in self._controls:
+            self._controls[tokens] = self._find_controls(tokens)
+        return self._controls[tokens]
+
+    def _find_controls(self, tokens: tuple[str, ...]) -> Mapping[str, int]:
+        ids = {token: self.id_of(token) for token in tokens}
+        missing = [token for token, known in ids.items() if known is None]
+        if missing:
+            raise UserError(
+                f"the tokenizer lacks {', '.join(missing)}, which the template needs; "
+                "choose the template of this model"
+            )
+        loose = [token for token, known in ids.items() if known in self.encode(token)]
+        if loose:
+            raise UserError(
+                f"the tokenizer reads {', '.join(loose)} out of ordinary text; "
+                'mark it "special" in tokenizer.json'
+            )
+        return ids
+
+
+_known_tokenizers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
+
+
+def as_text_tokenizer(tokenizer: Any) -> TextTokenizer:
+    """Returns `tokenizer` as a TextTokenizer, made once per tokenizer object."""
+    if isinstance(tokenizer, TextTokenizer):
+        return tokenizer
+    if tokenizer not in _known_tokenizers:
+        _known_tokenizers[tokenizer] = TextTokenizer(tokenizer)
+    return _known_tokenizers[tokenizer]
+
+
+@dataclasses.dataclass(frozen=True)
+class Encoded:
+    """A conversation before its images are expanded.
+
+    ids     i32[n]  token ids, IMAGE_ID where an image stands
+    labels  i32[n]  the id itself where it is to be learned, else IGNORE (not shifted)
+    """
+
+    ids: np.ndarray
+    labels: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Expanded:
+    """A conversation as slots of a row.
+
+    tokens    i32[n]  token ids, 0 in image slots
+    modality  i32[n]  TEXT or IMAGE
+    targets   i32[n]  id of the next slot where it is to be learned, else IGNORE (shifted)
+    images    how many images have their slots here
+    """
+
+    tokens: np.ndarray
+    modality: np.ndarray
+    targets: np.ndarray
+    images: int
+
+
+class _Writer:
+    """Collects ids and labels. Adjacent context is spelt as one text, answers on their own."""
+
+    def __init__(self, tokenizer: TextTokenizer, template: Template):
+        self.tokenizer = tokenizer
+        self.controls = tokenizer.controls(template.controls)
+        self.splitter = _splitter(template.controls)
+        self.ids: list[int] = []
+        self.learned: list[bool] = []
+        self.pending = ""
+
+    def flush(self) -> None:
+        text, self.pending = self.pending, ""
+        self.put(self.tokenizer.encode(text), learned=False)
+
+    def put(self, ids: Sequence[int], *, learned: bool) -> None:
+        self.ids.extend(ids)
+        self.learned.extend([learned] * len(ids))
+
+    def control(self, token: str, *, learned: bool) -> None:
+        self.flush()
+        self.put([self.controls[token]], learned=learned)
+
+    def frame(self, text: str, *, learned: bool = False) -> None:
+        """Writes a string of the template itself."""
+        for part in filter(None, self.splitter.split(text)):
+            if part in self.controls:
+                self.control(part, learned=learned)
+            elif learned:
+                self.put(self.tokenizer.encode(part), learned=True)
+            else:
+                self.pending += part
+
+    def context(self, text: str) -> None:
+        """Writes a person's text, in which MARKER stands for an image."""
+        first, *rest = text.split(MARKER)
+        self.pending += first
+        for part in rest:
+            self.flush()
+            self.put([IMAGE_ID], learned=False)
+            self.pending = part
+
+    def answer(self, anchor: str, text: str) -> None:
+        self.flush()
+        self.put(self.tokenizer.encode_after(anchor, text), learned=True)
+
+    def encoded(self) -> Encoded:
+        self.flush()
+        ids = np.array(self.ids, np.int32)
+        return Encoded(ids, np.where(self.learned, ids, layout.IGNORE).astype(np.int32))
+
+
+@functools.lru_cache(maxsize=64)
+def _splitter(controls: tuple[str, ...]) -> re.Pattern:
+    return re.compile("(" + "|".join(map(re.escape, controls)) + ")")
+
+
+def encode(
+    conversations: Turns, tokenizer: Any, template: Template, *, open_answer: bool = False
+) -> Encoded:
+    """Returns the ids and labels of a conversation.
+
+    Learned are the answers, their ends of turn and, where another turn follows, what stands
+    between the two. With `open_answer` the assistant's header follows, for a model to go on.
+
+    Args:
+      conversations: turns {"from": system|human|gpt, "value": text}, as `normalise` returns.
+      tokenizer: a TextTokenizer, or a fast tokenizer of `transformers`.
+      template: one of TEMPLATES.
+
+    Raises:
+      UserError: the tokenizer does not fit the template.
+      BadSample: a turn of an unknown speaker, or of something that is not text.
+    """
+    writer = _Writer(as_text_tokenizer(tokenizer), template)
+    turns = [_turn(turn, template.strip) for turn in conversations]
+    if template.system and (not turns or turns[0][0] != "system"):
+        turns.insert(0, ("system", template.system))
+    writer.frame(template.start)
+    for number, (speaker, text) in enumerate(turns):
+        form = template.speakers[speaker]
+        is_answer = speaker == "gpt"
+        is_last = number + 1 == len(turns) and not open_answer
+        writer.frame(form.before)
+        if is_answer:
+            anchor = writer.splitter.split(form.before)[-1]
+            writer.answer(anchor, template.lead + text)
+        elif speaker == "human":
+            writer.context(text)
+        else:
+            writer.pending += text
+        writer.frame(form.after, learned=is_answer)
+        if not is_last:
+            writer.frame(template.between, learned=is_answer)
+    if open_answer:
+        writer.frame(template.speakers["gpt"].before)
+    return writer.encoded()
+
+
+def expand(encoded: Encoded, image_slots: int, *, length: int | None = None) -> Expanded:
+    """Returns the conversation's slots, each image as `image_slots` of them.
+
+    With `length`, what lies beyond is cut off; an image that would be cut through goes whole,
+    and the conversation ends before it.
+
+        ids      a  -200  b  c        with 2 slots per image, "b c" learned:
+        tokens   a  0  0  b  c
+        targets  -  -  b  c  -
+        length 2 gives just "a"
+    """
+    is_image = encoded.ids == IMAGE_ID
+    sizes = np.where(is_image, image_slots, 1)
+    if length is not None:
+        kept = int(np.searchsorted(np.cumsum(sizes), length, side="right"))
+        encoded = Encoded(encoded.ids[:kept], encoded.labels[:kept])
+        is_image, sizes = is_image[:kept], sizes[:kept]
+    tokens = np.repeat(np.where(is_image, 0, encoded.ids), sizes).astype(np.int32)
+    modality = np.repeat(np.where(is_image, layout.IMAGE, layout.TEXT), sizes).astype(np.int32)
+    targets = np.full_like(tokens, layout.IGNORE)
+    targets[:-1] = np.repeat(encoded.labels, sizes)[1:]
+    return Expanded(tokens, modality, targets, int(is_image.sum()))
+
+
+def normalise(sample: samples.Sample, *, needs_answer: bool = True) -> list[dict[str, str]]:
+    """Returns the turns with as many markers as the sample has images, each in a human turn.
+
+    One image: the first marker of the first human turn that has one stays where it is, all
+    others go; where no human turn has one, the last human turn begins with it. No image: all
+    markers go. Several images: the human turns must hold exactly as many markers.
+
+    Raises:
+      BadSample: malformed turns, no human turn, no assistant turn (with `needs_answer`), or
+        counts that differ.
+    """
+    if not isinstance(sample.conversations, Sequence) or isinstance(sample.conversations, str):
+        raise samples.BadSample(samples.MALFORMED, "conversations is not a list of turns")
+    turns = [_turn(turn, strip=False) for turn in sample.conversations]
+    speakers = [speaker for speaker, _ in turns]
+    if "human" not in speakers:
+        raise samples.BadSample(samples.NO_HUMAN_TURN, f"{len(turns)} turns")
+    if needs_answer and "gpt" not in speakers:
+        raise samples.BadSample(samples.NO_ANSWER, f"{len(turns)} turns")
+    counts = [text.count(MARKER) * (speaker == "human") for speaker, text in turns]
+    keep = _kept_markers(speakers, counts, len(sample.images))
+    if keep is None:
+        last = len(speakers) - 1 - speakers[::-1].index("human")
+        turns = [(speaker, text.replace(MARKER, "")) for speaker, text in turns]
+        turns[last] = ("human", f"{MARKER}\n{turns[last][1]}")
+    else:
+        turns = [
+            (speaker, _keep_first(text, count))
+            for (speaker, text), count in zip(turns, keep, strict=True)
+        ]
+    return [{"from": speaker, "value": text} for speaker, text in turns]
+
+
+def _kept_markers(
+    speakers: Sequence[str], counts: Sequence[int], images: int
+) -> Sequence[int] | None:
+    """Returns how many markers each turn keeps; None to put one into the last human turn."""
+    if images > 1:
+        if sum(counts) != images:
+            detail = f"{images} images, {sum(counts)} {MARKER} in human turns"
+            raise samples.BadSample(samples.MARKERS, detail)
+        return counts
+    keep = [0] * len(speakers)
+    if images == 1:
+        first = next((turn for turn, count in enumerate(counts) if count), None)
+        if first is None:
+            return None
+        keep[first] = 1
+    return keep
+
+
+def _keep_first(text: str, count: int) -> str:
+    """Returns `text` with its first `count` markers, the others dropped."""
+    head, *rest = text.split(MARKER)
+    return head + "".join(
+        (MARKER if number < count else "") + part for number, part in enumerate(rest)
+    )
+
+
+def _turn(turn: Any, strip: bool) -> tuple[str, str]:
+    if not isinstance(turn, Mapping) or not {"from", "value"} <= turn.keys():
+        detail = f'a turn is {samples.brief(turn)}, not {{"from", "value"}}'
+        raise samples.BadSample(samples.MALFORMED, detail)
+    speaker, text = turn["from"], turn["value"]
+    if not isinstance(speaker, str) or speaker not in SPEAKERS:
+        known = ", ".join(SPEAKERS)
+        raise samples.BadSample(samples.MALFORMED, f"speaker {speaker!r} is none of {known}")
+    if not isinstance(text, str):
+        raise samples.BadSample(samples.MALFORMED, f"a turn's value is {samples.brief(text)}")
+    return SPEAKERS[speaker], text.strip() if strip else text

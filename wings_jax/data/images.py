@@ -1,0 +1,84 @@
+"""Pictures from files to the square of bytes that the vision tower reads.
+
+The steps are those of LLaVA's "pad" mode followed by Hugging Face's SigLIP or CLIP processor:
+RGB, padding to a square with the processor's mean colour, bicubic resize. Division by 255 and
+normalisation happen on the device, so that pixels travel as bytes.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import pathlib
+import struct
+import zlib
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from wings_jax.data import samples
+
+# What PIL's decoders raise on broken files, beyond OSError.
+_DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    IndexError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def load(source: str | os.PathLike | bytes | np.ndarray) -> Image.Image:
+    """Returns the whole picture in RGB, turned upright as its EXIF says.
+
+    Args:
+      source: a path, an encoded file's bytes, or u8[h,w,3].
+
+    Raises:
+      BadSample: the file is missing, cannot be read or is no picture; the message names it.
+    """
+    if isinstance(source, np.ndarray):
+        return Image.fromarray(source).convert("RGB")
+    name, stream = _open(source)
+    try:
+        with Image.open(stream) as image:
+            return ImageOps.exif_transpose(image).convert("RGB")
+    except _DECODING_ERRORS as error:
+        reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else error
+        raise samples.BadSample(samples.UNREADABLE_IMAGE, f"{name}: {reason}") from error
+
+
+def _open(source: str | os.PathLike | bytes) -> tuple[str, io.BytesIO]:
+    if isinstance(source, bytes):
+        return f"{len(source)} bytes", io.BytesIO(source)
+    path = pathlib.Path(source)
+    try:
+        return str(path), io.BytesIO(path.read_bytes())
+    except FileNotFoundError as error:
+        raise samples.BadSample(samples.MISSING_IMAGE, str(path)) from error
+    except OSError as error:
+        detail = f"{path}: {error.strerror}"
+        raise samples.BadSample(samples.UNREADABLE_IMAGE, detail) from error
+
+
+def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
+    """Returns the RGB image centred on a square of the colour int(255 * mean)."""
+    width, height = image.size
+    if width == height:
+        return image
+    side = max(width, height)
+    square = Image.new("RGB", (side, side), tuple(int(255 * part) for part in mean))
+    square.paste(image, ((side - width) // 2, (side - height) // 2))
+    return square
+
+
+def prepare(image: Image.Image, size: int, mean: Sequence[float]) -> np.ndarray:
+    """Returns u8[size,size,3]: padded to a square with the mean colour, resized bicubically."""
+    square = pad_to_square(image, mean)
+    if square.size != (size, size):
+        square = square.resize((size, size), Image.Resampling.BICUBIC)
+    return np.asarray(square, np.uint8)

@@ -1,0 +1,84 @@
+"""Which samples share a row, planned once before the first step.
+
+The plan needs only the samples' sizes, so every host makes the same one, and a step finds its
+rows without looking at the steps before it. Every sample that is not bad has a place in exactly
+one row: nothing is dropped and nothing is carried over. The price is one pass of the tokenizer
+over the data at the start, and that the same samples share a row in every epoch (the order of
+the rows is shuffled anew each time).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+OPEN_ROWS = 64  # rows considered for a sample; more of them fill rows better, and plan slower
+
+
+@dataclasses.dataclass(frozen=True)
+class Rows:
+    """Rows of sample numbers: row r holds `members[offsets[r]:offsets[r + 1]]`."""
+
+    members: np.ndarray
+    offsets: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        return self.members[self.offsets[row] : self.offsets[row + 1]]
+
+
+def one_each(first: int, count: int) -> Rows:
+    """Returns the rows of unpacked data: samples first..first+count-1, one in each."""
+    return Rows(np.arange(first, first + count), np.arange(count + 1))
+
+
+def join(pools: Sequence[Rows]) -> Rows:
+    """Returns the rows of all pools, one pool after another."""
+    before = np.cumsum([0] + [len(pool.members) for pool in pools])
+    offsets = [pool.offsets[:-1] + start for pool, start in zip(pools, before, strict=False)]
+    members = np.concatenate([pool.members for pool in pools])
+    return Rows(members, np.concatenate([*offsets, before[-1:]]))
+
+
+def first_fit(
+    members: np.ndarray, slots: np.ndarray, images: np.ndarray, *, length: int, images_per_row: int
+) -> Rows:
+    """Returns rows of at most `length` slots and `images_per_row` images that hold every member.
+
+    A member goes into the oldest open row with room for it; where none has room, the fullest of
+    OPEN_ROWS is closed and a new one opened.
+
+    Args:
+      members: i64[n] sample numbers, in the order in which they are placed.
+      slots: i32[n] size of each, at most `length`.
+      images: i32[n] images of each, at most `images_per_row`.
+    """
+    open_rows: list[list[int]] = []
+    room = np.zeros((0, 2), np.int64)
+    closed: list[list[int]] = []
+    for member, size, pictures in zip(members, slots, images, strict=True):
+        need = np.array([size, pictures])
+        fits = (room >= need).all(axis=1)
+        if fits.any():
+            row = int(fits.argmax())
+            room[row] -= need
+            open_rows[row].append(int(member))
+            continue
+        if len(open_rows) == OPEN_ROWS:
+            fullest = int(room[:, 0].argmin())
+            closed.append(open_rows.pop(fullest))
+            room = np.delete(room, fullest, axis=0)
+        open_rows.append([int(member)])
+        room = np.concatenate([room, [[length, images_per_row] - need]])
+    return _rows(closed + open_rows)
+
+
+def _rows(groups: Iterable[list[int]]) -> Rows:
+    groups = list(groups)
+    sizes = np.array([0] + [len(group) for group in groups])
+    members = np.array([member for group in groups for member in group], np.int64)
+    return Rows(members, np.cumsum(sizes))

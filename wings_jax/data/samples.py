@@ -1,0 +1,110 @@
+"""A raw sample, and why one may be bad. The vocabulary that all of the data room speaks."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wings_jax.errors import UserError
+
+MALFORMED = "malformed"
+NO_HUMAN_TURN = "no human turn"
+NO_ANSWER = "no assistant turn"
+MARKERS = "image and marker counts differ"
+TOO_MANY_IMAGES = "too many images"
+MISSING_IMAGE = "missing image"
+UNREADABLE_IMAGE = "unreadable image"
+CUT_OFF = "all targets cut off"
+CAUSES = (
+    MALFORMED,
+    NO_HUMAN_TURN,
+    NO_ANSWER,
+    MARKERS,
+    TOO_MANY_IMAGES,
+    MISSING_IMAGE,
+    UNREADABLE_IMAGE,
+    CUT_OFF,
+)
+
+
+class BadSample(UserError):
+    """A sample that cannot be learned from: one of `CAUSES`, and the detail."""
+
+    def __init__(self, cause: str, detail: str):
+        super().__init__(f"{cause}: {detail}")
+        self.cause = cause
+        self.detail = detail
+
+    def __reduce__(self):  # exceptions with two arguments do not cross processes by themselves
+        return BadSample, (self.cause, self.detail)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What a source holds at one index.
+
+    id             names the sample in messages
+    images         what `images.load` reads: paths, encoded bytes or u8[h,w,3]
+    conversations  turns {"from": ..., "value": ...} as they stand in the file
+    extra          the remaining keys of the record, untouched
+    """
+
+    id: str
+    images: tuple[Any, ...]
+    conversations: Sequence[Mapping[str, str]]
+    extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass
+class Tally:
+    """Counts samples seen and, by cause, the bad ones with the first few ids."""
+
+    keep: int = 5
+    seen: int = 0
+    causes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
+    first: dict[str, list[str]] = dataclasses.field(default_factory=dict)
+
+    def add(self, seen: int, bad: Sequence[tuple[str, BadSample]]) -> None:
+        """Counts `seen` samples, of which those in `bad` (id, reason) were skipped."""
+        self.seen += seen
+        for name, reason in bad:
+            self.causes[reason.cause] += 1
+            examples = self.first.setdefault(reason.cause, [])
+            line = f"{name}: {reason.detail}"
+            if len(examples) < self.keep and line not in examples:
+                examples.append(line)
+
+    @property
+    def bad(self) -> int:
+        """How many of the seen samples were bad."""
+        return sum(self.causes.values())
+
+    def summary(self, causes: int = 3) -> str:
+        """Returns one line: the commonest causes, their counts and a first sample of each."""
+        parts = [
+            f"{count} x {cause} (first: {self.first[cause][0]})"
+            for cause, count in self.causes.most_common(causes)
+        ]
+        return f"{self.bad} of {self.seen} samples are bad: " + "; ".join(parts)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Returns the counts in a form that JSON can hold."""
+        by_cause = {c: {"count": n, "first": self.first[c]} for c, n in self.causes.most_common()}
+        return {"seen": self.seen, "bad": self.bad, "causes": by_cause}
+
+    @classmethod
+    def from_dict(cls, counts: Mapping[str, Any]) -> Tally:
+        """Returns the tally that `as_dict` was made from."""
+        by_cause = counts["causes"]
+        causes = collections.Counter({cause: row["count"] for cause, row in by_cause.items()})
+        first = {cause: list(row["first"]) for cause, row in by_cause.items()}
+        return cls(seen=counts["seen"], causes=causes, first=first)
+
+
+def brief(value: Any, limit: int = 60) -> str:
+    """Returns `value` as JSON on one line, shortened, to be quoted in a message."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
