@@ -264,6 +264,7 @@ def vision_config(arch: presets.VisionArch) -> dict[str, Any]:
         "hidden_act": arch.activation,
         "layer_norm_eps": arch.norm_eps,
         "num_channels": 3,
+        "vision_feature_layer": -1,
         **({} if arch.class_token else {"vision_use_head": False}),
     }
 
