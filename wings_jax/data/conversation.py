@@ -12,14 +12,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-import weakref
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import tokenizers
 
-from wings_jax.data import samples
+from wings_jax.data import samples, tokenization
 from wings_jax.errors import UserError
 from wings_jax.model import layout
 
@@ -115,7 +113,7 @@ def template_named(name: str, *, system: str | None = None) -> Template:
 
 def template_for(tokenizer: Any) -> str:
     """Returns the name of the first template whose control tokens the tokenizer has."""
-    vocabulary = as_text_tokenizer(tokenizer)
+    vocabulary = tokenization.as_text_tokenizer(tokenizer)
     for name, template in TEMPLATES.items():
         if all(vocabulary.id_of(control) is not None for control in template.controls):
             return name
@@ -123,97 +121,6 @@ def template_for(tokenizer: Any) -> str:
         "the tokenizer has the control tokens of none of the templates "
         + "; ".join(f"{name}: {' '.join(t.controls)}" for name, t in TEMPLATES.items())
     )
-
-
-class TextTokenizer:
-    """Text to ids where no part of the text is ever read as a control token.
-
-    Holds its own copy of a `transformers` fast tokenizer's (or a `tokenizers.Tokenizer`'s)
-    rules, so it may be used from several threads and sent to other processes.
-    """
-
-    def __init__(self, tokenizer: Any):
-        backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-        if not isinstance(backend, tokenizers.Tokenizer):
-            raise UserError(f"a fast tokenizer (tokenizer.json) is needed, not {type(tokenizer)}")
-        self._set(backend.to_str())
-
-    def _set(self, rules: str) -> None:
-        self._rules = rules
-        self._backend = tokenizers.Tokenizer.from_str(rules)
-        self._backend.encode_special_tokens = True  # sic: read special tokens as ordinary text
-        self._backend.no_truncation()
-        self._backend.no_padding()
-        # Looked up once for the few fixed strings of the templates in use.
-        self._anchors: dict[str, list[int]] = {}
-        self._controls: dict[tuple[str, ...], Mapping[str, int]] = {}
-
-    def __getstate__(self) -> str:
-        return self._rules
-
-    def __setstate__(self, rules: str) -> None:
-        self._set(rules)
-
-    def encode(self, text: str) -> list[int]:
-        """Returns the ids of `text` alone, no control tokens added or read."""
-        return self._backend.encode(text, add_special_tokens=False).ids if text else []
-
-    def encode_after(self, anchor: str, text: str) -> list[int]:
-        """Returns the ids of `text` as it is spelt after `anchor`, apart where they would merge.
-
-        Tokenizers may spell a word differently at the start of a text than within it. If the
-        two strings share a token at their border, `text` is encoded alone, so that `anchor`'s
-        own ids never depend on what follows.
-        """
-        if anchor not in self._anchors:
-            self._anchors[anchor] = self.encode(anchor)
-        before = self._anchors[anchor]
-        ids = self.encode(anchor + text)
-        if ids[: len(before)] == before:
-            return ids[len(before) :]
-        return self.encode(text)
-
-    def id_of(self, token: str) -> int | None:
-        """Returns the id of a single token, None where the vocabulary has none such."""
-        return self._backend.token_to_id(token)
-
-    def controls(self, tokens: tuple[str, ...]) -> Mapping[str, int]:
-        """Returns control token -> id.
-
-        Raises:
-          UserError: the vocabulary lacks one, or text could produce one.
-        """
-        if tokens not in self._controls:
-            self._controls[tokens] = self._find_controls(tokens)
-        return self._controls[tokens]
-
-    def _find_controls(self, tokens: tuple[str, ...]) -> Mapping[str, int]:
-        ids = {token: self.id_of(token) for token in tokens}
-        missing = [token for token, known in ids.items() if known is None]
-        if missing:
-            raise UserError(
-                f"the tokenizer lacks {', '.join(missing)}, which the template needs; "
-                "choose the template of this model"
-            )
-        loose = [token for token, known in ids.items() if known in self.encode(token)]
-        if loose:
-            raise UserError(
-                f"the tokenizer reads {', '.join(loose)} out of ordinary text; "
-                'mark it "special" in tokenizer.json'
-            )
-        return ids
-
-
-_known_tokenizers: weakref.WeakKeyDictionary = weakref.WeakKeyDictionary()
-
-
-def as_text_tokenizer(tokenizer: Any) -> TextTokenizer:
-    """Returns `tokenizer` as a TextTokenizer, made once per tokenizer object."""
-    if isinstance(tokenizer, TextTokenizer):
-        return tokenizer
-    if tokenizer not in _known_tokenizers:
-        _known_tokenizers[tokenizer] = TextTokenizer(tokenizer)
-    return _known_tokenizers[tokenizer]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,7 +154,7 @@ class Expanded:
 class _Writer:
     """Collects ids and labels. Adjacent context is spelt as one text, answers on their own."""
 
-    def __init__(self, tokenizer: TextTokenizer, template: Template):
+    def __init__(self, tokenizer: tokenization.TextTokenizer, template: Template):
         self.tokenizer = tokenizer
         self.controls = tokenizer.controls(template.controls)
         self.splitter = _splitter(template.controls)
@@ -318,7 +225,7 @@ def encode(
       UserError: the tokenizer does not fit the template.
       BadSample: a turn of an unknown speaker, or of something that is not text.
     """
-    writer = _Writer(as_text_tokenizer(tokenizer), template)
+    writer = _Writer(tokenization.as_text_tokenizer(tokenizer), template)
     turns = [_turn(turn, template.strip) for turn in conversations]
     if template.system and (not turns or turns[0][0] != "system"):
         turns.insert(0, ("system", template.system))

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from wings_jax.data import conversation, images, samples
+from wings_jax.data import conversation, images, samples, tokenization
 from wings_jax.model import layout
 
 
@@ -22,7 +22,7 @@ class Recipe:
     image_mean      the processor's mean, each in [0, 1]: the colour of the padding
     """
 
-    tokenizer: conversation.TextTokenizer
+    tokenizer: tokenization.TextTokenizer
     template: conversation.Template
     length: int
     image_slots: int

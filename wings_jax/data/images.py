@@ -43,25 +43,30 @@ def load(source: str | os.PathLike | bytes | np.ndarray) -> Image.Image:
     """
     if isinstance(source, np.ndarray):
         return Image.fromarray(source).convert("RGB")
-    name, stream = _open(source)
+    name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
+    file = encoded(source)
     try:
-        with Image.open(stream) as image:
+        with Image.open(io.BytesIO(file)) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
     except _DECODING_ERRORS as error:
         reason = "not a picture" if isinstance(error, Image.UnidentifiedImageError) else error
         raise samples.BadSample(samples.UNREADABLE_IMAGE, f"{name}: {reason}") from error
 
 
-def _open(source: str | os.PathLike | bytes) -> tuple[str, io.BytesIO]:
+def encoded(source: str | os.PathLike | bytes) -> bytes:
+    """Returns the picture's file as it is.
+
+    Raises:
+      BadSample: the file is missing or cannot be read; the message names it.
+    """
     if isinstance(source, bytes):
-        return f"{len(source)} bytes", io.BytesIO(source)
-    path = pathlib.Path(source)
+        return source
     try:
-        return str(path), io.BytesIO(path.read_bytes())
+        return pathlib.Path(source).read_bytes()
     except FileNotFoundError as error:
-        raise samples.BadSample(samples.MISSING_IMAGE, str(path)) from error
+        raise samples.BadSample(samples.MISSING_IMAGE, str(source)) from error
     except OSError as error:
-        detail = f"{path}: {error.strerror}"
+        detail = f"{source}: {error.strerror}"
         raise samples.BadSample(samples.UNREADABLE_IMAGE, detail) from error
 
 

@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from wings_jax.data import conversation, examples, packing, samples, sources
+from wings_jax.data import conversation, examples, packing, samples, sources, tokenization
 from wings_jax.data import mixture as mixing
 from wings_jax.errors import UserError
 from wings_jax.model import layout
@@ -248,7 +248,7 @@ def make_recipe(spec: DataSpec, tokenizer: Any) -> examples.Recipe:
       UserError: the template is unknown, or does not fit the tokenizer.
     """
     template = conversation.template_named(spec.template, system=spec.system)
-    text_tokenizer = conversation.as_text_tokenizer(tokenizer)
+    text_tokenizer = tokenization.as_text_tokenizer(tokenizer)
     text_tokenizer.controls(template.controls)
     return examples.Recipe(
         tokenizer=text_tokenizer,
