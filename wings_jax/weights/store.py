@@ -294,13 +294,13 @@ def new_directory(path: str | os.PathLike, *, need_bytes: int = 0) -> Iterator[p
         shutil.rmtree(passing, ignore_errors=True)
 
 
-def read_config(directory: str | os.PathLike) -> dict:
-    """Returns the `config.json` of a directory.
+def read_config(directory: str | os.PathLike, name: str = "config.json") -> dict:
+    """Returns the `config.json` (or another JSON file) of a directory.
 
     Raises:
       WeightsError: it is missing or not JSON.
     """
-    file = pathlib.Path(directory) / "config.json"
+    file = pathlib.Path(directory) / name
     try:
         return json.loads(file.read_text())
     except OSError as error:
