@@ -1,0 +1,75 @@
+"""What all stages share, and the presets: which LLM, tower, data and mesh.
+
+tiny           ships with the package and runs anywhere, with nothing downloaded
+the others     real models; `python -m wings_jax.convert import` makes their start
+"""
+
+from ml_collections import config_dict
+
+from wings_jax import config as config_lib
+
+# Parameter groups, first match wins. A config names the learning rates; 0 freezes.
+GROUPS = {
+    "vision": "vision/.*",
+    "projector": "projector/.*",
+    "visual": "decoder/layers/visual/.*",
+    "textual": "decoder/layers/textual/.*",
+    "router": "decoder/layers/router/.*",
+    "lora": "decoder/layers/(attn|mlp)/.*/[ab]",
+    "llm": "decoder/.*",
+}
+
+# preset -> (LLM, tower, template, mesh)
+REAL = {
+    "qwen1_5_0_5b": ("qwen1_5_0_5b", "siglip_so400m_384", "chatml", {"fsdp": 1}),
+    "qwen1_5_1_8b": ("qwen1_5_1_8b", "siglip_so400m_384", "chatml", {"fsdp": 4}),
+    "qwen1_5_7b": ("qwen1_5_7b", "siglip_so400m_384", "chatml", {"fsdp": 8}),
+    "vicuna_7b": ("vicuna_7b", "clip_large_336", "vicuna", {"fsdp": 8}),
+    "llama3_1_8b": ("llama3_1_8b", "siglip_so400m_384", "llama3", {"fsdp": 8}),
+    "smollm2_135m": ("smollm2_135m", "siglip_base_224", "chatml", {"fsdp": 1}),
+}
+
+
+def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
+    """Returns everything but what a stage adds. Raises ValueError for an unknown preset."""
+    if preset != "tiny" and preset not in REAL:
+        raise ValueError(f"preset {preset!r} is not one of {', '.join(['tiny', *REAL])}")
+    config = config_lib.default()
+    with config.unlocked():
+        _tiny(config) if preset == "tiny" else _real(config, preset)
+    return config
+
+
+def groups(config: config_dict.ConfigDict, **learning_rates: float) -> None:
+    """Sets the groups: these learning rates, everything else frozen."""
+    frozen = dict.fromkeys(("vision", "projector", "llm"), 0.0)
+    rates = {**frozen, **learning_rates}
+    with config.unlocked():
+        config.optimizer.groups = {name: GROUPS[name] for name in GROUPS if name in rates}
+        config.optimizer.learning_rates = {name: rates[name] for name in GROUPS if name in rates}
+
+
+def source(path: str = "", weight: float = 0.0) -> dict:
+    """Returns one entry of `config.data.sources`."""
+    return {"path": path, "images": "", "weight": weight, "split": "train"}
+
+
+def _tiny(config: config_dict.ConfigDict) -> None:
+    config.model.rank = 16
+    config.model.router_positions = 1024
+    config.data.scenes = "runs/scenes"
+    config.data.sequence_length = 256
+    config.data.images_per_row = 1
+    config.batch_size = 32
+    config.remat = "none"
+    config.loss_chunk = 256
+    config.checkpoint_every = 200
+
+
+def _real(config: config_dict.ConfigDict, preset: str) -> None:
+    llm, vision, template, mesh = REAL[preset]
+    config.model.llm, config.model.vision = llm, vision
+    config.data.template = template
+    config.data.sources = {"llava": source()}
+    config.batch_size = 32
+    config.mesh.update(mesh)

@@ -1,0 +1,20 @@
+"""Stage 1, alignment: projector and visual learners; LLM and tower frozen, no router.
+
+    python -m wings_jax.train --config=configs/stage1.py
+    python -m wings_jax.train --config=configs/stage1.py:qwen1_5_7b --config.init_from=DIR \
+        --config.data.sources.llava.path=blip_laion_cc_sbu_558k.json
+"""
+
+from configs import base
+
+
+def get_config(preset: str = "tiny"):
+    config = base.get_config(preset)
+    config.stage, config.workdir = "stage1", "runs/stage1"
+    config.model.learners = ("visual",)
+    base.groups(config, projector=1e-3, visual=1e-3)  # the release: 2e-5 for both, batch 256
+    if preset == "tiny":
+        with config.unlocked():
+            config.data.sources = {"scenes": base.source("runs/scenes/train_stage1.json")}
+        config.steps = 300
+    return config

@@ -1,0 +1,61 @@
+"""Trains a stage.
+
+    python -m wings_jax.train --config=configs/stage1.py[:preset] [--config.key=value ...]
+                              [--workdir=DIR] [--distributed] [--debug]
+
+A run that was stopped goes on when the same command is given again. Its workdir holds
+`config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and, at the end, `summary.json`.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from wings_jax import config as config_lib
+from wings_jax import errors
+from wings_jax.errors import UserError
+from wings_jax.training import loop, metrics, start
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File, and after ':' its preset.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; the config's by default.")
+_DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "Join the other hosts of this job.")
+flags.DEFINE_boolean("debug", False, "Show the traceback of a user's mistake.")
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Reads the flags; an unknown key, preset or file is the user's mistake, told in one line."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        raise UserError(" ".join(str(error).split())) from error
+
+
+def main() -> None:
+    """Trains what the flags say, and prints where everything is."""
+    rest = parse(sys.argv)[1:]
+    if rest:
+        raise UserError(f"{rest[0]!r} is not a flag")
+    if _CONFIG.value is None:
+        raise UserError("--config is missing: for instance --config=configs/stage1.py")
+    if _DISTRIBUTED.value:
+        jax.distributed.initialize()
+    config = config_lib.typed(_CONFIG.value)
+    run = start.set_up(config, pathlib.Path(_WORKDIR.value or config.workdir))
+    with jax.set_mesh(run.mesh):
+        summary = loop.train(run)
+    if "last_loss" in summary:
+        print(
+            f"{summary['steps']} steps in {metrics.duration(summary['seconds'])}, "
+            f"loss {summary['last_loss']:.4f}, accuracy {summary['last_accuracy']:.3f}, "
+            f"{summary['last_tokens_per_s']:,.0f} tokens/s"
+        )
+    print(f"checkpoint, metrics and summary: {run.workdir}")
+
+
+if __name__ == "__main__":
+    errors.entry("wings_jax.train", main)

@@ -1,0 +1,203 @@
+"""Checkpoints that describe themselves: DIR/checkpoints/STEP/{params,opt_state,meta,tokenizer}.
+
+`meta` holds config, architecture and step; `tokenizer` the tokenizer's files as text. A tool that
+is given a workdir takes its newest step. Orbax writes them in the background under a passing
+name, so a directory that can be seen is whole.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+import tempfile
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+import transformers
+
+from wings_jax import config as config_lib
+from wings_jax import tree
+from wings_jax.errors import UserError
+from wings_jax.model import presets
+from wings_jax.training.step import TrainState
+
+FOLDER = "checkpoints"
+ITEMS = ("params", "opt_state", "meta", "tokenizer")
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a tool reads from a checkpoint.
+
+    params      nested dicts of arrays, in the dtypes they were saved in unless asked otherwise
+    tokenizer   a transformers tokenizer
+    directory   DIR/checkpoints/STEP, and `step`
+    """
+
+    config: config_lib.Config
+    arch: presets.WingsArch
+    params: dict[str, Any]
+    tokenizer: Any
+    directory: pathlib.Path
+    step: int
+
+
+class Writer:
+    """Saves a run's states into its workdir, in the background, and keeps the last few."""
+
+    def __init__(
+        self,
+        workdir: str | pathlib.Path,
+        config: config_lib.Config,
+        arch: presets.WingsArch,
+        tokenizer_files: Mapping[str, str],
+    ):
+        self._meta = {"config": config_lib.plain(config), "arch": config_lib.plain(arch)}
+        self._tokenizer = dict(tokenizer_files)
+        self._manager = ocp.CheckpointManager(
+            pathlib.Path(workdir).absolute() / FOLDER,
+            options=ocp.CheckpointManagerOptions(max_to_keep=config.keep, create=True),
+            item_names=ITEMS,
+        )
+
+    def save(self, state: TrainState, step: int) -> None:
+        """Begins to save; returns as soon as the arrays have been copied."""
+        if step in self._manager.all_steps():
+            return
+        params = tree.nest({**state.frozen, **state.trained})
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.PyTreeSave(params),
+                opt_state=ocp.args.PyTreeSave(_resumable(state)),
+                meta=ocp.args.JsonSave({**self._meta, "step": step}),
+                tokenizer=ocp.args.JsonSave(self._tokenizer),
+            ),
+        )
+
+    def restore(self, state: TrainState, step: int) -> TrainState:
+        """Returns the state saved at `step`, laid out as `state` is."""
+        params = {**state.frozen, **state.trained}
+        found = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=_restore_args(tree.nest(params)),
+                opt_state=_restore_args(_resumable(state)),
+            ),
+        )
+        flat = tree.flatten(found["params"])
+        rest = found["opt_state"]
+        return TrainState(
+            rest["step"],
+            rest["skipped"],
+            {path: flat[path] for path in state.trained},
+            {path: flat[path] for path in state.frozen},
+            rest["opt_state"],
+        )
+
+    def close(self) -> None:
+        """Waits until everything is written."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _resumable(state: TrainState) -> dict[str, Any]:
+    return {"step": state.step, "skipped": state.skipped, "opt_state": state.opt_state}
+
+
+def _restore_args(target: Any, *, partial: bool = False) -> ocp.args.PyTreeRestore:
+    abstract = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), target
+    )
+    arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
+    return ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=partial)
+
+
+def newest(directory: str | pathlib.Path) -> pathlib.Path | None:
+    """Returns the newest whole step below a workdir, or `directory` itself if it is a step."""
+    path = pathlib.Path(directory).absolute()
+    if (path / "params").is_dir() and (path / "meta").is_dir():
+        return path
+    steps = [p for p in (path / FOLDER).glob("*") if p.name.isdigit() and (p / "meta").is_dir()]
+    return max(steps, key=lambda p: int(p.name), default=None)
+
+
+def find(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
+    """Returns `newest(directory)`. Raises UserError naming `flag` when there is none."""
+    found = newest(directory)
+    if found is None:
+        raise UserError(f"{flag}: {directory} holds no checkpoint")
+    return found
+
+
+@functools.cache
+def read_meta(step: pathlib.Path) -> tuple[config_lib.Config, presets.WingsArch, int]:
+    """Returns config, architecture and step number of one step's directory."""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        meta = reader.restore(step / "meta")
+    config = config_lib.build(config_lib.Config, meta["config"], f"{step}: config")
+    arch = config_lib.build(presets.WingsArch, meta["arch"], f"{step}: arch")
+    return config, arch, meta["step"]
+
+
+def read_tokenizer_files(step: pathlib.Path) -> dict[str, str]:
+    """Returns file name -> content."""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(step / "tokenizer")
+
+
+def read_shapes(step: pathlib.Path) -> dict[str, Any]:
+    """Returns the flat tree of saved arrays' metadata (shape, dtype), nothing loaded."""
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        found = reader.metadata(step / "params")
+    return tree.flatten(found.item_metadata.tree)
+
+
+def read_params(
+    step: pathlib.Path, targets: Mapping[str, jax.ShapeDtypeStruct] | None = None
+) -> dict[str, jax.Array]:
+    """Returns flat parameters of one step.
+
+    `targets` (flat: shape, dtype, sharding) selects and places; without, all of them come onto
+    the first device in the dtype they were saved in.
+    """
+    if targets is None:
+        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        targets = {
+            path: jax.ShapeDtypeStruct(meta.shape, meta.dtype, sharding=here)
+            for path, meta in read_shapes(step).items()
+        }
+    nested = tree.nest(targets)
+    arguments = ocp.checkpoint_utils.construct_restore_args(nested)
+    restore = ocp.args.PyTreeRestore(nested, restore_args=arguments, partial_restore=True)
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        return tree.flatten(reader.restore(step / "params", args=restore))
+
+
+def open_tokenizer(files: Mapping[str, str]) -> Any:
+    """Returns the transformers tokenizer that these files (name -> content) describe."""
+    with tempfile.TemporaryDirectory() as directory:
+        for name, content in files.items():
+            (pathlib.Path(directory) / name).write_text(content, encoding="utf-8")
+        return transformers.AutoTokenizer.from_pretrained(directory)
+
+
+def load(
+    directory: str | pathlib.Path, *, flag: str = "--checkpoint", dtype: Any = None
+) -> Restored:
+    """Returns a checkpoint ready for use on the first device; floats cast to `dtype` if given.
+
+    Raises:
+      UserError: there is no checkpoint at `directory`; the message names `flag`.
+    """
+    step = find(directory, flag=flag)
+    config, arch, number = read_meta(step)
+    flat = read_params(step)
+    if dtype is not None:
+        flat = {path: jnp.asarray(value, dtype) for path, value in flat.items()}
+    tokenizer = open_tokenizer(read_tokenizer_files(step))
+    return Restored(config, arch, tree.nest(flat), tokenizer, step, number)

@@ -1,0 +1,138 @@
+"""The loop: batches in, updates, metrics out, checkpoints on the way."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+from wings_jax import axes
+from wings_jax.errors import UserError
+from wings_jax.model.layout import PADDING, Batch
+from wings_jax.training import metrics
+from wings_jax.training.start import Run
+
+
+def train(run: Run) -> dict[str, Any]:
+    """Goes through all steps that are left and returns the summary, which it also writes.
+
+    Metrics are fetched one step late, so the device never waits for them. SIGTERM (preemption)
+    saves a checkpoint and ends the run with status 143.
+
+    Raises:
+      UserError: too many steps of the last few were not finite; the message names them.
+    """
+    config, done = run.config, int(run.state.step)
+    is_first = jax.process_index() == 0
+    stop = _on_sigterm()
+    lines = metrics.Writer(run.workdir, start=done) if is_first else None
+    guard = _Guard(config.optimizer.skip_limit, config.optimizer.skip_window)
+    clock = metrics.Clock(run.steps)
+    history: list[dict[str, float]] = []
+
+    def tell(step: int, measured: Mapping[str, jax.Array]) -> None:
+        scalars = {name: float(x) for name, x in jax.device_get(measured).items()}
+        scalars |= {f"lr/{group}": float(rate(step - 1)) for group, rate in run.rates.items()}
+        scalars |= clock.read(step)
+        history.append(scalars)
+        if lines:
+            lines.write(step, scalars)
+            if step % config.log_every == 0 or step in (1, run.steps):
+                print(metrics.line(step, run.steps, scalars), flush=True)
+        guard.check(step, scalars["skipped"])
+
+    started, pending = time.perf_counter(), None
+    batches = run.loader.iterate(done) if done < run.steps else iter(())
+    try:
+        clock.start()
+        for step in range(done + 1, run.steps + 1):
+            waits = time.perf_counter()
+            batch = next(batches)
+            waited = time.perf_counter() - waits
+            run.state, measured = run.update(run.state, _place(batch, run))
+            if pending:
+                tell(*pending)
+            pending = (step, measured)
+            clock.tick(waited=waited, tokens=_slots(batch) * jax.process_count())
+            if step % config.checkpoint_every == 0:
+                run.writer.save(run.state, step)
+            if stop.is_set() and step < run.steps:
+                run.writer.save(run.state, step)
+                raise SystemExit(143)
+        if pending:
+            tell(*pending)
+        run.writer.save(run.state, run.steps)
+    finally:
+        _close(batches)
+        run.writer.close()
+        if lines:
+            lines.close()
+    return _summarise(run, history, time.perf_counter() - started)
+
+
+def _on_sigterm() -> threading.Event:
+    stop = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: stop.set())
+    return stop
+
+
+def _close(batches: Iterator[Batch]) -> None:
+    close = getattr(batches, "close", None)
+    if close is not None:
+        close()
+
+
+def _slots(batch: Batch) -> int:
+    """Returns how many slots are not padding."""
+    return int((np.asarray(batch.layout.modality) != PADDING).sum())
+
+
+def _place(batch: Batch, run: Run) -> Batch:
+    """Returns the global batch on the mesh, from this host's rows."""
+    sharding = axes.sharding_of(run.mesh, ("B",))
+    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
+
+
+class _Guard:
+    """Stops a run when too many of the last steps were skipped."""
+
+    def __init__(self, limit: int, window: int):
+        self._limit, self._counts = limit, deque(maxlen=window + 1)
+
+    def check(self, step: int, skipped: float) -> None:
+        self._counts.append((step, skipped))
+        (first, before), (last, now) = self._counts[0], self._counts[-1]
+        if now - before >= self._limit or (now == len(self._counts) and now >= self._limit):
+            raise UserError(
+                f"steps {first} to {last}: loss or gradient was not finite in {now - before:.0f} "
+                "steps; nothing was learned from them. Lower config.optimizer.learning_rates"
+            )
+
+
+def _summarise(run: Run, history: list[dict[str, float]], seconds: float) -> dict[str, Any]:
+    last = history[-min(len(history), 50) :]
+    summary = {
+        "stage": run.config.stage,
+        "steps": run.steps,
+        "seconds": round(seconds, 1),
+        "skipped_steps": int(run.state.skipped),
+        **{
+            f"last_{name}": float(np.mean([h[name] for h in last]))
+            for name in ("loss", "accuracy", "tokens_per_s", "data_wait")
+            if last
+        },
+        "data": run.loader.stats,
+    }
+    if jax.process_index() == 0:
+        passing = run.workdir / "summary.json.tmp"
+        passing.write_text(json.dumps(summary, indent=2) + "\n")
+        passing.replace(run.workdir / "summary.json")
+    return summary

@@ -1,0 +1,72 @@
+"""A table of parameter groups becomes an optimizer: AdamW per group, cosine with warm-up."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+import optax
+
+from wings_jax import config as config_lib
+from wings_jax import tree
+from wings_jax.errors import UserError
+
+Labels = dict[str, str]
+
+
+def label_groups(paths: Mapping[str, object], optimizer: config_lib.Optimizer) -> Labels:
+    """Returns path -> group for all parameters. Raises UserError as `tree.label` does."""
+    return tree.label(paths, optimizer.groups, name="config.optimizer.groups")
+
+
+def is_trained(labels: Labels, optimizer: config_lib.Optimizer, path: str) -> bool:
+    """Returns whether the group of `path` has a learning rate."""
+    return optimizer.learning_rates[labels[path]] > 0
+
+
+def schedule(peak: float, steps: int, warmup_ratio: float) -> optax.Schedule:
+    """Returns the learning rate by step: linear from 0 to `peak`, then a cosine to 0."""
+    warmup = min(max(1, round(steps * warmup_ratio)), max(1, steps - 1))
+    return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), 0.0)
+
+
+def schedules(optimizer: config_lib.Optimizer, steps: int) -> dict[str, optax.Schedule]:
+    """Returns the schedule of each group that trains."""
+    rates = optimizer.learning_rates
+    return {g: schedule(r, steps, optimizer.warmup_ratio) for g, r in rates.items() if r > 0}
+
+
+def make(
+    trained: Mapping[str, object], labels: Labels, optimizer: config_lib.Optimizer, steps: int
+) -> optax.GradientTransformation:
+    """Returns the optimizer of a flat tree of trained parameters.
+
+    The gradient is clipped by its global norm over these parameters only. Norm scales, biases
+    and embeddings (`no_decay`) are not decayed.
+
+    Raises:
+      UserError: nothing trains, or `no_decay` is no regular expression.
+    """
+    if not trained:
+        raise UserError("config.optimizer.learning_rates: every group is frozen")
+    try:
+        no_decay = re.compile(optimizer.no_decay)
+    except re.error as error:
+        raise UserError(f"config.optimizer.no_decay: {error}") from error
+    kinds = {
+        path: (labels[path], optimizer.weight_decay if not no_decay.fullmatch(path) else 0.0)
+        for path in trained
+    }
+    rates = schedules(optimizer, steps)
+    transforms = {
+        kind: optax.adamw(
+            rates[kind[0]],
+            b1=optimizer.b1,
+            b2=optimizer.b2,
+            eps=optimizer.eps,
+            weight_decay=kind[1],
+        )
+        for kind in set(kinds.values())
+    }
+    clip = [optax.clip_by_global_norm(optimizer.clip)] if optimizer.clip > 0 else []
+    return optax.chain(*clip, optax.partition(transforms, kinds))
