@@ -90,12 +90,47 @@ def paper_orders(positions: np.ndarray, modality: np.ndarray) -> np.ndarray:
     return np.stack([np.where(m, positions, NEVER) for m in seen_by], axis=-1).astype(np.int32)
 
 
-def make_layout(
-    tokens: np.ndarray, modality: np.ndarray, segments: np.ndarray | None = None
-) -> Layout:
-    """Returns the layout of rows [B,T] with the paper's orders; without segments, one a row.
+def release_orders(
+    positions: np.ndarray, modality: np.ndarray, segments: np.ndarray, prompt_length: int
+) -> np.ndarray:
+    """Returns i32[B,T,3] as the authors' release sees: not causal where there is an image.
 
-    Positions count the slots of each segment from 0. A segment's slots must be adjacent.
+    Every slot of a conversation sees all its image slots. The textual keys are the text slots
+    but for the first `prompt_length`, *re-counted*, and the n-th is seen from position n on, so
+    before its own. Without an image, or if the conversation begins with one, they are all slots
+    and nothing is re-counted. With a prompt length of 1:
+
+        slot       0    1     2     3    4
+        modality   TEXT TEXT  IMAGE IMAGE TEXT
+        main       0    1     2     3    4
+        visual     NEV  NEV   0     0    NEVER
+        textual    NEV  0     NEV   NEV  1
+    """
+    orders = paper_orders(positions, modality)
+    orders[..., VISUAL] = np.where(modality == IMAGE, 0, NEVER)
+    for row in range(len(positions)):
+        for segment in np.unique(segments[row][modality[row] != PADDING]):
+            inside = np.flatnonzero(segments[row] == segment)
+            where, kind = positions[row, inside], modality[row, inside]
+            first = where[kind == IMAGE].min(initial=NEVER)
+            chosen = np.ones(len(inside), bool)
+            if 0 < first < NEVER:
+                chosen = (kind == TEXT) & ((where >= prompt_length) | (where > first))
+            orders[row, inside, TEXTUAL] = np.where(chosen, np.cumsum(chosen) - 1, NEVER)
+    return orders
+
+
+def make_layout(
+    tokens: np.ndarray,
+    modality: np.ndarray,
+    segments: np.ndarray | None = None,
+    *,
+    prompt_length: int | None = None,
+) -> Layout:
+    """Returns the layout of rows [B,T]; without segments, each row is one.
+
+    Positions count the slots of each segment from 0. A segment's slots must be adjacent. The
+    orders are the paper's, or with `prompt_length` the release's (`presets.Semantics`).
     """
     modality = np.asarray(modality, np.int32)
     used = modality != PADDING
@@ -106,7 +141,11 @@ def make_layout(
     first = np.maximum.accumulate(np.where(starts, slots, 0), axis=1)
     positions = np.where(used, slots - first, 0).astype(np.int32)
     tokens = np.where(modality == TEXT, tokens, 0).astype(np.int32)
-    return Layout(tokens, positions, modality, segments, paper_orders(positions, modality))
+    if prompt_length is None:
+        orders = paper_orders(positions, modality)
+    else:
+        orders = release_orders(positions, modality, segments, prompt_length)
+    return Layout(tokens, positions, modality, segments, orders)
 
 
 def queries(layout: Layout) -> Sight:

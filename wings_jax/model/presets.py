@@ -80,6 +80,32 @@ class VisionArch:
 
 
 @dataclasses.dataclass(frozen=True)
+class Semantics:
+    """How the wings are computed, where the paper and its authors' release differ.
+
+    query          what learners ask with: 'normed', the input of the main attention (eq. 5), or
+                   'residual', the stream behind the main attention
+    scaled_rope    whether the learners' rope is scaled as the LLM's is
+    lone_weight    whether a learner that alone sees anything counts 1, whatever gate and gain
+    prompt_length  None for the paper's visibility; else the release's (`layout.release_orders`),
+                   with the length of its system prompt
+    """
+
+    query: str = "normed"
+    scaled_rope: bool = True
+    lone_weight: bool = False
+    prompt_length: int | None = None
+
+
+PAPER = Semantics()
+
+
+def release_semantics(prompt_length: int = 14) -> Semantics:
+    """Returns the semantics of the authors' release, to which a gain of 2 belongs."""
+    return Semantics("residual", scaled_rope=False, lone_weight=True, prompt_length=prompt_length)
+
+
+@dataclasses.dataclass(frozen=True)
 class WingsArch:
     """A decoder with sight. `learners=()` is LLaVA; ('visual',) is stage 1; both and a router, 2.
 
@@ -89,6 +115,7 @@ class WingsArch:
     learner_layers   layers that carry learners; None is all
     gain             multiplies the gated sum (1 is equation 5; 2 continues stage 1's weight)
     router_positions longest conversation the router can read
+    semantics        the paper's, or the release's for checkpoints that were trained with them
     lora_rank        R of LoRA on the decoder's projections `lora_targets`; 0 is none
     """
 
@@ -101,6 +128,7 @@ class WingsArch:
     learner_layers: tuple[int, ...] | None = None
     gain: float = 1.0
     router_positions: int = 4096
+    semantics: Semantics = PAPER
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
