@@ -104,7 +104,7 @@ class Whole(decoder.Decoder):
     """A decoder with its logits, so that `init` touches every parameter."""
 
     def __call__(self, x0, rows):
-        return self.logits(super().__call__(x0 + self.embed(rows.tokens), rows)[0])
+        return self.logits(super().__call__(x0 + self.embed(rows.tokens), rows))
 
 
 @pytest.mark.parametrize("case", CASES)

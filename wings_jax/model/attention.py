@@ -23,6 +23,7 @@ from wings_jax.model.layout import Sight
 KERNELS = ("auto", "einsum", "chunked")
 BLOCK = 256
 SMALL = 512  # up to this many query and key slots `auto` takes the plain einsum
+FEW = 64  # up to this many query slots read a long cache as it lies
 _LOWEST = -1e30
 
 
@@ -40,7 +41,8 @@ def attend(
     """Returns softmax(q k^T / sqrt(H)) v, and the same rows times the probes.
 
     Args:
-      q: [B,T,N,H]; k, v: [B,S,K,H] with N a multiple of K (query head n reads kv head n // G).
+      q: [B,T,N,H]; k, v: [B,S,K,H] with N a multiple of K (query head n reads kv head n // G),
+        or [B*K,S,H] as a cache holds them (`merge_heads`).
       query, key: who sees whom (`layout.visible`); without them everyone sees everyone.
       probes: f32[B,S,C], values per key shared by all heads.
       kernel: one of KERNELS.
@@ -50,14 +52,20 @@ def attend(
       out: [B,T,N,H] in q's dtype; exactly 0 for a query that sees no key.
       probed: f32[B,T,N,C], a row per head, or None without probes. The softmax is float32.
     """
-    if kernel == "auto":
+    if k.ndim == 3 and max(q.shape[1], k.shape[1]) > SMALL and q.shape[1] > FEW:
+        k, v = (split_heads(x, q.shape[0]) for x in (k, v))
+    if k.ndim == 3:
+        kernel = "merged"
+    elif kernel == "auto":
         kernel = "einsum" if max(q.shape[1], k.shape[1]) <= SMALL else "chunked"
     has_probes = probes is not None
     if not has_probes:
-        probes = jnp.zeros((*k.shape[:2], 0), jnp.float32)
+        probes = jnp.zeros((q.shape[0], k.shape[-2 if k.ndim == 3 else 1], 0), jnp.float32)
     if query is None:
         query, key = _everyone(q), _everyone(k)
-    if kernel == "einsum":
+    if kernel == "merged":
+        out, probed = _merged(q, k, v, probes if has_probes else None, query, key)
+    elif kernel == "einsum":
         out, probed = _einsum(q, k, v, probes, query, key)
     elif kernel == "chunked":
         out, probed = _chunked(q, k, v, probes, query, key, block)
@@ -81,7 +89,46 @@ def _einsum(
     rows = jnp.where(seen, jax.nn.softmax(logits, axis=-1), 0.0)
     out = jnp.einsum("BKGTS,BSKH->BTKGH", rows.astype(v.dtype), v)
     probed = jnp.einsum("BKGTS,BSC->BTKGC", rows, probes)
-    return out.reshape(q.shape), probed.reshape(*q.shape[:3], -1)
+    return out.reshape(q.shape), probed.reshape(*q.shape[:3], probes.shape[-1])
+
+
+def merge_heads(x: jax.Array) -> jax.Array:
+    """[B,S,K,H] -> [B*K,S,H], the form of a cache.
+
+    With rows and heads apart, XLA's CPU compiler copies a whole cache at every token that is
+    written into it; with them merged it writes in place (benchmarks/decode.py).
+    """
+    return x.swapaxes(1, 2).reshape(-1, x.shape[1], x.shape[3])
+
+
+def split_heads(x: jax.Array, rows: int) -> jax.Array:
+    """[B*K,S,H] -> [B,S,K,H], the inverse of `merge_heads`."""
+    return x.reshape(rows, -1, *x.shape[1:]).swapaxes(1, 2)
+
+
+def _merged(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    probes: jax.Array | None,
+    query: Sight,
+    key: Sight,
+) -> tuple[jax.Array, jax.Array | None]:
+    """`_einsum` for few queries and a cache: k, v [B*K,S,H]."""
+    (rows, slots, heads, width), kv_heads = q.shape, k.shape[0] // q.shape[0]
+    groups = _grouped(q, kv_heads).transpose(0, 2, 1, 3, 4).reshape(k.shape[0], -1, width)
+    logits = jnp.einsum("ngh,nsh->ngs", groups, k, preferred_element_type=jnp.float32)
+    logits = logits.reshape(rows, kv_heads, slots, -1, k.shape[1]) / math.sqrt(width)
+    seen = layout_lib.visible(query, key)[:, None, :, None]
+    weights = jax.nn.softmax(jnp.where(seen, logits, _LOWEST), axis=-1)
+    weights = jnp.where(seen, weights, 0.0)
+    merged = weights.reshape(k.shape[0], -1, k.shape[1]).astype(v.dtype)
+    out = jnp.einsum("ngs,nsh->ngh", merged, v).reshape(rows, kv_heads, slots, -1, width)
+    out = out.transpose(0, 2, 1, 3, 4).reshape(q.shape)
+    if probes is None:
+        return out, None
+    probed = jnp.einsum("BKTGS,BSC->BTKGC", weights, probes)
+    return out, probed.reshape(rows, slots, heads, -1)
 
 
 def _grouped(x: jax.Array, kv_heads: int) -> jax.Array:
@@ -113,15 +160,15 @@ def _chunked(
         query,
         key,
     )
-    joined = [_join(x, slots) for x in (out, probed)]
-    return tuple(x.reshape(*q.shape[:3], -1) for x in joined)
+    out, probed = _join(out, slots), _join(probed, slots)
+    return out.reshape(q.shape), probed.reshape(*q.shape[:3], probes.shape[-1])
 
 
 def _blocks(x: jax.Array, block: int, fill: int = 0) -> jax.Array:
     """[B,T,...] -> [blocks,B,block,...], filled up at the end."""
     short = -x.shape[1] % block
     x = jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
-    x = x.reshape(x.shape[0], -1, block, *x.shape[2:])
+    x = x.reshape(x.shape[0], x.shape[1] // block, block, *x.shape[2:])
     return jnp.moveaxis(x, 1, 0)
 
 
@@ -133,7 +180,7 @@ def _sight_blocks(sight: Sight, block: int, segment: int) -> Sight:
 
 def _join(x: jax.Array, slots: int) -> jax.Array:
     x = jnp.moveaxis(x, 0, 1)
-    return x.reshape(x.shape[0], -1, *x.shape[3:])[:, :slots]
+    return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :slots]
 
 
 def _reach(query: Sight, key: Sight) -> tuple[jax.Array, jax.Array]:

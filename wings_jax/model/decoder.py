@@ -25,9 +25,10 @@ from wings_jax import axes
 from wings_jax.model import attention
 from wings_jax.model import layout as layout_lib
 from wings_jax.model.layers import INIT, GatedMlp, Projection, RMSNorm, rope, rope_table
-from wings_jax.model.layout import LEARNERS, MAIN, Layout
+from wings_jax.model.layout import LEARNERS, MAIN, Layout, Sight
 from wings_jax.model.presets import WingsArch
 
+# Attention -> keys and values of the slots that it has seen, each [B*K,S,H] (`attention.attend`).
 Cache = Mapping[str, tuple[jax.Array, jax.Array]]
 
 REMAT = {
@@ -39,33 +40,58 @@ REMAT = {
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Surroundings:
-    """What every layer reads besides the residual stream.
+class Source:
+    """What one attention's keys and values are made from, and how they are seen.
 
-    x0       f32[B,T,D]   layer-0 features of the slots being computed
-    table    cos, sin     f32[B,T,H/2] at their positions
-    query    Layout       of those T slots
-    key      Layout       of all S slots that may be seen (the same without a cache)
-    start    i32[]        where in the cache the T slots go; None without a cache
-    classes  f32[B,S,C]   values to probe the main attention with (attention masses), or None
+    Without a cache the keys are the fresh ones; with one they are the cache's S slots with the
+    fresh ones written in from slot `start` on. A learner's slots may be packed: those of other
+    modalities need not be among them.
+
+    sight  Sight [B,S]   of all slots that may be seen
+    start  i32[]         where in the cache the fresh keys go; None without a cache
+    x0     f32[B,F,D]    a learner's fresh layer-0 features; None where nothing is written
+    table  cos, sin      f32[B,F,H/2] at their positions
     """
 
-    x0: jax.Array
-    table: tuple[jax.Array, jax.Array]
-    query: Layout
-    key: Layout
+    sight: Sight
     start: jax.Array | None = None
+    x0: jax.Array | None = None
+    table: tuple[jax.Array, jax.Array] | None = None
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What every layer reads besides the residual stream of its T slots.
+
+    table      cos, sin    f32[B,T,H/2] at their positions
+    query      Sight [B,T]
+    main       Source of the main attention (whose x0 is the stream itself)
+    positions  i32[B,S]    of the main attention's slots: the router's weights go by them
+    learners   Source by learner; one that has no slot to see anywhere may be left out
+    classes    f32[B,S,C]  values to probe the main attention with (attention masses), or None
+    """
+
+    table: tuple[jax.Array, jax.Array]
+    query: Sight
+    main: Source
+    positions: jax.Array
+    learners: Mapping[str, Source]
     classes: jax.Array | None = None
 
 
 def _extend(
-    cached: tuple[jax.Array, jax.Array] | None, fresh: tuple[jax.Array, jax.Array], start: jax.Array
+    cached: tuple[jax.Array, jax.Array] | None,
+    fresh: tuple[jax.Array, jax.Array],
+    start: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns keys and values of all slots: the cache [B,S,K,H] with the fresh ones written in."""
+    """Returns all keys and values: the cache [B*K,S,H] with the fresh [B,F,K,H] written in."""
     if cached is None:
         return fresh
     return tuple(
-        jax.lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), start, axis=1)
+        jax.lax.dynamic_update_slice_in_dim(
+            old, attention.merge_heads(new.astype(old.dtype)), start, axis=1
+        )
         for old, new in zip(cached, fresh, strict=True)
     )
 
@@ -96,10 +122,9 @@ class Attention(nn.Module):
         q = rope(project("q", "BTD,DNH->BTNH", heads, bias=bias)(h), around.table)
         k = rope(project("k", "BTD,DKH->BTKH", heads, bias=bias)(h), around.table)
         v = project("v", "BTD,DKH->BTKH", heads, bias=bias)(h)
-        kept = _extend(cached, (k, v), around.start)
-        query, key = layout_lib.queries(around.query), layout_lib.keys(around.key, MAIN)
+        kept = _extend(cached, (k, v), around.main.start)
         out, probed = attention.attend(
-            q, *kept, query=query, key=key, probes=probes, kernel=self.kernel
+            q, *kept, query=around.query, key=around.main.sight, probes=probes, kernel=self.kernel
         )
         width = {"D": decoder.hidden_size}
         return project("o", "BTNH,NHD->BTD", width, bias=False)(out), probed, kept
@@ -120,7 +145,7 @@ class Learner(nn.Module):
         self,
         h: jax.Array,
         around: Surroundings,
-        which: int,
+        source: Source,
         cached: tuple[jax.Array, jax.Array] | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         decoder, rank = self.arch.decoder, self.arch.rank
@@ -129,11 +154,14 @@ class Learner(nn.Module):
         def residual(name: str, x: jax.Array) -> jax.Array:
             return Projection("BTD,DNH->BTNH", heads, base="identity", rank=rank, name=name)(x)
 
-        x0 = around.x0.astype(h.dtype)
-        q, k = rope(residual("q", h), around.table), rope(residual("k", x0), around.table)
-        kept = _extend(cached, (k, residual("v", x0)), around.start)
-        query, key = layout_lib.queries(around.query), layout_lib.keys(around.key, which)
-        out, _ = attention.attend(q, *kept, query=query, key=key, kernel=self.kernel)
+        q, kept = rope(residual("q", h), around.table), cached
+        if source.x0 is not None:
+            x0 = source.x0.astype(h.dtype)
+            k = rope(residual("k", x0), source.table)
+            kept = _extend(cached, (k, residual("v", x0)), source.start)
+        out, _ = attention.attend(
+            q, *kept, query=around.query, key=source.sight, kernel=self.kernel
+        )
         width = {"D": decoder.hidden_size}
         return Projection("BTNH,NHD->BTD", width, base="none", rank=rank, name="o")(out), kept
 
@@ -160,8 +188,8 @@ class Router(nn.Module):
         self.kernel = self.param("kernel", kernel, shape, jnp.float32)
         self.bias = self.param("bias", bias, (self.learners,), jnp.float32)
 
-    def values(self, key: Layout) -> jax.Array:
-        return self.kernel.astype(jnp.float32).T[key.positions]
+    def values(self, positions: jax.Array) -> jax.Array:
+        return self.kernel.astype(jnp.float32).T[positions]
 
     def __call__(self, summed: jax.Array) -> jax.Array:
         return jax.nn.softmax(jax.nn.silu(summed + self.bias.astype(jnp.float32)), axis=-1)
@@ -169,6 +197,9 @@ class Router(nn.Module):
 
 class DecoderLayer(nn.Module):
     """One layer: residual stream [B,T,D] -> [B,T,D], and the layer's cache.
+
+    `layer` is its switch (1 where it carries learners, else 0) and its cache: None for none,
+    {} to begin one, from which the fresh keys and values [B,T,K,H] are returned.
 
     Sown under `intermediates` for analysis and tests: hidden, gates, masses (the probes of
     `classes`, mean over heads), visual_wing and textual_wing (before their gates).
@@ -186,7 +217,7 @@ class DecoderLayer(nn.Module):
         cached = dict(cache) if cache is not None else {}
         h = RMSNorm(decoder.norm_eps, name="norm_attn")(x)
         router = Router(len(arch.learners), arch.router_positions, name="router")
-        probes = [router.values(around.key)] if arch.router else []
+        probes = [router.values(around.positions)] if arch.router else []
         probes += [around.classes] if around.classes is not None else []
         main, probed, kept = Attention(arch, self.kernel, name="attn")(
             h, around, jnp.concatenate(probes, axis=-1) if probes else None, cached.get("main")
@@ -202,8 +233,10 @@ class DecoderLayer(nn.Module):
         gates = (gates * (arch.gain * switch)).astype(x.dtype)
         update = main
         for m, name in enumerate(arch.learners):
+            if name not in around.learners:
+                continue
             learner = Learner(arch, self.kernel, name=name)
-            wing, fresh[name] = learner(h, around, LEARNERS[name], cached.get(name))
+            wing, fresh[name] = learner(h, around, around.learners[name], cached.get(name))
             self.sow("intermediates", f"{name}_wing", wing)
             update = update + gates[..., m : m + 1] * wing
         x = x + update
@@ -232,6 +265,13 @@ class Embed(nn.Module):
     def logits(self, hidden: jax.Array) -> jax.Array:
         table = self.embedding.astype(hidden.dtype)
         return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
+
+
+def switches(arch: WingsArch) -> jax.Array:
+    """Returns f32[L]: 1 where a layer carries learners, else 0."""
+    count = arch.decoder.num_layers
+    carriers = range(count) if arch.learner_layers is None else arch.learner_layers
+    return jnp.zeros(count).at[jnp.asarray(list(carriers), jnp.int32)].set(1.0)
 
 
 class Decoder(nn.Module):
@@ -264,33 +304,20 @@ class Decoder(nn.Module):
         """Returns f32[B,T,D], the embeddings of i32[B,T] tokens."""
         return self._embed(tokens)
 
-    def __call__(
-        self,
-        x0: jax.Array,
-        query: Layout,
-        *,
-        key: Layout | None = None,
-        cache: Cache | None = None,
-        start: jax.Array | None = None,
-        classes: jax.Array | None = None,
-    ) -> tuple[jax.Array, Cache | None]:
-        """Returns final normed states [B,T,D] in `dtype`, and the updated cache.
-
-        With a cache (leaves [L,B,S,heads,H]), `key` is the layout of its S slots with the new
-        ones already entered, and `start` the slot from which the T new ones are written.
-        """
+    def __call__(self, x0: jax.Array, rows: Layout, classes: jax.Array | None = None) -> jax.Array:
+        """Returns final normed states [B,T,D] in `dtype` of layer-0 features f32[B,T,D]."""
         arch = self.arch.decoder
-        table = rope_table(query.positions, arch.head_dim, arch.rope_theta, arch.rope_scaling)
-        around = Surroundings(x0, table, query, query if key is None else key, start, classes)
+        table = rope_table(rows.positions, arch.head_dim, arch.rope_theta, arch.rope_scaling)
+        learners = {
+            name: Source(layout_lib.keys(rows, LEARNERS[name]), None, x0, table)
+            for name in self.arch.learners
+        }
+        main = Source(layout_lib.keys(rows, MAIN))
+        query = layout_lib.queries(rows)
+        around = Surroundings(table, query, main, rows.positions, learners, classes)
         x = axes.constrain(x0.astype(self.dtype), "BTD")
-        x, cache = self._layers(x, (self._switches(), cache), around)
-        return self._norm(x), cache
-
-    def _switches(self) -> jax.Array:
-        """Returns f32[L]: 1 where a layer carries learners, else 0."""
-        count = self.arch.decoder.num_layers
-        carriers = range(count) if self.arch.learner_layers is None else self.arch.learner_layers
-        return jnp.zeros(count).at[jnp.asarray(list(carriers), jnp.int32)].set(1.0)
+        x, _ = self._layers(x, (switches(self.arch), None), around)
+        return self._norm(x)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Returns f32[B,T,V] of states [B,T,D]."""

@@ -59,7 +59,7 @@ class Wings(nn.Module):
     def __call__(self, batch: Batch, classes: jax.Array | None = None) -> jax.Array:
         """Returns final states [B,T,D]; `classes` f32[B,T,C] probe the main attention."""
         x0 = self.embed(batch.layout, batch.images)
-        return self.decoder(x0, batch.layout, classes=classes)[0]
+        return self.decoder(x0, batch.layout, classes)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
         """Returns f32[B,T,V] of states [B,T,D]."""
