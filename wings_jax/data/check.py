@@ -125,6 +125,23 @@ def as_table(report: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def make_recipe(
+    tokenizer: Any, template: str | None, *, length: int, image_slots: int, images_per_row: int
+) -> examples.Recipe:
+    """Returns the recipe by which lengths are measured; the tokenizer's own template if None."""
+    text_tokenizer = tokenization.as_text_tokenizer(tokenizer)
+    name = template or conversation.template_for(text_tokenizer)
+    return examples.Recipe(
+        tokenizer=text_tokenizer,
+        template=conversation.template_named(name),
+        length=length,
+        image_slots=image_slots,
+        images_per_row=images_per_row,
+        image_size=1,
+        image_mean=(0.0, 0.0, 0.0),
+    )
+
+
 def main() -> None:
     """Reads the command line, checks, prints the table, exits with 1 if a sample is bad."""
     args = _parse()
@@ -141,21 +158,19 @@ def main() -> None:
 def _recipe(args: argparse.Namespace) -> examples.Recipe:
     import transformers  # slow to import, and only needed here
 
+    if not pathlib.Path(args.tokenizer).is_dir():
+        raise errors.UserError(f"--tokenizer {args.tokenizer}: no such folder")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(args.tokenizer)
     except (OSError, ValueError) as error:
         first = str(error).splitlines()[0]
         raise errors.UserError(f"--tokenizer {args.tokenizer}: {first}") from error
-    text_tokenizer = tokenization.as_text_tokenizer(tokenizer)
-    template = args.template or conversation.template_for(text_tokenizer)
-    return examples.Recipe(
-        tokenizer=text_tokenizer,
-        template=conversation.template_named(template),
+    return make_recipe(
+        tokenizer,
+        args.template,
         length=args.sequence_length,
         image_slots=args.image_slots,
         images_per_row=args.images_per_row,
-        image_size=1,
-        image_mean=(0.0, 0.0, 0.0),
     )
 
 

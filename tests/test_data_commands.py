@@ -1,0 +1,143 @@
+"""data.check and data.prepare through their command lines: what they say, write and return."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import tiny_data
+import transformers
+
+from wings_jax import errors
+from wings_jax.data import check, prepare, samples
+
+
+def call(module, *arguments, monkeypatch) -> int:
+    """Runs a command as `python -m` would; returns its exit status."""
+    monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
+    try:
+        errors.entry(module.__name__.rsplit(".", 1)[-1], module.main)
+    except SystemExit as ended:
+        return ended.code or 0
+    return 0
+
+
+@pytest.fixture
+def folder(tmp_path):
+    records = tiny_data.write_records(tmp_path, 12)
+    tiny_data.write_json(tmp_path / "good.json", records)
+    records[4] = {"id": "gone", "image": "no.png", "conversations": records[4]["conversations"]}
+    records[5]["conversations"] = records[5]["conversations"][:1]
+    tiny_data.write_json(tmp_path / "bad.json", records)
+    return tmp_path
+
+
+@pytest.fixture
+def tokenizer(tmp_path):
+    backend = tiny_data.byte_tokenizer()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)
+    fast.save_pretrained(tmp_path / "tokenizer")
+    return tmp_path / "tokenizer"
+
+
+def test_check_of_good_data(folder, tokenizer, monkeypatch, capsys):
+    limits = ("--sequence-length", 90, "--image-slots", 4)
+    report = folder / "report.json"
+    arguments = (folder / "good.json", "--tokenizer", tokenizer, *limits, "--output", report)
+    assert call(check, *arguments, monkeypatch=monkeypatch) == 0
+    shown = capsys.readouterr().out
+    assert "12 samples, 0 bad" in shown
+    found = json.loads(report.read_text())
+    assert found["images_per_sample"] == {"0": 4, "1": 4, "2": 4}
+    assert found["slots"]["least"] <= found["slots"]["median"] <= found["slots"]["most"]
+    assert found["slots"]["cut"] == sum(
+        one.slots > 90
+        for one in check.inspect_all(
+            check.sources.open_source(folder / "good.json"), recipe_of(tokenizer)
+        )
+    )
+
+
+def recipe_of(tokenizer):
+    fast = transformers.AutoTokenizer.from_pretrained(tokenizer)
+    return check.make_recipe(fast, None, length=90, image_slots=4, images_per_row=8)
+
+
+def test_check_of_bad_data(folder, monkeypatch, capsys):
+    report = folder / "report.json"
+    arguments = (folder / "bad.json", "--output", report)
+    assert call(check, *arguments, monkeypatch=monkeypatch) == 1
+    shown = capsys.readouterr().out
+    assert "12 samples, 2 bad" in shown
+    assert f"gone: {folder / 'no.png'}" in shown
+    causes = json.loads(report.read_text())["causes"]
+    assert {cause: row["ids"] for cause, row in causes.items()} == {
+        samples.MISSING_IMAGE: ["gone"],
+        samples.NO_ANSWER: ["s5"],
+    }
+
+
+def test_check_with_lengths_finds_what_is_cut_off(folder, tokenizer, monkeypatch, capsys):
+    limits = ("--tokenizer", tokenizer, "--sequence-length", 40, "--images-per-row", 1)
+    assert call(check, folder / "good.json", *limits, monkeypatch=monkeypatch) == 1
+    shown = capsys.readouterr().out
+    assert f"8  {samples.CUT_OFF}" in shown
+    assert f"4  {samples.TOO_MANY_IMAGES}" in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("none.json",), "none.json does not exist"),
+        (("good.json", "--images", "nowhere"), "image folder nowhere"),
+        (("good.json", "--tokenizer", "nowhere"), "--tokenizer nowhere: no such folder"),
+        (("good.json", "--output", "no/such/report.json"), "--output no/such/report.json: No such"),
+    ],
+)
+def test_mistakes_on_the_command_line_of_check(folder, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(folder)
+    assert call(check, *arguments, monkeypatch=monkeypatch) == 2
+    told = capsys.readouterr().err
+    assert message in told
+    assert len(told.strip().splitlines()) == 1
+
+
+def test_prepare_refuses_and_leaves_nothing_behind(folder, monkeypatch, capsys):
+    before = sorted(os.listdir(folder))
+    out = folder / "deep" / "out"
+    assert call(prepare, folder / "bad.json", "--out", out, monkeypatch=monkeypatch) == 2
+    assert "sample gone: missing image" in capsys.readouterr().err
+    assert call(prepare, folder / "bad.json", "--out", folder, monkeypatch=monkeypatch) == 2
+    assert "exists" in capsys.readouterr().err
+    name = ("--name", "Not A Name")
+    assert call(prepare, folder / "good.json", "--out", out, *name, monkeypatch=monkeypatch) == 2
+    assert sorted(set(os.listdir(folder)) - {"deep"}) == before
+    assert not list((folder / "deep").glob("*"))
+
+
+def test_prepare_then_check(folder, monkeypatch, capsys):
+    out = folder / "out"
+    arguments = (folder / "bad.json", "--out", out, "--skip-bad", "--split", "validation")
+    assert call(prepare, *arguments, monkeypatch=monkeypatch) == 0
+    told = capsys.readouterr()
+    assert "10 samples written" in told.out
+    assert "2 of 12 samples are bad" in told.err
+    assert call(check, out, "--split", "validation", monkeypatch=monkeypatch) == 0
+    assert "10 samples, 0 bad" in capsys.readouterr().out
+    assert call(check, out, monkeypatch=monkeypatch) == 2
+
+
+@pytest.mark.slow
+def test_the_commands_run_as_modules(folder):
+    command = [sys.executable, "-m", "wings_jax.data.check", str(folder / "bad.json")]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 1
+    assert "12 samples, 2 bad" in ended.stdout
+    command = [sys.executable, "-m", "wings_jax.data.prepare", str(folder / "good.json")]
+    ended = subprocess.run(
+        [*command, "--out", str(folder / "out")], capture_output=True, text=True, check=False
+    )
+    assert (ended.returncode, ended.stdout.strip()) == (0, f"12 samples written to {folder}/out")

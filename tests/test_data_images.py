@@ -1,0 +1,125 @@
+"""Pictures equal what Hugging Face's processors make of the padded square."""
+
+from __future__ import annotations
+
+import io
+import itertools
+import pathlib
+
+import numpy as np
+import pytest
+import transformers
+from PIL import Image
+
+from wings_jax.data import images, samples
+
+GOLDEN = pathlib.Path(__file__).parents[2] / "shared" / "fixtures" / "siglip_tiny.npz"
+HALF = (0.5, 0.5, 0.5)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+PROCESSORS = {
+    "siglip": (transformers.SiglipImageProcessorPil, HALF, {"size": {"height": 28, "width": 28}}),
+    "clip": (
+        transformers.CLIPImageProcessorPil,
+        CLIP_MEAN,
+        {"size": {"shortest_edge": 28}, "crop_size": {"height": 28, "width": 28}},
+    ),
+}
+
+
+def random_image(width: int, height: int, *, seed: int = 0) -> Image.Image:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+    return Image.fromarray(pixels)
+
+
+@pytest.mark.parametrize("size", [(31, 50), (50, 31), (28, 28), (9, 9), (200, 3), (97, 96)])
+@pytest.mark.parametrize("name", sorted(PROCESSORS))
+def test_equal_to_hugging_face_bit_for_bit(name, size):
+    make, mean, settings = PROCESSORS[name]
+    image = random_image(*size)
+    square = images.pad_to_square(image, mean)
+    ours = images.prepare(image, 28, mean)
+    bare = make(do_rescale=False, do_normalize=False, **settings)
+    theirs = np.asarray(bare(square)["pixel_values"][0])
+    assert ours.dtype == np.uint8
+    assert (ours.transpose(2, 0, 1) == theirs).all()
+
+    full = make(**settings)
+    theirs = np.asarray(full(square)["pixel_values"][0])
+    std = np.array(full.image_std, np.float32)
+    normalised = (ours.astype(np.float32) / 255 - np.array(full.image_mean, np.float32)) / std
+    np.testing.assert_allclose(normalised.transpose(2, 0, 1), theirs, atol=1e-6)
+
+
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the release's golden pictures are not here")
+@pytest.mark.parametrize("number", [0, 1])
+def test_release_golden_pictures(number):
+    golden = np.load(GOLDEN)
+    ours = images.prepare(Image.fromarray(golden[f"image{number}_uint8"]), 28, HALF)
+    normalised = (ours.astype(np.float32) / 255 - 0.5) / 0.5
+    assert np.abs(normalised.transpose(2, 0, 1) - golden[f"image{number}_pixel_values"]).max() == 0
+
+
+def test_padding_is_centred_and_has_the_mean_colour():
+    square = np.asarray(images.pad_to_square(Image.new("RGB", (5, 2), (9, 9, 9)), CLIP_MEAN))
+    grey = [int(255 * part) for part in CLIP_MEAN]
+    assert square.shape == (5, 5, 3)
+    assert (square[1:3] == 9).all()
+    assert (square[[0, 3, 4]] == grey).all()
+
+
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
+def test_every_mode_becomes_rgb(tmp_path, mode):
+    path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
+    random_image(6, 4).convert(mode).save(path)
+    assert (images.load(path).mode, images.load(path).size) == ("RGB", (6, 4))
+
+
+def test_paths_bytes_and_arrays_read_alike(tmp_path):
+    path = tmp_path / "x.png"
+    random_image(6, 4).save(path)
+    as_path, as_bytes = images.load(path), images.load(path.read_bytes())
+    as_array = images.load(np.asarray(random_image(6, 4)))
+    assert as_path.tobytes() == as_bytes.tobytes() == as_array.tobytes()
+
+
+def test_photographs_are_turned_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # turn by 90 degrees
+    file = io.BytesIO()
+    random_image(6, 4).save(file, "jpeg", exif=exif)
+    assert images.load(file.getvalue()).size == (4, 6)
+
+
+def break_file(path: pathlib.Path, kind: str) -> None:
+    random_image(64, 64).save(path)
+    whole = path.read_bytes()
+    if kind == "missing":
+        path.unlink()
+    elif kind == "truncated":
+        path.write_bytes(whole[: len(whole) // 2])
+    elif kind == "damaged":
+        path.write_bytes(whole[:40] + bytes(200) + whole[240:])
+    elif kind == "text":
+        path.write_text("not found")
+    elif kind == "empty":
+        path.write_bytes(b"")
+    else:
+        path.unlink()
+        path.mkdir()
+
+
+BROKEN = [
+    *itertools.product(("missing", "truncated", "text", "empty", "folder"), ("png", "jpg", "webp")),
+    ("damaged", "png"),  # the others have no checksum: damaged pixels decode to something
+]
+
+
+@pytest.mark.parametrize(("kind", "suffix"), BROKEN)
+def test_broken_files_are_named(tmp_path, kind, suffix):
+    path = tmp_path / f"x.{suffix}"
+    break_file(path, kind)
+    with pytest.raises(samples.BadSample, match=f"x.{suffix}") as raised:
+        images.load(path)
+    expected = samples.MISSING_IMAGE if kind == "missing" else samples.UNREADABLE_IMAGE
+    assert raised.value.cause == expected
+    assert "\n" not in str(raised.value)
