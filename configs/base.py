@@ -8,6 +8,8 @@ from ml_collections import config_dict
 
 from wings_jax import config as config_lib
 
+SCENES = "runs/scenes"
+
 # Parameter groups, first match wins. A config names the learning rates; 0 freezes.
 GROUPS = {
     "vision": "vision/.*",
@@ -44,22 +46,32 @@ def groups(config: config_dict.ConfigDict, **learning_rates: float) -> None:
     """Sets the groups: these learning rates, everything else frozen."""
     frozen = dict.fromkeys(("vision", "projector", "llm"), 0.0)
     rates = {**frozen, **learning_rates}
+    named = {name: (GROUPS[name], rates[name]) for name in GROUPS if name in rates}
     with config.unlocked():
-        config.optimizer.groups = {name: GROUPS[name] for name in GROUPS if name in rates}
-        config.optimizer.learning_rates = {name: rates[name] for name in GROUPS if name in rates}
+        config.optimizer.groups = _ordered({name: row[0] for name, row in named.items()})
+        config.optimizer.learning_rates = _ordered({name: row[1] for name, row in named.items()})
 
 
-def source(path: str = "", weight: float = 0.0) -> dict:
+def _ordered(entries: dict) -> config_dict.ConfigDict:
+    return config_dict.ConfigDict(entries, sort_keys=False)
+
+
+def source(path: str = "", images: str = "", weight: float = 0.0) -> dict:
     """Returns one entry of `config.data.sources`."""
-    return {"path": path, "images": "", "weight": weight, "split": "train"}
+    return {"path": path, "images": images, "weight": weight, "split": "train"}
+
+
+def scenes(name: str) -> dict:
+    """Returns the source of one file of the embedded data set."""
+    return source(f"{SCENES}/{name}.json", f"{SCENES}/images")
 
 
 def _tiny(config: config_dict.ConfigDict) -> None:
     config.model.rank = 16
     config.model.router_positions = 1024
-    config.data.scenes = "runs/scenes"
+    config.data.scenes = SCENES
     config.data.sequence_length = 256
-    config.data.images_per_row = 1
+    config.data.images_per_row = 2
     config.batch_size = 32
     config.remat = "none"
     config.loss_chunk = 256

@@ -15,6 +15,6 @@ def get_config(preset: str = "tiny"):
     base.groups(config, projector=1e-3, visual=1e-3)  # the release: 2e-5 for both, batch 256
     if preset == "tiny":
         with config.unlocked():
-            config.data.sources = {"scenes": base.source("runs/scenes/train_stage1.json")}
+            config.data.sources = {"scenes": base.scenes("train_stage1")}
         config.steps = 300
     return config

@@ -23,6 +23,6 @@ def get_config(preset: str = "tiny"):
     )
     if preset == "tiny":
         with config.unlocked():
-            config.data.sources = {"scenes": base.source("runs/scenes/train_stage2.json")}
+            config.data.sources = {"scenes": base.scenes("train_stage2")}
         config.steps = 800
     return config

@@ -51,7 +51,6 @@ def train(run: Run) -> dict[str, Any]:
     started, pending = time.perf_counter(), None
     batches = run.loader.iterate(done) if done < run.steps else iter(())
     try:
-        clock.start()
         for step in range(done + 1, run.steps + 1):
             waits = time.perf_counter()
             batch = next(batches)
@@ -60,7 +59,11 @@ def train(run: Run) -> dict[str, Any]:
             if pending:
                 tell(*pending)
             pending = (step, measured)
-            clock.tick(waited=waited, tokens=_slots(batch) * jax.process_count())
+            if step == done + 1:
+                jax.block_until_ready(measured)
+                clock.start()  # the first step compiles, which says nothing about the others
+            else:
+                clock.tick(waited=waited, tokens=_slots(batch) * jax.process_count())
             if step % config.checkpoint_every == 0:
                 run.writer.save(run.state, step)
             if stop.is_set() and step < run.steps:

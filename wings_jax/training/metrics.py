@@ -58,7 +58,7 @@ class Clock:
     _tokens: int = 0
 
     def start(self) -> None:
-        """Begins to count; call it before the first step."""
+        """Begins to count."""
         self._marks.append((time.perf_counter(), 0.0, 0))
 
     def tick(self, *, waited: float, tokens: int) -> None:
@@ -69,6 +69,8 @@ class Clock:
 
     def read(self, step: int) -> dict[str, float]:
         """Returns tokens_per_s, data_wait (0 to 1), step_s and eta_s (seconds)."""
+        if not self._marks:
+            return dict.fromkeys(("tokens_per_s", "data_wait", "step_s", "eta_s"), 0.0)
         first, last = self._marks[0], self._marks[-1]
         elapsed = max(last[0] - first[0], 1e-9)
         per_step = elapsed / max(len(self._marks) - 1, 1)

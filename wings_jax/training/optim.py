@@ -53,18 +53,17 @@ def make(
         no_decay = re.compile(optimizer.no_decay)
     except re.error as error:
         raise UserError(f"config.optimizer.no_decay: {error}") from error
-    kinds = {
-        path: (labels[path], optimizer.weight_decay if not no_decay.fullmatch(path) else 0.0)
-        for path in trained
-    }
     rates = schedules(optimizer, steps)
+    kinds = {
+        path: f"{labels[path]}{'' if no_decay.fullmatch(path) else '+decay'}" for path in trained
+    }
     transforms = {
         kind: optax.adamw(
-            rates[kind[0]],
+            rates[kind.removesuffix("+decay")],
             b1=optimizer.b1,
             b2=optimizer.b2,
             eps=optimizer.eps,
-            weight_decay=kind[1],
+            weight_decay=optimizer.weight_decay if kind.endswith("+decay") else 0.0,
         )
         for kind in set(kinds.values())
     }

@@ -216,7 +216,10 @@ def start_params(
 
 
 def check_claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
-    """Raises UserError if the workdir belongs to another config, or cannot be written."""
+    """Raises UserError if the workdir holds a run of another config, or cannot be written.
+
+    A run that never came to its first checkpoint leaves nothing worth keeping.
+    """
     note = workdir / "config.json"
     try:
         text = note.read_text(encoding="utf-8")
@@ -224,7 +227,7 @@ def check_claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
         text = None
     except OSError as error:
         raise UserError(f"--workdir: cannot read {note}: {error.strerror}") from error
-    if text is not None:
+    if text is not None and checkpoint.newest(workdir) is not None:
         old = config_lib.build(config_lib.Config, json.loads(text), str(note))
         changed = config_lib.differences(old, config)
         if changed:

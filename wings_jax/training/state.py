@@ -217,5 +217,5 @@ def make_state(
         is_leaf=lambda x: isinstance(x, optax.MaskedNode),
     )
     opt_state = jax.jit(optimizer.init, out_shardings=shardings)(dict(trained))
-    zero = jax.device_put(jnp.zeros((), jnp.int32), replicated)
-    return TrainState(zero, zero, dict(trained), dict(frozen), opt_state)
+    step, skipped = (jax.device_put(np.zeros((), np.int32), replicated) for _ in range(2))
+    return TrainState(step, skipped, dict(trained), dict(frozen), opt_state)
