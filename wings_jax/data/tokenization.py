@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import weakref
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,8 @@ from typing import Any
 import tokenizers
 
 from wings_jax.errors import UserError
+
+_SHORT = 32  # characters
 
 
 class TextTokenizer:
@@ -30,8 +33,7 @@ class TextTokenizer:
         self._backend.encode_special_tokens = True  # sic: read special tokens as ordinary text
         self._backend.no_truncation()
         self._backend.no_padding()
-        # Looked up once for the few fixed strings of the templates in use.
-        self._anchors: dict[str, list[int]] = {}
+        self._short = functools.lru_cache(maxsize=4096)(self._encode)
         self._controls: dict[tuple[str, ...], Mapping[str, int]] = {}
 
     def __getstate__(self) -> str:
@@ -40,21 +42,22 @@ class TextTokenizer:
     def __setstate__(self, rules: str) -> None:
         self._set(rules)
 
-    def encode(self, text: str) -> list[int]:
+    def encode(self, text: str) -> tuple[int, ...]:
         """Returns the ids of `text` alone, no control tokens added or read."""
-        return self._backend.encode(text, add_special_tokens=False).ids if text else []
+        # Templates consist of short strings, and so do many answers.
+        return self._short(text) if len(text) < _SHORT else self._encode(text)
 
-    def encode_after(self, anchor: str, text: str) -> list[int]:
+    def _encode(self, text: str) -> tuple[int, ...]:
+        return tuple(self._backend.encode(text, add_special_tokens=False).ids) if text else ()
+
+    def encode_after(self, anchor: str, text: str) -> tuple[int, ...]:
         """Returns the ids of `text` as it is spelt after `anchor`, apart where they would merge.
 
         Tokenizers may spell a word differently at the start of a text than within it. If the
         two strings share a token at their border, `text` is encoded alone, so that `anchor`'s
         own ids never depend on what follows.
         """
-        if anchor not in self._anchors:
-            self._anchors[anchor] = self.encode(anchor)
-        before = self._anchors[anchor]
-        ids = self.encode(anchor + text)
+        before, ids = self.encode(anchor), self.encode(anchor + text)
         if ids[: len(before)] == before:
             return ids[len(before) :]
         return self.encode(text)
