@@ -100,11 +100,9 @@ def rows(length: int, tokenizer: object, seed: str) -> Iterator[tuple[np.ndarray
         yield tuple(row)
 
 
-def batches(
-    run: LlmRun, tokenizer: object, seed: int
-) -> Iterator[tuple[layout.Layout, np.ndarray]]:
+def batches(run: LlmRun, tokenizer: object) -> Iterator[tuple[layout.Layout, np.ndarray]]:
     """Yields layouts [B,T] and targets i32[B,T]."""
-    sources = {n: rows(n, tokenizer, f"{seed}-{n}") for n in (run.length, run.long)}
+    sources = {n: rows(n, tokenizer, f"{run.seed}-{n}") for n in (run.length, run.long)}
     for step in itertools.count():
         length = run.long if step % 8 == 7 else run.length
         taken = itertools.islice(sources[length], run.slots // length)

@@ -34,9 +34,9 @@ class TowerRun:
     """How the tower is pretrained."""
 
     arch: presets.VisionArch
-    steps: int = 6000
+    steps: int = 3200
     batch: int = 64
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     weight_decay: float = 0.05
     digit_share: float = 0.35
     empty_share: float = 0.15
