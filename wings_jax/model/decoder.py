@@ -9,7 +9,8 @@ For one layer (WINGS, equations 4 and 5, with the paper's semantics made exact):
     x      = x + main + gain * sum_m gate_m wing_m
     x      = x + mlp(RMSNorm(x))
 
-x0 are the layer-0 features: projected image features and token embeddings.
+x0 are the layer-0 features: projected image features and token embeddings. The authors' release
+differs in a few values (`presets.Semantics`), which are named where they are read.
 """
 
 from __future__ import annotations
@@ -70,6 +71,8 @@ class Surroundings:
     positions  i32[B,S]    of the main attention's slots: the router's weights go by them
     learners   Source by learner; one that has no slot to see anywhere may be left out
     classes    f32[B,S,C]  values to probe the main attention with (attention masses), or None
+    wing_table as `table`, for the learners' queries; None where it is the same
+    alone      bool[B,T]   where a learner counts 1 because it alone sees anything; None: nowhere
     """
 
     table: tuple[jax.Array, jax.Array]
@@ -78,6 +81,8 @@ class Surroundings:
     positions: jax.Array
     learners: Mapping[str, Source]
     classes: jax.Array | None = None
+    wing_table: tuple[jax.Array, jax.Array] | None = None
+    alone: jax.Array | None = None
 
 
 def _extend(
@@ -154,7 +159,8 @@ class Learner(nn.Module):
         def residual(name: str, x: jax.Array) -> jax.Array:
             return Projection("BTD,DNH->BTNH", heads, base="identity", rank=rank, name=name)(x)
 
-        q, kept = rope(residual("q", h), around.table), cached
+        q = rope(residual("q", h), around.wing_table or around.table)
+        kept = cached
         if source.x0 is not None:
             x0 = source.x0.astype(h.dtype)
             k = rope(residual("k", x0), source.table)
@@ -230,13 +236,17 @@ class DecoderLayer(nn.Module):
         if around.classes is not None:
             masses = probed[..., -around.classes.shape[-1] :].mean(2)
             self.sow("intermediates", "masses", masses)
-        gates = (gates * (arch.gain * switch)).astype(x.dtype)
+        gates = gates * (arch.gain * switch)
+        if around.alone is not None:
+            gates = jnp.where(around.alone[..., None], switch, gates)
+        gates = gates.astype(x.dtype)
         update = main
+        asking = h if arch.semantics.query == "normed" else x + main
         for m, name in enumerate(arch.learners):
             if name not in around.learners:
                 continue
             learner = Learner(arch, self.kernel, name=name)
-            wing, fresh[name] = learner(h, around, around.learners[name], cached.get(name))
+            wing, fresh[name] = learner(asking, around, around.learners[name], cached.get(name))
             self.sow("intermediates", f"{name}_wing", wing)
             update = update + gates[..., m : m + 1] * wing
         x = x + update
@@ -274,6 +284,25 @@ def switches(arch: WingsArch) -> jax.Array:
     return jnp.zeros(count).at[jnp.asarray(list(carriers), jnp.int32)].set(1.0)
 
 
+def rope_tables(
+    arch: WingsArch, positions: jax.Array
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array] | None]:
+    """Returns cos and sin, f32[B,T,H/2] each, of the LLM, and of the learners if they differ."""
+    llm = arch.decoder
+    table = rope_table(positions, llm.head_dim, llm.rope_theta, llm.rope_scaling)
+    if arch.semantics.scaled_rope or llm.rope_scaling is None:
+        return table, None
+    return table, rope_table(positions, llm.head_dim, llm.rope_theta)
+
+
+def alone(arch: WingsArch, query: Sight, learners: Mapping[str, Source]) -> jax.Array | None:
+    """Returns bool[B,T], where exactly one learner sees anything, if the semantics ask for it."""
+    if not (arch.semantics.lone_weight and learners):
+        return None
+    seeing = [layout_lib.visible(query, source.sight).any(-1) for source in learners.values()]
+    return sum(sees.astype(jnp.int32) for sees in seeing) == 1
+
+
 class Decoder(nn.Module):
     """All layers by one scan; `embed`, `__call__` (features to normed states), `logits`."""
 
@@ -306,15 +335,17 @@ class Decoder(nn.Module):
 
     def __call__(self, x0: jax.Array, rows: Layout, classes: jax.Array | None = None) -> jax.Array:
         """Returns final normed states [B,T,D] in `dtype` of layer-0 features f32[B,T,D]."""
-        arch = self.arch.decoder
-        table = rope_table(rows.positions, arch.head_dim, arch.rope_theta, arch.rope_scaling)
+        table, wing_table = rope_tables(self.arch, rows.positions)
         learners = {
-            name: Source(layout_lib.keys(rows, LEARNERS[name]), None, x0, table)
+            name: Source(layout_lib.keys(rows, LEARNERS[name]), None, x0, wing_table or table)
             for name in self.arch.learners
         }
         main = Source(layout_lib.keys(rows, MAIN))
         query = layout_lib.queries(rows)
-        around = Surroundings(table, query, main, rows.positions, learners, classes)
+        lone = alone(self.arch, query, learners)
+        around = Surroundings(
+            table, query, main, rows.positions, learners, classes, wing_table, lone
+        )
         x = axes.constrain(x0.astype(self.dtype), "BTD")
         x, _ = self._layers(x, (switches(self.arch), None), around)
         return self._norm(x)
