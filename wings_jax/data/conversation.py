@@ -156,15 +156,16 @@ class _Writer:
 
     def __init__(self, tokenizer: tokenization.TextTokenizer, template: Template):
         self.tokenizer = tokenizer
+        self.template = template
         self.controls = tokenizer.controls(template.controls)
-        self.splitter = _splitter(template.controls)
         self.ids: list[int] = []
         self.learned: list[bool] = []
         self.pending = ""
 
     def flush(self) -> None:
-        text, self.pending = self.pending, ""
-        self.put(self.tokenizer.encode(text), learned=False)
+        if self.pending:
+            self.put(self.tokenizer.encode(self.pending), learned=False)
+            self.pending = ""
 
     def put(self, ids: Sequence[int], *, learned: bool) -> None:
         self.ids.extend(ids)
@@ -176,7 +177,7 @@ class _Writer:
 
     def frame(self, text: str, *, learned: bool = False) -> None:
         """Writes a string of the template itself."""
-        for part in filter(None, self.splitter.split(text)):
+        for part in _parts(self.template.controls, text):
             if part in self.controls:
                 self.control(part, learned=learned)
             elif learned:
@@ -193,8 +194,11 @@ class _Writer:
             self.put([IMAGE_ID], learned=False)
             self.pending = part
 
-    def answer(self, anchor: str, text: str) -> None:
+    def answer(self, text: str) -> None:
+        """Writes an answer, spelt as it is after the header's last words."""
         self.flush()
+        header = _parts(self.template.controls, self.template.speakers["gpt"].before)
+        anchor = header[-1] if header and header[-1] not in self.controls else ""
         self.put(self.tokenizer.encode_after(anchor, text), learned=True)
 
     def encoded(self) -> Encoded:
@@ -204,8 +208,10 @@ class _Writer:
 
 
 @functools.lru_cache(maxsize=64)
-def _splitter(controls: tuple[str, ...]) -> re.Pattern:
-    return re.compile("(" + "|".join(map(re.escape, controls)) + ")")
+def _parts(controls: tuple[str, ...], text: str) -> tuple[str, ...]:
+    """Returns a template's string cut into its control tokens and the text between them."""
+    pattern = "(" + "|".join(map(re.escape, controls)) + ")"
+    return tuple(filter(None, re.split(pattern, text)))
 
 
 def encode(
@@ -236,8 +242,7 @@ def encode(
         is_last = number + 1 == len(turns) and not open_answer
         writer.frame(form.before)
         if is_answer:
-            anchor = writer.splitter.split(form.before)[-1]
-            writer.answer(anchor, template.lead + text)
+            writer.answer(template.lead + text)
         elif speaker == "human":
             writer.context(text)
         else:
@@ -334,7 +339,7 @@ def _keep_first(text: str, count: int) -> str:
 
 
 def _turn(turn: Any, strip: bool) -> tuple[str, str]:
-    if not isinstance(turn, Mapping) or not {"from", "value"} <= turn.keys():
+    if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
         detail = f'a turn is {samples.brief(turn)}, not {{"from", "value"}}'
         raise samples.BadSample(samples.MALFORMED, detail)
     speaker, text = turn["from"], turn["value"]

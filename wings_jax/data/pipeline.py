@@ -25,7 +25,7 @@ from wings_jax.errors import UserError
 from wings_jax.model import layout
 
 _LEAST_SEEN = 1000  # the share of bad samples is taken of at least so many (or of all there are)
-_MOST_LOGGED = 1000
+_MOST_LOGGED = 100  # then they are only counted
 
 
 @dataclasses.dataclass(frozen=True)
