@@ -214,8 +214,7 @@ def test_bad_samples_are_left_out_counted_and_logged(tmp_path, file, is_packed, 
     assert {cause: row["count"] for cause, row in counted.items()} == dict.fromkeys(names, 1)
     for cause, name in names.items():
         assert counted[cause]["first"][0].startswith(name)
-    read = [samples.MISSING_IMAGE, samples.UNREADABLE_IMAGE] if is_packed else list(names)
-    assert all(names[cause] in caplog.text for cause in read)
+    assert all(name in caplog.text for name in names.values())
 
 
 def test_a_bad_sample_changes_no_other_row(tmp_path, file):

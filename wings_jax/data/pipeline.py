@@ -227,6 +227,8 @@ class Loader:
         )
         self._survey = tally
         self._stop_if_bad(tally)
+        if tally.bad:
+            logging.warning("left out of the rows: %s", tally.summary(len(samples.CAUSES)))
         draw = np.random.default_rng(self.spec.seed)
         pools = []
         for first, last in spans:
