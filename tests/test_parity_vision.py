@@ -10,8 +10,9 @@ import pytest
 import torch
 import transformers
 
+from wings_jax import tree
 from wings_jax.model import presets, vision
-from wings_jax.weights import hf, rules, store
+from wings_jax.weights import hf, store
 
 SIZES = {
     "hidden_size": 48,
@@ -80,9 +81,9 @@ def test_both_key_styles_and_the_full_models(family: str, tmp_path):
     for style, prefix in (("bare", ""), ("prefixed", "vision_model.")):
         (tmp_path / style).mkdir()
         store.write_shards(tmp_path / style, {prefix + key: t for key, t in bare.items()})
-    first = rules.flatten(hf.load_vision(tmp_path / "v5", arch))
+    first = tree.flatten(hf.load_vision(tmp_path / "v5", arch))
     for style in ("full", "bare", "prefixed"):
-        other = rules.flatten(hf.load_vision(tmp_path / style, arch))
+        other = tree.flatten(hf.load_vision(tmp_path / style, arch))
         assert first.keys() == other.keys()
         for path, array in first.items():
             np.testing.assert_array_equal(array, other[path], err_msg=f"{style} {path}")
@@ -101,6 +102,6 @@ def test_an_exported_tower_opens_in_transformers(family: str, tmp_path):
     np.testing.assert_array_equal(their_features(again, arch, pixels)[-1], features)
     short = presets.vision_from_hf(store.read_config(tmp_path / "ours"), feature_layer=-1)
     assert short == dataclasses.replace(arch, num_layers=3, feature_layer=-1)
-    back = rules.flatten(hf.load_vision(tmp_path / "ours", short))
-    for path, array in rules.flatten(params).items():
+    back = tree.flatten(hf.load_vision(tmp_path / "ours", short))
+    for path, array in tree.flatten(params).items():
         np.testing.assert_array_equal(array, back[path])

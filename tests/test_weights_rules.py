@@ -121,9 +121,3 @@ def test_patterns_must_match():
     for dims in ("A B", "A B <-> A", "A B <-> A C", "A A <-> A A"):
         with pytest.raises(ValueError, match="both sides"):
             rules.parse(dims)
-
-
-def test_trees_and_paths():
-    tree = {"a": {"b": 1, "c": {"d": 2}}, "e": 3}
-    assert rules.flatten(tree) == {"a/b": 1, "a/c/d": 2, "e": 3}
-    assert rules.nest(rules.flatten(tree)) == tree

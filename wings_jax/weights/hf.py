@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from wings_jax import tree
 from wings_jax.model import presets
 from wings_jax.weights import clip, llama, qwen2, rules, siglip, store
 
@@ -126,7 +127,7 @@ def load_llm(
         source=str(directory),
         on_read=on_read,
     )
-    return rules.nest(flat)
+    return tree.nest(flat)
 
 
 def load_vision(
@@ -149,7 +150,7 @@ def load_vision(
         source=str(directory),
         on_read=on_read,
     )
-    return rules.nest(flat)
+    return tree.nest(flat)
 
 
 def save_llm(
@@ -169,7 +170,7 @@ def save_llm(
       config: entries of `config.json` to keep from the model's source.
       tokenizer: directory whose tokenizer files are copied along.
     """
-    tensors = rules.export_tree(decoder_rules(arch), rules.flatten(params), dtype=dtype)
+    tensors = rules.export_tree(decoder_rules(arch), tree.flatten(params), dtype=dtype)
     need = sum(t.nbytes for t in tensors.values())
     with store.new_directory(directory, need_bytes=need) as passing:
         store.write_shards(passing, tensors, max_bytes=max_bytes)
@@ -194,7 +195,7 @@ def save_vision(
     features are the *last* hidden state: `vision_from_hf(config, feature_layer=-1)`.
     """
     table = rules.under(vision_rules(arch), foreign="vision_model.")
-    tensors = rules.export_tree(table, rules.flatten(params), dtype=dtype)
+    tensors = rules.export_tree(table, tree.flatten(params), dtype=dtype)
     need = sum(t.nbytes for t in tensors.values())
     with store.new_directory(directory, need_bytes=need) as passing:
         store.write_shards(passing, tensors)

@@ -363,24 +363,3 @@ def _writer(rule: Rule, array: Any, layer: int, dtype: np.dtype) -> Callable[[],
         return np.ascontiguousarray(rule.to_foreign(own, array.shape).astype(dtype, copy=False))
 
     return load
-
-
-def nest(flat: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested dicts from paths with slashes."""
-    tree: dict[str, Any] = {}
-    for path, leaf in flat.items():
-        *parents, last = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[last] = leaf
-    return tree
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns paths with slashes from nested dicts."""
-    flat: dict[str, Any] = {}
-    for name, node in tree.items():
-        path = f"{prefix}{name}"
-        flat.update(flatten(node, f"{path}/") if isinstance(node, Mapping) else {path: node})
-    return flat

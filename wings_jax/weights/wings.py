@@ -14,6 +14,7 @@ import jax
 import numpy as np
 from flax import linen as nn
 
+from wings_jax import axes, tree
 from wings_jax.model import layout, presets
 from wings_jax.model import wings as model_lib
 from wings_jax.weights import hf, rules
@@ -87,8 +88,13 @@ def release_ignorable(arch: presets.WingsArch) -> tuple[str, ...]:
     return (*hf.decoder_ignorable(arch.decoder), *IGNORABLE, *tower, *unused)
 
 
-def abstract(arch: presets.WingsArch, dtype: Any = np.float32) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns path -> shape of every parameter of the model, by tracing its initialisation."""
+def abstract(
+    arch: presets.WingsArch, dtype: Any = np.float32, *, mesh: jax.sharding.Mesh | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns path -> shape of every parameter of the model, with its sharding where given a mesh.
+
+    Traces the initialisation; nothing is allocated.
+    """
     side, patches = arch.vision.image_size, arch.vision.num_patches
     modality = np.full((1, patches + 1), layout.IMAGE)
     modality[:, -1] = layout.TEXT
@@ -99,5 +105,11 @@ def abstract(arch: presets.WingsArch, dtype: Any = np.float32) -> dict[str, jax.
     def init(key: jax.Array) -> Mapping:
         return model.init(key, batch, method=model_lib.Wings.initialise)["params"]
 
-    flat = rules.flatten(nn.unbox(jax.eval_shape(init, jax.random.key(0))))
-    return {path: jax.ShapeDtypeStruct(leaf.shape, dtype) for path, leaf in flat.items()}
+    boxed = jax.eval_shape(init, jax.random.key(0))
+    specs = tree.flatten(nn.get_partition_spec(boxed))
+    return {
+        path: jax.ShapeDtypeStruct(
+            leaf.shape, dtype, sharding=mesh and axes.sharding_of(mesh, specs[path])
+        )
+        for path, leaf in tree.flatten(nn.unbox(boxed)).items()
+    }
