@@ -201,3 +201,40 @@ def load(
         flat = {path: jnp.asarray(value, dtype) for path, value in flat.items()}
     tokenizer = open_tokenizer(read_tokenizer_files(step))
     return Restored(config, arch, tree.nest(flat), tokenizer, step, number)
+
+
+def write(
+    workdir: str | pathlib.Path,
+    params: Mapping[str, Any],
+    config: config_lib.Config,
+    arch: presets.WingsArch,
+    tokenizer_files: Mapping[str, str],
+    *,
+    hf_config: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes flat parameters alone as step 0 of a workdir, as an import makes them.
+
+    `hf_config` is the `config.json` that the weights came with; an export gives it back.
+    """
+    meta = {
+        "config": config_lib.plain(config),
+        "arch": config_lib.plain(arch),
+        "step": 0,
+        "hf_config": dict(hf_config or {}),
+    }
+    options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
+    with ocp.CheckpointManager(pathlib.Path(workdir).absolute() / FOLDER, options=options) as saver:
+        saver.save(
+            0,
+            args=ocp.args.Composite(
+                params=ocp.args.PyTreeSave(tree.nest(params)),
+                meta=ocp.args.JsonSave(meta),
+                tokenizer=ocp.args.JsonSave(dict(tokenizer_files)),
+            ),
+        )
+
+
+def read_hf_config(step: pathlib.Path) -> dict[str, Any]:
+    """Returns the `config.json` that imported weights came with, {} where they did not."""
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(step / "meta").get("hf_config", {})

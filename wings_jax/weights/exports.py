@@ -55,6 +55,7 @@ def as_llm(
     """
     _check_lora(flat)
     table = rules.under(hf.decoder_rules(arch.decoder), ours="decoder/")
+    _check_whole(table, flat, "an LLM")
     tensors = rules.export_tree(table, flat, dtype=dtype, dropped=BEYOND_LLM)
     return tensors, [path for path in flat if rules.any_match(BEYOND_LLM, path)]
 
@@ -81,7 +82,15 @@ def as_release(
             f"the release's router reads {ROUTER_POSITIONS} positions, "
             f"this model's {arch.router_positions}"
         )
-    return rules.export_tree(wings.release_rules(arch), flat, dtype=dtype)
+    table = wings.release_rules(arch)
+    _check_whole(table, flat, "a checkpoint of the release")
+    return rules.export_tree(table, flat, dtype=dtype)
+
+
+def _check_whole(table: tuple[rules.Rule, ...], flat: Mapping[str, Any], what: str) -> None:
+    missing = {rules.group(rule.ours) for rule in table if rule.ours not in flat}
+    if missing:
+        raise rules.WeightsError(f"{what} needs {rules.names(missing)}, which is not there")
 
 
 def _check_lora(flat: Mapping[str, Any]) -> None:

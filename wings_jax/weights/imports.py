@@ -139,12 +139,17 @@ def _base(
     )
 
 
-def vision_part(directory: str | os.PathLike) -> tuple[presets.VisionArch, Part]:
-    """Returns the architecture of a directory with a SigLIP or CLIP tower, and its part."""
+def vision_arch(directory: str | os.PathLike) -> presets.VisionArch:
+    """Returns the architecture of a directory with a SigLIP or CLIP, from its config files."""
     processor = None
     if (pathlib.Path(directory) / hf.PROCESSOR_FILE).is_file():
         processor = store.read_config(directory, hf.PROCESSOR_FILE)
-    arch = presets.vision_from_hf(store.read_config(directory), processor)
+    return presets.vision_from_hf(store.read_config(directory), processor)
+
+
+def vision_part(directory: str | os.PathLike) -> tuple[presets.VisionArch, Part]:
+    """Returns the architecture of a directory with a SigLIP or CLIP tower, and its part."""
+    arch = vision_arch(directory)
     tensors = hf.vision_tensors(store.open_tensors(directory), str(directory))
     table = rules.under(hf.vision_rules(arch), ours="vision/")
     return arch, Part("tower", str(directory), table, tensors, hf.vision_ignorable(arch))
@@ -170,8 +175,8 @@ def from_release(directory: str | os.PathLike, vision: str | os.PathLike | None 
     """Returns the import of a checkpoint of the authors' release: Wings or their LLaVA.
 
     What it holds decides the architecture: learners, router, rank, projector, tower. With
-    learners the model gets the release's semantics. `vision` is needed where the checkpoint has
-    no tower of a known size.
+    learners the model gets the release's semantics. `vision` is a tower's directory: it fills a
+    checkpoint that has no tower, and names the sizes of one that fits no preset.
     """
     source = str(directory)
     config = store.read_config(directory)
@@ -188,18 +193,20 @@ def from_release(directory: str | os.PathLike, vision: str | os.PathLike | None 
         projector=_projector_kind(tensors, config),
         **_wings_entries(tensors, config, source),
     )
+    has_tower = any(key.startswith(wings.TOWER) for key in tensors)
     parts = []
-    if vision is not None:
-        tensors = {key: t for key, t in tensors.items() if not key.startswith(wings.TOWER)}
+    if has_tower:
+        tower = _known_tower(tensors, source) if vision is None else vision_arch(vision)
+    elif vision is not None:
         tower, tower_part = vision_part(vision)
         parts.append(tower_part)
     else:
-        tower = _known_tower(tensors, source)
+        raise rules.WeightsError(f"{source} holds no vision tower; give its directory as --vision")
     arch = dataclasses.replace(arch, vision=tower)
     table = tuple(
         rule
         for rule in wings.release_rules(arch)
-        if vision is None or not rule.ours.startswith("vision/")
+        if has_tower or not rule.ours.startswith("vision/")
     )
     parts.insert(0, Part("Wings", source, table, tensors, wings.release_ignorable(arch)))
     return Import(arch, tuple(parts), (), config, pathlib.Path(directory))
@@ -254,9 +261,10 @@ def _known_tower(tensors: Mapping, source: str) -> presets.VisionArch:
         deeper = f"encoder.layers.{arch.num_layers}.layer_norm1.weight" in inside
         if fits and not deeper:
             return arch
-    has_tower = any(key.startswith(wings.TOWER) for key in tensors)
-    reason = "a vision tower of no known size" if has_tower else "no vision tower"
-    raise rules.WeightsError(f"{source} holds {reason}; give the tower's directory with --vision")
+    raise rules.WeightsError(
+        f"{source} holds a vision tower of no known size; give a directory with its config.json "
+        "as --vision"
+    )
 
 
 def plan(made: Import, *, dtype: Any = None, mesh: Any = None) -> tuple[list[Step], list[str]]:

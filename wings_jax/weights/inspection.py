@@ -6,12 +6,12 @@ import collections
 import math
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wings_jax.errors import UserError
 from wings_jax.model import presets
-from wings_jax.weights import imports, rules, store, wings
+from wings_jax.weights import hf, imports, rules, store, wings
 
 
 def describe(path: str | os.PathLike, vision: str | os.PathLike | None = None) -> list[str]:
@@ -61,28 +61,39 @@ def _try(reader: Any, *sources: Any) -> list[str]:
 
 
 def _fit(made: imports.Import) -> list[str]:
-    lines = [f"  {line}" for line in arch_lines(made.arch, has_tower=len(made.parts) > 1)]
     try:
         steps, fresh = imports.plan(made)
     except rules.WeightsError as error:
-        return [*lines, f"  does not fit: {error}"]
+        return [*_indented(arch_lines(made.arch)), f"  does not fit: {error}"]
+    return _indented(fit_lines(made, steps, fresh))
+
+
+def fit_lines(
+    made: imports.Import, steps: Sequence[imports.Step], fresh: Sequence[str]
+) -> list[str]:
+    """Returns the architecture, what each part fills, and what stays fresh."""
+    has_tower = any(path.startswith("vision/") for step in steps for path in step.ours)
+    lines = arch_lines(made.arch, has_tower=has_tower)
     for step in steps:
-        lines.append(
-            f"  {step.part.name}: {len(step.plan.made)} of our arrays from "
-            f"{len(step.part.tensors) - len(step.plan.ignored)} tensors"
-        )
+        read = len(step.part.tensors) - len(step.plan.ignored)
+        name = step.part.name
+        lines.append(f"{name}: {read} tensors of {step.part.source} fill {len(step.ours)} arrays")
         if step.plan.ignored:
-            lines.append(f"    left unread: {rules.names(step.plan.ignored)}")
+            lines.append(f"  left unread: {rules.names(step.plan.ignored)}")
     if fresh:
-        groups = sorted({"/".join(path.split("/")[:3]) for path in fresh})
-        lines.append(f"  not in it, fresh in training: {rules.names(groups)}")
+        groups = {rules.group(path) for path in fresh}
+        lines.append(f"not in it, fresh in training: {rules.names(groups)}")
     return lines
+
+
+def _indented(lines: Sequence[str]) -> list[str]:
+    return [f"  {line}" for line in lines]
 
 
 def _tower(path: pathlib.Path) -> list[str]:
     try:
         arch, part = imports.vision_part(path)
-        table = imports.hf.vision_shapes(arch, "float32")
+        table = hf.vision_shapes(arch, "float32")
         ours = {f"vision/{name}": struct for name, struct in table.items()}
         plan = rules.plan_import(
             part.rules, part.tensors, ours, ignorable=part.ignorable, source=str(path)

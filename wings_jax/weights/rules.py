@@ -161,6 +161,12 @@ def names(many: Iterable[str], limit: int = 6) -> str:
     return ", ".join(many[:limit]) + rest
 
 
+def group(path: str) -> str:
+    """Returns the part of the model that one of our paths belongs to, for people."""
+    parts = path.split("/")
+    return "/".join(parts[: 3 if parts[:2] == ["decoder", "layers"] else 1])
+
+
 def any_match(patterns: Iterable[str], name: str) -> bool:
     """Returns whether a regular expression of `patterns` matches the whole name."""
     return any(re.fullmatch(pattern, name) for pattern in patterns)
