@@ -1,0 +1,196 @@
+"""Small random models and rows for the tests of inference, and reading without a cache."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from wings_jax.data import conversation
+from wings_jax.inference import decode, engine, prompts, sampling
+from wings_jax.model import layout, presets
+from wings_jax.model.wings import Wings
+
+VISION = presets.VisionArch(
+    hidden_size=12,
+    num_layers=2,
+    num_heads=2,
+    ffn_size=20,
+    image_size=8,
+    patch_size=4,
+    activation="gelu_pytorch_tanh",
+    norm_eps=1e-6,
+    class_token=False,
+    pre_norm=False,
+    post_norm=False,
+    patch_bias=True,
+    mean=(0.5, 0.5, 0.5),
+    std=(0.5, 0.5, 0.5),
+)
+SLOTS = VISION.num_patches  # 4
+LENGTH, IMAGES = 40, 4  # the shape of rows that are read without a cache
+
+
+def make_arch(*, kv_heads: int = 4, tie: bool = False, scaling=None, **wings) -> presets.WingsArch:
+    decoder = presets.DecoderArch(
+        vocab_size=29,
+        hidden_size=16,
+        num_layers=2,
+        num_heads=4,
+        num_kv_heads=kv_heads,
+        head_dim=4,
+        ffn_size=24,
+        norm_eps=1e-5,
+        rope_theta=100.0,
+        rope_scaling=scaling,
+        max_positions=128,
+        qkv_bias=True,
+        tie_embeddings=tie,
+    )
+    return presets.WingsArch(decoder, VISION, rank=3, router_positions=128, **wings)
+
+
+BOTH = ("visual", "textual")
+ARCHS = {
+    "plain": make_arch(kv_heads=2),
+    "visual": make_arch(learners=("visual",)),
+    "textual": make_arch(learners=("textual",), tie=True),
+    "router": make_arch(learners=BOTH, router=True, gain=2.0),
+    "gqa": make_arch(learners=BOTH, router=True, kv_heads=1),
+    "some_layers": make_arch(learners=BOTH, router=True, kv_heads=2, learner_layers=(1,)),
+    "llama3": make_arch(
+        learners=BOTH, router=True, scaling=presets.RopeScaling("llama3", 8.0, 1.0, 4.0, 32)
+    ),
+}
+
+
+extend = jax.jit(engine.extend, static_argnums=0)
+step = jax.jit(engine.step, static_argnums=0)
+_prefill = jax.jit(
+    lambda spec, weights, chunk, features, slots: engine.prefill(
+        spec, weights, chunk, features, dict(slots)
+    ),
+    static_argnums=(0, 4),
+)
+_encode = jax.jit(engine.encode, static_argnums=0)
+_head = jax.jit(engine.logits, static_argnums=0)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _forward(arch: presets.WingsArch, params, batch: layout.Batch):
+    model = Wings(arch)
+    hidden = model.apply({"params": params}, batch)
+    return model.apply({"params": params}, hidden, method=Wings.logits)
+
+
+def prefill(spec, weights, chunk, features, slots):
+    return _prefill(spec, weights, chunk, features, tuple(slots.items()))
+
+
+def make(arch: presets.WingsArch, *, scale: float = 0.35, seed: int = 0):
+    """Returns spec, weights and nested params with every value random."""
+    rows = layout.make_layout(np.zeros((1, 5), int), np.array([[1, 2, 2, 2, 2]]))
+    batch = layout.Batch(rows, np.zeros((1, 5), np.int32), np.zeros((1, 1, 8, 8, 3), np.uint8))
+    model = Wings(arch)
+    shapes = jax.eval_shape(
+        lambda: nn.unbox(model.init(jax.random.key(0), batch, method=Wings.initialise)["params"])
+    )
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(
+        lambda x: jnp.asarray(rng.normal(0, scale, x.shape).astype(np.float32)), shapes
+    )
+    spec = engine.Spec(arch)
+    return spec, engine.split_layers(params, spec), params
+
+
+def random_rows(arch: presets.WingsArch, shapes: Sequence[str], seed: int) -> list[prompts.Slots]:
+    """Returns rows as "tiit" draws them: t a text slot, each run of "ii" one image of SLOTS."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for shape in shapes:
+        ids, pictures = [], []
+        for letter in shape.replace("ii", "I"):
+            if letter == "I":
+                ids.append(conversation.IMAGE_ID)
+                pictures.append(rng.integers(0, 256, (8, 8, 3), np.uint8))
+            else:
+                ids.append(int(rng.integers(0, arch.decoder.vocab_size)))
+        found.append(prompts.from_ids(ids, pictures, SLOTS))
+    return found
+
+
+def text(ids: Sequence[int]) -> prompts.Slots:
+    return prompts.from_ids(list(ids), [], SLOTS)
+
+
+def join(*parts: prompts.Slots) -> prompts.Slots:
+    """Returns one row made of several."""
+    return prompts.Slots(
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.modality for part in parts]),
+        tuple(picture for part in parts for picture in part.images),
+    )
+
+
+def uncached_logits(spec: engine.Spec, params, rows: Sequence[prompts.Slots]) -> list[np.ndarray]:
+    """Returns f32[n,V] of every row by the training forward, padded to one shape."""
+    tokens, modality = (np.zeros((len(rows), LENGTH), np.int32) for _ in range(2))
+    pictures = np.zeros((len(rows), IMAGES, 8, 8, 3), np.uint8)
+    for index, row in enumerate(rows):
+        tokens[index, : len(row.tokens)] = row.tokens
+        modality[index, : len(row.tokens)] = row.modality
+        pictures[index, : len(row.images)] = np.stack(row.images) if row.images else 0
+    batch = layout.Batch(layout.make_layout(tokens, modality), tokens, pictures)
+    found = np.asarray(_forward(spec.arch, params, batch))
+    return [logits[: len(row.tokens)] for logits, row in zip(found, rows, strict=True)]
+
+
+def uncached_greedy(
+    spec: engine.Spec, params, rows: Sequence[prompts.Slots], steps: int
+) -> list[list[int]]:
+    """Returns greedy ids; everything is read again for every token."""
+    ids: list[list[int]] = [[] for _ in rows]
+    for _ in range(steps):
+        whole = [join(row, text(said)) for row, said in zip(rows, ids, strict=True)]
+        for said, logits in zip(ids, uncached_logits(spec, params, whole), strict=True):
+            said.append(int(logits[-1].argmax()))
+    return ids
+
+
+def make_chunk(spec, weights, rows, starts, *, length):
+    """Returns the chunk of these rows, padded to `length` at least, and encoded features."""
+    pictures = [picture for row in rows for picture in row.images]
+    features = _encode(spec, weights, jnp.asarray(np.stack(pictures))) if pictures else None
+    return prompts.make_chunk(rows, starts, spec.arch, length=length), features
+
+
+def check_slots(spec, weights, hidden, wanted, rows, starts) -> None:
+    """Asserts that states give the wanted logits in the rows' slots."""
+    for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
+        count = len(row.tokens)
+        found = _head(spec, weights, hidden[index, :count])
+        expected = wanted[index][start : start + count]
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+
+
+def greedy(spec, weights, rows, steps: int) -> list[list[int]]:
+    """Returns the greedy ids of a batch by the jitted loop."""
+    starts = np.zeros(len(rows), np.int32)
+    length = max(len(row.tokens) for row in rows)
+    chunk, features = make_chunk(spec, weights, rows, starts, length=length)
+    slots = {"main": length + steps, "textual": length + steps, "visual": 2 * SLOTS}
+    slots = tuple((name, slots[name]) for name in ("main", *spec.arch.learners))
+    names = {"main", *chunk.picks}
+    slots = tuple((name, size) for name, size in slots if name in names)
+    grown, logits = decode.prefill(spec, weights, chunk, features, slots=slots)
+    wishes = [sampling.Sampling(max_new_tokens=steps)] * len(rows)
+    choice = sampling.gather(wishes, spec.arch.decoder.vocab_size)
+    stops = jnp.array([-1])
+    running = decode.begin(logits, choice, stops, None)
+    first = np.asarray(running.tokens)[None]
+    *_, said = decode.decode(spec, weights, grown, running, choice, stops, steps=steps - 1)
+    return np.concatenate([first, said["tokens"]]).T.tolist()

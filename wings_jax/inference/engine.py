@@ -1,0 +1,249 @@
+"""Prefill, extend and step: the model over new slots, given what came before. Pure functions.
+
+They run the same layers as training does, one after the other instead of by a scan: a cache that
+a scan carries is copied at every token. `extend` is the general one, `prefill` begins a memory,
+and `step` appends a token to every row. A prefix's states never depend on what follows, so a
+conversation grown turn by turn equals one that is read at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wings_jax.inference import memory as memory_lib
+from wings_jax.inference.memory import Memory
+from wings_jax.model import attention
+from wings_jax.model.decoder import DecoderLayer, Source, Surroundings
+from wings_jax.model.layers import RMSNorm, rope_table
+from wings_jax.model.layout import IMAGE, NEVER, PADDING, TEXT, Sight
+from wings_jax.model.presets import WingsArch
+from wings_jax.model.wings import Wings
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """What is computed, apart from the weights: static under jit."""
+
+    arch: WingsArch
+    dtype: str = "float32"
+    kernel: str = "auto"
+
+    @property
+    def model(self) -> Wings:
+        return Wings(self.arch, jnp.dtype(self.dtype), self.kernel)
+
+    def learners_of(self, layer: int) -> tuple[str, ...]:
+        """Returns the learners that a layer carries."""
+        carriers = self.arch.learner_layers
+        return self.arch.learners if carriers is None or layer in carriers else ()
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Weights:
+    """Parameters as decoding reads them: the decoder's layers apart, everything else nested."""
+
+    layers: tuple[Mapping[str, Any], ...]
+    rest: Mapping[str, Any]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Chunk:
+    """New slots of B rows, right-padded; decided on the host but for `step`.
+
+    tokens     i32[B,T]    0 where the slot is not text
+    modality   i32[B,T]    PADDING, TEXT or IMAGE
+    positions  i32[B,T]    within the conversation
+    features   i32[B,T]    of an image slot: its row of the encoded features
+    picks      learner -> i32[B,F], the slots of its modality in front, then T for none;
+               a learner without new slots is left out
+    """
+
+    tokens: jax.Array
+    modality: jax.Array
+    positions: jax.Array
+    features: jax.Array
+    picks: Mapping[str, jax.Array]
+
+
+def split_layers(params: Mapping[str, Any], spec: Spec) -> Weights:
+    """Returns nested parameters with the decoder's layers apart, matrices in `spec.dtype`."""
+
+    def cast(path: tuple, x: jax.Array) -> jax.Array:
+        is_matrix = path[-1].key in ("kernel", "a", "b", "embedding")
+        is_router = any(getattr(part, "key", None) == "router" for part in path)
+        return jnp.asarray(x, spec.dtype if is_matrix and not is_router else jnp.float32)
+
+    params = jax.tree_util.tree_map_with_path(cast, dict(params))
+    decoder = dict(params["decoder"])
+    stacked = decoder.pop("layers")
+    layers = tuple(
+        jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(spec.arch.decoder.num_layers)
+    )
+    return Weights(layers, {**params, "decoder": decoder})
+
+
+def encode(spec: Spec, weights: Weights, images: jax.Array) -> jax.Array:
+    """Returns f32[n*P,D], the projected features of images u8[n,h,w,3]."""
+    features = spec.model.apply({"params": weights.rest}, images[None], method=Wings.encode)
+    return features[0].astype(jnp.float32)
+
+
+def logits(spec: Spec, weights: Weights, hidden: jax.Array) -> jax.Array:
+    """Returns f32[B,V] of states [B,D]."""
+    model, params = spec.model, {"params": weights.rest}
+    return model.apply(params, hidden[:, None], method=Wings.logits)[:, 0]
+
+
+def prefill(
+    spec: Spec,
+    weights: Weights,
+    chunk: Chunk,
+    features: jax.Array | None,
+    slots: Mapping[str, int],
+) -> tuple[Memory, jax.Array]:
+    """Returns the memory of new conversations, with `slots` in its caches, and states [B,T,D]."""
+    sights, around = _begin(spec, weights, chunk, features)
+    x, layers = _run(spec, weights, around, _stream(spec, weights, chunk, features), None)
+    layers = tuple(
+        {
+            name: tuple(memory_lib.widen_cache(attention.merge_heads(x), slots[name]) for x in pair)
+            for name, pair in layer.items()
+        }
+        for layer in layers
+    )
+    return (
+        Memory(
+            layers,
+            {name: memory_lib.widen_sight(s, slots[name]) for name, s in sights.items()},
+            jnp.pad(chunk.positions, [(0, 0), (0, slots["main"] - chunk.positions.shape[1])]),
+            {name: jnp.int32(s.order.shape[1]) for name, s in sights.items()},
+            _lengths(chunk),
+        ),
+        x,
+    )
+
+
+def extend(
+    spec: Spec,
+    weights: Weights,
+    memory: Memory,
+    chunk: Chunk,
+    features: jax.Array | None = None,
+) -> tuple[Memory, jax.Array]:
+    """Returns the memory with the new slots entered, and their states [B,T,D].
+
+    The caches must have room for them (`memory.grow`) and one for each learner that has picks.
+    """
+    sights, around = _begin(spec, weights, chunk, features)
+    entered = {
+        name: memory_lib.write_sight(memory.sights[name], fresh, memory.used[name])
+        for name, fresh in sights.items()
+    }
+    entered = {**memory.sights, **entered}
+    positions = jax.lax.dynamic_update_slice_in_dim(
+        memory.positions, chunk.positions, memory.used["main"], axis=1
+    )
+    none = Source(around.main.sight)
+    learners = {
+        name: dataclasses.replace(
+            around.learners.get(name, none), sight=entered[name], start=memory.used[name]
+        )
+        for name in spec.arch.learners
+        if name in entered
+    }
+    main = Source(entered["main"], memory.used["main"])
+    around = dataclasses.replace(around, main=main, positions=positions, learners=learners)
+    x, layers = _run(spec, weights, around, _stream(spec, weights, chunk, features), memory.layers)
+    used = {
+        name: before + (sights[name].order.shape[1] if name in sights else 0)
+        for name, before in memory.used.items()
+    }
+    lengths = jnp.maximum(memory.lengths, _lengths(chunk))
+    return Memory(layers, entered, positions, used, lengths), x
+
+
+def step(
+    spec: Spec, weights: Weights, memory: Memory, tokens: jax.Array, active: jax.Array
+) -> tuple[Memory, jax.Array]:
+    """Returns the memory with a token i32[B] appended to the active rows bool[B], and f32[B,V]."""
+    column = active[:, None]
+    nowhere = jnp.zeros(column.shape, jnp.int32)
+    chunk = Chunk(
+        tokens=tokens[:, None],
+        modality=jnp.where(column, TEXT, PADDING),
+        positions=jnp.where(column, memory.lengths[:, None], 0),
+        features=nowhere,
+        picks={"textual": jnp.where(column, 0, 1)} if "textual" in spec.arch.learners else {},
+    )
+    memory, hidden = extend(spec, weights, memory, chunk)
+    return memory, logits(spec, weights, hidden[:, 0])
+
+
+def _lengths(chunk: Chunk) -> jax.Array:
+    used = chunk.modality != PADDING
+    return jnp.where(used, chunk.positions + 1, 0).max(1)
+
+
+def _stream(spec: Spec, weights: Weights, chunk: Chunk, features: jax.Array | None) -> jax.Array:
+    """Returns layer-0 features f32[B,T,D]: encoded images in image slots, else embeddings."""
+    x0 = spec.model.apply(
+        {"params": weights.rest}, chunk.tokens, method=lambda m, tokens: m.decoder.embed(tokens)
+    )
+    if features is None:
+        return x0
+    is_image = (chunk.modality == IMAGE)[..., None]
+    return jnp.where(is_image, features[chunk.features], x0)
+
+
+def _begin(
+    spec: Spec, weights: Weights, chunk: Chunk, features: jax.Array | None
+) -> tuple[dict[str, Sight], Surroundings]:
+    """Returns how the new slots are seen by each attention, and their surroundings."""
+    arch = spec.arch.decoder
+
+    def table_at(positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+        return rope_table(positions, arch.head_dim, arch.rope_theta, arch.rope_scaling)
+
+    def take(x: jax.Array, picks: jax.Array, fill: int = 0) -> jax.Array:
+        return jax.vmap(lambda row, i: row.at[i].get(mode="fill", fill_value=fill))(x, picks)
+
+    segments = (chunk.modality != PADDING).astype(jnp.int32)
+    order = jnp.where(segments == 1, chunk.positions, NEVER)
+    sights = {"main": Sight(segments, order)}
+    learners = {}
+    x0 = _stream(spec, weights, chunk, features)
+    for name, picks in chunk.picks.items():
+        positions = take(chunk.positions, picks)
+        sights[name] = Sight(take(segments, picks), take(order, picks, NEVER))
+        learners[name] = Source(sights[name], None, take(x0, picks), table_at(positions))
+    query = Sight(segments, chunk.positions)
+    table = table_at(chunk.positions)
+    main = Source(sights["main"])
+    return sights, Surroundings(table, query, main, chunk.positions, learners)
+
+
+def _run(
+    spec: Spec,
+    weights: Weights,
+    around: Surroundings,
+    x0: jax.Array,
+    caches: tuple | None,
+) -> tuple[jax.Array, tuple]:
+    """Returns final normed states [B,T,D], and every layer's keys and values."""
+    x, made = x0.astype(spec.dtype), []
+    layer = DecoderLayer(spec.arch, spec.kernel)
+    for index, params in enumerate(weights.layers):
+        carried = {n: around.learners[n] for n in spec.learners_of(index) if n in around.learners}
+        here = dataclasses.replace(around, learners=carried)
+        cache = {} if caches is None else caches[index]
+        x, fresh = layer.apply({"params": params}, x, (1.0, cache), here)
+        made.append({**cache, **fresh})
+    norm = RMSNorm(spec.arch.decoder.norm_eps)
+    return norm.apply({"params": weights.rest["decoder"]["norm"]}, x), tuple(made)
