@@ -72,9 +72,7 @@ def as_release(
     if arch.learners not in ((), ("visual",), ("visual", "textual")):
         raise rules.WeightsError(f"the release has no models with learners {arch.learners}")
     if arch.router != (len(arch.learners) == 2):
-        raise rules.WeightsError(
-            "the release has a router where, and only where, both learners are"
-        )
+        raise rules.WeightsError("the release has a router exactly where it has both learners")
     if arch.learner_layers is not None:
         raise rules.WeightsError("the release cannot load learners on some layers only")
     if arch.router and arch.router_positions != ROUTER_POSITIONS:

@@ -1,0 +1,111 @@
+"""Small checkpoints as PyTorch users have them, made once, and the command line in this process."""
+
+from __future__ import annotations
+
+import atexit
+import functools
+import pathlib
+import shutil
+import tempfile
+
+import ml_dtypes
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+
+from wings_jax import convert, errors
+from wings_jax.model import presets
+from wings_jax.weights import exports, hf, rules, store, wings
+
+RANK = 4
+LLM = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
+VISION = {
+    "hidden_size": 16,
+    "intermediate_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 2,
+    "image_size": 28,
+    "patch_size": 14,
+}
+
+
+def save_tokenizer(directory: pathlib.Path) -> None:
+    """A byte-level vocabulary with ChatML's control tokens: 259 tokens."""
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {letter: i for i, letter in enumerate(letters)}
+    backend = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=[]))
+    backend.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = tokenizers.decoders.ByteLevel()
+    backend.add_special_tokens(["<|endoftext|>", "<|im_start|>", "<|im_end|>"])
+    fast = transformers.PreTrainedTokenizerFast(
+        tokenizer_object=backend, eos_token="<|im_end|>", pad_token="<|endoftext|>"
+    )
+    fast.save_pretrained(directory)
+
+
+def save_random(model, directory: pathlib.Path, **options) -> None:
+    torch.manual_seed(5)
+    for name, value in model.named_parameters():
+        torch.nn.init.normal_(value, 1.0 if "norm" in name else 0.0, 0.15)
+    model.to(torch.bfloat16).save_pretrained(directory, **options)
+
+
+@functools.cache
+def sources() -> pathlib.Path:
+    """llm, tower, clip (bfloat16), and release checkpoints of both stages and of LLaVA."""
+    root = pathlib.Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, root)
+    config = transformers.Qwen2Config(**LLM, tie_word_embeddings=False)
+    save_random(transformers.Qwen2ForCausalLM(config), root / "llm", max_shard_size="20KB")
+    save_tokenizer(root / "llm")
+    tower = transformers.SiglipVisionModel(transformers.SiglipVisionConfig(**VISION))
+    save_random(tower, root / "tower")
+    clip = transformers.CLIPVisionModel(
+        transformers.CLIPVisionConfig(**VISION | {"hidden_size": 8})
+    )
+    save_random(clip, root / "clip")
+    for name, entries in {
+        "wings_stage2": {"learners": ("visual", "textual"), "router": True},
+        "wings_stage1": {"learners": ("visual",)},
+        "llava": {},
+    }.items():
+        save_release(root, name, **entries)
+    return root
+
+
+def save_release(root: pathlib.Path, name: str, **entries) -> None:
+    """Random weights in the release's layout, in two shards; stage 1 has idle textual learners."""
+    decoder = presets.decoder_from_hf(store.read_config(root / "llm"))
+    vision = presets.vision_from_hf(store.read_config(root / "tower"))
+    arch = presets.WingsArch(decoder, vision, rank=RANK, **entries)
+    rng = np.random.default_rng(7)
+    flat = {
+        path: rng.normal(0, 0.2, struct.shape).astype(ml_dtypes.bfloat16)
+        for path, struct in wings.abstract(arch).items()
+    }
+    tensors = rules.export_tree(wings.release_rules(arch), flat)
+    if entries.get("learners") == ("visual",):
+        tensors |= {k.replace("attn_pool", "attn_t_pool"): t for k, t in tensors.items()}
+    family = "wings_qwen2" if entries else "llava_qwen2"
+    config = {**hf.llm_config(decoder), "model_type": family, "system_prompt_length": 9}
+    config |= {"lora_dim": RANK, "mm_projector_type": "mlp2x_gelu", "mm_vision_tower": "some/where"}
+    files = {
+        file.name: file.read_text() for file in (root / "llm").glob("*token*") if file.is_file()
+    }
+    exports.write(root / name, tensors, config, files, max_bytes=150_000)
+
+
+def run(*arguments: object) -> None:
+    """Runs the command line in this process."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["convert", *map(str, arguments)])
+        errors.entry("wings_jax.convert", convert.main)
