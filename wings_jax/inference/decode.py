@@ -40,6 +40,16 @@ class Running:
 encode = jax.jit(engine.encode, static_argnums=0)
 compact = jax.jit(memory.compact, donate_argnums=0)
 forget = jax.jit(memory.forget, donate_argnums=0)
+insert = jax.jit(memory.insert, donate_argnums=0)
+grow = jax.jit(
+    lambda before, slots: memory.grow(before, dict(slots)), static_argnums=1, donate_argnums=0
+)
+
+
+@jax.jit
+def put(running: Running, guests: Running, rows: jax.Array) -> Running:
+    """Returns the answers with guest g in place of row `rows[g]`; past the end: nowhere."""
+    return jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), running, guests)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "slots"))

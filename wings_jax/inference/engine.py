@@ -17,10 +17,10 @@ import jax.numpy as jnp
 
 from wings_jax.inference import memory as memory_lib
 from wings_jax.inference.memory import Memory
-from wings_jax.model import attention
+from wings_jax.model import attention, decoder
 from wings_jax.model.decoder import DecoderLayer, Source, Surroundings
-from wings_jax.model.layers import RMSNorm, rope_table
-from wings_jax.model.layout import IMAGE, NEVER, PADDING, TEXT, Sight
+from wings_jax.model.layers import RMSNorm
+from wings_jax.model.layout import IMAGE, LEARNERS, MAIN, NEVER, PADDING, TEXT, Sight
 from wings_jax.model.presets import WingsArch
 from wings_jax.model.wings import Wings
 
@@ -60,6 +60,7 @@ class Chunk:
     tokens     i32[B,T]    0 where the slot is not text
     modality   i32[B,T]    PADDING, TEXT or IMAGE
     positions  i32[B,T]    within the conversation
+    orders     i32[B,T,3]  from which position on each attention sees the slot (`layout`)
     features   i32[B,T]    of an image slot: its row of the encoded features
     picks      learner -> i32[B,F], the slots of its modality in front, then T for none;
                a learner without new slots is left out
@@ -68,6 +69,7 @@ class Chunk:
     tokens: jax.Array
     modality: jax.Array
     positions: jax.Array
+    orders: jax.Array
     features: jax.Array
     picks: Mapping[str, jax.Array]
 
@@ -81,12 +83,12 @@ def split_layers(params: Mapping[str, Any], spec: Spec) -> Weights:
         return jnp.asarray(x, spec.dtype if is_matrix and not is_router else jnp.float32)
 
     params = jax.tree_util.tree_map_with_path(cast, dict(params))
-    decoder = dict(params["decoder"])
-    stacked = decoder.pop("layers")
+    above = dict(params["decoder"])
+    stacked = above.pop("layers")
     layers = tuple(
         jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(spec.arch.decoder.num_layers)
     )
-    return Weights(layers, {**params, "decoder": decoder})
+    return Weights(layers, {**params, "decoder": above})
 
 
 def encode(spec: Spec, weights: Weights, images: jax.Array) -> jax.Array:
@@ -109,8 +111,9 @@ def prefill(
     slots: Mapping[str, int],
 ) -> tuple[Memory, jax.Array]:
     """Returns the memory of new conversations, with `slots` in its caches, and states [B,T,D]."""
-    sights, around = _begin(spec, weights, chunk, features)
-    x, layers = _run(spec, weights, around, _stream(spec, weights, chunk, features), None)
+    x0 = _stream(spec, weights, chunk, features)
+    sights, around = _begin(spec, chunk, x0)
+    x, layers = _run(spec, weights, around, x0, None)
     layers = tuple(
         {
             name: tuple(memory_lib.widen_cache(attention.merge_heads(x), slots[name]) for x in pair)
@@ -141,26 +144,30 @@ def extend(
 
     The caches must have room for them (`memory.grow`) and one for each learner that has picks.
     """
-    sights, around = _begin(spec, weights, chunk, features)
-    entered = {
-        name: memory_lib.write_sight(memory.sights[name], fresh, memory.used[name])
-        for name, fresh in sights.items()
-    }
-    entered = {**memory.sights, **entered}
+    x0 = _stream(spec, weights, chunk, features)
+    sights, around = _begin(spec, chunk, x0)
+    entered = dict(memory.sights)
+    for name, fresh in sights.items():
+        entered[name] = memory_lib.write_sight(entered[name], fresh, memory.used[name])
     positions = jax.lax.dynamic_update_slice_in_dim(
         memory.positions, chunk.positions, memory.used["main"], axis=1
     )
-    none = Source(around.main.sight)
+    silent = Source(around.main.sight)
     learners = {
         name: dataclasses.replace(
-            around.learners.get(name, none), sight=entered[name], start=memory.used[name]
+            around.learners.get(name, silent), sight=entered[name], start=memory.used[name]
         )
         for name in spec.arch.learners
         if name in entered
     }
-    main = Source(entered["main"], memory.used["main"])
-    around = dataclasses.replace(around, main=main, positions=positions, learners=learners)
-    x, layers = _run(spec, weights, around, _stream(spec, weights, chunk, features), memory.layers)
+    around = dataclasses.replace(
+        around,
+        main=Source(entered["main"], memory.used["main"]),
+        positions=positions,
+        learners=learners,
+        alone=decoder.alone(spec.arch, around.query, learners),
+    )
+    x, layers = _run(spec, weights, around, x0, memory.layers)
     used = {
         name: before + (sights[name].order.shape[1] if name in sights else 0)
         for name, before in memory.used.items()
@@ -175,10 +182,13 @@ def step(
     """Returns the memory with a token i32[B] appended to the active rows bool[B], and f32[B,V]."""
     column = active[:, None]
     nowhere = jnp.zeros(column.shape, jnp.int32)
+    positions = jnp.where(column, memory.lengths[:, None], 0)
+    order = jnp.where(column, positions, NEVER)
     chunk = Chunk(
         tokens=tokens[:, None],
         modality=jnp.where(column, TEXT, PADDING),
-        positions=jnp.where(column, memory.lengths[:, None], 0),
+        positions=positions,
+        orders=jnp.stack([order, jnp.full_like(order, NEVER), order], axis=-1),
         features=nowhere,
         picks={"textual": jnp.where(column, 0, 1)} if "textual" in spec.arch.learners else {},
     )
@@ -202,31 +212,31 @@ def _stream(spec: Spec, weights: Weights, chunk: Chunk, features: jax.Array | No
     return jnp.where(is_image, features[chunk.features], x0)
 
 
-def _begin(
-    spec: Spec, weights: Weights, chunk: Chunk, features: jax.Array | None
-) -> tuple[dict[str, Sight], Surroundings]:
+def _begin(spec: Spec, chunk: Chunk, x0: jax.Array) -> tuple[dict[str, Sight], Surroundings]:
     """Returns how the new slots are seen by each attention, and their surroundings."""
-    arch = spec.arch.decoder
-
-    def table_at(positions: jax.Array) -> tuple[jax.Array, jax.Array]:
-        return rope_table(positions, arch.head_dim, arch.rope_theta, arch.rope_scaling)
 
     def take(x: jax.Array, picks: jax.Array, fill: int = 0) -> jax.Array:
         return jax.vmap(lambda row, i: row.at[i].get(mode="fill", fill_value=fill))(x, picks)
 
     segments = (chunk.modality != PADDING).astype(jnp.int32)
-    order = jnp.where(segments == 1, chunk.positions, NEVER)
-    sights = {"main": Sight(segments, order)}
+    sights = {"main": Sight(segments, chunk.orders[..., MAIN])}
     learners = {}
-    x0 = _stream(spec, weights, chunk, features)
     for name, picks in chunk.picks.items():
-        positions = take(chunk.positions, picks)
-        sights[name] = Sight(take(segments, picks), take(order, picks, NEVER))
-        learners[name] = Source(sights[name], None, take(x0, picks), table_at(positions))
+        order = take(chunk.orders[..., LEARNERS[name]], picks, NEVER)
+        sights[name] = Sight(take(segments, picks), order)
+        llm, own = decoder.rope_tables(spec.arch, take(chunk.positions, picks))
+        learners[name] = Source(sights[name], None, take(x0, picks), own or llm)
     query = Sight(segments, chunk.positions)
-    table = table_at(chunk.positions)
-    main = Source(sights["main"])
-    return sights, Surroundings(table, query, main, chunk.positions, learners)
+    table, wing_table = decoder.rope_tables(spec.arch, chunk.positions)
+    return sights, Surroundings(
+        table,
+        query,
+        Source(sights["main"]),
+        chunk.positions,
+        learners,
+        wing_table=wing_table,
+        alone=decoder.alone(spec.arch, query, learners),
+    )
 
 
 def _run(

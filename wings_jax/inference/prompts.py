@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from wings_jax.data import conversation
+from wings_jax.data import conversation, samples
+from wings_jax.data import images as image_files
+from wings_jax.errors import UserError
 from wings_jax.inference.engine import Chunk
+from wings_jax.inference.sampling import Sampling
 from wings_jax.model import layout
 from wings_jax.model.layout import LEARNERS, VISUAL
 from wings_jax.model.presets import WingsArch
@@ -26,6 +31,9 @@ class Slots:
     tokens: np.ndarray
     modality: np.ndarray
     images: tuple[np.ndarray, ...] = ()
+
+
+EMPTY = Slots(np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
 def from_ids(ids: Sequence[int], images: Sequence[np.ndarray], image_slots: int) -> Slots:
@@ -51,7 +59,8 @@ def make_chunk(
       images: slots for how many images a row's visual part has; by default for the most of any
         row. The textual part has `length` slots.
 
-    The features of all pictures are expected in the order of the rows.
+    The features of all pictures are expected in the order of the rows. With the release's
+    semantics a row that has an image must be whole: it cannot be extended.
     """
     shape = (len(rows), length)
     tokens, modality = (np.zeros(shape, np.int32) for _ in range(2))
@@ -73,9 +82,19 @@ def make_chunk(
         tokens,
         modality,
         positions.astype(np.int32),
+        _orders(positions, modality, used, arch),
         np.where(is_image, features, 0).astype(np.int32),
         picks,
     )
+
+
+def _orders(
+    positions: np.ndarray, modality: np.ndarray, used: np.ndarray, arch: WingsArch
+) -> np.ndarray:
+    prompt_length = arch.semantics.prompt_length
+    if prompt_length is None:
+        return layout.paper_orders(positions, modality)
+    return layout.release_orders(positions, modality, used.astype(np.int32), prompt_length)
 
 
 def _pick(chosen: np.ndarray, width: int) -> np.ndarray:
@@ -84,3 +103,108 @@ def _pick(chosen: np.ndarray, width: int) -> np.ndarray:
     index = np.sort(index, axis=1)[:, :width]
     short = ((0, 0), (0, width - index.shape[1]))
     return np.pad(index, short, constant_values=chosen.shape[1]).astype(np.int32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What is asked. The last turn is a human's; the answer follows.
+
+    conversations  turns {"from": system|human|gpt, "value": text} with `<image>` where an image
+                   stands; or a text, for a single human turn
+    images         what `data.images.load` reads, or PIL images, in the order of the markers; one
+                   image without a marker stands in front of the last human turn
+    sampling       how the answer is drawn; None for the generator's default
+    """
+
+    conversations: Sequence[Mapping[str, str]] | str
+    images: Sequence[Any] = ()
+    sampling: Sampling | None = None
+
+    @property
+    def turns(self) -> Sequence[Mapping[str, str]]:
+        """Returns the conversation as turns."""
+        if isinstance(self.conversations, str):
+            return [{"from": "human", "value": self.conversations}]
+        return self.conversations
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Reads requests into slots, for one model.
+
+    tokenizer, template  as in `conversation.encode`
+    """
+
+    arch: WingsArch
+    tokenizer: Any
+    template: conversation.Template
+
+    @property
+    def limit(self) -> int:
+        """Returns the longest conversation that the model can read, in slots."""
+        llm = self.arch.decoder.max_positions
+        return min(llm, self.arch.router_positions) if self.arch.router else llm
+
+    def read(self, request: Request) -> Slots:
+        """Returns the slots of a request up to the open answer; its images are not loaded yet.
+
+        Raises:
+          UserError: an empty prompt, markers and images that disagree, malformed turns, or more
+            slots than the model can read.
+        """
+        turns = request.turns
+        sample = samples.Sample("", tuple(request.images), turns)
+        turns = conversation.normalise(sample, needs_answer=False)
+        last = turns[-1]
+        if last["from"] == "gpt":
+            raise UserError("the last turn is an answer: there is nothing to answer")
+        if not any(turn["value"].strip() for turn in turns if turn["from"] == "human"):
+            raise UserError("the prompt is empty")
+        encoded = conversation.encode(turns, self.tokenizer, self.template, open_answer=True)
+        slots = from_ids(encoded.ids, (), self.arch.vision.num_patches)
+        self.check(len(slots.tokens), len(request.images))
+        return slots
+
+    def check(self, length: int, images: int = 0) -> None:
+        """Raises UserError if a prompt of `length` slots leaves no room for an answer."""
+        if length < self.limit:
+            return
+        of_images = images * self.arch.vision.num_patches
+        counted = f" ({of_images} of them for {images} image(s))" if images else ""
+        raise UserError(
+            f"the prompt takes {length} slots{counted}, the model reads at most "
+            f"{self.limit - 1} before an answer: {length - self.limit + 1} too many"
+        )
+
+    def load(self, images: Sequence[Any]) -> tuple[np.ndarray, ...]:
+        """Returns the pictures as the tower reads them, u8[h,w,3] each."""
+        vision = self.arch.vision
+        return tuple(
+            image_files.prepare(
+                image.convert("RGB") if isinstance(image, Image.Image) else image_files.load(image),
+                vision.image_size,
+                vision.mean,
+            )
+            for image in images
+        )
+
+
+def seen(rows: Sequence[Slots], arch: WingsArch) -> np.ndarray:
+    """Returns bool[B,V]: the tokens that each row has."""
+    found = np.zeros((len(rows), arch.decoder.vocab_size), bool)
+    for index, row in enumerate(rows):
+        found[index, row.tokens[row.modality == layout.TEXT]] = True
+    return found
+
+
+def bucket(length: int) -> int:
+    """Returns the next of 16, 24, 32, 48, 64, 96, ...: few shapes, few compilations."""
+    size = 16
+    while size < length:
+        size = size * 3 // 2 if size & (size - 1) == 0 else size * 4 // 3
+    return size
+
+
+def power(count: int) -> int:
+    """Returns the next power of two; 0 for 0."""
+    return 1 << (count - 1).bit_length() if count else 0

@@ -1,0 +1,234 @@
+"""Many requests through few rows: a finished row is taken over by the next request.
+
+Requests are sorted by length, so that what is padded together belongs together. All rows write
+at the same slot (`memory`), so a row that was taken over leaves empty slots behind; when the
+caches are full, `compact` moves them out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from wings_jax.errors import UserError
+from wings_jax.inference import decode, prompts, sampling
+from wings_jax.inference.decode import Running
+from wings_jax.inference.engine import Spec, Weights
+from wings_jax.inference.memory import Memory
+from wings_jax.inference.prompts import Slots
+from wings_jax.inference.sampling import Sampling
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A request that waits for its row.
+
+    index     which request it is
+    slots     its prompt, without pictures
+    images    how many it has
+    load      returns the pictures, or raises UserError
+    sampling  how it is answered
+    ended     says whether text that ends an answer has been written, given its tokens
+    """
+
+    index: int
+    slots: Slots
+    images: int
+    load: Callable[[], Sequence[np.ndarray]]
+    sampling: Sampling
+    ended: Callable[[Sequence[int]], bool] | None = None
+
+
+@dataclasses.dataclass
+class Draft:
+    """The answer of a task so far."""
+
+    task: Task
+    tokens: list[int] = dataclasses.field(default_factory=list)
+    logprobs: list[float] = dataclasses.field(default_factory=list)
+
+    def take(self, said: Mapping[str, np.ndarray], row: int, count: int) -> None:
+        """Adds the first `count` tokens of a row of what was said."""
+        self.tokens += said["tokens"][:count, row].tolist()
+        self.logprobs += said["logprobs"][:count, row].tolist()
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Rows and shapes of a batch.
+
+    rows    B
+    steps   tokens between two looks at the rows
+    stops   token ids that end an answer
+    """
+
+    rows: int = 16
+    steps: int = 16
+    stops: tuple[int, ...] = ()
+
+
+def groups(tasks: Sequence[Task], rows: int) -> list[list[Task]]:
+    """Returns the tasks by bucket of length, shortest first; a small group joins the next one."""
+    ordered = sorted(tasks, key=lambda t: (len(t.slots.tokens), t.images, t.index))
+    found: list[list[Task]] = []
+    for task in ordered:
+        size = prompts.bucket(len(task.slots.tokens))
+        is_same = found and prompts.bucket(len(found[-1][-1].slots.tokens)) == size
+        if is_same or (found and len(found[-1]) < 4 * rows):
+            found[-1].append(task)
+        else:
+            found.append([task])
+    return found
+
+
+def run(
+    spec: Spec, weights: Weights, tasks: Sequence[Task], plan: Plan
+) -> Iterator[tuple[Task, Draft | UserError]]:
+    """Yields every task with its answer, or with the reason why there is none, as they end."""
+    for group in groups(tasks, plan.rows):
+        yield from _Rows(spec, weights, group, plan).run()
+
+
+class _Rows:
+    """The rows of one group, whose caches and compiled shapes they share."""
+
+    def __init__(self, spec: Spec, weights: Weights, tasks: Sequence[Task], plan: Plan):
+        self.spec, self.weights = spec, weights
+        self.waiting = list(reversed(tasks))
+        self.count = min(plan.rows, prompts.power(len(tasks)))
+        self.stops = np.asarray(plan.stops or (-1,), np.int32)
+        most = max(task.sampling.max_new_tokens for task in tasks)
+        self.steps = min(plan.steps, prompts.bucket(most))
+        self.images = prompts.power(max(task.images for task in tasks))
+        self.length = prompts.bucket(max(len(task.slots.tokens) for task in tasks))
+        self.capacity = self.length + prompts.bucket(most + self.steps)
+        wishes = [task.sampling for task in tasks]
+        self.wishes = sampling.gather(wishes, spec.arch.decoder.vocab_size)
+        self.place = {task.index: place for place, task in enumerate(tasks)}
+        self.drafts: list[Draft | None] = [None] * self.count
+        self.refused: list[tuple[Task, UserError]] = []
+        self.memory: Memory | None = None
+        self.running: Running | None = None
+
+    def run(self) -> Iterator[tuple[Task, Draft | UserError]]:
+        """Yields tasks as they end."""
+        while self.waiting or any(self.drafts):
+            self.admit()
+            yield from self.leave()
+            if any(self.drafts):
+                self.go_on()
+                yield from self.leave()
+
+    def admit(self) -> None:
+        """Gives free rows to those who wait, once it is worth a prefill."""
+        free = [row for row, draft in enumerate(self.drafts) if draft is None]
+        if not self.waiting or 4 * len(free) < self.count:
+            return
+        is_whole = len(free) == self.count
+        guests = self.take(self.count if is_whole else max(1, self.count // 4))
+        if not guests:
+            return
+        if is_whole:
+            self.memory, self.running = self.prefill(guests, self.count, self.capacity)
+        else:
+            size = max(1, self.count // 4)
+            grown, running = self.prefill(guests, size, self.length)
+            rows = np.full(size, self.count, np.int32)
+            rows[: len(guests)] = free[: len(guests)]
+            self.memory = decode.insert(self.memory, grown, rows)
+            self.running = decode.put(self.running, running, rows)
+        chosen = {
+            "tokens": np.asarray(self.running.tokens)[None],
+            "logprobs": np.asarray(self.running.logprobs)[None],
+        }
+        for row, (task, _) in zip(free, guests, strict=False):
+            self.drafts[row] = Draft(task)
+            self.drafts[row].take(chosen, row, 1)
+
+    def take(self, size: int) -> list[tuple[Task, Slots]]:
+        """Returns up to `size` tasks that wait, with their pictures; bad ones are refused."""
+        taken: list[tuple[Task, Slots]] = []
+        while self.waiting and len(taken) < size:
+            task = self.waiting.pop()
+            try:
+                taken.append((task, dataclasses.replace(task.slots, images=tuple(task.load()))))
+            except UserError as error:
+                self.refused.append((task, error))
+        return taken
+
+    def prefill(
+        self, guests: Sequence[tuple[Task, Slots]], size: int, room: int
+    ) -> tuple[Memory, Running]:
+        """Returns the memory, of `size` rows and `room` slots, and first tokens of new tasks."""
+        arch = self.spec.arch
+        rows = [slots for _, slots in guests] + [prompts.EMPTY] * (size - len(guests))
+        starts = np.zeros(size, np.int32)
+        chunk = prompts.make_chunk(rows, starts, arch, length=self.length, images=self.images)
+        features = encode(self.spec, self.weights, [x for row in rows for x in row.images])
+        slots = {name: picks.shape[1] for name, picks in chunk.picks.items()} | {"main": room}
+        slots |= {"textual": room} if "textual" in slots else {}
+        slots = tuple(sorted(slots.items()))
+        grown, logits = decode.prefill(self.spec, self.weights, chunk, features, slots=slots)
+        choice = self.choice([self.place[task.index] for task, _ in guests], size)
+        seen = prompts.seen(rows, arch) if choice.penalty is not None else None
+        return grown, decode.begin(logits, choice, self.stops, seen)
+
+    def choice(self, places: Sequence[int], size: int) -> sampling.Choice:
+        """Returns the wishes of tasks by place, in `size` rows; a row without a task is done."""
+        index = np.zeros(size, np.int32)
+        index[: len(places)] = places
+        chosen = jax.tree.map(lambda wish: wish[index], self.wishes)
+        chosen.limits[len(places) :] = 0
+        return chosen
+
+    def go_on(self) -> None:
+        """Writes up to `steps` tokens into every row that is not done."""
+        if int(self.memory.used["main"]) + self.steps > self.capacity:
+            self.memory = decode.compact(self.memory)
+        places = [self.place[draft.task.index] if draft else 0 for draft in self.drafts]
+        choice = self.choice(places, self.count)
+        before = np.asarray(self.running.count)
+        self.memory, self.running, said = decode.decode(
+            self.spec,
+            self.weights,
+            self.memory,
+            self.running,
+            choice,
+            self.stops,
+            steps=self.steps,
+        )
+        said = jax.device_get(said)
+        fresh = np.asarray(self.running.count) - before
+        for row, draft in enumerate(self.drafts):
+            if draft is not None:
+                draft.take(said, row, int(fresh[row]))
+
+    def leave(self) -> Iterator[tuple[Task, Draft | UserError]]:
+        """Yields what has ended or was refused, and frees its rows."""
+        yield from self.refused
+        self.refused.clear()
+        if self.running is None:
+            return
+        done = np.array(self.running.done)
+        for row, draft in enumerate(self.drafts):
+            if draft is None:
+                continue
+            if not done[row] and draft.task.ended is not None:
+                done[row] = draft.task.ended(draft.tokens)
+            if done[row]:
+                self.drafts[row] = None
+                yield draft.task, draft
+        self.running = dataclasses.replace(self.running, done=done)
+
+
+def encode(spec: Spec, weights: Weights, pictures: Sequence[np.ndarray]) -> jax.Array | None:
+    """Returns the features f32[n*P,D] of u8[h,w,3] pictures, n rounded up; None for none."""
+    if not pictures:
+        return None
+    shape = (prompts.power(len(pictures)), *pictures[0].shape)
+    stacked = np.zeros(shape, np.uint8)
+    stacked[: len(pictures)] = np.stack(pictures)
+    return decode.encode(spec, weights, stacked)
