@@ -1,0 +1,147 @@
+"""The kernels equal the reference, and none of them holds a T x S matrix."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from wings_jax.model import attention, layout
+
+B, T, H, C = 2, 70, 8, 3
+
+
+def make_rows(seed: int = 0) -> layout.Layout:
+    """Two rows: packed with images, and one with padding."""
+    modality = np.ones((B, T), int)
+    modality[:, 5:20] = layout.IMAGE
+    modality[0, 45:50] = layout.IMAGE
+    modality[1, 60:] = layout.PADDING
+    segments = (modality > 0).astype(int)
+    segments[0, 40:] = 2
+    return layout.make_layout(np.ones((B, T)), modality, segments)
+
+
+def make_inputs(heads: int, kv_heads: int, dtype=jnp.float32, slots: int = T):
+    keys = jax.random.split(jax.random.key(3), 4)
+    q = jax.random.normal(keys[0], (B, slots, heads, H), dtype)
+    k, v = (jax.random.normal(x, (B, slots, kv_heads, H), dtype) for x in keys[1:3])
+    return q, k, v, jax.random.normal(keys[3], (B, slots, C))
+
+
+def naive(q, k, v, probes, seen):
+    """Loops over rows, heads and queries, in float64."""
+    q, k, v, probes = (np.asarray(x, np.float64) for x in (q, k, v, probes))
+    group = q.shape[2] // k.shape[2]
+    out, probed = np.zeros(q.shape), np.zeros((*q.shape[:3], probes.shape[-1]))
+    for b in range(q.shape[0]):
+        for t in range(q.shape[1]):
+            for n in range(q.shape[2]):
+                chosen = np.flatnonzero(seen[b, t])
+                if not len(chosen):
+                    continue
+                scores = k[b, chosen, n // group] @ q[b, t, n] / np.sqrt(q.shape[-1])
+                weights = np.exp(scores - scores.max())
+                weights /= weights.sum()
+                out[b, t, n] = weights @ v[b, chosen, n // group]
+                probed[b, t, n] = weights @ probes[b, chosen]
+    return out, probed
+
+
+@pytest.mark.parametrize("which", [layout.MAIN, layout.VISUAL, layout.TEXTUAL])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("kernel", ["einsum", "chunked"])
+def test_kernels_equal_loops_over_slots(which, kv_heads, kernel):
+    q, k, v, probes = make_inputs(4, kv_heads)
+    rows = make_rows()
+    sights = {"query": layout.queries(rows), "key": layout.keys(rows, which)}
+    out, probed = attention.attend(q, k, v, probes=probes, kernel=kernel, block=16, **sights)
+    seen = np.asarray(layout.visible(*sights.values()))
+    wanted, wanted_probed = naive(q, k, v, probes, seen)
+    np.testing.assert_allclose(out, wanted, atol=1e-5)
+    np.testing.assert_allclose(probed, wanted_probed, atol=1e-5)
+    blind = ~seen.any(-1)
+    assert not np.asarray(out)[blind].any()
+    assert not np.asarray(probed)[blind].any()
+
+
+@pytest.mark.parametrize("which", [layout.MAIN, layout.VISUAL, layout.TEXTUAL])
+@pytest.mark.parametrize("block", [7, 16, 128])
+def test_chunked_gradients_equal_the_reference(which, block):
+    inputs = make_inputs(4, 2)
+    rows = make_rows()
+    sights = {"query": layout.queries(rows), "key": layout.keys(rows, which)}
+
+    def scalar(kernel):
+        def run(q, k, v, probes):
+            out, probed = attention.attend(
+                q, k, v, probes=probes, kernel=kernel, block=block, **sights
+            )
+            return (out * jnp.cos(jnp.arange(H))).sum() / T + (probed**2).sum() / T
+
+        return jax.jit(jax.grad(run, argnums=(0, 1, 2, 3)))(*inputs)
+
+    for ours, wanted in zip(scalar("chunked"), scalar("einsum"), strict=True):
+        assert float(jnp.abs(wanted).max()) > 1e-3
+        np.testing.assert_allclose(ours, wanted, atol=1e-5)
+
+
+def test_chunked_without_sights_sees_everything():
+    q, k, v, _ = make_inputs(2, 2)
+    out, probed = attention.attend(q, k, v, kernel="chunked", block=16)
+    wanted, _ = attention.attend(q, k, v, kernel="einsum")
+    assert probed is None
+    np.testing.assert_allclose(out, wanted, atol=1e-5)
+
+
+def test_cache_form_equals_the_reference():
+    q, k, v, probes = make_inputs(4, 2)
+    rows = make_rows()
+    sights = {"query": layout.queries(rows), "key": layout.keys(rows, layout.MAIN)}
+    merged = [attention.merge_heads(x) for x in (k, v)]
+    wanted = attention.attend(q, k, v, probes=probes, kernel="einsum", **sights)
+    found = attention.attend(q, *merged, probes=probes, **sights)
+    for ours, reference in zip(found, wanted, strict=True):
+        np.testing.assert_allclose(ours, reference, atol=1e-6)
+
+
+@pytest.mark.parametrize("kernel", ["einsum", "chunked"])
+def test_bfloat16_keeps_probes_in_float32(kernel):
+    q, k, v, probes = make_inputs(4, 2, jnp.bfloat16)
+    rows = make_rows()
+    sights = {"query": layout.queries(rows), "key": layout.keys(rows, layout.MAIN)}
+    out, probed = attention.attend(q, k, v, probes=probes, kernel=kernel, block=16, **sights)
+    assert (out.dtype, probed.dtype) == (jnp.bfloat16, jnp.float32)
+    wanted, wanted_probed = naive(q, k, v, probes, np.asarray(layout.visible(*sights.values())))
+    np.testing.assert_allclose(out.astype(jnp.float32), wanted, atol=0.05)
+    np.testing.assert_allclose(probed, wanted_probed, atol=0.01)
+
+
+def temporary_bytes(kernel: str, slots: int) -> int:
+    """What XLA sets aside for the value and the gradient of one attention."""
+    q, k, v, probes = make_inputs(2, 2, slots=slots)
+    modality = np.ones((B, slots), int)
+    rows = layout.make_layout(modality, modality)
+
+    def run(q, k, v, probes):
+        out, probed = attention.attend(
+            q,
+            k,
+            v,
+            query=layout.queries(rows),
+            key=layout.keys(rows, layout.MAIN),
+            probes=probes,
+            kernel=kernel,
+        )
+        return out.sum() + probed.sum()
+
+    lowered = jax.jit(jax.grad(run, argnums=(0, 1, 2, 3))).lower(q, k, v, probes)
+    return lowered.compile().memory_analysis().temp_size_in_bytes
+
+
+def test_chunked_memory_grows_linearly():
+    small, middle, large = (temporary_bytes("chunked", slots) for slots in (1024, 2048, 4096))
+    assert middle < 2.2 * small
+    assert large < 2.2 * middle
+    assert temporary_bytes("einsum", 2048) > 8 * middle
