@@ -214,6 +214,8 @@ def write(
 ) -> None:
     """Writes flat parameters alone as step 0 of a workdir, as an import makes them.
 
+    jax arrays are written as they are; of numpy arrays orbax makes a copy first.
+
     `hf_config` is the `config.json` that the weights came with; an export gives it back.
     """
     meta = {
@@ -222,8 +224,15 @@ def write(
         "step": 0,
         "hf_config": dict(hf_config or {}),
     }
+    # Few arrays at a time, and none copied first: the peak stays near the parameters themselves.
     options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
-    with ocp.CheckpointManager(pathlib.Path(workdir).absolute() / FOLDER, options=options) as saver:
+    handlers = {
+        "params": ocp.PyTreeCheckpointHandler(save_concurrent_gb=1),
+        "meta": ocp.JsonCheckpointHandler(),
+        "tokenizer": ocp.JsonCheckpointHandler(),
+    }
+    path = pathlib.Path(workdir).absolute() / FOLDER
+    with ocp.CheckpointManager(path, options=options, item_handlers=handlers) as saver:
         saver.save(
             0,
             args=ocp.args.Composite(
