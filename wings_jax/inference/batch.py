@@ -167,7 +167,13 @@ class _Rows:
         rows = [slots for _, slots in guests] + [prompts.EMPTY] * (size - len(guests))
         starts = np.zeros(size, np.int32)
         chunk = prompts.make_chunk(rows, starts, arch, length=self.length, images=self.images)
-        features = encode(self.spec, self.weights, [x for row in rows for x in row.images])
+        features = encode(
+            self.spec,
+            self.weights,
+            [picture for row in rows for picture in row.images],
+            at_once=self.count,
+            room=size * self.images,
+        )
         slots = {name: picks.shape[1] for name, picks in chunk.picks.items()} | {"main": room}
         slots |= {"textual": room} if "textual" in slots else {}
         slots = tuple(sorted(slots.items()))
@@ -224,11 +230,20 @@ class _Rows:
         self.running = dataclasses.replace(self.running, done=done)
 
 
-def encode(spec: Spec, weights: Weights, pictures: Sequence[np.ndarray]) -> jax.Array | None:
-    """Returns the features f32[n*P,D] of u8[h,w,3] pictures, n rounded up; None for none."""
-    if not pictures:
+def encode(
+    spec: Spec, weights: Weights, pictures: Sequence[np.ndarray], *, at_once: int, room: int
+) -> jax.Array | None:
+    """Returns features f32[room*P,D], first those of the u8[h,w,3] pictures; None without room.
+
+    The tower reads `at_once` pictures at a time: one shape, one compilation.
+    """
+    if not room:
         return None
-    shape = (prompts.power(len(pictures)), *pictures[0].shape)
-    stacked = np.zeros(shape, np.uint8)
-    stacked[: len(pictures)] = np.stack(pictures)
-    return decode.encode(spec, weights, stacked)
+    size = spec.arch.vision.image_size
+    found = []
+    for first in range(0, len(pictures), at_once):
+        some = np.zeros((at_once, size, size, 3), np.uint8)
+        some[: len(pictures) - first] = np.stack(pictures[first : first + at_once])
+        found.append(decode.encode(spec, weights, some))
+    rows = room * spec.arch.vision.num_patches
+    return decode.stack(tuple(found), spec.arch.decoder.hidden_size, rows)

@@ -46,6 +46,13 @@ grow = jax.jit(
 )
 
 
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def stack(features: tuple[jax.Array, ...], width: int, rows: int) -> jax.Array:
+    """Returns f32[rows,width]: features below each other, what is too much cut off, then zeros."""
+    whole = jnp.concatenate([*features, jnp.zeros((rows, width))])
+    return whole[:rows]
+
+
 @jax.jit
 def put(running: Running, guests: Running, rows: jax.Array) -> Running:
     """Returns the answers with guest g in place of row `rows[g]`; past the end: nowhere."""

@@ -1,0 +1,130 @@
+"""Asks a model what a task asks, and counts the right answers.
+
+    python -m wings_jax.evaluate --checkpoint runs/stage2
+    python -m wings_jax.evaluate --base --checkpoint stage1=runs/stage1 stage2=runs/stage2 \\
+        --tasks scenes_images,scenes_text --out runs/evaluation --picture runs/answers.png
+
+Prints a table, a column per model; with --out, report.md, report.json and every answer are
+written there. --base adds the LLM and the tower as they were before the first stage.
+"""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+
+import tqdm
+
+from wings_jax import errors
+from wings_jax.data import scenes
+from wings_jax.errors import UserError
+from wings_jax.evaluation import models, picture, report, scoring, tasks
+from wings_jax.evaluation.tasks import Question
+from wings_jax.inference import compilation
+from wings_jax.inference.generator import Generator
+from wings_jax.inference.prompts import Request
+from wings_jax.inference.sampling import Sampling
+
+LONGEST = 16  # tokens of an answer
+
+
+def parse() -> argparse.Namespace:
+    """Returns the flags."""
+    parser = argparse.ArgumentParser(
+        prog="wings_jax.evaluate", description="Counts a model's right answers."
+    )
+    parser.add_argument(
+        "--checkpoint",
+        nargs="+",
+        action="extend",
+        required=True,
+        metavar="[NAME=]DIR",
+        help="workdir or checkpoint; several give one table side by side",
+    )
+    parser.add_argument("--base", action="store_true", help="also the models before any stage")
+    parser.add_argument("--tasks", default=",".join(tasks.TASKS), help="default: %(default)s")
+    parser.add_argument("--data-root", type=pathlib.Path, help="default: the checkpoint's scenes")
+    parser.add_argument("--out", type=pathlib.Path, help="folder for report and answers")
+    parser.add_argument("--picture", type=pathlib.Path, metavar="FILE.png")
+    parser.add_argument("--limit", type=int, help="so many questions of each task")
+    parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
+    parser.add_argument("--debug", action="store_true", help="show a mistake's traceback")
+    flags = parser.parse_args()
+    for name in ("limit", "batch_size"):
+        value = getattr(flags, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')}: {value} is less than 1")
+    return flags
+
+
+def find_models(flags: argparse.Namespace) -> list[models.Named]:
+    """Returns the models to ask, in the order of the table."""
+    found = [models.parse(text) for text in flags.checkpoint]
+    if flags.base:
+        found.insert(0, models.base_of(found[0]))
+    names = [named.name for named in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"--checkpoint: two are called {twice[0]!r}; name them as NAME=DIR")
+    return found
+
+
+def find_questions(flags: argparse.Namespace, scenes_at: str) -> dict[str, list[Question]]:
+    """Returns the questions of every task; the embedded data set is written if it is missing."""
+    chosen = tasks.named(flags.tasks)
+    root = flags.data_root
+    if root is None:
+        if not scenes_at:
+            raise UserError("--data-root is missing: the checkpoint names no scenes")
+        root = scenes.write(scenes_at)
+    return {name: tasks.read(task, root, flags.limit) for name, task in chosen.items()}
+
+
+def ask(
+    named: models.Named, questions: Mapping[str, Sequence[Question]], rows: int
+) -> report.Result:
+    """Returns one model's answers and scores."""
+    generator = Generator.of(named.open(), rows=rows, sampling=Sampling(max_new_tokens=LONGEST))
+    answers, scores, seconds = {}, {}, {}
+    for task, asked in questions.items():
+        started = time.perf_counter()
+        requests = [Request(question.turns, question.images) for question in asked]
+        said = [""] * len(asked)
+        title = f"{named.name}: {task}"
+        for index, answer in tqdm.tqdm(
+            generator.answers(requests), total=len(asked), desc=title, disable=None
+        ):
+            if isinstance(answer, UserError):
+                raise UserError(f"{task}: {asked[index].id}: {answer}") from answer
+            said[index] = answer.text
+        answers[task] = said
+        scores[task] = scoring.count(tasks.TASKS[task], asked, said)
+        seconds[task] = time.perf_counter() - started
+    return report.Result(named.name, named.origin, named.step, answers, scores, seconds)
+
+
+def main() -> None:
+    """Evaluates what the flags say."""
+    flags = parse()
+    compilation.keep()
+    found = find_models(flags)
+    questions = find_questions(flags, found[-1].scenes)
+    results = [ask(named, questions, flags.batch_size) for named in found]
+    print(report.as_text(results))
+    if flags.out:
+        made = report.save(flags.out, results, questions)
+        print("\nwritten: " + ", ".join(str(path) for path in made))
+    if flags.picture:
+        with_images = [task for task in questions if any(q.images for q in questions[task])]
+        if not with_images:
+            raise UserError(f"--picture: no question of {flags.tasks} has a picture")
+        last, task = results[-1], with_images[0]
+        title = f"{last.name}: "
+        picture.draw(flags.picture, questions[task], last.answers[task], title=title)
+        print(f"picture: {flags.picture}")
+
+
+if __name__ == "__main__":
+    errors.entry("wings_jax.evaluate", main)

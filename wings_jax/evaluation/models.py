@@ -1,0 +1,89 @@
+"""Which models are asked: checkpoints by name, and what they were before their first stage."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+from wings_jax import axes, tree
+from wings_jax import config as config_lib
+from wings_jax.errors import UserError
+from wings_jax.model.wings import Wings
+from wings_jax.training import checkpoint, start, state
+
+
+@dataclasses.dataclass(frozen=True)
+class Named:
+    """A model that has not been loaded yet.
+
+    origin  where it comes from, for people
+    step    optimizer steps of its stage, None for a base
+    scenes  where its config keeps the embedded data set
+    open    returns it as `checkpoint.load` does
+    """
+
+    name: str
+    origin: str
+    step: int | None
+    config: config_lib.Config
+    open: Callable[[], Any]
+
+    @property
+    def scenes(self) -> str:
+        """Returns where its config keeps the embedded data set, "" for nowhere."""
+        return self.config.data.scenes
+
+
+def parse(text: str) -> Named:
+    """Returns the model of `[NAME=]DIR`; without a name it is the workdir's.
+
+    Raises:
+      UserError: there is no checkpoint, or the name cannot be part of a file's name.
+    """
+    name, _, directory = text.rpartition("=")
+    path = checkpoint.find(directory, flag="--checkpoint")
+    config, _, step = checkpoint.read_meta(path)
+    name = name or _workdir(path).name
+    if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
+        raise UserError(f"--checkpoint: {name!r} is no name; take letters, digits and -_.")
+    return Named(name, directory, step, config, lambda: checkpoint.load(directory))
+
+
+def _workdir(step: pathlib.Path) -> pathlib.Path:
+    is_inside = step.parent.name == checkpoint.FOLDER
+    return step.parent.parent if is_inside else step
+
+
+def base_of(named: Named) -> Named:
+    """Returns the LLM and tower that a checkpoint's config started from, as one model.
+
+    It has no wings, and a fresh projector: it has never seen the two together.
+    """
+    model = dataclasses.replace(named.config.model, learners=(), router=False, lora_rank=0)
+    origin = f"{model.llm} + {model.vision}, before any training"
+    config = dataclasses.replace(named.config, model=model)
+    return Named("base", origin, None, config, lambda: _open_base(config))
+
+
+def _open_base(config: config_lib.Config) -> checkpoint.Restored:
+    """Returns the parts that `config.model` names, put together.
+
+    Raises:
+      UserError: they are not folders, or lack something.
+    """
+    arch = state.resolve_arch(config.model)
+    plan = state.plan(Wings(arch), axes.make_mesh({"data": -1}))
+    loaded = state.load_base(plan, config.model)
+    missing = state.check_sources(plan, loaded, "--base: config.model")
+    flat = {**loaded, **state.fresh(plan, missing, config.seed)}
+    files = start.tokenizer_files(config, None)
+    return checkpoint.Restored(
+        config=config,
+        arch=arch,
+        params=tree.nest({path: flat[path] for path in plan.shapes}),
+        tokenizer=checkpoint.open_tokenizer(files),
+        directory=pathlib.Path(config.model.llm),
+        step=0,
+    )

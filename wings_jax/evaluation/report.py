@@ -1,0 +1,162 @@
+"""The results of one or several models side by side: as text, Markdown, JSON, and a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from wings_jax.errors import UserError
+from wings_jax.evaluation import scoring
+from wings_jax.evaluation.scoring import Score
+from wings_jax.evaluation.tasks import TASKS, Question
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One model's answers.
+
+    name, origin  how it is called in the table, and where it comes from
+    step          optimizer steps of its last stage; None for a base
+    answers       task -> an answer for each of its questions
+    scores        task -> row -> score
+    seconds       task -> how long it took
+    """
+
+    name: str
+    origin: str
+    step: int | None
+    answers: Mapping[str, Sequence[str]]
+    scores: Mapping[str, Mapping[str, Score]]
+    seconds: Mapping[str, float]
+
+
+def _cells(task: str, results: Sequence[Result]) -> list[list[str]]:
+    """Returns the table of a task: a row per kind, a column per model."""
+    named = TASKS[task]
+    rows = [["", "n", *(result.name for result in results)]]
+    for row in results[0].scores[task]:
+        scores = [result.scores[task][row] for result in results]
+        shown = [_shown(score) for score in scores]
+        label = row if row not in named.totals else f"= {row}"
+        rows.append([label, str(scores[0].total), *shown])
+    return rows
+
+
+def _shown(score: Score) -> str:
+    low, high = (f"{100 * end:.1f}" for end in score.interval)
+    return f"{100 * score.accuracy:.1f} [{low}, {high}]"
+
+
+def as_text(results: Sequence[Result]) -> str:
+    """Returns tables for a terminal: accuracy in %, with its 95 % interval."""
+    parts = []
+    for task in results[0].scores:
+        cells = _cells(task, results)
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        lines = [f"{TASKS[task].title}: right answers in % [95 % interval]"]
+        for row in cells:
+            first = row[0].ljust(widths[0])
+            rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+            lines.append("  ".join([first, *rest]))
+        lines.insert(2, "-" * len(lines[1]))
+        parts.append("\n".join(lines))
+    return "\n\n".join(parts)
+
+
+def as_markdown(results: Sequence[Result]) -> str:
+    """Returns the same tables in Markdown, with where each model comes from."""
+    lines = ["# Evaluation", "", "Right answers in %, with the 95 % interval (Wilson).", ""]
+    for result in results:
+        step = "" if result.step is None else f", step {result.step}"
+        lines.append(f"- {result.name}: `{result.origin}`{step}")
+    for task in results[0].scores:
+        header, *rows = _cells(task, results)
+        lines += ["", f"## {TASKS[task].title}", "", "| " + " | ".join(header) + " |"]
+        lines.append("|---" + "|---:" * (len(header) - 1) + "|")
+        for row in rows:
+            is_total = row[0].startswith("= ")
+            cells = [f"**{cell}**" for cell in row] if is_total else row
+            lines.append("| " + " | ".join(cells).replace("**= ", "**") + " |")
+    return "\n".join(lines) + "\n"
+
+
+def as_json(results: Sequence[Result]) -> dict[str, Any]:
+    """Returns counts, accuracies and intervals, for machines."""
+
+    def score(found: Score) -> dict[str, Any]:
+        low, high = found.interval
+        return {
+            "right": found.right,
+            "total": found.total,
+            "accuracy": round(found.accuracy, 6),
+            "interval95": [round(low, 6), round(high, 6)],
+        }
+
+    return {
+        "models": [
+            {
+                "name": result.name,
+                "origin": result.origin,
+                "step": result.step,
+                "seconds": {task: round(s, 2) for task, s in result.seconds.items()},
+                "tasks": {
+                    task: {row: score(found) for row, found in rows.items()}
+                    for task, rows in result.scores.items()
+                },
+            }
+            for result in results
+        ]
+    }
+
+
+def save(
+    directory: pathlib.Path,
+    results: Sequence[Result],
+    questions: Mapping[str, Sequence[Question]],
+) -> list[pathlib.Path]:
+    """Writes report.md, report.json and every answer; returns the paths."""
+    made = {
+        "report.md": as_markdown(results),
+        "report.json": json.dumps(as_json(results), indent=1) + "\n",
+    }
+    for result in results:
+        lines = [
+            json.dumps(
+                {
+                    "task": task,
+                    "id": question.id,
+                    "question": question.text,
+                    "truth": question.truth,
+                    "answer": answer,
+                    "right": scoring.is_right(answer, question.truth),
+                },
+                ensure_ascii=False,
+            )
+            for task, answers in result.answers.items()
+            for question, answer in zip(questions[task], answers, strict=True)
+        ]
+        made[f"answers-{result.name}.jsonl"] = "".join(f"{line}\n" for line in lines)
+    for name, text in made.items():
+        replace(directory / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
+    return [directory / name for name in made]
+
+
+def replace(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
+    """Has `write` make a file under a passing name, which then takes `path`'s place.
+
+    Raises:
+      UserError: it cannot be written.
+    """
+    passing = path.with_name(f".{os.getpid()}.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(passing)
+        passing.replace(path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+    finally:
+        passing.unlink(missing_ok=True)

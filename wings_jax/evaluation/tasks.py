@@ -1,0 +1,131 @@
+"""What is asked, and which rows of the table a question counts in. Declarative records.
+
+A task is a LLaVA file whose last turn is the true answer. Its extra keys say what kind of
+question it is; `labels` turns them into rows.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from wings_jax.data import questions, samples, skills, sources
+from wings_jax.errors import UserError
+
+ALL_BUT_SUMS = "all but sums"
+REPLAYED, NOT_REPLAYED, ALL_TEXT = "replayed in stage 2", "never replayed", "all text"
+SUM = "sum"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A set of questions.
+
+    title   its heading in reports
+    file    the data file, in the folder of the data set
+    images  the folder of its pictures, there too
+    labels  returns the rows that a record counts in, from its extra keys
+    rows    every row there may be, in the order of the table
+    totals  rows that add others up
+    """
+
+    title: str
+    file: str
+    images: str
+    labels: Callable[[Mapping[str, Any]], tuple[str, ...]]
+    rows: tuple[str, ...]
+    totals: tuple[str, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Question:
+    """One scored question: all turns up to it, its pictures, the true answer, and its rows."""
+
+    id: str
+    turns: Sequence[Mapping[str, str]]
+    images: tuple[Any, ...]
+    truth: str
+    labels: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        """Returns the last human turn."""
+        return self.turns[-1]["value"]
+
+
+def _image_labels(record: Mapping[str, Any]) -> tuple[str, ...]:
+    kind, setting = record["kinds"][-1], record["setting"]
+    if kind == SUM:
+        return (SUM,)
+    return (kind if setting == "single" else setting, ALL_BUT_SUMS)
+
+
+def _text_labels(record: Mapping[str, Any]) -> tuple[str, ...]:
+    name = record["kinds"][-1]
+    return (name, REPLAYED if skills.SKILLS[name].replayed else NOT_REPLAYED, ALL_TEXT)
+
+
+TASKS: Mapping[str, Task] = {
+    "scenes_images": Task(
+        title="Questions about pictures (held-out digits and drawings)",
+        file="test_images.json",
+        images="images",
+        labels=_image_labels,
+        rows=(
+            *(kind for kind in questions.KINDS if kind != SUM),
+            "several",
+            "interleaved",
+            ALL_BUT_SUMS,
+            SUM,
+        ),
+        totals=(ALL_BUT_SUMS,),
+    ),
+    "scenes_text": Task(
+        title="Text-only questions",
+        file="test_text.json",
+        images="images",
+        labels=_text_labels,
+        rows=(*skills.SKILLS, REPLAYED, NOT_REPLAYED, ALL_TEXT),
+        totals=(REPLAYED, NOT_REPLAYED, ALL_TEXT),
+    ),
+}
+
+
+def named(names: str) -> dict[str, Task]:
+    """Returns the tasks of a comma-separated list.
+
+    Raises:
+      UserError: there is no task of a name.
+    """
+    chosen = [name.strip() for name in names.split(",") if name.strip()]
+    unknown = [name for name in chosen if name not in TASKS]
+    if unknown or not chosen:
+        wrong = f"no such task: {unknown[0]!r}" if unknown else "names no task"
+        raise UserError(f"--tasks {wrong}; there are {', '.join(TASKS)}")
+    return {name: TASKS[name] for name in chosen}
+
+
+def read(task: Task, root: pathlib.Path, limit: int | None = None) -> list[Question]:
+    """Returns the task's questions; with `limit` about so many, spread over the file.
+
+    Raises:
+      UserError: the data are missing or malformed, or a record lacks what the task needs.
+    """
+    source = sources.open_source(root / task.file, images=root / task.images)
+    count = len(source)
+    chosen = range(count) if not limit else sorted({i * count // limit for i in range(limit)})
+    return [_question(task, source[index], root / task.file) for index in chosen]
+
+
+def _question(task: Task, sample: samples.Sample, file: pathlib.Path) -> Question:
+    turns = list(sample.conversations)
+    try:
+        labels = task.labels(sample.extra)
+        is_answered = turns[-1]["from"] == "gpt"
+    except (KeyError, IndexError, TypeError) as error:
+        raise UserError(f"{file}: {sample.id}: {type(error).__name__} {error}") from error
+    if not is_answered:
+        raise UserError(f"{file}: {sample.id}: the last turn is not the true answer")
+    return Question(sample.id, turns[:-1], sample.images, turns[-1]["value"], labels)
