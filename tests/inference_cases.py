@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import importlib.resources
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import transformers
 from flax import linen as nn
 
 from wings_jax.data import conversation
@@ -194,3 +197,15 @@ def greedy(spec, weights, rows, steps: int) -> list[list[int]]:
     first = np.asarray(running.tokens)[None]
     *_, said = decode.decode(spec, weights, grown, running, choice, stops, steps=steps - 1)
     return np.concatenate([first, said["tokens"]]).T.tolist()
+
+
+def with_vocabulary(arch: presets.WingsArch, size: int) -> presets.WingsArch:
+    """Returns the architecture with another vocabulary."""
+    return dataclasses.replace(arch, decoder=dataclasses.replace(arch.decoder, vocab_size=size))
+
+
+@functools.cache
+def tokenizer():
+    """Returns the tokenizer of the tiny base that ships with the package."""
+    folder = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
+    return transformers.AutoTokenizer.from_pretrained(str(folder))

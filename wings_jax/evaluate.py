@@ -11,6 +11,7 @@ written there. --base adds the LLM and the tower as they were before the first s
 from __future__ import annotations
 
 import argparse
+import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -82,6 +83,27 @@ def find_questions(flags: argparse.Namespace, scenes_at: str) -> dict[str, list[
     return {name: tasks.read(task, root, flags.limit) for name, task in chosen.items()}
 
 
+def with_pictures(questions: Mapping[str, Sequence[Question]]) -> str | None:
+    """Returns the first task that has questions about pictures."""
+    return next((task for task in questions if any(q.images for q in questions[task])), None)
+
+
+def check_outputs(flags: argparse.Namespace, questions: Mapping[str, Sequence[Question]]) -> None:
+    """Raises UserError, before anything is asked, if the results could not be written."""
+    for flag, path in (("--out", flags.out), ("--picture", flags.picture)):
+        if path is None:
+            continue
+        place = path if flag == "--out" else path.parent
+        if flag == "--picture" and (path.suffix.lower() != ".png" or path.is_dir()):
+            raise UserError(f"--picture: {path} does not end in .png")
+        while not place.exists():
+            place = place.parent
+        if not place.is_dir() or not os.access(place, os.W_OK):
+            raise UserError(f"{flag}: cannot write to {place}")
+    if flags.picture and with_pictures(questions) is None:
+        raise UserError(f"--picture: no question of {flags.tasks} has a picture")
+
+
 def ask(
     named: models.Named, questions: Mapping[str, Sequence[Question]], rows: int
 ) -> report.Result:
@@ -111,16 +133,14 @@ def main() -> None:
     compilation.keep()
     found = find_models(flags)
     questions = find_questions(flags, found[-1].scenes)
+    check_outputs(flags, questions)
     results = [ask(named, questions, flags.batch_size) for named in found]
     print(report.as_text(results))
     if flags.out:
         made = report.save(flags.out, results, questions)
         print("\nwritten: " + ", ".join(str(path) for path in made))
     if flags.picture:
-        with_images = [task for task in questions if any(q.images for q in questions[task])]
-        if not with_images:
-            raise UserError(f"--picture: no question of {flags.tasks} has a picture")
-        last, task = results[-1], with_images[0]
+        last, task = results[-1], with_pictures(questions)
         title = f"{last.name}: "
         picture.draw(flags.picture, questions[task], last.answers[task], title=title)
         print(f"picture: {flags.picture}")

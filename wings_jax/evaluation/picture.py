@@ -19,11 +19,11 @@ RIGHT, WRONG, INK = "#1a7f37", "#c62828", "#24292f"
 COLUMNS, GAP = 4, 6
 
 
-def choose(
-    questions: Sequence[Question], answers: Sequence[str], count: int, seed: int = 0
-) -> list[int]:
-    """Returns the indices of some questions about pictures, each kind in turn, chosen blindly."""
-    del answers  # what was said decides nothing: the picture is a sample, not a selection
+def choose(questions: Sequence[Question], count: int, seed: int = 0) -> list[int]:
+    """Returns the indices of some questions about pictures, each kind in turn.
+
+    What was answered decides nothing: the picture is a sample, not a selection.
+    """
     rng = random.Random(seed)
     by_kind: dict[str, list[int]] = {}
     for index, question in enumerate(questions):
@@ -46,7 +46,7 @@ def draw(
     title: str = "",
 ) -> None:
     """Writes a PNG with `count` of the questions."""
-    chosen = choose(questions, answers, count)
+    chosen = choose(questions, count)
     rows = -(-len(chosen) // COLUMNS)
     page = figure.Figure(figsize=(3.1 * COLUMNS, 3.9 * rows + 0.5), layout="constrained")
     panels = page.subplots(rows, COLUMNS, squeeze=False).ravel()
@@ -59,7 +59,7 @@ def draw(
         panel.set_title("\n".join(textwrap.wrap(text, 30)), fontsize=11, color=INK)
         is_right = scoring.is_right(answer, question.truth)
         said = f"{'✓' if is_right else '✗'} {answer.strip() or '(nothing)'}"
-        below = said if is_right else f"{said}\n   truth: {question.truth}"
+        below = said if is_right else f"{said}\ntruth: {question.truth}"
         panel.text(
             0.5,
             -0.04,
@@ -70,6 +70,7 @@ def draw(
             color=RIGHT if is_right else WRONG,
             va="top",
             ha="center",
+            multialignment="center",
         )
     right = sum(scoring.is_right(answers[i], questions[i].truth) for i in chosen)
     page.suptitle(f"{title}{right} of these {len(chosen)} right", fontsize=13, color=INK)

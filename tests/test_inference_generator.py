@@ -1,0 +1,126 @@
+"""The generator: any mixture of requests is answered as each would be alone."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import hypothesis
+import inference_cases as cases
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from wings_jax.data import conversation, tokenization
+from wings_jax.errors import UserError
+from wings_jax.inference import generator as generator_lib
+from wings_jax.inference.prompts import Request
+from wings_jax.inference.sampling import Sampling
+
+WORDS = ["red", "a cat", "7", "where is it?", "Is 4 even?", "<|im_end|>", "Ünïcode ☃"]
+RNG = np.random.default_rng(0)
+PICTURES = [RNG.integers(0, 256, (8 + i, 8, 3), np.uint8) for i in range(3)]
+WISHES = [
+    Sampling(max_new_tokens=7, logprobs=True),
+    Sampling(max_new_tokens=3),
+    Sampling(max_new_tokens=8, temperature=0.9, top_k=20, top_p=0.9, seed=5),
+    Sampling(max_new_tokens=8, temperature=1.3, min_p=0.01, seed=2**40 + 1),
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return cases.tokenizer()
+
+
+@pytest.fixture(scope="module")
+def generators(tokenizer):
+    """One generator that answers three at a time, and one that answers one."""
+    arch = cases.with_vocabulary(cases.ARCHS["router"], len(tokenizer))
+    _, _, params = cases.make(arch)
+    return [
+        generator_lib.Generator(arch, params, tokenizer, "chatml", rows=rows) for rows in (4, 1)
+    ]
+
+
+@st.composite
+def requests(draw) -> Request:
+    """A text or a picture question, one or two turns."""
+    text = " ".join(draw(st.lists(st.sampled_from(WORDS), min_size=1, max_size=3)))
+    pictures = draw(st.lists(st.sampled_from(PICTURES), max_size=1))
+    turns = [{"from": "human", "value": text}]
+    if draw(st.booleans()):
+        turns = [
+            {"from": "human", "value": "hi"},
+            {"from": "gpt", "value": "hello"},
+            *turns,
+        ]
+    return Request(turns, pictures, draw(st.sampled_from(WISHES)))
+
+
+@hypothesis.settings(max_examples=5, deadline=None, derandomize=True)
+@hypothesis.given(st.lists(requests(), min_size=2, max_size=11))
+def test_a_batch_equals_its_requests_alone(generators, batch):
+    many, one = generators
+    for together, request in zip(many.generate(batch), batch, strict=True):
+        alone = one.generate([request])[0]
+        assert dataclasses.replace(together, logprobs=None) == dataclasses.replace(
+            alone, logprobs=None
+        )
+        if together.logprobs is not None:
+            np.testing.assert_allclose(together.logprobs, alone.logprobs, rtol=1e-4, atol=1e-5)
+
+
+def test_logprobs_and_tokens_belong_together(generators):
+    answer = generators[0].generate([Request("red", sampling=WISHES[0])])[0]
+    assert len(answer.logprobs) == len(answer.tokens)
+    assert max(answer.logprobs) <= 0
+    assert answer.prompt > 0
+    assert answer.reason in ("stop", "length")
+
+
+def test_a_repetition_penalty_forbids_what_was_said(generators):
+    wish = Sampling(max_new_tokens=12, repetition_penalty=1e6)
+    answer = generators[1].generate([Request("red", sampling=wish)])[0]
+    assert len(set(answer.tokens)) == len(answer.tokens)
+
+
+def test_a_stop_string_ends_an_answer(generators):
+    free = generators[1].generate([Request("red", sampling=Sampling(max_new_tokens=8))])[0]
+    at = len(free.text) // 2
+    wish = Sampling(max_new_tokens=8, stop=(free.text[at : at + 2],))
+    answer = generators[1].generate([Request("red", sampling=wish)])[0]
+    assert answer.reason == "string"
+    assert answer.text == free.text[: free.text.find(wish.stop[0])]
+
+
+@pytest.mark.parametrize(
+    ("request_", "message"),
+    [
+        (Request("  "), "prompt is empty"),
+        (Request("red " * 200), "too many"),
+        (Request("<image> <image>", PICTURES[:1] * 3), "3 images, 2 <image>"),
+        (Request("red", ["no/such.png"]), "no/such.png"),
+        (Request([{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]), "answer"),
+        (Request([{"role": "human"}]), "from"),
+    ],
+)
+def test_a_wrong_request_is_named_and_the_others_answered(generators, request_, message):
+    good = Request("red", sampling=WISHES[1])
+    with pytest.raises(UserError, match=message) as caught:
+        generators[1].generate([good, request_])
+    assert "request 2" in str(caught.value)
+    found = dict(generators[1].answers([request_, good]))
+    assert isinstance(found[0], UserError)
+    assert found[1] == generators[1].generate([good])[0]
+
+
+def test_wishes_out_of_range_are_refused():
+    for wrong in ({"temperature": -1}, {"top_p": 1.5}, {"max_new_tokens": 0}):
+        with pytest.raises(UserError, match=next(iter(wrong))):
+            Sampling(**wrong)
+
+
+def test_the_end_of_turn_stops(tokenizer):
+    template = conversation.TEMPLATES["chatml"]
+    stops = generator_lib.stop_tokens(tokenizer, template)
+    assert tokenization.as_text_tokenizer(tokenizer).id_of("<|im_end|>") in stops
