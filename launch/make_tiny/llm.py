@@ -12,7 +12,7 @@ import functools
 import itertools
 import random
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -21,10 +21,22 @@ import optax
 import optimiser
 from flax import linen as nn
 
-from wings_jax.data import conversation, questions, skills, tokenization
+from wings_jax.data import conversation, drawings, questions, skills, tokenization
 from wings_jax.model import layout, presets, wings
 
-IMAGINED = ("plus", "minus", "larger", "order", "parity", "property", "riddle", "colour-fact")
+# How often each skill is asked outside of imagined pictures.
+WEIGHTS = {
+    "plus": 3,
+    "minus": 3,
+    "larger": 4,
+    "order": 2,
+    "parity": 4,
+    "property": 5,
+    "riddle": 2,
+    "colour-fact": 1,
+}
+SPACE = "Ġ"  # how byte-level BPE writes a space
+EASY_KINDS = ("digit", "thing", "colour", "where")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +44,15 @@ class LlmRun:
     """How the LLM is pretrained.
 
     A batch is `slots` slots in rows of `length`; every eighth batch in rows of `long`, so that
-    far positions are known too.
+    far positions are known too. The first `easy_share` of the steps reads easy dialogues in
+    `short` rows: what teaches to copy and to look up soonest.
     """
 
     arch: presets.DecoderArch
-    steps: int = 3000
+    steps: int = 2600
     slots: int = 2048
+    easy_share: float = 0.2
+    short: int = 128
     length: int = 256
     long: int = 512
     learning_rate: float = 3e-3
@@ -45,44 +60,50 @@ class LlmRun:
     seed: int = 0
 
 
-def dialogue(rng: random.Random) -> list[dict[str, str]]:
+def dialogue(rng: random.Random, *, is_easy: bool = False) -> list[dict[str, str]]:
     """Returns a random dialogue: questions of all skills, some about imagined pictures."""
     turns: list[tuple[str, str]] = []
-    for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 5))):
-        if rng.random() < 0.65:
-            turns += imagined(rng)
+    for _ in range(1 if is_easy else rng.choice((1, 1, 1, 2, 2, 3, 5))):
+        if rng.random() < 0.7:
+            turns += imagined(rng, is_easy=is_easy)
         else:
-            for _ in range(rng.randint(1, 6)):
-                turns.append(skills.sample(rng, rng.choice(IMAGINED), "train"))
+            chosen = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=rng.randint(1, 6))
+            turns += [skills.sample(rng, name, "train") for name in chosen]
     spoken = []
     for question, answer in turns:
         spoken += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
     return spoken
 
 
-def imagined(rng: random.Random) -> list[tuple[str, str]]:
-    """Returns turns about one, two or three described pictures, each asked in words of its own.
+def imagined(rng: random.Random, *, is_easy: bool) -> list[tuple[str, str]]:
+    """Returns turns about one, two or three described pictures.
 
-    Questions that the test holds out are left out.
+    Easy ones are about one picture, which is also described back, and no counting is asked.
+    What the test holds out is left out.
     """
-    context, asked = skills.lookups(
-        rng, pictures=rng.choice((1, 1, 1, 2, 2, 3)), turns=rng.choice((1, 2, 4, 6, 8))
-    )
-    turns = [(t.question, t.answer) for t in asked]
-    if "\n" not in context and rng.random() < 0.25:
-        turns.insert(rng.randint(0, len(turns)), (questions.DESCRIBE, context))
+    glyphs = drawings.load_glyphs("train")
+    count = 1 if is_easy else rng.choice((1, 1, 1, 2, 2, 3))
+    scenes = [questions.make_objects(rng, glyphs) for _ in range(count)]
+    context = "\n".join(questions.describe(objects) for objects in scenes)
+    kinds = EASY_KINDS if is_easy else questions.ALL_KINDS
+    asked = questions.ask_turns(rng, scenes, rng.choice((2, 4, 6, 8)), kinds)
+    turns = [(turn.question, turn.answer) for turn in asked]
+    if count == 1 and rng.random() < (0.7 if is_easy else 0.2):
+        turns.insert(0, (questions.DESCRIBE, context))
     turns[0] = (f"{context}\n{turns[0][0]}", turns[0][1])
-    return turns if not skills.is_test(turns[0][0]) else imagined(rng)
+    return imagined(rng, is_easy=is_easy) if skills.is_test(turns[0][0]) else turns
 
 
-def rows(length: int, tokenizer: object, seed: str) -> Iterator[tuple[np.ndarray, ...]]:
+def rows(
+    length: int, tokenizer: object, seed: str, *, is_easy: bool
+) -> Iterator[tuple[np.ndarray, ...]]:
     """Yields packed rows: tokens, segments and targets, each i32[T]."""
     rng = random.Random(f"dialogues-{seed}")
     template = conversation.TEMPLATES["chatml"]
     waiting: list[conversation.Expanded] = []
     while True:
         while len(waiting) < 24:
-            encoded = conversation.encode(dialogue(rng), tokenizer, template)
+            encoded = conversation.encode(dialogue(rng, is_easy=is_easy), tokenizer, template)
             waiting.append(conversation.expand(encoded, 1, length=length))
         row = np.zeros((3, length), np.int32)
         row[2] = layout.IGNORE
@@ -102,10 +123,16 @@ def rows(length: int, tokenizer: object, seed: str) -> Iterator[tuple[np.ndarray
 
 def batches(run: LlmRun, tokenizer: object) -> Iterator[tuple[layout.Layout, np.ndarray]]:
     """Yields layouts [B,T] and targets i32[B,T]."""
-    sources = {n: rows(n, tokenizer, f"{run.seed}-{n}") for n in (run.length, run.long)}
+    easy = rows(run.short, tokenizer, f"{run.seed}-easy", is_easy=True)
+    usual = rows(run.length, tokenizer, f"{run.seed}-usual", is_easy=False)
+    long = rows(run.long, tokenizer, f"{run.seed}-long", is_easy=False)
     for step in itertools.count():
-        length = run.long if step % 8 == 7 else run.length
-        taken = itertools.islice(sources[length], run.slots // length)
+        length, source = run.length, usual
+        if step < run.easy_share * run.steps:
+            length, source = run.short, easy
+        elif step % 8 == 7:
+            length, source = run.long, long
+        taken = itertools.islice(source, run.slots // length)
         tokens, segments, targets = map(np.stack, zip(*taken, strict=True))
         modality = np.where(segments > 0, layout.TEXT, layout.PADDING)
         yield layout.make_layout(tokens, modality, segments), targets
@@ -124,11 +151,23 @@ def text_batch(rows: layout.Layout) -> layout.Batch:
     return layout.Batch(rows, rows.tokens, jnp.zeros((count, 0, 8, 8, 3), jnp.uint8))
 
 
-def init(run: LlmRun, rows: layout.Layout) -> dict:
-    """Returns fresh parameters, the subtree of `decoder/`."""
+def init(run: LlmRun, rows: layout.Layout, vocabulary: Mapping[str, int]) -> dict:
+    """Returns fresh parameters, the subtree of `decoder/`.
+
+    A word starts with the same embedding with and without a space before it, up to one vector
+    common to all: a large LLM finds that by itself, and without it " cat" in a question and
+    "cat" as an answer have nothing to do with each other.
+    """
     model = wings.Wings(presets.WingsArch(run.arch, None))
-    params = model.init(jax.random.key(run.seed), text_batch(rows))["params"]["decoder"]
-    return optimiser.scale_up(nn.unbox(params))
+    params = nn.unbox(model.init(jax.random.key(run.seed), text_batch(rows))["params"]["decoder"])
+    table = np.array(params["embed"]["embedding"]) * 15  # as large as what layers add to it
+    space = table[vocabulary[SPACE]].copy()
+    for word, at in vocabulary.items():
+        bare = vocabulary.get(word.removeprefix(SPACE), at)
+        if bare != at and len(word) > 2:
+            table[at] = table[bare] + space
+    params["embed"]["embedding"] = jnp.asarray(table)
+    return optimiser.scale_up(params)
 
 
 @functools.partial(jax.jit, static_argnames=("run", "tx"), donate_argnums=(0, 1))
@@ -182,10 +221,10 @@ def score(
 
 def train(run: LlmRun, tokenizer: object, report_every: int = 500) -> dict:
     """Returns the pretrained subtree of `decoder/`."""
+    vocabulary = tokenizer.get_vocab()
     tokenizer = tokenization.as_text_tokenizer(tokenizer)
+    params = init(run, next(batches(run, tokenizer))[0], vocabulary)
     source = batches(run, tokenizer)
-    where, _ = next(source)
-    params = init(run, where)
     tx = optimiser.make(run.learning_rate, run.steps, run.weight_decay)
     state = tx.init(params)
     start, cpu = time.time(), time.process_time()

@@ -61,7 +61,7 @@ def scale_up(params: Any) -> Any:
         if "layers" not in names or names[-1] != "kernel":
             return value
         fan_in = math.prod(value.shape[1 : 1 + SUMMED[names[-2]]])
-        depth = 0.5 if names[-2] in ("o", "down") else 1.0
+        depth = 0.2 if names[-2] in ("o", "down") else 1.0
         return value * (depth * fan_in**-0.5 / 0.02)
 
     return jax.tree_util.tree_map_with_path(scaled, params)
