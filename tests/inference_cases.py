@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import importlib.resources
+import pathlib
 from collections.abc import Sequence
 
 import jax
@@ -13,10 +14,12 @@ import numpy as np
 import transformers
 from flax import linen as nn
 
+from wings_jax import config, tree
 from wings_jax.data import conversation
 from wings_jax.inference import decode, engine, prompts, sampling
 from wings_jax.model import layout, presets
 from wings_jax.model.wings import Wings
+from wings_jax.training import checkpoint
 
 VISION = presets.VisionArch(
     hidden_size=12,
@@ -209,3 +212,16 @@ def tokenizer():
     """Returns the tokenizer of the tiny base that ships with the package."""
     folder = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
     return transformers.AutoTokenizer.from_pretrained(str(folder))
+
+
+def write_checkpoint(directory: pathlib.Path, case: str = "router") -> pathlib.Path:
+    """Writes a random small model with the tiny base's tokenizer; returns its workdir."""
+    folder = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
+    files = {
+        name: (folder / name).read_text(encoding="utf-8")
+        for name in ("tokenizer.json", "tokenizer_config.json")
+    }
+    arch = with_vocabulary(ARCHS[case], len(tokenizer()))
+    _, _, params = make(arch)
+    checkpoint.write(directory, tree.flatten(params), config.Config(), arch, files)
+    return directory
