@@ -19,6 +19,7 @@ from wings_jax.errors import UserError
 from wings_jax.model import attention, decoder, vision
 
 DTYPES = ("float32", "bfloat16")
+SEMANTICS = ("paper", "release")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +28,8 @@ class Model:
 
     llm, vision   a preset's name (`presets.DECODERS`, `presets.VISION`), a folder with a Hugging
                   Face `config.json`, or `tiny` for the base that ships with the package
+    semantics     `paper`, or `release` to go on from the authors' checkpoint (docs/fidelity.md)
+    prompt_length   of the release's semantics: slots of its system prompt and user header
     """
 
     llm: str = "tiny"
@@ -37,6 +40,8 @@ class Model:
     rank: int = 64
     learner_layers: tuple[int, ...] = ()
     gain: float = 1.0
+    semantics: str = "paper"
+    prompt_length: int = 14
     router_positions: int = 4096
     lora_rank: int = 0
     lora_alpha: float = 16.0
@@ -243,6 +248,7 @@ def _validate(config: Config) -> None:
         "config.compute_dtype": (config.compute_dtype, ("", *DTYPES)),
         "config.frozen_dtype": (config.frozen_dtype, ("", *DTYPES)),
         "config.model.projector": (model.projector, vision.PROJECTORS),
+        "config.model.semantics": (model.semantics, SEMANTICS),
     }
     for key, (value, allowed) in one_of.items():
         if value not in allowed:

@@ -191,6 +191,8 @@ def import_config(
         router=arch.router,
         rank=arch.rank,
         gain=arch.gain,
+        semantics="paper" if arch.semantics == presets.PAPER else "release",
+        prompt_length=arch.semantics.prompt_length or config_lib.Model.prompt_length,
         router_positions=arch.router_positions,
     )
     return config_lib.Config(stage="import", model=model, data=config_lib.Data(template=template))

@@ -20,6 +20,7 @@ class Recipe:
     images_per_row  most images of a sample (I)
     image_size      side of the square in pixels
     image_mean      the processor's mean, each in [0, 1]: the colour of the padding
+    prompt_length   None; for the release's semantics, `presets.Semantics.prompt_length`
     """
 
     tokenizer: tokenization.TextTokenizer
@@ -29,6 +30,7 @@ class Recipe:
     images_per_row: int
     image_size: int
     image_mean: tuple[float, ...]
+    prompt_length: int | None = None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -56,6 +56,7 @@ class DataSpec:
     image_slots      slots of one image (P)
     template         name of a conversation template
     system           another default system text than the template's; None for the template's
+    prompt_length    None; for the release's semantics, `presets.Semantics.prompt_length`
     packing          whether several samples share a row
     shuffle          whether the order of the rows is drawn anew for each epoch
     max_bad_share    stop when a larger share of the samples is bad
@@ -73,6 +74,7 @@ class DataSpec:
     image_slots: int
     template: str = "chatml"
     system: str | None = None
+    prompt_length: int | None = None
     packing: bool = False
     seed: int = 0
     shuffle: bool = True
@@ -135,7 +137,9 @@ def assemble(rows: Sequence[Sequence[examples.Example]], recipe: examples.Recipe
                 images[number, pictures] = picture
                 pictures += 1
             start = span.stop
-    return layout.Batch(layout.make_layout(tokens, modality, segments), targets, images)
+    prompt_length = recipe.prompt_length
+    slots = layout.make_layout(tokens, modality, segments, prompt_length=prompt_length)
+    return layout.Batch(slots, targets, images)
 
 
 class Loader:
@@ -260,6 +264,7 @@ def make_recipe(spec: DataSpec, tokenizer: Any) -> examples.Recipe:
         images_per_row=spec.images_per_row,
         image_size=spec.image_size,
         image_mean=tuple(spec.image_mean),
+        prompt_length=spec.prompt_length,
     )
 
 

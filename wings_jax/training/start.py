@@ -20,7 +20,7 @@ from wings_jax import axes, tree
 from wings_jax import config as config_lib
 from wings_jax.data import pipeline, scenes
 from wings_jax.errors import UserError
-from wings_jax.model.presets import VisionArch
+from wings_jax.model.presets import WingsArch
 from wings_jax.model.wings import Wings
 from wings_jax.training import checkpoint, optim, state, step
 from wings_jax.weights import hf
@@ -61,7 +61,7 @@ def set_up(config: config_lib.Config, workdir: pathlib.Path) -> Run:
     source = find_start(config)
     files = tokenizer_files(config, source)
     check_claim(workdir, config)
-    loader = open_data(config, arch.vision, checkpoint.open_tokenizer(files))
+    loader = open_data(config, arch, checkpoint.open_tokenizer(files))
     steps = config.steps
     if steps < 0:
         steps = max(1, round(config.epochs * loader.steps_per_epoch))
@@ -138,9 +138,9 @@ def _fetch_tokenizer(name: str) -> pathlib.Path:
     return pathlib.Path(path).parent
 
 
-def open_data(config: config_lib.Config, vision: VisionArch, tokenizer: Any) -> pipeline.Loader:
+def open_data(config: config_lib.Config, arch: WingsArch, tokenizer: Any) -> pipeline.Loader:
     """Returns the batches of a config, this host's part; writes the scenes first if they lack."""
-    data = config.data
+    data, vision = config.data, arch.vision
     if data.scenes and jax.process_index() == 0:
         scenes.write(data.scenes)
     if jax.process_count() > 1:
@@ -165,6 +165,7 @@ def open_data(config: config_lib.Config, vision: VisionArch, tokenizer: Any) -> 
         image_mean=vision.mean,
         image_slots=vision.num_patches,
         template=data.template,
+        prompt_length=arch.semantics.prompt_length,
         packing=data.packing,
         seed=config.seed,
         max_bad_share=data.max_bad_share,

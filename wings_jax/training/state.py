@@ -65,6 +65,9 @@ def resolve_arch(model: config_lib.Model) -> presets.WingsArch:
         raise UserError(f"config.model.learner_layers: {layers} on {decoder.num_layers} layers")
     if model.learners and decoder.num_heads * decoder.head_dim != decoder.hidden_size:
         raise UserError("config.model.learners: heads x head width must equal the model's width")
+    semantics = presets.PAPER
+    if model.semantics == "release":
+        semantics = presets.release_semantics(model.prompt_length)
     return presets.WingsArch(
         decoder=decoder,
         vision=tower,
@@ -74,6 +77,7 @@ def resolve_arch(model: config_lib.Model) -> presets.WingsArch:
         rank=model.rank,
         learner_layers=layers or None,
         gain=model.gain,
+        semantics=semantics,
         router_positions=model.router_positions,
         lora_rank=model.lora_rank,
         lora_alpha=model.lora_alpha,

@@ -1,0 +1,138 @@
+"""The release's semantics: its visibility drawn by hand, its way through a config, and its leak."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+import tiny_data
+import tiny_model
+from flax import linen as nn
+
+from wings_jax import config as config_lib
+from wings_jax import tree
+from wings_jax.data import pipeline
+from wings_jax.errors import UserError
+from wings_jax.model import decoder, layout, presets
+from wings_jax.training import state
+
+PICTURES = {
+    # drawn row: textual orders with a prompt length of 2 ('.' is never)
+    "ttttittt": ". . 0 1 . . . . 2 3 4",  # the prompt is left out, text is re-counted
+    "titt": ". . . . . 0 1",  # the image stands within the prompt: text after it only
+    "itt": "0 1 2 3 4 5",  # begins with an image: every slot, the image's too
+    "tttt": "0 1 2 3",  # no image: every slot
+    "ttti|tt": ". . 0 . . . . 0 1",  # each conversation for itself
+}
+
+
+@pytest.mark.parametrize("text", PICTURES)
+def test_orders_of_the_release(text: str):
+    modality, segments = tiny_model.row(text, 12)
+    rows = layout.make_layout(
+        np.ones((1, 12), np.int32), modality[None], segments[None], prompt_length=2
+    )
+    drawn = [layout.NEVER if mark == "." else int(mark) for mark in PICTURES[text].split()]
+    drawn += [layout.NEVER] * (12 - len(drawn))
+    np.testing.assert_array_equal(rows.orders[0, :, layout.TEXTUAL], drawn)
+    visual = np.where(modality == layout.IMAGE, 0, layout.NEVER)
+    np.testing.assert_array_equal(rows.orders[0, :, layout.VISUAL], visual)
+    paper = layout.make_layout(np.ones((1, 12), np.int32), modality[None], segments[None])
+    np.testing.assert_array_equal(rows.orders[..., layout.MAIN], paper.orders[..., layout.MAIN])
+
+
+def test_a_config_names_the_semantics():
+    config = config_lib.default()
+    assert state.resolve_arch(config_lib.typed(config).model).semantics == presets.PAPER
+    config.model.semantics, config.model.prompt_length = "release", 17
+    arch = state.resolve_arch(config_lib.typed(config).model)
+    assert arch.semantics == presets.release_semantics(17)
+    again = config_lib.build(presets.WingsArch, config_lib.plain(arch), "arch")
+    assert again == arch
+    config.model.semantics = "mine"
+    with pytest.raises(UserError, match=r"config\.model\.semantics: 'mine' is not one of"):
+        config_lib.typed(config)
+
+
+def test_batches_carry_the_orders(tmp_path):
+    records = tiny_data.write_records(tmp_path, 6)
+    file = tiny_data.write_json(tmp_path / "data.json", records)
+    for prompt_length in (None, 3):
+        spec = tiny_data.spec(file, prompt_length=prompt_length)
+        rows = pipeline.Loader(spec, tiny_data.byte_tokenizer())[0].layout
+        wanted = layout.make_layout(
+            rows.tokens, rows.modality, rows.segments, prompt_length=prompt_length
+        )
+        np.testing.assert_array_equal(rows.orders, wanted.orders)
+
+
+SYMBOLS, ROWS, STEPS = 16, 32, 200
+FLOOR = math.log(SYMBOLS)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def train(arch: presets.WingsArch, seed: jax.Array) -> jax.Array:
+    """Returns the loss of each step on fresh rows 'ttt[image]' + 12 random symbols.
+
+    No step sees a row twice, so every loss is a held-out one; no model that is given only the
+    past can fall below the entropy of a symbol.
+    """
+    modality, segments = tiny_model.row("ttti" + "t" * 12, 3 + tiny_model.P + 12)
+    shape = (ROWS, len(modality))
+    slots = layout.make_layout(
+        np.ones(shape, np.int32),
+        np.broadcast_to(modality, shape),
+        np.broadcast_to(segments, shape),
+        prompt_length=arch.semantics.prompt_length,
+    )
+    module = decoder.Decoder(arch)
+    first = 3 + tiny_model.P - 1  # the last image slot is asked for the first symbol
+
+    def run(module, tokens, features):
+        x0 = jnp.where((slots.modality == layout.IMAGE)[..., None], features, module.embed(tokens))
+        return module.logits(module(x0, slots))
+
+    def loss(params, key):
+        tokens = jax.random.randint(key, shape, 0, SYMBOLS)
+        features = jax.random.normal(key, (*shape, arch.decoder.hidden_size))
+        logits = nn.apply(run, module)({"params": tree.nest(params)}, tokens, features)
+        wanted = tokens[:, first + 1 :]
+        return optax.softmax_cross_entropy_with_integer_labels(logits[:, first:-1], wanted).mean()
+
+    tokens, features = jnp.zeros(shape, jnp.int32), jnp.zeros((*shape, arch.decoder.hidden_size))
+    made = jax.eval_shape(nn.init(run, module), jax.random.key(0), tokens, features)["params"]
+    params = {
+        path: jnp.ones(x.shape)
+        if path.endswith("scale")
+        else 0.1 * jax.random.normal(jax.random.fold_in(jax.random.key(seed), number), x.shape)
+        for number, (path, x) in enumerate(tree.flatten(nn.unbox(made)).items())
+    }
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(5e-3))
+
+    def step(carry, key):
+        params, moments = carry
+        value, grads = jax.value_and_grad(loss)(params, key)
+        updates, moments = optimizer.update(grads, moments)
+        return (optax.apply_updates(params, updates), moments), value
+
+    keys = jax.random.split(jax.random.key(seed + 1), STEPS)
+    return jax.lax.scan(step, (params, optimizer.init(params)), keys)[1]
+
+
+@pytest.mark.slow
+def test_the_release_leaks_and_the_paper_does_not():
+    """Answers of random symbols: whoever does better than chance has seen the future."""
+    both = {"learners": tiny_model.BOTH, "router": True, "rank": 16}
+    paper = tiny_model.arch(**both)
+    release = tiny_model.arch(**both, gain=2.0, semantics=presets.release_semantics(3))
+    best = {
+        name: float(train(arch, 0).reshape(-1, 20).mean(1).min())
+        for name, arch in {"paper": paper, "release": release}.items()
+    }
+    assert best["paper"] > FLOOR - 0.01, best
+    assert best["release"] < FLOOR - 1.0, best
