@@ -26,7 +26,7 @@ from wings_jax import axes
 from wings_jax.model import attention
 from wings_jax.model import layout as layout_lib
 from wings_jax.model.layers import INIT, GatedMlp, Projection, RMSNorm, rope, rope_table
-from wings_jax.model.layout import LEARNERS, MAIN, Layout, Sight
+from wings_jax.model.layout import IMAGE, LEARNERS, MAIN, Layout, Sight
 from wings_jax.model.presets import WingsArch
 
 # Attention -> keys and values of the slots that it has seen, each [B*K,S,H] (`attention.attend`).
@@ -303,6 +303,17 @@ def alone(arch: WingsArch, query: Sight, learners: Mapping[str, Source]) -> jax.
     return sum(sees.astype(jnp.int32) for sees in seeing) == 1
 
 
+def _pack(visual: Source, rows: Layout, count: int) -> Source:
+    """Returns the visual learner's source without text slots: its first `count` image slots."""
+    is_other = (rows.modality != IMAGE).astype(jnp.int32)
+    index = jnp.argsort(is_other, axis=1, stable=True)[:, :count]
+
+    def take(x: jax.Array) -> jax.Array:
+        return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)
+
+    return jax.tree.map(take, visual)
+
+
 class Decoder(nn.Module):
     """All layers by one scan; `embed`, `__call__` (features to normed states), `logits`."""
 
@@ -333,13 +344,28 @@ class Decoder(nn.Module):
         """Returns f32[B,T,D], the embeddings of i32[B,T] tokens."""
         return self._embed(tokens)
 
-    def __call__(self, x0: jax.Array, rows: Layout, classes: jax.Array | None = None) -> jax.Array:
-        """Returns final normed states [B,T,D] in `dtype` of layer-0 features f32[B,T,D]."""
+    def __call__(
+        self,
+        x0: jax.Array,
+        rows: Layout,
+        classes: jax.Array | None = None,
+        *,
+        image_slots: int | None = None,
+    ) -> jax.Array:
+        """Returns final normed states [B,T,D] in `dtype` of layer-0 features f32[B,T,D].
+
+        `image_slots` says that no row has more image slots than that: the visual learner then
+        reads so many keys instead of T, and with 0 it is left out. No value changes by it.
+        """
         table, wing_table = rope_tables(self.arch, rows.positions)
         learners = {
             name: Source(layout_lib.keys(rows, LEARNERS[name]), None, x0, wing_table or table)
             for name in self.arch.learners
         }
+        if image_slots == 0:
+            learners.pop("visual", None)
+        elif "visual" in learners and image_slots is not None and image_slots < x0.shape[1]:
+            learners["visual"] = _pack(learners["visual"], rows, image_slots)
         main = Source(layout_lib.keys(rows, MAIN))
         query = layout_lib.queries(rows)
         lone = alone(self.arch, query, learners)
