@@ -17,6 +17,7 @@ from flax import linen as nn
 from wings_jax import config, tree
 from wings_jax.data import conversation
 from wings_jax.inference import decode, engine, prompts, sampling
+from wings_jax.inference import generator as generator_lib
 from wings_jax.model import layout, presets
 from wings_jax.model.wings import Wings
 from wings_jax.training import checkpoint
@@ -38,7 +39,7 @@ VISION = presets.VisionArch(
     std=(0.5, 0.5, 0.5),
 )
 SLOTS = VISION.num_patches  # 4
-LENGTH, IMAGES = 40, 4  # the shape of rows that are read without a cache
+LENGTH, IMAGES = 56, 4  # the shape of rows that are read without a cache
 
 
 def make_arch(*, kv_heads: int = 4, tie: bool = False, scaling=None, **wings) -> presets.WingsArch:
@@ -53,11 +54,11 @@ def make_arch(*, kv_heads: int = 4, tie: bool = False, scaling=None, **wings) ->
         norm_eps=1e-5,
         rope_theta=100.0,
         rope_scaling=scaling,
-        max_positions=128,
+        max_positions=256,
         qkv_bias=True,
         tie_embeddings=tie,
     )
-    return presets.WingsArch(decoder, VISION, rank=3, router_positions=128, **wings)
+    return presets.WingsArch(decoder, VISION, rank=3, router_positions=256, **wings)
 
 
 BOTH = ("visual", "textual")
@@ -133,15 +134,6 @@ def text(ids: Sequence[int]) -> prompts.Slots:
     return prompts.from_ids(list(ids), [], SLOTS)
 
 
-def join(*parts: prompts.Slots) -> prompts.Slots:
-    """Returns one row made of several."""
-    return prompts.Slots(
-        np.concatenate([part.tokens for part in parts]),
-        np.concatenate([part.modality for part in parts]),
-        tuple(picture for part in parts for picture in part.images),
-    )
-
-
 def uncached_logits(spec: engine.Spec, params, rows: Sequence[prompts.Slots]) -> list[np.ndarray]:
     """Returns f32[n,V] of every row by the training forward, padded to one shape."""
     tokens, modality = (np.zeros((len(rows), LENGTH), np.int32) for _ in range(2))
@@ -161,7 +153,7 @@ def uncached_greedy(
     """Returns greedy ids; everything is read again for every token."""
     ids: list[list[int]] = [[] for _ in rows]
     for _ in range(steps):
-        whole = [join(row, text(said)) for row, said in zip(rows, ids, strict=True)]
+        whole = [prompts.join(row, text(said)) for row, said in zip(rows, ids, strict=True)]
         for said, logits in zip(ids, uncached_logits(spec, params, whole), strict=True):
             said.append(int(logits[-1].argmax()))
     return ids
@@ -225,3 +217,11 @@ def write_checkpoint(directory: pathlib.Path, case: str = "router") -> pathlib.P
     _, _, params = make(arch)
     checkpoint.write(directory, tree.flatten(params), config.Config(), arch, files)
     return directory
+
+
+@functools.cache
+def generator(rows: int, case: str = "router") -> generator_lib.Generator:
+    """Returns a generator of a random small model with the tiny base's tokenizer."""
+    arch = with_vocabulary(ARCHS[case], len(tokenizer()))
+    _, _, params = make(arch)
+    return generator_lib.Generator(arch, params, tokenizer(), "chatml", rows=rows)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wings_jax.inference import decode, memory
+from wings_jax.inference import decode, memory, prompts
 
 CASES = cases.ARCHS
 
@@ -21,7 +21,7 @@ def test_prefill_extend_step_equal_one_pass(case: str):
     rows = cases.random_rows(spec.arch, ["tiittt", "ttttttttt", "iitiit"], seed=1)
     more = cases.random_rows(spec.arch, ["ttiit", "t", "ttii"], seed=2)
     tail = np.random.default_rng(3).integers(0, spec.arch.decoder.vocab_size, (3, 4))
-    whole = [cases.join(a, b, cases.text(t)) for a, b, t in zip(rows, more, tail, strict=True)]
+    whole = [prompts.join(a, b, cases.text(t)) for a, b, t in zip(rows, more, tail, strict=True)]
     wanted = cases.uncached_logits(spec, params, whole)
 
     starts = np.zeros(3, np.int32)

@@ -28,18 +28,9 @@ WISHES = [
 
 
 @pytest.fixture(scope="module")
-def tokenizer():
-    return cases.tokenizer()
-
-
-@pytest.fixture(scope="module")
-def generators(tokenizer):
-    """One generator that answers three at a time, and one that answers one."""
-    arch = cases.with_vocabulary(cases.ARCHS["router"], len(tokenizer))
-    _, _, params = cases.make(arch)
-    return [
-        generator_lib.Generator(arch, params, tokenizer, "chatml", rows=rows) for rows in (4, 1)
-    ]
+def generators():
+    """One generator that answers four at a time, and one that answers one."""
+    return [cases.generator(rows) for rows in (4, 1)]
 
 
 @st.composite
@@ -97,7 +88,7 @@ def test_a_stop_string_ends_an_answer(generators):
     ("request_", "message"),
     [
         (Request("  "), "prompt is empty"),
-        (Request("red " * 200), "too many"),
+        (Request("red " * 300), "too many"),
         (Request("<image> <image>", PICTURES[:1] * 3), "3 images, 2 <image>"),
         (Request("red", ["no/such.png"]), "no/such.png"),
         (Request([{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]), "answer"),
@@ -120,7 +111,8 @@ def test_wishes_out_of_range_are_refused():
             Sampling(**wrong)
 
 
-def test_the_end_of_turn_stops(tokenizer):
+def test_the_end_of_turn_stops():
+    tokenizer = cases.tokenizer()
     template = conversation.TEMPLATES["chatml"]
     stops = generator_lib.stop_tokens(tokenizer, template)
     assert tokenization.as_text_tokenizer(tokenizer).id_of("<|im_end|>") in stops

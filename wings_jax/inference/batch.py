@@ -72,11 +72,11 @@ class Plan:
 
 def groups(tasks: Sequence[Task], rows: int) -> list[list[Task]]:
     """Returns the tasks by bucket of length, shortest first; a small group joins the next one."""
-    ordered = sorted(tasks, key=lambda t: (len(t.slots.tokens), t.images, t.index))
+    ordered = sorted(tasks, key=lambda t: (t.slots.count, t.images, t.index))
     found: list[list[Task]] = []
     for task in ordered:
-        size = prompts.bucket(len(task.slots.tokens))
-        is_same = found and prompts.bucket(len(found[-1][-1].slots.tokens)) == size
+        size = prompts.bucket(task.slots.count)
+        is_same = found and prompts.bucket(found[-1][-1].slots.count) == size
         if is_same or (found and len(found[-1]) < 4 * rows):
             found[-1].append(task)
         else:
@@ -103,7 +103,7 @@ class _Rows:
         most = max(task.sampling.max_new_tokens for task in tasks)
         self.steps = min(plan.steps, prompts.bucket(most))
         self.images = prompts.power(max(task.images for task in tasks))
-        self.length = prompts.bucket(max(len(task.slots.tokens) for task in tasks))
+        self.length = prompts.bucket(max(task.slots.count for task in tasks))
         self.capacity = self.length + prompts.bucket(most + self.steps)
         wishes = [task.sampling for task in tasks]
         self.wishes = sampling.gather(wishes, spec.arch.decoder.vocab_size)

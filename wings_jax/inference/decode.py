@@ -38,12 +38,10 @@ class Running:
 
 
 encode = jax.jit(engine.encode, static_argnums=0)
-compact = jax.jit(memory.compact, donate_argnums=0)
+compact = jax.jit(memory.compact)
 forget = jax.jit(memory.forget, donate_argnums=0)
 insert = jax.jit(memory.insert, donate_argnums=0)
-grow = jax.jit(
-    lambda before, slots: memory.grow(before, dict(slots)), static_argnums=1, donate_argnums=0
-)
+grow = jax.jit(lambda before, slots: memory.grow(before, dict(slots)), static_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -15,9 +15,13 @@ import jax
 
 from wings_jax.data import conversation, tokenization
 from wings_jax.errors import UserError
-from wings_jax.inference import batch, engine
+from wings_jax.inference import batch, engine, likelihood, streaming
+from wings_jax.inference.chat import Chat
+from wings_jax.inference.dialogue import Dialogue
+from wings_jax.inference.likelihood import Likelihood
 from wings_jax.inference.prompts import Reader, Request
 from wings_jax.inference.sampling import Sampling
+from wings_jax.inference.streaming import TextStream
 from wings_jax.model.presets import WingsArch
 
 
@@ -67,10 +71,8 @@ class Generator:
             template = conversation.template_named(template)
         self.spec = engine.Spec(arch, dtype or usual_dtype(), kernel)
         self.weights = engine.split_layers(params, self.spec)
-        self.tokenizer = tokenizer
-        self.template = template
         self.sampling = sampling or Sampling()
-        self.reader = Reader(arch, tokenization.as_text_tokenizer(tokenizer), template)
+        self.reader = Reader(arch, tokenizer, template)
         self.plan = batch.Plan(rows, stops=stop_tokens(tokenizer, template))
 
     @classmethod
@@ -105,18 +107,67 @@ class Generator:
             is_error = isinstance(draft, UserError)
             yield task.index, draft if is_error else self._answer(draft)
 
+    def stream(self, request: Request) -> Iterator[str]:
+        """Yields the answer to a request piece by piece.
+
+        Raises:
+          UserError: the request is wrong.
+        """
+        prompt = self.reader.read(request)
+        prompt = dataclasses.replace(prompt, images=self.reader.load(request.images))
+        wish = self.reader.fit(request.sampling or self.sampling, prompt)
+        stream = TextStream(self.reader.text, wish.stop)
+        for piece in Dialogue(self.spec, self.weights, self.plan.stops).answer(prompt, wish):
+            tokens = [token for token in piece.tokens if token not in self.plan.stops]
+            fresh = stream.add(tokens, is_last=piece.is_last)
+            if fresh:
+                yield fresh
+            if stream.is_cut:
+                return
+
+    def chat(self, *, system: str = "", sampling: Sampling | None = None) -> Chat:
+        """Returns a conversation whose past is never read twice."""
+        dialogue = Dialogue(self.spec, self.weights, self.plan.stops)
+        return Chat(self.reader, dialogue, sampling or self.sampling, system)
+
+    def score(
+        self,
+        requests: Sequence[tuple[Request, Sequence[str]]],
+        *,
+        with_end: bool = True,
+    ) -> list[list[Likelihood]]:
+        """Returns how likely each of the given answers to each request is.
+
+        With `with_end` the end of turn counts too, as it does when an answer is generated.
+
+        Raises:
+          UserError: a request is wrong.
+        """
+        offers = []
+        for request, answers in requests:
+            prompt = self.reader.read(request)
+            prompt = dataclasses.replace(prompt, images=self.reader.load(request.images))
+            ids = [self.reader.answer_ids(request, answer) for answer in answers]
+            if not with_end:
+                ids = [[token for token in some if token not in self.plan.stops] for some in ids]
+            self.reader.check(prompt.count + max(map(len, ids), default=0))
+            offers.append(likelihood.Offer(prompt, ids))
+        return likelihood.score(self.spec, self.weights, offers, self.plan.rows)
+
     def _task(self, index: int, request: Request) -> batch.Task:
         slots = self.reader.read(request)
-        wish = request.sampling or self.sampling
-        room = self.reader.limit - len(slots.tokens)
-        wish = dataclasses.replace(wish, max_new_tokens=min(wish.max_new_tokens, room))
+        wish = self.reader.fit(request.sampling or self.sampling, slots)
+
+        def ended(tokens: Sequence[int]) -> bool:
+            return streaming.cut(self.reader.text(tokens), wish.stop)[1]
+
         return batch.Task(
             index,
             slots,
             len(request.images),
             lambda: self.reader.load(request.images),
             wish,
-            (lambda tokens: self._cut(tokens, wish)[1]) if wish.stop else None,
+            ended if wish.stop else None,
         )
 
     def _answer(self, draft: batch.Draft) -> Answer:
@@ -124,25 +175,13 @@ class Generator:
         reason = "length"
         if tokens and tokens[-1] in self.plan.stops:
             tokens, reason = tokens[:-1], "stop"
-        text, is_cut = self._cut(tokens, wish)
+        text, is_cut = streaming.cut(self.reader.text(tokens), wish.stop)
         return Answer(
             text,
             tuple(tokens),
             "string" if is_cut else reason,
-            len(draft.task.slots.tokens),
+            draft.task.slots.count,
             tuple(draft.logprobs[: len(tokens)]) if wish.logprobs else None,
-        )
-
-    def _cut(self, tokens: Sequence[int], wish: Sampling) -> tuple[str, bool]:
-        """Returns the text of an answer up to its first stop string, and whether there was one."""
-        text = self.text(tokens)
-        ends = [at for at in (text.find(string) for string in wish.stop) if at >= 0]
-        return (text[: min(ends)], True) if ends else (text, False)
-
-    def text(self, tokens: Sequence[int]) -> str:
-        """Returns the text of an answer's tokens."""
-        return self.tokenizer.decode(tokens, skip_special_tokens=True).removeprefix(
-            self.template.lead
         )
 
 

@@ -32,6 +32,11 @@ class Slots:
     modality: np.ndarray
     images: tuple[np.ndarray, ...] = ()
 
+    @property
+    def count(self) -> int:
+        """Returns how many slots there are."""
+        return len(self.tokens)
+
 
 EMPTY = Slots(np.zeros(0, np.int32), np.zeros(0, np.int32))
 
@@ -42,6 +47,21 @@ def from_ids(ids: Sequence[int], images: Sequence[np.ndarray], image_slots: int)
     labels = np.full_like(ids, layout.IGNORE)
     expanded = conversation.expand(conversation.Encoded(ids, labels), image_slots)
     return Slots(expanded.tokens, expanded.modality, tuple(images))
+
+
+def join(*parts: Slots) -> Slots:
+    """Returns one conversation made of several pieces."""
+    return Slots(
+        np.concatenate([part.tokens for part in parts]),
+        np.concatenate([part.modality for part in parts]),
+        tuple(picture for part in parts for picture in part.images),
+    )
+
+
+def tail(slots: Slots, start: int, patches: int) -> Slots:
+    """Returns the slots from `start` on, which is not within an image of `patches` slots."""
+    gone = int((slots.modality[:start] == layout.IMAGE).sum()) // patches
+    return Slots(slots.tokens[start:], slots.modality[start:], slots.images[gone:])
 
 
 def make_chunk(
@@ -132,7 +152,8 @@ class Request:
 class Reader:
     """Reads requests into slots, for one model.
 
-    tokenizer, template  as in `conversation.encode`
+    tokenizer  a fast tokenizer of `transformers`
+    template   one of `conversation.TEMPLATES`
     """
 
     arch: WingsArch
@@ -152,9 +173,7 @@ class Reader:
           UserError: an empty prompt, markers and images that disagree, malformed turns, or more
             slots than the model can read.
         """
-        turns = request.turns
-        sample = samples.Sample("", tuple(request.images), turns)
-        turns = conversation.normalise(sample, needs_answer=False)
+        turns = self.turns(request)
         last = turns[-1]
         if last["from"] == "gpt":
             raise UserError("the last turn is an answer: there is nothing to answer")
@@ -164,6 +183,11 @@ class Reader:
         slots = from_ids(encoded.ids, (), self.arch.vision.num_patches)
         self.check(len(slots.tokens), len(request.images))
         return slots
+
+    def turns(self, request: Request) -> list[dict[str, str]]:
+        """Returns the turns of a request, with as many markers as it has images."""
+        sample = samples.Sample("", tuple(request.images), request.turns)
+        return conversation.normalise(sample, needs_answer=False)
 
     def check(self, length: int, images: int = 0) -> None:
         """Raises UserError if a prompt of `length` slots leaves no room for an answer."""
@@ -175,6 +199,34 @@ class Reader:
             f"the prompt takes {length} slots{counted}, the model reads at most "
             f"{self.limit - 1} before an answer: {length - self.limit + 1} too many"
         )
+
+    def fit(self, wish: Sampling, prompt: Slots) -> Sampling:
+        """Returns the wish with no more new tokens than the model can read."""
+        room = self.limit - prompt.count
+        return dataclasses.replace(wish, max_new_tokens=min(wish.max_new_tokens, room))
+
+    def answer_ids(self, request: Request, answer: str) -> list[int]:
+        """Returns the ids of an answer to the request as it would be learned, end of turn too."""
+        turns = self.turns(request)
+        answered = [*turns, {"from": "gpt", "value": answer}]
+        asked = conversation.encode(turns, self.tokenizer, self.template, open_answer=True).ids
+        return (
+            conversation.encode(answered, self.tokenizer, self.template).ids[len(asked) :].tolist()
+        )
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """Returns the text of an answer's tokens."""
+        text = self.tokenizer.decode(
+            list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        return text.removeprefix(self.template.lead)
+
+    def marked(self, text: str, images: int) -> str:
+        """Returns a human turn with a marker for each image: its own, or else all in front."""
+        have = text.count(conversation.MARKER)
+        if have and have != images:
+            raise UserError(f"{images} image(s), {have} {conversation.MARKER} in the text")
+        return text if have else f"{conversation.MARKER}\n" * images + text
 
     def load(self, images: Sequence[Any]) -> tuple[np.ndarray, ...]:
         """Returns the pictures as the tower reads them, u8[h,w,3] each."""

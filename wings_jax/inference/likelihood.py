@@ -1,0 +1,114 @@
+"""How likely given answers are. The prompt is read once, however many answers it is offered."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from wings_jax.inference import batch, decode, engine, prompts
+from wings_jax.inference.engine import Chunk, Spec, Weights
+from wings_jax.inference.memory import Memory
+from wings_jax.inference.prompts import Slots
+
+
+@dataclasses.dataclass(frozen=True)
+class Likelihood:
+    """One given answer under the model.
+
+    logprob    sum over its tokens, in nats
+    tokens     how many there are
+    is_greedy  whether it is what greedy decoding would have said
+    """
+
+    logprob: float
+    tokens: int
+    is_greedy: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Offer:
+    """A prompt, and the answers that are offered for it, as ids."""
+
+    prompt: Slots
+    answers: Sequence[Sequence[int]]
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def read_answers(
+    spec: Spec, weights: Weights, memory: Memory, first: jax.Array, chunk: Chunk
+) -> tuple[jax.Array, jax.Array]:
+    """Returns f32[B], i32[B]: log-probability of the chunk's tokens, and how many are likeliest.
+
+    `first` f32[B,V] are the logits behind the prompt. The memory stays as it is.
+    """
+    _, hidden = engine.extend(spec, weights, memory, chunk)
+
+    def one(column: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        state, token, used = column
+        return judge(engine.logits(spec, weights, state), token, used)
+
+    used = chunk.modality > 0
+    logprob, right = judge(first, chunk.tokens[:, 0], used[:, 0])
+    later = (hidden[:, :-1], chunk.tokens[:, 1:], used[:, 1:])
+    if chunk.tokens.shape[1] > 1:
+        columns = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), later)
+        more = jax.lax.map(one, columns)
+        logprob, right = logprob + more[0].sum(0), right + more[1].sum(0)
+    return logprob, right
+
+
+def judge(logits: jax.Array, tokens: jax.Array, used: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns f32[B], i32[B] of f32[B,V] and tokens i32[B]: log-probability, and if likeliest."""
+    picked = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    logprob = jnp.where(used, picked - jax.nn.logsumexp(logits, axis=-1), 0.0)
+    return logprob, ((logits.argmax(-1) == tokens) & used).astype(jnp.int32)
+
+
+def score(
+    spec: Spec, weights: Weights, offers: Sequence[Offer], rows: int
+) -> list[list[Likelihood]]:
+    """Returns the likelihood of every answer of every offer."""
+    found: list[list[Likelihood]] = [[] for _ in offers]
+    order = sorted(range(len(offers)), key=lambda i: offers[i].prompt.count)
+    for first in range(0, len(order), rows):
+        chosen = order[first : first + rows]
+        scored = _score_some(spec, weights, [offers[i] for i in chosen])
+        for index, likelihoods in zip(chosen, scored, strict=True):
+            found[index] = likelihoods
+    return found
+
+
+def _score_some(spec: Spec, weights: Weights, offers: Sequence[Offer]) -> list[list[Likelihood]]:
+    size, arch = prompts.power(len(offers)), spec.arch
+    rows = [offer.prompt for offer in offers] + [prompts.EMPTY] * (size - len(offers))
+    length = prompts.bucket(max(row.count for row in rows))
+    images = prompts.power(max(len(row.images) for row in rows))
+    starts = np.zeros(size, np.int32)
+    chunk = prompts.make_chunk(rows, starts, arch, length=length, images=images)
+    pictures = [picture for row in rows for picture in row.images]
+    features = batch.encode(spec, weights, pictures, at_once=size, room=size * images)
+    longest = max((len(ids) for offer in offers for ids in offer.answers), default=1)
+    room = prompts.bucket(longest)
+    slots = {name: picks.shape[1] for name, picks in chunk.picks.items()}
+    slots |= {"main": length + room} | ({"textual": length + room} if "textual" in slots else {})
+    memory, logits = decode.prefill(
+        spec, weights, chunk, features, slots=tuple(sorted(slots.items()))
+    )
+    starts = np.array([row.count for row in rows], np.int32)
+    found: list[list[Likelihood]] = [[] for _ in offers]
+    for turn in range(max(len(offer.answers) for offer in offers)):
+        ids = [offer.answers[turn] if turn < len(offer.answers) else () for offer in offers]
+        said = [prompts.from_ids(some, (), 1) for some in ids]
+        said += [prompts.EMPTY] * (size - len(said))
+        answer = prompts.make_chunk(said, starts, arch, length=room, images=0)
+        logprob, right = jax.device_get(read_answers(spec, weights, memory, logits, answer))
+        for row, some in enumerate(ids):
+            if turn < len(offers[row].answers):
+                is_greedy = int(right[row]) == len(some)
+                found[row].append(Likelihood(float(logprob[row]), len(some), is_greedy))
+    return found
