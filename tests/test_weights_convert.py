@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -91,6 +92,34 @@ def test_release_there_and_back(name: str, sources, tmp_path):
     kept, source = store.read_config(tmp_path / "out"), store.read_config(sources / name)
     source.pop("architectures", None)
     assert {key: kept.get(key) for key in source} == source
+
+
+def test_a_tower_of_known_size_needs_no_directory(sources, monkeypatch):
+    """The sizes of `presets.VISION` are recognised by their shapes alone."""
+    arch = presets.vision_from_hf(store.read_config(sources / "tower"))
+    clip = presets.vision_from_hf(store.read_config(sources / "clip"))
+    monkeypatch.setattr(presets, "VISION", presets.VISION | {"narrow": clip, "tiny": arch})
+    made = imports.from_release(sources / "wings_stage2")
+    assert made.arch.vision == arch
+    steps, fresh = imports.plan(made)
+    assert not fresh
+    assert [step.part.name for step in steps] == ["Wings"]
+
+
+def test_a_tower_may_come_from_elsewhere(sources, tmp_path):
+    """A checkpoint without a tower takes that of --vision; without that, it says so."""
+    shutil.copytree(sources / "llava", tmp_path / "blind")
+    for file in (tmp_path / "blind").glob("model*"):
+        file.unlink()
+    tensors = store.open_tensors(sources / "llava")
+    blind = {key: t for key, t in tensors.items() if not key.startswith(wings.TOWER)}
+    store.write_shards(tmp_path / "blind", blind)
+    made = imports.from_release(tmp_path / "blind", sources / "tower")
+    assert [part.name for part in made.parts] == ["Wings", "tower"]
+    flat = imports.load(imports.plan(made)[0])
+    assert flat.keys() == wings.abstract(made.arch).keys()
+    with pytest.raises(rules.WeightsError, match="holds no vision tower"):
+        imports.from_release(tmp_path / "blind")
 
 
 def test_dtype_mesh_and_projector(sources, tmp_path):

@@ -92,7 +92,7 @@ def wrong_source(what: str, sources: pathlib.Path, tmp_path: pathlib.Path) -> tu
     directory = broken(sources, "llm", tmp_path)
     if what == "no tokenizer":
         (directory / "tokenizer.json").unlink()
-        return ["import", "--llm", directory, *out], ["has no tokenizer.json"]
+        return ["import", "--llm", directory, *out], ["no tokenizer", "give one with --tokenizer"]
     assert what == "tokenizer too large"
     edit_config(directory, vocab_size=200)
     for key in ("model.embed_tokens.weight", "lm_head.weight"):

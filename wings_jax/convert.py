@@ -16,6 +16,7 @@ import contextlib
 import logging
 import pathlib
 import re
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -25,6 +26,7 @@ import jax
 import ml_dtypes
 import numpy as np
 import tqdm
+import transformers
 
 from wings_jax import axes, errors, tree
 from wings_jax import config as config_lib
@@ -41,6 +43,7 @@ DTYPES = {
     "float16": np.dtype(np.float16),
 }
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+VOCABULARIES = ("tokenizer.model", "vocab.json")
 HUB_FILES = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 
 
@@ -155,24 +158,43 @@ def read_mesh(text: str) -> jax.sharding.Mesh:
 def tokenizer_files(made: imports.Import, other: str | None) -> dict[str, str]:
     """Returns the tokenizer's files, name -> content, checked against the LLM's vocabulary."""
     source = pathlib.Path(other) if other else made.tokenizer
-    files = dict(made.files) if source is None else {}
-    if source is not None:
-        here = [source / name for name in hf.TOKENIZER_FILES if (source / name).is_file()]
-        try:
-            files = {file.name: file.read_text(encoding="utf-8") for file in here}
-        except UnicodeDecodeError:
-            files = {file.name: file.read_text(encoding="utf-8") for file in here if is_text(file)}
-    if "tokenizer.json" not in files:
-        raise UserError(f"{source} has no tokenizer.json; give a tokenizer with --tokenizer DIR")
+    if source is None:
+        files = dict(made.files)
+    elif (source / "tokenizer.json").is_file():
+        files = text_files(source)
+    else:
+        files = converted_tokenizer(source)
     size, rows = len(checkpoint.open_tokenizer(files)), made.arch.decoder.vocab_size
     if size > rows:
         raise UserError(f"the tokenizer of {source} has {size} tokens, the LLM's embedding {rows}")
     return files
 
 
-def is_text(file: pathlib.Path) -> bool:
-    """Returns whether a tokenizer's file is text (a sentencepiece model is not)."""
-    return file.suffix in (".json", ".txt", ".jinja")
+def text_files(directory: pathlib.Path) -> dict[str, str]:
+    """Returns the tokenizer's files in a directory that are text, name -> content."""
+    here = [directory / name for name in hf.TOKENIZER_FILES]
+    return {
+        file.name: file.read_text(encoding="utf-8")
+        for file in here
+        if file.is_file() and file.suffix in (".json", ".txt", ".jinja")
+    }
+
+
+def converted_tokenizer(directory: pathlib.Path) -> dict[str, str]:
+    """Returns the files of a tokenizer that is kept in another form, such as Vicuna's."""
+    if not any((directory / name).is_file() for name in VOCABULARIES):
+        raise UserError(f"{directory} has no tokenizer; give one with --tokenizer DIR")
+    try:
+        found = transformers.AutoTokenizer.from_pretrained(directory)
+    except (OSError, ValueError, ImportError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(
+            f"{directory} has no tokenizer.json, and its tokenizer cannot be converted ({reason}); "
+            "give one with --tokenizer DIR"
+        ) from error
+    with tempfile.TemporaryDirectory() as folder:
+        found.save_pretrained(folder)
+        return text_files(pathlib.Path(folder))
 
 
 def import_config(
