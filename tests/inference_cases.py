@@ -222,6 +222,10 @@ def write_checkpoint(directory: pathlib.Path, case: str = "router") -> pathlib.P
 @functools.cache
 def generator(rows: int, case: str = "router") -> generator_lib.Generator:
     """Returns a generator of a random small model with the tiny base's tokenizer."""
-    arch = with_vocabulary(ARCHS[case], len(tokenizer()))
+    return generator_of(ARCHS[case], rows)
+
+
+def generator_of(arch: presets.WingsArch, rows: int = 4) -> generator_lib.Generator:
+    arch = with_vocabulary(arch, len(tokenizer()))
     _, _, params = make(arch)
     return generator_lib.Generator(arch, params, tokenizer(), "chatml", rows=rows)

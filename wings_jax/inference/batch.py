@@ -88,8 +88,64 @@ def run(
     spec: Spec, weights: Weights, tasks: Sequence[Task], plan: Plan
 ) -> Iterator[tuple[Task, Draft | UserError]]:
     """Yields every task with its answer, or with the reason why there is none, as they end."""
-    for group in groups(tasks, plan.rows):
+    cached = [task for task in tasks if is_causal(spec, task.images)]
+    for group in groups(cached, plan.rows):
         yield from _Rows(spec, weights, group, plan).run()
+    for task in tasks:
+        if not is_causal(spec, task.images):
+            yield task, _recomputed(spec, weights, task, plan)
+
+
+def is_causal(spec: Spec, images: int) -> bool:
+    """Returns whether what was read stays valid when tokens follow: not in the release's images."""
+    return spec.arch.semantics.prompt_length is None or not images
+
+
+def recompute(
+    spec: Spec,
+    weights: Weights,
+    prompt: Slots,
+    features: jax.Array | None,
+    wish: Sampling,
+    stops: Sequence[int],
+) -> Iterator[tuple[int, float, bool]]:
+    """Yields token, log-probability and whether it is the last; all is read again for each token.
+
+    The way of models that are not causal: a token costs as much as its whole conversation.
+    `features` are those of the prompt's images, which are encoded once.
+    """
+    arch, said = spec.arch, []
+    choice = sampling.gather([wish], arch.decoder.vocab_size)
+    images = prompts.power(len(prompt.images))
+    stops = np.asarray(stops or (-1,), np.int32)
+    while True:
+        whole = prompts.join(prompt, prompts.from_ids(said, (), 1))
+        length = prompts.bucket(whole.count)
+        starts = np.zeros(1, np.int32)
+        chunk = prompts.make_chunk([whole], starts, arch, length=length, images=images)
+        logits = decode.read(spec, weights, chunk, features)
+        seen = None if choice.penalty is None else prompts.seen([whole], arch)
+        count = np.array([len(said)], np.int32)
+        running = decode.resume(logits, choice, stops, count, seen)
+        said.append(int(running.tokens[0]))
+        yield said[-1], float(running.logprobs[0]), bool(running.done[0])
+        if running.done[0]:
+            return
+
+
+def _recomputed(spec: Spec, weights: Weights, task: Task, plan: Plan) -> Draft | UserError:
+    """Returns the whole answer of one task."""
+    try:
+        prompt = dataclasses.replace(task.slots, images=tuple(task.load()))
+    except UserError as error:
+        return error
+    draft, features = Draft(task), encode_all(spec, weights, prompt)
+    for token, logprob, _ in recompute(spec, weights, prompt, features, task.sampling, plan.stops):
+        draft.tokens.append(token)
+        draft.logprobs.append(logprob)
+        if task.ended is not None and task.ended(draft.tokens):
+            break
+    return draft
 
 
 class _Rows:
@@ -228,6 +284,12 @@ class _Rows:
                 self.drafts[row] = None
                 yield draft.task, draft
         self.running = dataclasses.replace(self.running, done=done)
+
+
+def encode_all(spec: Spec, weights: Weights, prompt: Slots) -> jax.Array | None:
+    """Returns the features of one conversation's pictures."""
+    count = prompts.power(len(prompt.images))
+    return encode(spec, weights, prompt.images, at_once=max(count, 1), room=count)
 
 
 def encode(

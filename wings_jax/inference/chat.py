@@ -75,6 +75,10 @@ class Chat:
             if not answer["value"]:
                 self.turns.pop()
 
+    def check_image(self, image: Any) -> None:
+        """Raises UserError if a picture cannot be read."""
+        self._reader.load([image])
+
     def undo(self) -> None:
         """Takes back the last question and its answer.
 

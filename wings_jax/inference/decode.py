@@ -71,6 +71,13 @@ def prefill(
     return grown, engine.logits(spec, weights, _last(chunk, hidden))
 
 
+@functools.partial(jax.jit, static_argnames="spec")
+def read(spec: Spec, weights: Weights, chunk: Chunk, features: jax.Array | None) -> jax.Array:
+    """Returns f32[B,V] behind the last slot of each conversation, of which nothing is kept."""
+    hidden = engine.read(spec, weights, chunk, features)
+    return engine.logits(spec, weights, _last(chunk, hidden))
+
+
 @functools.partial(jax.jit, static_argnames=("spec",), donate_argnames=("before",))
 def extend(
     spec: Spec, weights: Weights, before: Memory, chunk: Chunk, features: jax.Array | None
@@ -92,10 +99,21 @@ def begin(logits: jax.Array, choice: Choice, stops: jax.Array, seen: jax.Array |
 
     `stops` i32[n] are the tokens that end an answer. A row whose limit is 0 is done at once.
     """
-    count = jnp.zeros(logits.shape[:1], jnp.int32)
-    done = choice.limits <= 0
-    blank = Running(count, jnp.zeros(count.shape), count, done, seen)
-    return _advance(blank, logits, choice, stops)
+    return resume(logits, choice, stops, jnp.zeros(logits.shape[:1], jnp.int32), seen)
+
+
+@jax.jit
+def resume(
+    logits: jax.Array,
+    choice: Choice,
+    stops: jax.Array,
+    count: jax.Array,
+    seen: jax.Array | None,
+) -> Running:
+    """Returns the answers, of which count i32[B] tokens have been said, with the next tokens."""
+    blank = jnp.zeros(count.shape, jnp.int32)
+    before = Running(blank, jnp.zeros(count.shape), count, choice.limits <= count, seen)
+    return _advance(before, logits, choice, stops)
 
 
 def _advance(before: Running, logits: jax.Array, choice: Choice, stops: jax.Array) -> Running:

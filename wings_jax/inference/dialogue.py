@@ -51,6 +51,14 @@ class Dialogue:
 
     def answer(self, prompt: Slots, wish: Sampling) -> Iterator[Piece]:
         """Yields the tokens of the answer to a prompt, which is the whole conversation so far."""
+        if not batch.is_causal(self.spec, len(prompt.images)):
+            self.read = prompt.count
+            features = batch.encode_all(self.spec, self.weights, prompt)
+            for token, logprob, is_last in batch.recompute(
+                self.spec, self.weights, prompt, features, wish, self.stops.tolist()
+            ):
+                yield Piece((token,), (logprob,), is_last)
+            return
         logits = self._enter(prompt, wish.max_new_tokens)
         arch = self.spec.arch
         choice = sampling.gather([wish], arch.decoder.vocab_size)
@@ -92,9 +100,7 @@ class Dialogue:
         starts = np.array([kept], np.int32)
         arch = self.spec.arch
         chunk = prompts.make_chunk([rest], starts, arch, length=length, images=images)
-        features = batch.encode(
-            self.spec, self.weights, rest.images, at_once=max(1, images), room=images
-        )
+        features = batch.encode_all(self.spec, self.weights, rest)
         if kept == 0:
             slots = self._capacity(chunk, length + prompts.bucket(answer + STEPS))
             self.memory, logits = decode.prefill(

@@ -133,6 +133,13 @@ def prefill(
     )
 
 
+def read(spec: Spec, weights: Weights, chunk: Chunk, features: jax.Array | None) -> jax.Array:
+    """Returns the states [B,T,D] of whole conversations, of which nothing is kept."""
+    x0 = _stream(spec, weights, chunk, features)
+    _, around = _begin(spec, chunk, x0)
+    return _run(spec, weights, around, x0, None)[0]
+
+
 def extend(
     spec: Spec,
     weights: Weights,

@@ -1,0 +1,148 @@
+"""`generate` and `chat` from the command line."""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+
+import inference_cases as cases
+import pytest
+from PIL import Image
+
+from wings_jax import chat, errors, generate
+from wings_jax.errors import UserError
+from wings_jax.inference import jobs
+from wings_jax.inference.sampling import Sampling
+
+
+@pytest.fixture(scope="module")
+def workdir(tmp_path_factory):
+    return cases.write_checkpoint(tmp_path_factory.mktemp("run") / "random")
+
+
+@pytest.fixture
+def run(monkeypatch, workdir):
+    """Runs an entry point in this process; returns its exit status."""
+
+    def command(entry, *flags, stdin: str = "") -> int:
+        words = [str(workdir) if flag == "RUN" else str(flag) for flag in flags]
+        monkeypatch.setattr(sys, "argv", [entry.__name__, *words])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        try:
+            errors.entry(entry.__name__, entry.main)
+        except SystemExit as end:
+            return end.code or 0
+        return 0
+
+    return command
+
+
+@pytest.fixture
+def requests(tmp_path):
+    """A file with good and bad lines, and a picture beside it."""
+    Image.new("RGB", (9, 8), "red").save(tmp_path / "a.png")
+    lines = [
+        {"id": "text", "prompt": "red"},
+        {"id": "picture", "prompt": "<image>\nWhat is it?", "images": ["a.png"]},
+        "{broken",
+        {"prompt": "no id", "sampling": {"max_new_tokens": 2}},
+        {"id": "lost", "prompt": "a", "images": ["lost.png"]},
+        {"id": "empty", "prompt": " "},
+        {"id": "odd", "question": "a"},
+        {"id": "talk", "conversations": [{"from": "human", "value": "hi"}]},
+    ]
+    text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
+    path = tmp_path / "requests.jsonl"
+    path.write_text(text + "\n\n")
+    return path
+
+
+def test_a_prompt_is_answered(run, capsys):
+    flags = ("--checkpoint", "RUN", "--prompt", "red", "--max-new-tokens", 5)
+    assert run(generate, *flags) == 0
+    said = capsys.readouterr().out
+    assert said.strip()
+    assert run(generate, *flags[:3], "-", *flags[4:], stdin="red") == 0
+    assert capsys.readouterr().out == said
+
+
+def test_a_file_is_answered_in_order_and_failures_are_numbered(run, requests, capsys):
+    output = requests.with_name("answers.jsonl")
+    flags = ("--checkpoint", "RUN", "--input", requests, "--output", output)
+    assert run(generate, *flags, "--max-new-tokens", 4, "--batch-size", 2) == 1
+    found = [json.loads(line) for line in output.read_text().splitlines()]
+    names = ["text", "picture", 3, 4, "lost", "empty", "odd", "talk"]
+    assert [answer["id"] for answer in found] == names
+    failed = {answer["id"]: answer["error"] for answer in found if "error" in answer}
+    assert list(failed) == [3, "lost", "empty", "odd"]
+    assert failed[3].startswith("line 3: malformed JSON")
+    assert "lost.png" in failed["lost"]
+    assert "line 6: the prompt is empty" in failed["empty"]
+    assert "'question'" in failed["odd"]
+    assert found[3]["tokens"] <= 2
+    assert not output.with_name("answers.jsonl.partial").exists()
+    assert "4 of 8 answered" in capsys.readouterr().out
+    assert run(generate, *flags) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_an_interrupted_job_goes_on(requests, tmp_path):
+    generator = cases.generator(2)
+    sampling = Sampling(max_new_tokens=3)
+    lines = jobs.read(requests, requests.parent, sampling)
+    whole = jobs.Journal(tmp_path / "whole.jsonl", {"job": 1})
+    list(jobs.run(generator, lines, whole))
+    whole.finish()
+    output = tmp_path / "parts.jsonl"
+    first = jobs.Journal(output, {"job": 1})
+    steps = jobs.run(generator, lines, first)
+    for _ in range(6):
+        next(steps)
+    first.close()
+    with (tmp_path / "parts.jsonl.partial").open("a") as file:
+        file.write('{"line": 8, "ans')  # a line that was cut off
+    second = jobs.Journal(output, {"job": 1})
+    assert len(second.answers) == 6
+    assert len(list(jobs.run(generator, lines, second))) == 2
+    second.finish()
+    assert output.read_text() == (tmp_path / "whole.jsonl").read_text()
+    third = jobs.Journal(tmp_path / "x.jsonl", {"job": 1})
+    third.close()
+    with pytest.raises(UserError, match="another job"):
+        jobs.Journal(tmp_path / "x.jsonl", {"job": 2})
+
+
+def test_a_chat_by_its_commands(run, requests, tmp_path, capsys):
+    picture, saved = requests.with_name("a.png"), tmp_path / "chat.json"
+    lines = f"/image {picture}\nWhat is it?\nAnd now?\n/undo\n/image no.png\n/oops\n/save {saved}\n"
+    flags = ("--checkpoint", "RUN", "--max-new-tokens", 4)
+    assert run(chat, *flags, stdin=lines + "/reset\nhi\n/quit\n") == 0
+    out = capsys.readouterr().out
+    assert "no.png" in out
+    assert "/oops is no command" in out
+    record = json.loads(saved.read_text())[0]
+    assert record["image"] == [str(picture)]
+    assert record["conversations"][0] == {"from": "human", "value": "<image>\nWhat is it?"}
+    assert len(record["conversations"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("entry", "flags", "message"),
+    [
+        (generate, ["--checkpoint", "no/such", "--prompt", "a"], "--checkpoint: no/such holds"),
+        (generate, ["--checkpoint", "RUN"], "either --prompt or --input"),
+        (generate, ["--checkpoint", "RUN", "--prompt", " "], "--prompt is empty"),
+        (generate, ["--checkpoint", "RUN", "--input", "x"], "--input and --output"),
+        (generate, ["--checkpoint", "RUN", "--input", "x", "--output", "y"], "--input: x"),
+        (generate, ["--checkpoint", "RUN", "--prompt", "a", "--image", "x.png"], "x.png"),
+        (generate, ["--checkpoint", "RUN", "--prompt", "a", "--top-p", "2"], "top_p: 2.0"),
+        (generate, ["--checkpoint", "RUN", "--prompt", "a " * 300], "too many"),
+        (chat, ["--checkpoint", "no/such"], "--checkpoint: no/such holds no checkpoint"),
+    ],
+)
+def test_a_mistake_is_one_line(run, capsys, entry, flags, message):
+    assert run(entry, *flags) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1
+    assert message in lines[0]

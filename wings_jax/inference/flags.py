@@ -1,0 +1,32 @@
+"""Command-line flags that every command which generates has."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from wings_jax.inference.sampling import Sampling
+
+
+def add(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that say which model answers, and how."""
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="workdir or checkpoint")
+    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the matmuls")
+    parser.add_argument("--system", default="", help="system text; default: the template's")
+    drawn = parser.add_argument_group("how an answer is drawn (default: greedily)")
+    for field in dataclasses.fields(Sampling):
+        flag = f"--{field.name.replace('_', '-')}"
+        if field.name == "stop":
+            drawn.add_argument(flag, action="append", default=[], metavar="STRING")
+        elif field.name == "logprobs":
+            drawn.add_argument(flag, action="store_true", help="give each token's")
+        else:
+            kind = type(field.default)
+            drawn.add_argument(flag, type=kind, default=field.default, help="default: %(default)s")
+    parser.add_argument("--debug", action="store_true", help="show a mistake's traceback")
+
+
+def sampling_of(flags: argparse.Namespace) -> Sampling:
+    """Returns the wishes that the flags say. Raises UserError for a value out of range."""
+    wishes = {field.name: getattr(flags, field.name) for field in dataclasses.fields(Sampling)}
+    return Sampling(**{**wishes, "stop": tuple(wishes["stop"])})
