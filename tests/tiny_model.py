@@ -111,7 +111,11 @@ def batch(rows: list[str], length: int = 0, images: int = 0, seed: int = 0) -> l
 @functools.cache
 def initial(model: Wings, seed: int = 0):
     """Returns parameters as the model initialises them."""
-    first = batch(["ti"])
+    vision = model.arch.vision
+    modality = np.full((1, vision.num_patches + 1), layout.IMAGE)
+    modality[0, 0] = layout.TEXT
+    pixels = np.zeros((1, 1, vision.image_size, vision.image_size, 3), np.uint8)
+    first = layout.Batch(layout.make_layout(modality, modality), modality, pixels)
     run = jax.jit(lambda key: nn.unbox(model.init(key, first, method=Wings.initialise)["params"]))
     return run(jax.random.key(seed))
 

@@ -21,7 +21,7 @@ import optax
 import optimiser
 from flax import linen as nn
 
-from wings_jax.data import conversation, drawings, questions, skills, tokenization
+from wings_jax.data import conversation, questions, skills, tokenization
 from wings_jax.model import layout, presets, wings
 
 # How often each skill is asked outside of imagined pictures.
@@ -36,38 +36,34 @@ WEIGHTS = {
     "colour-fact": 1,
 }
 SPACE = "Ġ"  # how byte-level BPE writes a space
-EASY_KINDS = ("digit", "thing", "colour", "where")
 
 
 @dataclasses.dataclass(frozen=True)
 class LlmRun:
     """How the LLM is pretrained.
 
-    A batch is `slots` slots in rows of `length`; every eighth batch in rows of `long`, so that
-    far positions are known too. The first `easy_share` of the steps reads easy dialogues in
-    `short` rows: what teaches to copy and to look up soonest.
+    A batch is `slots` slots in rows of `length`; every sixteenth batch in rows of `long`, so that
+    far positions are known too.
     """
 
     arch: presets.DecoderArch
     steps: int = 2600
     slots: int = 2048
-    easy_share: float = 0.2
-    short: int = 128
-    length: int = 256
+    length: int = 192
     long: int = 512
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
     seed: int = 0
 
 
-def dialogue(rng: random.Random, *, is_easy: bool = False) -> list[dict[str, str]]:
+def dialogue(rng: random.Random) -> list[dict[str, str]]:
     """Returns a random dialogue: questions of all skills, some about imagined pictures."""
     turns: list[tuple[str, str]] = []
-    for _ in range(1 if is_easy else rng.choice((1, 1, 1, 2, 2, 3, 5))):
-        if rng.random() < 0.7:
-            turns += imagined(rng, is_easy=is_easy)
+    for _ in range(rng.choice((1, 1, 1, 2, 2, 3))):
+        if rng.random() < 0.5:
+            turns += imagined(rng)
         else:
-            chosen = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=rng.randint(1, 6))
+            chosen = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=rng.randint(2, 6))
             turns += [skills.sample(rng, name, "train") for name in chosen]
     spoken = []
     for question, answer in turns:
@@ -75,35 +71,24 @@ def dialogue(rng: random.Random, *, is_easy: bool = False) -> list[dict[str, str
     return spoken
 
 
-def imagined(rng: random.Random, *, is_easy: bool) -> list[tuple[str, str]]:
-    """Returns turns about one, two or three described pictures.
-
-    Easy ones are about one picture, which is also described back, and no counting is asked.
-    What the test holds out is left out.
-    """
-    glyphs = drawings.load_glyphs("train")
-    count = 1 if is_easy else rng.choice((1, 1, 1, 2, 2, 3))
-    scenes = [questions.make_objects(rng, glyphs) for _ in range(count)]
-    context = "\n".join(questions.describe(objects) for objects in scenes)
-    kinds = EASY_KINDS if is_easy else questions.ALL_KINDS
-    asked = questions.ask_turns(rng, scenes, rng.choice((2, 4, 6, 8)), kinds)
+def imagined(rng: random.Random) -> list[tuple[str, str]]:
+    """Returns turns about a described picture; what the test holds out is left out."""
+    context, asked = skills.lookups(rng, turns=rng.randint(1, 5))
     turns = [(turn.question, turn.answer) for turn in asked]
-    if count == 1 and rng.random() < (0.7 if is_easy else 0.2):
+    if rng.random() < 0.15:
         turns.insert(0, (questions.DESCRIBE, context))
     turns[0] = (f"{context}\n{turns[0][0]}", turns[0][1])
-    return imagined(rng, is_easy=is_easy) if skills.is_test(turns[0][0]) else turns
+    return imagined(rng) if skills.is_test(turns[0][0]) else turns
 
 
-def rows(
-    length: int, tokenizer: object, seed: str, *, is_easy: bool
-) -> Iterator[tuple[np.ndarray, ...]]:
+def rows(length: int, tokenizer: object, seed: str) -> Iterator[tuple[np.ndarray, ...]]:
     """Yields packed rows: tokens, segments and targets, each i32[T]."""
     rng = random.Random(f"dialogues-{seed}")
     template = conversation.TEMPLATES["chatml"]
     waiting: list[conversation.Expanded] = []
     while True:
         while len(waiting) < 24:
-            encoded = conversation.encode(dialogue(rng, is_easy=is_easy), tokenizer, template)
+            encoded = conversation.encode(dialogue(rng), tokenizer, template)
             waiting.append(conversation.expand(encoded, 1, length=length))
         row = np.zeros((3, length), np.int32)
         row[2] = layout.IGNORE
@@ -123,15 +108,10 @@ def rows(
 
 def batches(run: LlmRun, tokenizer: object) -> Iterator[tuple[layout.Layout, np.ndarray]]:
     """Yields layouts [B,T] and targets i32[B,T]."""
-    easy = rows(run.short, tokenizer, f"{run.seed}-easy", is_easy=True)
-    usual = rows(run.length, tokenizer, f"{run.seed}-usual", is_easy=False)
-    long = rows(run.long, tokenizer, f"{run.seed}-long", is_easy=False)
+    usual = rows(run.length, tokenizer, f"{run.seed}-usual")
+    long = rows(run.long, tokenizer, f"{run.seed}-long")
     for step in itertools.count():
-        length, source = run.length, usual
-        if step < run.easy_share * run.steps:
-            length, source = run.short, easy
-        elif step % 8 == 7:
-            length, source = run.long, long
+        length, source = (run.long, long) if step % 16 == 15 else (run.length, usual)
         taken = itertools.islice(source, run.slots // length)
         tokens, segments, targets = map(np.stack, zip(*taken, strict=True))
         modality = np.where(segments > 0, layout.TEXT, layout.PADDING)
@@ -206,7 +186,7 @@ def score(
             question, answer = skills.sample(rng, name, "test")
             turns = [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
             encoded.append(conversation.expand(conversation.encode(turns, tokenizer, template), 1))
-        width = 192 if name == "lookup" else 64
+        width = 160 if name == "lookup" else 64
         tokens = np.zeros((each, width), np.int32)
         targets = np.full((each, width), layout.IGNORE, np.int32)
         modality = np.full((each, width), layout.PADDING, np.int32)

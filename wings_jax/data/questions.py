@@ -3,11 +3,14 @@
 Nothing here knows pixels: the same questions are asked about a picture (`<image>`) and, as a
 text-only skill, about its description. Example, for a red cat top left and a blue 7 bottom right:
 
-    describe   top left: red cat, bottom right: blue 7.
-    digit      Which digit is blue?   7          thing   What is top left?        cat
-    colour     What colour is the 7?  blue       where   Where is the cat?        top left
-    count      How many drawings are there? 1    exists  Is there a fish?         no
-    sum        What is the sum of the digits?  (needs two digits)
+    describe   The 7 is blue. The top left thing is a cat. The cat is red.
+    digit      Which digit is blue?    The blue digit is 7.
+    thing      What is top left?       The top left thing is a cat.
+    colour     What colour is the 7?   The 7 is blue.
+    where      Where is the cat?       The cat is top left.
+    count      How many drawings are there?   1
+    exists     Is there a fish?               no
+    sum        What is the sum of the digits? (needs two digits)
 """
 
 from __future__ import annotations
@@ -55,43 +58,45 @@ def _place(
     return Placed(name, colour, cell, rng.choice(glyphs.by_name[name]), scale, shift)
 
 
-def describe(objects: Sequence[Placed]) -> str:
-    """Returns the picture in words: place, colour and name of every object."""
-    parts = [f"{PLACES[o.cell]}: {o.colour} {o.name}" for o in objects]
-    return ", ".join(parts) + "."
+def describe(rng: random.Random, objects: Sequence[Placed], *, most: int = 6) -> str:
+    """Returns the picture in words: up to `most` statements, every object in one or two of them.
+
+    Objects and statements come in random order, so what is said of an object can only be known
+    by finding it in the picture, not by its turn.
+    """
+    order = rng.sample(objects, len(objects))
+    said = [fact for o in order for fact in rng.sample(facts(o), 2 if len(order) < 4 else 1)]
+    return " ".join(fact.answer for fact in said[:most])
+
+
+def facts(placed: Placed) -> list[Turn]:
+    """Returns all that is asked about one object: colour, place, and what has them."""
+    name, place = placed.name, PLACES[placed.cell]
+    made = [
+        Turn("colour", f"What colour is the {name}?", f"The {name} is {placed.colour}."),
+        Turn("where", f"Where is the {name}?", f"The {name} is {place}."),
+    ]
+    for which in (placed.colour, place):
+        if _is_digit(placed):
+            made.append(Turn("digit", f"Which digit is {which}?", f"The {which} digit is {name}."))
+        else:
+            answer = f"The {which} thing is {article(name)}."
+            made.append(Turn("thing", f"What is {which}?", answer))
+    return made
 
 
 def _is_digit(placed: Placed) -> bool:
     return placed.name in DIGITS
 
 
-def _name(rng: random.Random, objects: Sequence[Placed], *, digit: bool) -> Asked:
-    found = [o for o in objects if _is_digit(o) == digit]
-    if not found:
-        return None
-    chosen = rng.choice(found)
-    what = "Which digit" if digit else "What"
-    which = chosen.colour if rng.random() < 0.6 else PLACES[chosen.cell]
-    return f"{what} is {which}?", chosen.name
+def _fact(kind: str) -> Callable[[random.Random, Sequence[Placed]], Asked]:
+    """Returns what asks a random fact of this kind."""
 
+    def ask_fact(rng: random.Random, objects: Sequence[Placed]) -> Asked:
+        known = [fact for o in objects for fact in facts(o) if fact.kind == kind]
+        return rng.choice(known)[1:] if known else None
 
-def _digit(rng: random.Random, objects: Sequence[Placed]) -> Asked:
-    return _name(rng, objects, digit=True)
-
-
-def _thing(rng: random.Random, objects: Sequence[Placed]) -> Asked:
-    return _name(rng, objects, digit=False)
-
-
-def _colour(rng: random.Random, objects: Sequence[Placed]) -> Asked:
-    chosen = rng.choice(objects)
-    return f"What colour is the {chosen.name}?", chosen.colour
-
-
-def _where(rng: random.Random, objects: Sequence[Placed]) -> Asked:
-    chosen = rng.choice(objects)
-    what = chosen.colour + " one" if rng.random() < 0.2 else chosen.name
-    return f"Where is the {what}?", PLACES[chosen.cell]
+    return ask_fact
 
 
 def _count(rng: random.Random, objects: Sequence[Placed]) -> Asked:
@@ -127,11 +132,11 @@ def article(name: str) -> str:
 
 
 KINDS: dict[str, Callable[[random.Random, Sequence[Placed]], Asked]] = {
-    "digit": _digit,
-    "thing": _thing,
-    "colour": _colour,
+    "digit": _fact("digit"),
+    "thing": _fact("thing"),
+    "colour": _fact("colour"),
     "count": _count,
-    "where": _where,
+    "where": _fact("where"),
     "exists": _exists,
     "sum": _sum,
 }

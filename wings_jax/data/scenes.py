@@ -53,7 +53,7 @@ class Settings:
     """
 
     pictures: int = 6000
-    turns: int = 8
+    turns: int = 5
     replay: int = 2000
     test_each: int = 120
     seed: int = 0
@@ -120,7 +120,7 @@ def training_records(album: Album, settings: Settings) -> dict[str, list[Record]
     captions, asked, mixed = [], [], []
     pictures = [album.add() for _ in range(settings.pictures)]
     for number, (image, scene) in enumerate(pictures):
-        caption = Turn("caption", questions.DESCRIBE, questions.describe(scene))
+        caption = Turn("caption", questions.DESCRIBE, questions.describe(rng, scene))
         captions.append(make_record(f"caption-{number}", "single", [caption], [image]))
         if number % 8 == 7:
             before = pictures[number - 1]

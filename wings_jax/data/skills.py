@@ -129,7 +129,7 @@ def _colour_fact(rng: random.Random) -> tuple[str, str]:
 
 
 def _lookup(rng: random.Random) -> tuple[str, str]:
-    context, turns = lookups(rng, pictures=1 if rng.random() < 0.7 else 2, turns=1)
+    context, turns = lookups(rng, turns=1)
     return f"{context}\n{turns[0].question}", turns[0].answer
 
 
@@ -161,9 +161,10 @@ def sample(rng: random.Random, name: str, split: str) -> tuple[str, str]:
             return question, answer
 
 
-def lookups(rng: random.Random, *, pictures: int, turns: int) -> tuple[str, list[questions.Turn]]:
-    """Returns the descriptions of imagined pictures, a line each, and questions about them."""
-    glyphs = drawings.load_glyphs("train")
-    scenes = [questions.make_objects(rng, glyphs) for _ in range(pictures)]
-    context = "\n".join(questions.describe(objects) for objects in scenes)
-    return context, questions.ask_turns(rng, scenes, turns)
+def lookups(rng: random.Random, *, turns: int) -> tuple[str, list[questions.Turn]]:
+    """Returns statements about an imagined picture, and questions that they answer."""
+    objects = questions.make_objects(rng, drawings.load_glyphs("train"))
+    known = [fact for placed in objects for fact in rng.sample(questions.facts(placed), 2)]
+    rng.shuffle(known)
+    asked = rng.sample(known, min(turns, len(known)))
+    return " ".join(fact.answer for fact in known), asked

@@ -59,7 +59,8 @@ class Wings(nn.Module):
     def __call__(self, batch: Batch, classes: jax.Array | None = None) -> jax.Array:
         """Returns final states [B,T,D]; `classes` f32[B,T,C] probe the main attention."""
         x0 = self.embed(batch.layout, batch.images)
-        image_slots = batch.images.shape[1] * self.arch.vision.num_patches
+        count = batch.images.shape[1]
+        image_slots = count * self.arch.vision.num_patches if count else 0
         return self.decoder(x0, batch.layout, classes, image_slots=image_slots)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -1,0 +1,12 @@
+#!/usr/bin/env bash
+# Trains a stage on a TPU pod slice: run it on every host of the slice, for instance with
+#
+#   gcloud compute tpus tpu-vm ssh NAME --worker=all --command "cd wings_jax && \
+#       ./launch/tpu_pod.sh configs/stage2.py:qwen1_5_7b --workdir=gs://BUCKET/stage2 ..."
+#
+# The mesh comes from the preset (fsdp=8); with more chips the rest goes to data, mesh.data=-1.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+config=$1
+shift
+exec python -m wings_jax.train --config="$config" --distributed "$@"

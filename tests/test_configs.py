@@ -1,0 +1,111 @@
+"""Every config with every preset, at full size, without allocating anything."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import jax
+import pytest
+import training_cases as cases
+from configs import base
+
+from wings_jax import axes, tree
+from wings_jax import config as config_lib
+from wings_jax.errors import UserError
+from wings_jax.model.wings import Wings
+from wings_jax.training import optim, state
+
+PRESETS = ["tiny", *base.REAL]
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("stage", cases.STAGES)
+def test_every_config_fits_its_preset(stage, preset):
+    config = config_lib.typed(cases.STAGES[stage](preset))
+    arch = state.resolve_arch(config.model)
+    devices = max(config.mesh.fsdp, 1) * config.mesh.tensor
+    mesh = axes.make_mesh({"fsdp": config.mesh.fsdp}, jax.devices()[:devices])
+    state.check_mesh(arch, mesh, config.batch_size)
+    plan = state.plan(Wings(arch), mesh)
+    labels = optim.label_groups(plan.shapes, config.optimizer)  # total, and no dead row
+    trained = {p for p in plan.shapes if optim.is_trained(labels, config.optimizer, p)}
+    assert not any(p.startswith("vision/") for p in trained)
+    assert any(p.startswith("projector/") for p in trained)
+    trains_llm = any(p.startswith("decoder/embed") for p in trained)
+    assert trains_llm == (stage == "stage2")
+    total = tree.count({p: s for p, s in plan.shapes.items() if p.startswith("decoder/embed")})
+    assert total == arch.decoder.vocab_size * arch.decoder.hidden_size
+
+
+@pytest.mark.parametrize("preset", base.REAL)
+def test_the_learning_rates_of_the_real_presets_are_the_papers(preset):
+    rates = config_lib.typed(cases.STAGES["stage1"](preset)).optimizer.learning_rates
+    assert rates == {"vision": 0.0, "projector": 1e-3, "visual": 1e-3, "llm": 0.0}
+    rates = config_lib.typed(cases.STAGES["stage2"](preset)).optimizer.learning_rates
+    assert rates["projector"] == 1e-5
+    assert {rates[g] for g in ("visual", "textual", "router", "llm")} == {2e-6}
+
+
+def test_config_survives_json():
+    config = config_lib.typed(cases.STAGES["stage2"]("qwen1_5_7b"))
+    again = config_lib.build(config_lib.Config, config_lib.plain(config), "config")
+    assert again == config
+    assert config_lib.differences(config, again) == []
+
+
+def test_parameter_paths_are_public():
+    """These paths stand in checkpoints and in people's configs: a change breaks both."""
+    arch = state.resolve_arch(config_lib.typed(cases.STAGES["stage2"]()).model)
+    plan = state.plan(Wings(arch), axes.make_mesh({}, jax.devices()[:1]))
+    roots = sorted({re.sub(r"/(kernel|bias|scale|a|b)$", "", path) for path in plan.shapes})
+    attention = [f"decoder/layers/attn/{name}" for name in "kovq"]
+    mlp = [f"decoder/layers/mlp/{name}" for name in ("down", "gate", "up")]
+    wings = [f"decoder/layers/{w}/{name}" for w in ("textual", "visual") for name in "kovq"]
+    tower = [f"vision/layers/attn/{name}" for name in "kovq"]
+    tower += [f"vision/layers/{n}" for n in ("mlp/down", "mlp/up", "norm_attn", "norm_mlp")]
+    tower += ["vision/patch", "vision/position", "vision/post_norm"]
+    assert roots == sorted(
+        [
+            "decoder/embed/embedding",
+            *attention,
+            *mlp,
+            *wings,
+            "decoder/layers/norm_attn",
+            "decoder/layers/norm_mlp",
+            "decoder/layers/router",
+            "decoder/norm",
+            *tower,
+            "projector/linear_0",
+            "projector/linear_1",
+        ]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"remat": "half"}, "config.remat: 'half' is not one of"),
+        ({"model__learners": ("left",)}, "config.model.learners"),
+        ({"model__router": True, "model__learners": ("visual",)}, "nothing to route"),
+        ({"batch_size": 6, "optimizer__accumulation": 4}, "is not a multiple"),
+        ({"data__sequence_length": 2048}, "config.data.sequence_length: 2048 is more than"),
+        ({"steps": -2}, "config.steps: -2 is less than -1"),
+        ({"model__llm": "gpt"}, "config.model.llm: 'gpt' is neither a folder"),
+        ({"model__learner_layers": (7,)}, r"config.model.learner_layers: \(7,\) on 2 layers"),
+    ],
+)
+def test_values_that_do_not_fit_are_named(change, message):
+    with pytest.raises(UserError, match=message):
+        state.resolve_arch(config_lib.typed(cases.tree_of("stage2", **change)).model)
+
+
+def test_every_leaf_of_the_tree_is_read_somewhere():
+    root = pathlib.Path(config_lib.__file__).parent
+    source = "\n".join(p.read_text() for p in root.rglob("*.py") if p.name != "config.py")
+    leaves = [
+        name.split(".")[-1] for name in config_lib._leaves(config_lib.plain(config_lib.Config()))
+    ]
+    leaves += list(config_lib.Source.__dataclass_fields__)
+    unread = [name for name in leaves if not re.search(rf"\.{name}\b", source)]
+    assert unread == ["fsdp", "tensor"] or unread == []  # the mesh is read whole, as a dict

@@ -1,0 +1,80 @@
+"""Imports point down: the rooms of the package, and what each may know of."""
+
+from __future__ import annotations
+
+import ast
+import pathlib
+
+import wings_jax
+
+ROOT = pathlib.Path(wings_jax.__file__).parent
+# room -> rooms that it may import from; single files below the root are rooms of their own
+BASE = {"errors", "axes", "tree"}
+MAY = {
+    "errors": set(),
+    "axes": BASE,
+    "tree": BASE,
+    "config": {*BASE, "model"},
+    "model": BASE,
+    "data": {*BASE, "model"},
+    "weights": {*BASE, "config", "model", "data", "training"},
+    "training": {*BASE, "config", "model", "data", "weights"},
+    "inference": {*BASE, "config", "model", "data", "training"},
+    "evaluation": {*BASE, "config", "model", "data", "training", "inference"},
+    "analysis": {*BASE, "config", "model", "data", "training", "inference"},
+}
+ENTRIES = {"train", "convert", "generate", "chat", "evaluate", "analyze"}
+
+
+def imports(path: pathlib.Path) -> set[str]:
+    """Returns the modules of this package that a file imports, without `wings_jax.`."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "wings_jax":
+            inner = node.module.removeprefix("wings_jax").lstrip(".")
+            found |= {f"{inner}.{a.name}".lstrip(".") for a in node.names} if not inner else {inner}
+            if inner and (ROOT / inner.replace(".", "/")).is_dir():
+                found |= {f"{inner}.{a.name}" for a in node.names}
+        elif isinstance(node, ast.Import):
+            names = [a.name for a in node.names if a.name.startswith("wings_jax.")]
+            found |= {name.removeprefix("wings_jax.") for name in names}
+    return found
+
+
+def files() -> dict[str, list[pathlib.Path]]:
+    """Returns the files of each room."""
+    rooms: dict[str, list[pathlib.Path]] = {}
+    for path in ROOT.rglob("*.py"):
+        room = path.relative_to(ROOT).parts[0].removesuffix(".py")
+        rooms.setdefault(room, []).append(path)
+    return rooms
+
+
+def test_every_room_imports_only_from_below():
+    for room, paths in files().items():
+        if room in ENTRIES or room == "__init__":
+            continue
+        for path in paths:
+            used = {name.split(".")[0] for name in imports(path)} - {room}
+            assert used <= MAY[room], f"{path.relative_to(ROOT)} imports {sorted(used - MAY[room])}"
+
+
+def test_nothing_imports_an_entry_point():
+    for paths in files().values():
+        for path in paths:
+            used = {name.split(".")[0] for name in imports(path)}
+            assert not used & ENTRIES, f"{path.relative_to(ROOT)} imports {used & ENTRIES}"
+
+
+def test_data_knows_of_the_model_only_its_layout():
+    for path in files()["data"]:
+        used = {name for name in imports(path) if name.startswith("model.")}
+        assert used <= {"model.layout"}, f"{path.relative_to(ROOT)} imports {sorted(used)}"
+
+
+def test_the_runtime_never_imports_torch():
+    for paths in files().values():
+        for path in paths:
+            tops = [n for n in ast.parse(path.read_text()).body if isinstance(n, ast.Import)]
+            names = {alias.name.split(".")[0] for node in tops for alias in node.names}
+            assert "torch" not in names, path

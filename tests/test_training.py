@@ -1,0 +1,233 @@
+"""The trainer: what trains, resumption bit for bit, meshes, accumulation, and bad steps."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import tiny_model
+import training_cases as cases
+
+from wings_jax import config as config_lib
+from wings_jax import tree
+from wings_jax.errors import UserError
+from wings_jax.model import layout
+from wings_jax.model.wings import Wings
+from wings_jax.training import checkpoint, loop, metrics, optim, step
+
+GOLDEN = pathlib.Path(__file__).with_name("golden_training.json")
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """An uninterrupted run of stage 2, on one device."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    return cases.run(workdir, steps=6), workdir
+
+
+def test_stopped_and_resumed_is_bitwise_the_uninterrupted_run(whole, tmp_path):
+    finished, workdir = whole
+    ready = cases.set_up(tmp_path / "run", steps=6, checkpoint_every=2)
+    batches = ready.loader.iterate
+
+    def break_off(first: int):
+        for number, batch in enumerate(batches(first)):
+            if number == 5:
+                raise KeyboardInterrupt
+            yield batch
+
+    ready.loader.iterate = break_off
+    with jax.set_mesh(ready.mesh), pytest.raises(KeyboardInterrupt):
+        loop.train(ready)
+    assert checkpoint.newest(tmp_path / "run").name == "4"
+    resumed = cases.run(tmp_path / "run", steps=6, checkpoint_every=2)
+    assert cases.losses(tmp_path / "run") == cases.losses(workdir)
+    wanted = cases.flat(finished)
+    for path, value in cases.flat(resumed).items():
+        np.testing.assert_array_equal(value, wanted[path], err_msg=path)
+
+
+def test_eight_devices_equal_one(whole, tmp_path):
+    workdir = whole[1]
+    mesh = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}
+    parallel = cases.run(tmp_path / "run", devices=8, steps=6, **mesh)
+    np.testing.assert_allclose(
+        cases.losses(tmp_path / "run")[:5], cases.losses(workdir)[:5], atol=1e-5
+    )
+    kernel = parallel.state.trained["decoder/layers/attn/q/kernel"]
+    assert kernel.addressable_shards[0].data.size == kernel.size // 4
+    moments = [x for x in jax.tree.leaves(parallel.state.opt_state) if x.shape == kernel.shape]
+    assert len(moments) == 2
+    assert all(m.sharding.is_equivalent_to(kernel.sharding, m.ndim) for m in moments)
+
+
+def test_resumes_on_another_mesh(whole, tmp_path):
+    cases.run(tmp_path / "run", steps=6, checkpoint_every=3)
+    resumed = cases.set_up(
+        tmp_path / "run", devices=8, steps=6, checkpoint_every=3, mesh__data=2, mesh__fsdp=4
+    )
+    wanted = cases.flat(whole[0])
+    assert int(resumed.state.step) == 6
+    for path, value in cases.flat(resumed).items():
+        np.testing.assert_array_equal(value, wanted[path], err_msg=path)
+
+
+def test_accumulated_micro_batches_are_one_batch(whole, tmp_path):
+    cases.run(tmp_path / "run", steps=6, optimizer__accumulation=4)
+    np.testing.assert_allclose(
+        cases.losses(tmp_path / "run"), cases.losses(whole[1]), rtol=1e-5, atol=1e-5
+    )
+
+
+def test_stage_one_trains_projector_and_visual_learner_only(tmp_path):
+    ready = cases.set_up(tmp_path / "run", "stage1")
+    before = cases.flat(ready)
+    with jax.set_mesh(ready.mesh):
+        loop.train(ready)
+    for path, value in cases.flat(ready).items():
+        is_trained = path.startswith(("projector/", "decoder/layers/visual/"))
+        assert (value == before[path]).all() != is_trained, path
+    state_paths = {
+        "/".join(str(getattr(k, "key", k)) for k in path)
+        for path, x in jax.tree_util.tree_leaves_with_path(ready.state.opt_state)
+        if x.ndim
+    }
+    assert all("projector" in p or "visual" in p for p in state_paths)
+
+
+def test_stage_two_goes_on_from_stage_one(tmp_path, capsys):
+    first = cases.run(tmp_path / "one", "stage1")
+    second = cases.set_up(tmp_path / "two", init_from=str(tmp_path / "one"))
+    wanted = cases.flat(first)
+    found = cases.flat(second)
+    for path, value in wanted.items():
+        np.testing.assert_array_equal(found[path], value, err_msg=path)
+    fresh = set(found) - set(wanted)
+    assert {p.split("/")[2] for p in fresh} == {"textual", "router"}
+    told = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("router") and "fresh" in line for line in told)
+    assert any(line.startswith("visual") and "fresh" not in line for line in told[-8:])
+
+
+def test_checkpoint_describes_itself(whole):
+    finished, workdir = whole
+    restored = checkpoint.load(workdir)
+    assert restored.config == finished.config
+    assert restored.arch.learners == ("visual", "textual")
+    assert restored.step == 6
+    assert restored.tokenizer.encode("<|im_start|>") == [
+        restored.tokenizer.convert_tokens_to_ids("<|im_start|>")
+    ]
+    wanted = cases.flat(finished)
+    for path, value in tree.flatten(restored.params).items():
+        np.testing.assert_array_equal(value, wanted[path], err_msg=path)
+
+
+def test_golden_losses(whole):
+    """Update golden_training.json only for a change that is meant to change training's numbers."""
+    golden = json.loads(GOLDEN.read_text())
+    lines = (whole[1] / "metrics.jsonl").read_text().splitlines()
+    for name, wanted in golden.items():
+        found = [json.loads(line)[name] for line in lines]
+        np.testing.assert_allclose(found, wanted, rtol=2e-4, err_msg=name)
+
+
+def test_loss_in_chunks_equals_the_loss_of_all_logits():
+    model = Wings(tiny_model.VARIANTS["router"])
+    params, rows = tiny_model.init(model), tiny_model.batch(["ttittt", "tttttttt"])
+    hidden = model.apply({"params": params}, rows)
+    logits = np.asarray(tiny_model.logits(model, params, rows), np.float64)
+    chosen = rows.targets != layout.IGNORE
+    top = logits.max(-1, keepdims=True)
+    log_z = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
+    picked = np.take_along_axis(logits, np.where(chosen, rows.targets, 0)[..., None], -1)[..., 0]
+    for chunk in (3, 8, 100):
+        loss, right = step.token_loss(model, params, hidden, jnp.asarray(rows.targets), chunk)
+        np.testing.assert_allclose(loss, (log_z - picked)[chosen].sum(), rtol=1e-5)
+        assert int(right) == ((logits.argmax(-1) == rows.targets) & chosen).sum()
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_counters(tmp_path):
+    ready = cases.set_up(tmp_path / "run", "stage1")
+    path = "projector/linear_0/kernel"
+    poisoned = {**ready.state.trained, path: ready.state.trained[path].at[0, 0].set(jnp.nan)}
+    ready.state = dataclasses.replace(ready.state, trained=poisoned)
+    before = jax.device_get((ready.state.trained, ready.state.opt_state))
+    with jax.set_mesh(ready.mesh):
+        after, measured = ready.update(ready.state, loop._place(ready.loader[0], ready))
+    assert (int(after.step), int(after.skipped)) == (1, 1)
+    assert not np.isfinite(measured["loss"])
+    jax.tree.map(np.testing.assert_array_equal, before, (after.trained, after.opt_state))
+
+
+def test_too_many_bad_steps_stop_the_run_and_name_the_window():
+    guard = loop._Guard(limit=3, window=10)
+    for number in range(1, 12):
+        guard.check(number, 0)
+    guard.check(12, 1)
+    guard.check(13, 2)
+    with pytest.raises(UserError, match=r"steps 4 to 14: .* in 3 steps"):
+        guard.check(14, 3)
+
+
+def test_learning_rate_warms_up_and_falls_to_zero():
+    rate = optim.schedule(1e-3, steps=100, warmup_ratio=0.1)
+    found = [float(rate(i)) for i in range(101)]
+    assert found[0] == 0
+    assert found[10] == pytest.approx(1e-3)
+    assert np.all(np.diff(found[:11]) > 0)
+    assert np.all(np.diff(found[10:]) < 0)
+    assert found[100] == pytest.approx(0, abs=1e-9)
+
+
+def test_norms_biases_and_embeddings_are_not_decayed():
+    optimizer = config_lib.Optimizer(
+        groups={"all": ".*"}, learning_rates={"all": 1.0}, weight_decay=0.5, warmup_ratio=0, clip=0
+    )
+    params = {p: jnp.ones(3) for p in ("a/kernel", "a/bias", "n/scale", "e/embedding")}
+    transform = optim.make(params, dict.fromkeys(params, "all"), optimizer, steps=10)
+    state = transform.init(params)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    for _ in range(2):  # the schedule begins at 0
+        updates, state = transform.update(zero, state, params)
+    moved = {path for path, update in updates.items() if float(jnp.abs(update).sum()) > 0}
+    assert moved == {"a/kernel"}
+
+
+@pytest.mark.parametrize(
+    ("table", "message"),
+    [
+        ({"a": "decoder/.*"}, "no row matches projector/kernel"),
+        ({"a": ".*", "b": "projector/.*"}, r"no parameter of its own: b \(projector/\.\*\)"),
+    ],
+)
+def test_path_tables_are_total_and_without_dead_rows(table, message):
+    paths = dict.fromkeys(["decoder/kernel", "projector/kernel"])
+    with pytest.raises(UserError, match=message):
+        tree.label(paths, table, name="groups")
+
+
+def test_clock_tells_speed_and_waiting():
+    clock = metrics.Clock(steps=10)
+    assert clock.read(1)["eta_s"] == 0
+    clock.start()
+    clock.tick(waited=0.0, tokens=100)
+    told = clock.read(2)
+    assert told["tokens_per_s"] > 0
+    assert told["data_wait"] == 0
+
+
+def test_metrics_after_the_checkpoint_are_cut_on_resume(tmp_path):
+    writer = metrics.Writer(tmp_path, start=0)
+    for number in range(1, 5):
+        writer.write(number, {"loss": float(number)})
+    writer.close()
+    with (tmp_path / "metrics.jsonl").open("a") as torn:
+        torn.write('{"step": 5, "lo')
+    metrics.Writer(tmp_path, start=2).close()
+    assert cases.losses(tmp_path) == [1.0, 2.0]

@@ -1,0 +1,116 @@
+"""A base of a few thousand parameters, a handful of scenes, and runs over them."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import pathlib
+import sys
+import tempfile
+from collections.abc import Iterator
+
+import jax
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+if str(ROOT) not in sys.path:  # `configs` is no part of the installed package
+    sys.path.insert(0, str(ROOT))
+
+import tiny_model  # noqa: E402
+
+from configs import stage1, stage2  # noqa: E402
+from wings_jax import axes  # noqa: E402
+from wings_jax import config as config_lib  # noqa: E402
+from wings_jax.data import scenes  # noqa: E402
+from wings_jax.model import presets  # noqa: E402
+from wings_jax.model.wings import Wings  # noqa: E402
+from wings_jax.training import loop, start, state  # noqa: E402
+from wings_jax.weights import hf  # noqa: E402
+
+STAGES = {"stage1": stage1.get_config, "stage2": stage2.get_config}
+
+
+@functools.cache
+def folder() -> pathlib.Path:
+    """Returns a folder with `llm`, `vision` (Hugging Face layout) and `scenes`."""
+    root = pathlib.Path(tempfile.mkdtemp(prefix="wings-tests-"))
+    tokenizer = state.folder("tiny", "llm")
+    vocabulary = len(json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"]) + 3
+    decoder = dataclasses.replace(
+        tiny_model.DECODER, vocab_size=-(-vocabulary // 8) * 8, num_layers=2
+    )
+    vision = dataclasses.replace(
+        tiny_model.VISION, image_size=64, patch_size=16, num_layers=2, feature_layer=-1
+    )
+    params = tiny_model.init(Wings(presets.WingsArch(decoder, vision)), scale=0.05)
+    hf.save_llm(params["decoder"], decoder, root / "llm", tokenizer=tokenizer)
+    hf.save_vision(params["vision"], vision, root / "vision")
+    scenes.write(root / "scenes", SETTINGS)
+    return root
+
+
+SETTINGS = scenes.Settings(pictures=64, turns=2, replay=8, test_each=4)
+
+
+def tree_of(stage: str, **changes) -> config_lib.Config:
+    """Returns the stage's tiny config on the small base; `changes` are dotted with `__`."""
+    config = STAGES[stage]()
+    values = {
+        "model__llm": str(folder() / "llm"),
+        "model__vision": str(folder() / "vision"),
+        "model__rank": 4,
+        "data__scenes": "",
+        "data__threads": 1,
+        "data__sequence_length": 128,
+        "data__sources__scenes__path": str(folder() / f"scenes/train_{stage}.json"),
+        "data__sources__scenes__images": str(folder() / "scenes/images"),
+        "batch_size": 8,
+        "steps": 5,
+        "init_from": "",
+        **changes,
+    }
+    with config.unlocked():
+        for key, value in values.items():
+            *path, leaf = key.split("__")
+            functools.reduce(lambda node, name: node[name], path, config)[leaf] = value
+    return config
+
+
+def run(workdir: pathlib.Path, stage: str = "stage2", *, devices: int = 1, **changes) -> start.Run:
+    """Trains and returns the finished run."""
+    ready = set_up(workdir, stage, devices=devices, **changes)
+    with jax.set_mesh(ready.mesh):
+        loop.train(ready)
+    return ready
+
+
+def set_up(
+    workdir: pathlib.Path, stage: str = "stage2", *, devices: int = 1, **changes
+) -> start.Run:
+    """Returns a run on the first `devices` devices."""
+    config = config_lib.typed(tree_of(stage, **changes))
+    with on_devices(devices):
+        return start.set_up(config, workdir)
+
+
+@contextlib.contextmanager
+def on_devices(count: int) -> Iterator[None]:
+    """Makes meshes of the first devices only, as long as it is entered."""
+    make = axes.make_mesh
+    axes.make_mesh = lambda shape: make(shape, jax.devices()[:count])
+    try:
+        yield
+    finally:
+        axes.make_mesh = make
+
+
+def losses(workdir: pathlib.Path) -> list[float]:
+    """Returns the loss of every step, as written."""
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line)["loss"] for line in lines]
+
+
+def flat(ready: start.Run) -> dict:
+    """Returns all parameters of a run on the host."""
+    return {k: jax.device_get(v) for k, v in {**ready.state.frozen, **ready.state.trained}.items()}
