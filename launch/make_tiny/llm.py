@@ -47,7 +47,7 @@ class LlmRun:
     """
 
     arch: presets.DecoderArch
-    steps: int = 2600
+    steps: int = 1700
     slots: int = 2048
     length: int = 192
     long: int = 512

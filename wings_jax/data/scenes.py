@@ -53,7 +53,7 @@ class Settings:
     """
 
     pictures: int = 6000
-    turns: int = 5
+    turns: int = 4
     replay: int = 2000
     test_each: int = 120
     seed: int = 0

@@ -5,7 +5,9 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
+import jax
 import optax
+from optax import contrib
 
 from wings_jax import config as config_lib
 from wings_jax import tree
@@ -58,14 +60,47 @@ def make(
         path: f"{labels[path]}{'' if no_decay.fullmatch(path) else '+decay'}" for path in trained
     }
     transforms = {
-        kind: optax.adamw(
+        kind: _transform(
             rates[kind.removesuffix("+decay")],
-            b1=optimizer.b1,
-            b2=optimizer.b2,
-            eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay if kind.endswith("+decay") else 0.0,
+            optimizer,
+            optimizer.weight_decay if kind.endswith("+decay") else 0.0,
         )
         for kind in set(kinds.values())
     }
     clip = [optax.clip_by_global_norm(optimizer.clip)] if optimizer.clip > 0 else []
     return optax.chain(*clip, optax.partition(transforms, kinds))
+
+
+def _transform(
+    rate: optax.Schedule, optimizer: config_lib.Optimizer, decay: float
+) -> optax.GradientTransformation:
+    """Returns AdamW, or Muon for matrices with AdamW for the rest (optax.contrib.muon)."""
+    if optimizer.kind == "adamw":
+        return optax.adamw(
+            rate, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, weight_decay=decay
+        )
+    return contrib.muon(
+        rate,
+        adam_b1=optimizer.b1,
+        adam_b2=optimizer.b2,
+        weight_decay=decay,
+        adam_weight_decay=decay,
+        consistent_rms=0.2,
+        muon_weight_dimension_numbers=_matrices,
+    )
+
+
+def _matrices(params: Mapping[str, jax.Array]) -> dict[str, object]:
+    """Returns, by path, which axes of a projection make a matrix; None for what is none."""
+
+    def axes_of(path: tuple, value: jax.Array) -> object:
+        *parents, name, leaf = path[-1].key.split("/")
+        if leaf not in ("kernel", "a", "b") or name in ("router", "head", "patch"):
+            return None
+        first = int("layers" in parents)
+        summed = 2 if name == "o" and leaf != "b" else 1
+        rows = tuple(range(first, first + summed))
+        columns = tuple(range(first + summed, value.ndim))
+        return contrib.MuonDimensionNumbers(reduction_axis=rows, output_axis=columns)
+
+    return jax.tree_util.tree_map_with_path(axes_of, params)
