@@ -56,23 +56,25 @@ def _ordered(entries: dict) -> config_dict.ConfigDict:
     return config_dict.ConfigDict(entries, sort_keys=False)
 
 
-def source(path: str = "", images: str = "", weight: float = 0.0) -> dict:
+def source(path: str = "", images: str = "") -> dict:
     """Returns one entry of `config.data.sources`."""
-    return {"path": path, "images": images, "weight": weight, "split": "train"}
+    return {"path": path, "images": images, "weight": 0.0, "split": "train"}
 
 
-def scenes(name: str) -> dict:
-    """Returns the source of one file of the embedded data set."""
-    return source(f"{SCENES}/{name}.json", f"{SCENES}/images")
+def scenes(config: config_dict.ConfigDict, name: str, *, sequence_length: int) -> None:
+    """Sets the data to one file of the embedded data set."""
+    config.data.sequence_length = sequence_length
+    with config.unlocked():
+        config.data.sources = {"scenes": source(f"{SCENES}/{name}.json", f"{SCENES}/images")}
 
 
 def _tiny(config: config_dict.ConfigDict) -> None:
-    config.model.rank = 16
+    config.model.rank = 32
     config.model.router_positions = 1024
     config.data.scenes = SCENES
-    config.data.sequence_length = 256
     config.data.images_per_row = 2
     config.batch_size = 32
+    config.optimizer.kind, config.optimizer.b2 = "muon", 0.95  # a few hundred steps must do
     config.remat = "none"
     config.loss_chunk = 256
     config.checkpoint_every = 200

@@ -1,7 +1,7 @@
 """Stage 1, alignment: projector and visual learners; LLM and tower frozen, no router.
 
     python -m wings_jax.train --config=configs/stage1.py
-    python -m wings_jax.train --config=configs/stage1.py:qwen1_5_7b --config.init_from=DIR \
+    python -m wings_jax.train --config=configs/stage1.py:qwen1_5_7b --config.init_from=DIR \\
         --config.data.sources.llava.path=blip_laion_cc_sbu_558k.json
 """
 
@@ -14,7 +14,7 @@ def get_config(preset: str = "tiny"):
     config.model.learners = ("visual",)
     base.groups(config, projector=1e-3, visual=1e-3)  # the release: 2e-5 for both, batch 256
     if preset == "tiny":
-        with config.unlocked():
-            config.data.sources = {"scenes": base.scenes("train_stage1")}
-        config.steps = 300
+        base.groups(config, projector=1e-2, visual=1e-2)
+        base.scenes(config, "train_stage1", sequence_length=96)
+        config.steps = 250
     return config

@@ -1,7 +1,7 @@
 """Stage 2, instruction tuning: LLM, projector, both learners and the router.
 
     python -m wings_jax.train --config=configs/stage2.py
-    python -m wings_jax.train --config=configs/stage2.py:qwen1_5_7b \
+    python -m wings_jax.train --config=configs/stage2.py:qwen1_5_7b \\
         --config.data.sources.llava.path=llava_v1_5_mix665k.json
 """
 
@@ -12,17 +12,10 @@ def get_config(preset: str = "tiny"):
     config = base.get_config(preset)
     config.stage, config.workdir, config.init_from = "stage2", "runs/stage2", "runs/stage1"
     config.model.learners, config.model.router = ("visual", "textual"), True
-    rate = 1e-3 if preset == "tiny" else 2e-6  # the release: 2e-6, projector 1e-5, batch 64
-    base.groups(
-        config,
-        projector=1e-3 if preset == "tiny" else 1e-5,
-        visual=rate,
-        textual=rate,
-        router=rate,
-        llm=rate,
-    )
+    # The release: 2e-6, projector 1e-5, batch 64.
+    base.groups(config, projector=1e-5, visual=2e-6, textual=2e-6, router=2e-6, llm=2e-6)
     if preset == "tiny":
-        with config.unlocked():
-            config.data.sources = {"scenes": base.scenes("train_stage2")}
-        config.steps = 800
+        base.groups(config, projector=8e-3, visual=8e-3, textual=4e-3, router=1e-3, llm=6e-3)
+        base.scenes(config, "train_stage2", sequence_length=176)
+        config.steps = 260
     return config

@@ -8,8 +8,8 @@ import re
 import jax
 import pytest
 import training_cases as cases
-from configs import base
 
+from configs import base
 from wings_jax import axes, tree
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError

@@ -1,4 +1,4 @@
-"""Pretrains the tiny vision tower: every patch learns what stands in its cell, its colour, and its place.
+"""Pretrains the tiny vision tower: every patch learns its place, and its cell's class and colour.
 
 Dense supervision stands in for contrastive pretraining on the web: 75 drawings of each thing
 and 1,400 digits, each time differently warped, thickened, inked and placed. The linear heads
@@ -127,9 +127,7 @@ def init(run: TowerRun) -> dict:
     }
 
 
-def heads(
-    params: dict, pictures: jax.Array, arch: presets.VisionArch
-) -> tuple[jax.Array, ...]:
+def heads(params: dict, pictures: jax.Array, arch: presets.VisionArch) -> tuple[jax.Array, ...]:
     """Returns logits [B,P,...] of every patch: class, colour, and the patch's own place."""
     features = vision.VisionTower(arch).apply({"params": params["tower"]}, pictures)
     return tuple(

@@ -7,11 +7,13 @@ name, so a directory that can be seen is whole.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
+import logging
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -117,6 +119,19 @@ def _restore_args(target: Any, *, partial: bool = False) -> ocp.args.PyTreeResto
     return ocp.args.PyTreeRestore(abstract, restore_args=arguments, partial_restore=partial)
 
 
+@contextlib.contextmanager
+def _reader(handler: Any) -> Iterator[ocp.Checkpointer]:
+    """Opens one item by itself, which orbax warns of: a manager keeps its metadata a level up."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with ocp.Checkpointer(handler) as reader:
+            yield reader
+    finally:
+        logger.setLevel(level)
+
+
 def newest(directory: str | pathlib.Path) -> pathlib.Path | None:
     """Returns the newest whole step below a workdir, or `directory` itself if it is a step."""
     path = pathlib.Path(directory).absolute()
@@ -137,7 +152,7 @@ def find(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
 @functools.cache
 def read_meta(step: pathlib.Path) -> tuple[config_lib.Config, presets.WingsArch, int]:
     """Returns config, architecture and step number of one step's directory."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    with _reader(ocp.JsonCheckpointHandler()) as reader:
         meta = reader.restore(step / "meta")
     config = config_lib.build(config_lib.Config, meta["config"], f"{step}: config")
     arch = config_lib.build(presets.WingsArch, meta["arch"], f"{step}: arch")
@@ -146,13 +161,13 @@ def read_meta(step: pathlib.Path) -> tuple[config_lib.Config, presets.WingsArch,
 
 def read_tokenizer_files(step: pathlib.Path) -> dict[str, str]:
     """Returns file name -> content."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    with _reader(ocp.JsonCheckpointHandler()) as reader:
         return reader.restore(step / "tokenizer")
 
 
 def read_shapes(step: pathlib.Path) -> dict[str, Any]:
     """Returns the flat tree of saved arrays' metadata (shape, dtype), nothing loaded."""
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with _reader(ocp.PyTreeCheckpointHandler()) as reader:
         found = reader.metadata(step / "params")
     return tree.flatten(found.item_metadata.tree)
 
@@ -174,7 +189,7 @@ def read_params(
     nested = tree.nest(targets)
     arguments = ocp.checkpoint_utils.construct_restore_args(nested)
     restore = ocp.args.PyTreeRestore(nested, restore_args=arguments, partial_restore=True)
-    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+    with _reader(ocp.PyTreeCheckpointHandler()) as reader:
         return tree.flatten(reader.restore(step / "params", args=restore))
 
 
@@ -245,5 +260,5 @@ def write(
 
 def read_hf_config(step: pathlib.Path) -> dict[str, Any]:
     """Returns the `config.json` that imported weights came with, {} where they did not."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+    with _reader(ocp.JsonCheckpointHandler()) as reader:
         return reader.restore(step / "meta").get("hf_config", {})

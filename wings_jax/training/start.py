@@ -222,10 +222,13 @@ def check_claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
     A run that never came to its first checkpoint leaves nothing worth keeping.
     """
     note = workdir / "config.json"
+    place = workdir
+    while not place.exists():
+        place = place.parent
+    if not place.is_dir() or not os.access(place, os.W_OK):
+        raise UserError(f"--workdir: cannot write to {place}")
     try:
-        text = note.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        text = None
+        text = note.read_text(encoding="utf-8") if note.exists() else None
     except OSError as error:
         raise UserError(f"--workdir: cannot read {note}: {error.strerror}") from error
     if text is not None and checkpoint.newest(workdir) is not None:
@@ -236,11 +239,6 @@ def check_claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
                 f"--workdir: {workdir} was made with another config ({'; '.join(changed[:4])}): "
                 "give another --workdir, or remove it"
             )
-    place = workdir
-    while not place.exists():
-        place = place.parent
-    if not place.is_dir() or not os.access(place, os.W_OK):
-        raise UserError(f"--workdir: cannot write to {place}")
 
 
 def claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
