@@ -16,5 +16,5 @@ def get_config(preset: str = "tiny"):
     if preset == "tiny":
         base.groups(config, projector=1e-2, visual=1e-2)
         base.scenes(config, "train_stage1", sequence_length=96)
-        config.steps = 250
+        config.steps = 600
     return config
