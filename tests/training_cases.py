@@ -75,6 +75,8 @@ def tree_of(stage: str, **changes) -> config_lib.Config:
         for key, value in values.items():
             *path, leaf = key.split("__")
             functools.reduce(lambda node, name: node[name], path, config)[leaf] = value
+        for group, rate in config.optimizer.learning_rates.items():
+            config.optimizer.learning_rates[group] = 1e-3 if rate else 0.0
     return config
 
 
