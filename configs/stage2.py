@@ -17,5 +17,5 @@ def get_config(preset: str = "tiny"):
     if preset == "tiny":
         base.groups(config, projector=4e-3, visual=4e-3, textual=2e-3, router=1e-3, llm=2e-3)
         base.scenes(config, "train_stage2", sequence_length=176)
-        config.steps = 340
+        config.steps = 180
     return config
