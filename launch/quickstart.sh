@@ -8,8 +8,8 @@ cd "$(dirname "$0")/.."
 . launch/environment.sh
 environment requirements.txt
 export TF_CPP_MIN_LOG_LEVEL=2 TOKENIZERS_PARALLELISM=false
-# On a CPU each core counts as a device, and memory that XLA gives back is kept: together they
-# halve the time of a step at this size.
+# On a CPU each core counts as a device, so that small steps use them all; and memory that XLA
+# gives back is kept, or a good part of the time goes to fetching it anew.
 cores=$(getconf _NPROCESSORS_ONLN)
 devices=1
 while [ $((devices * 2)) -le "$cores" ] && [ "$devices" -lt 8 ]; do devices=$((devices * 2)); done
