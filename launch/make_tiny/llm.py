@@ -135,8 +135,7 @@ def init(run: LlmRun, rows: layout.Layout, vocabulary: Mapping[str, int]) -> dic
     """Returns fresh parameters, the subtree of `decoder/`.
 
     A word starts with the same embedding with and without a space before it, up to one vector
-    common to all: a large LLM finds that by itself, and without it " cat" in a question and
-    "cat" as an answer have nothing to do with each other.
+    common to all, as a large LLM would find by itself. Whether that helps was not measured alone.
     """
     model = wings.Wings(presets.WingsArch(run.arch, None))
     params = nn.unbox(model.init(jax.random.key(run.seed), text_batch(rows))["params"]["decoder"])
