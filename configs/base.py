@@ -17,6 +17,7 @@ GROUPS = {
     "visual": "decoder/layers/visual/.*",
     "textual": "decoder/layers/textual/.*",
     "router": "decoder/layers/router/.*",
+    "prefix": "decoder/layers/prefix/.*",
     "lora": "decoder/layers/(attn|mlp)/.*/[ab]",
     "llm": "decoder/.*",
 }
@@ -26,7 +27,9 @@ REAL = {
     "qwen1_5_0_5b": ("qwen1_5_0_5b", "siglip_so400m_384", "chatml", {"fsdp": 1}),
     "qwen1_5_1_8b": ("qwen1_5_1_8b", "siglip_so400m_384", "chatml", {"fsdp": 4}),
     "qwen1_5_7b": ("qwen1_5_7b", "siglip_so400m_384", "chatml", {"fsdp": 8}),
+    "qwen1_5_7b_clip": ("qwen1_5_7b", "clip_large_336", "chatml", {"fsdp": 8}),
     "vicuna_7b": ("vicuna_7b", "clip_large_336", "vicuna", {"fsdp": 8}),
+    "vicuna_7b_siglip": ("vicuna_7b", "siglip_so400m_384", "vicuna", {"fsdp": 8}),
     "llama3_1_8b": ("llama3_1_8b", "siglip_so400m_384", "llama3", {"fsdp": 8}),
     "smollm2_135m": ("smollm2_135m", "siglip_base_224", "chatml", {"fsdp": 1}),
 }

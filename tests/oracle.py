@@ -123,8 +123,19 @@ def main_attention(h: np.ndarray, slots: Slots, p: Mapping, shape: Shape):
                 [queries[t] @ keys[s] / math.sqrt(shape.head_dim) for s in seen]
             )
             mixed = sum(rows[n, t, s] * values[s] for s in seen)
+            if "prefix" in p:
+                mixed = mixed + prefix(queries[t], n, p["prefix"], shape)
             main[t] += mixed @ p["attn"]["o"]["kernel"][n]
     return main, rows
+
+
+def prefix(query: np.ndarray, head: int, p: Mapping, shape: Shape) -> np.ndarray:
+    """What one head's query reads from the trained keys and values, weighed by its gate: [H]."""
+    kv_head = head // (shape.num_heads // shape.num_kv_heads)
+    keys, values = p["k"][:, kv_head], p["v"][:, kv_head]
+    weights = softmax([query @ key / math.sqrt(shape.head_dim) for key in keys])
+    read = sum(weight * value for weight, value in zip(weights, values, strict=True))
+    return math.tanh(p["gate"][head]) * read
 
 
 def learner(

@@ -91,6 +91,7 @@ def test_parameter_paths_are_public():
         ({"batch_size": 6, "optimizer__accumulation": 4}, "is not a multiple"),
         ({"data__sequence_length": 2048}, "config.data.sequence_length: 2048 is more than"),
         ({"steps": -2}, "config.steps: -2 is less than -1"),
+        ({"model__prefix_length": -1}, "config.model.prefix_length: -1 is less than 0"),
         ({"model__llm": "gpt"}, "config.model.llm: 'gpt' is neither a folder"),
         ({"model__learner_layers": (7,)}, r"config.model.learner_layers: \(7,\) on 2 layers"),
     ],

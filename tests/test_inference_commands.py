@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import importlib.resources
 import io
 import json
 import sys
 
 import inference_cases as cases
+import jax
 import pytest
 from PIL import Image
 
 from wings_jax import chat, errors, generate
 from wings_jax.errors import UserError
-from wings_jax.inference import jobs
+from wings_jax.inference import decode, engine, jobs
 from wings_jax.inference.sampling import Sampling
+
+LLM = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +142,13 @@ def test_a_chat_by_its_commands(run, requests, tmp_path, capsys):
         (generate, ["--checkpoint", "RUN", "--prompt", "a", "--image", "x.png"], "x.png"),
         (generate, ["--checkpoint", "RUN", "--prompt", "a", "--top-p", "2"], "top_p: 2.0"),
         (generate, ["--checkpoint", "RUN", "--prompt", "a " * 300], "too many"),
+        (generate, ["--checkpoint", str(LLM), "--prompt", "a"], "import it first: python -m"),
+        (generate, ["--checkpoint", __file__, "--prompt", "a"], "holds no checkpoint"),
+        (generate, ["--checkpoint", "RUN", "--prompt", "a", "--image", __file__], "test_inference"),
+        (generate, ["--checkpoint", "RUN", "--prompt", "a <image>"], "0 image(s), 1 <image>"),
+        (generate, ["--checkpoint", "RUN", "--prompt", "a", "--mesh", "rows=2"], "'rows=2' is not"),
+        (generate, ["--checkpoint", "RUN", "--prompt", "a", "--mesh", "data=3"], "8 device(s)"),
+        (generate, ["--checkpoint", "RUN", "--prompt", "a", "--mesh", "tensor=8"], "N=4 over"),
         (chat, ["--checkpoint", "no/such"], "--checkpoint: no/such holds no checkpoint"),
     ],
 )
@@ -146,3 +157,43 @@ def test_a_mistake_is_one_line(run, capsys, entry, flags, message):
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert message in lines[0]
+
+
+def test_full_memory_is_one_line_and_what_was_answered_is_kept(run, requests, capsys, monkeypatch):
+    output = requests.with_name("answers.jsonl")
+    flags = ("--checkpoint", "RUN", "--input", requests, "--output", output, "--max-new-tokens", 3)
+
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, "prefill", fail)
+        assert run(generate, *flags) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert "out of memory" in lines[-1]
+        assert "lower --batch-size" in lines[-1]
+        assert not output.exists()
+        patch.setattr(engine, "split_layers", fail)
+        assert run(chat, *flags[:2]) == 2
+        lines = capsys.readouterr().err.strip().splitlines()
+        assert len(lines) == 1
+        assert "use --dtype bfloat16" in lines[0]
+    assert run(generate, *flags, "--batch-size", 1) == 1
+    assert "going on: 3 of 8" in capsys.readouterr().err
+
+
+def test_a_bare_llm_answers_text_and_refuses_pictures(run, requests, tmp_path, capsys):
+    workdir = cases.write_checkpoint(tmp_path / "llm", "plain", parts=("decoder",))
+    flags = ("--checkpoint", workdir, "--prompt", "red", "--max-new-tokens", 2)
+    assert run(generate, *flags) == 0
+    assert run(generate, *flags, "--image", requests.with_name("a.png")) == 2
+    assert "reads text only: it has no vision and no projector" in capsys.readouterr().err
+
+
+def test_a_mesh_from_the_command_line(run, requests, capsys):
+    flags = ("--checkpoint", "RUN", "--prompt", "red", "--max-new-tokens", 3)
+    flags += ("--image", requests.with_name("a.png"))
+    assert run(generate, *flags) == 0
+    said = capsys.readouterr().out
+    assert run(generate, *flags, "--mesh", "data=-1,tensor=2") == 0
+    assert capsys.readouterr().out == said

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 
 import inference_cases as cases
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wings_jax.inference import decode, memory, prompts
+from wings_jax.inference import decode, engine, memory, prompts
 
 CASES = cases.ARCHS
 
@@ -82,7 +83,7 @@ def test_a_guest_takes_the_place_of_a_row():
     np.testing.assert_allclose(found[1], guest[0], rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("case", ["router", "gqa", "plain"])
+@pytest.mark.parametrize("case", ["router", "gqa", "plain", "lora"])
 def test_greedy_ids_equal_those_without_a_cache(case: str):
     spec, weights, params = cases.make(CASES[case])
     rows = cases.random_rows(spec.arch, ["tiitt", "ttttttt", "t"], seed=7)
@@ -108,9 +109,20 @@ def test_no_image_in_a_batch_needs_no_visual_slots():
         np.testing.assert_allclose(logits, wanted[row][-1], rtol=1e-5, atol=1e-5)
 
 
-def test_a_lora_is_part_of_the_model():
-    arch = dataclasses.replace(CASES["router"], lora_rank=2)
-    spec, weights, params = cases.make(arch)
-    rows = cases.random_rows(spec.arch, ["tiitt"], seed=9)
-    wanted = cases.uncached_greedy(spec, params, rows, 4)
-    np.testing.assert_array_equal(cases.greedy(spec, weights, rows, 4), wanted)
+def test_in_bfloat16_caches_are_half_and_logits_near():
+    """8 bits of a number: its products are off by up to 2**-8, and two layers add some up."""
+    whole, weights, params = cases.make(CASES["gqa"])
+    half = dataclasses.replace(whole, dtype="bfloat16")
+    rows = cases.random_rows(whole.arch, ["tiittt", "ttttttttt"], seed=9)
+    starts, slots = np.zeros(2, np.int32), {"main": 16, "visual": 4, "textual": 16}
+    found = []
+    for spec in (whole, half):
+        weights = engine.split_layers(params, spec)
+        chunk, features = cases.make_chunk(spec, weights, rows, starts, length=12)
+        grown, _ = cases.prefill(spec, weights, chunk, features, slots)
+        assert {x.dtype for x in jax.tree.leaves(grown.layers)} == {jnp.dtype(spec.dtype)}
+        _, logits = cases.step(spec, weights, grown, jnp.array([3, 5]), jnp.ones(2, bool))
+        assert logits.dtype == jnp.float32
+        found.append(logits)
+    off = jnp.linalg.norm(found[1] - found[0], axis=-1) / jnp.linalg.norm(found[0], axis=-1)
+    assert 0 < off.max() < 0.05

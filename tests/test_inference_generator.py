@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib.resources
+import math
+import random
+import types
 
 import hypothesis
 import inference_cases as cases
+import jax
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from wings_jax.data import conversation, tokenization
+from wings_jax.data import conversation, skills, tokenization
 from wings_jax.errors import UserError
+from wings_jax.inference import decode, limits
 from wings_jax.inference import generator as generator_lib
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import Sampling
+from wings_jax.model import presets
+from wings_jax.weights import hf, store
 
 WORDS = ["red", "a cat", "7", "where is it?", "Is 4 even?", "<|im_end|>", "Ünïcode ☃"]
 RNG = np.random.default_rng(0)
@@ -89,7 +97,9 @@ def test_a_stop_string_ends_an_answer(generators):
     [
         (Request("  "), "prompt is empty"),
         (Request("red " * 300), "too many"),
+        (Request("<image>" * 63, PICTURES[:1] * 63), r"\(252 of them .* 255 before .*: \d+ too"),
         (Request("<image> <image>", PICTURES[:1] * 3), "3 images, 2 <image>"),
+        (Request("<image> <image>", PICTURES[:1]), r"1 image\(s\), 2 <image>"),
         (Request("red", ["no/such.png"]), "no/such.png"),
         (Request([{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]), "answer"),
         (Request([{"role": "human"}]), "from"),
@@ -103,6 +113,77 @@ def test_a_wrong_request_is_named_and_the_others_answered(generators, request_, 
     found = dict(generators[1].answers([request_, good]))
     assert isinstance(found[0], UserError)
     assert found[1] == generators[1].generate([good])[0]
+
+
+def test_bfloat16_hardly_changes_what_a_trained_model_says():
+    folder = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
+    llm = presets.decoder_from_hf(store.read_config(folder))
+    params = {"decoder": hf.load_llm(folder, llm)}
+    rng, wish = random.Random(0), Sampling(max_new_tokens=6)
+    names = [name for name in skills.SKILLS for _ in range(3)]
+    asked = [Request(skills.sample(rng, name, "test")[0], (), wish) for name in names]
+    arch = presets.WingsArch(llm, cases.VISION)
+    said = []
+    for dtype in ("float32", "bfloat16"):
+        arguments = arch, params, cases.tokenizer(), "chatml"
+        model = generator_lib.Generator(*arguments, dtype=dtype)
+        said.append([answer.text for answer in model.generate(asked)])
+    same = sum(one == other for one, other in zip(*said, strict=True))
+    assert same >= 0.9 * len(asked)
+
+
+def test_caches_that_do_not_fit_are_refused_before_they_are_made(generators, monkeypatch):
+    spec, slots = generators[0].spec, {"main": 30, "textual": 20, "visual": 8}
+    shapes = {"main": (16, 30, 4), "textual": (16, 20, 4), "visual": (16, 8, 4)}  # 4 rows, 4 heads
+    sizes = [2 * 2 * 4 * math.prod(shape) for shape in shapes.values()]  # k and v, layers, bytes
+    assert limits.cache_bytes(spec, 4, slots) == sum(sizes)
+    monkeypatch.setattr(limits, "free_bytes", lambda _: sum(sizes) - 1)
+    with pytest.raises(UserError, match=r"4 conversation.* of 30 slots .*lower --batch-size"):
+        limits.check(spec, 4, slots)
+    limits.check(spec, 3, slots)
+    with pytest.raises(UserError, match=r"caches.*--max-new-tokens"):
+        generators[0].generate([Request("red", sampling=Sampling(max_new_tokens=100))] * 4)
+
+
+def test_free_memory_is_what_the_devices_say():
+    device = types.SimpleNamespace(platform="gpu", process_index=0)
+    device.memory_stats = lambda: {"bytes_limit": 10, "bytes_in_use": 3}
+    assert limits.free_bytes([device, device]) == 14
+    device.memory_stats = lambda: None
+    assert limits.free_bytes([device]) is None
+    assert limits.free_bytes(jax.devices()) > 0
+
+
+@pytest.mark.parametrize("stage", ["prefill", "decode"])
+def test_full_memory_says_what_to_lower(generators, monkeypatch, stage):
+    request = Request("red", (), Sampling(max_new_tokens=4))
+
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    chat = generators[1].chat()
+    said = "".join(chat.ask("Hi.", (), request.sampling))
+    before = list(chat.turns)
+    with monkeypatch.context() as patch:
+        patch.setattr(decode, stage, fail)
+        patch.setattr(decode, "extend", fail)
+        for ask in (generators[0].generate, lambda _: list(generators[1].stream(request))):
+            with pytest.raises(UserError, match=r"allocating 9 bytes.*lower --batch-size"):
+                ask([request, request])
+        with pytest.raises(UserError, match="out of memory"):
+            list(chat.ask("Hi.", (), request.sampling))
+    assert chat.turns == before
+    chat.undo()
+    assert "".join(chat.ask("Hi.", (), request.sampling)) == said
+
+
+def test_other_failures_of_the_device_stay_what_they_are(generators, monkeypatch):
+    def fail(*_, **__):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+    monkeypatch.setattr(decode, "prefill", fail)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
+        generators[0].generate([Request("red")])
 
 
 def test_wishes_out_of_range_are_refused():

@@ -25,7 +25,8 @@ def build(name: str, **settings) -> tuple[Wings, dict]:
 
 
 @pytest.mark.parametrize(
-    ("name", "kernel"), [*((name, "auto") for name in VARIANTS), ("router", "chunked")]
+    ("name", "kernel"),
+    [*((name, "auto") for name in VARIANTS), ("router", "chunked"), ("prefix", "chunked")],
 )
 def test_no_slot_changes_an_earlier_one_by_a_single_bit(name, kernel):
     model, params = build(name, kernel=kernel)
@@ -109,7 +110,7 @@ def test_the_visual_learner_gives_a_text_row_exactly_nothing(name):
     assert wings[:, ~is_text_row].any()
 
 
-@pytest.mark.parametrize("name", ["visual", "textual", "both", "router", "lora"])
+@pytest.mark.parametrize("name", ["visual", "textual", "both", "router", "lora", "prefix"])
 def test_at_initialisation_wings_is_its_base(name):
     model = Wings(VARIANTS[name])
     rows = tiny_model.batch(ROWS)

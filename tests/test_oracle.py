@@ -63,6 +63,7 @@ CASES = {
     "router_llama3": make_arch(
         learners=("visual", "textual"), router=True, kv_heads=1, scaling=LLAMA3, bias=False
     ),
+    "prefix": make_arch(learners=("visual", "textual"), router=True, kv_heads=2, prefix_length=3),
     "one_layer": make_arch(learners=("visual", "textual"), router=True, learner_layers=(1,)),
 }
 

@@ -172,8 +172,12 @@ def test_too_many_bad_steps_stop_the_run_and_name_the_window():
         guard.check(number, 0)
     guard.check(12, 1)
     guard.check(13, 2)
-    with pytest.raises(UserError, match=r"steps 4 to 14: .* in 3 steps"):
+    with pytest.raises(UserError, match=r"steps 5 to 14: .* in 3 steps"):
         guard.check(14, 3)
+    resumed = loop._Guard(limit=2, window=10, start=(40, 1))
+    resumed.check(41, 2)
+    with pytest.raises(UserError, match=r"steps 41 to 42: .* in 2 steps"):
+        resumed.check(42, 3)
 
 
 def test_learning_rate_warms_up_and_falls_to_zero():

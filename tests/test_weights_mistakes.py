@@ -190,6 +190,7 @@ def exported(tmp_path: pathlib.Path, **changes) -> None:
         ({"learner_layers": (1,)}, "on some layers only"),
         ({"router_positions": 64}, "reads 4096 positions, this model's 64"),
         ({"lora_rank": 2}, "LoRA is not merged"),
+        ({"prefix_length": 2}, "no place for decoder/layers/prefix"),
     ],
 )
 def test_what_the_release_cannot_hold(changes: dict, message: str, tmp_path):

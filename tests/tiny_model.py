@@ -61,6 +61,7 @@ VARIANTS = {
     "router": arch(learners=BOTH, router=True),
     "some_layers": arch(learners=BOTH, router=True, learner_layers=(0, 2), gain=2.0),
     "lora": arch(learners=BOTH, router=True, lora_rank=3, lora_alpha=3.0),
+    "prefix": arch(learners=BOTH, router=True, prefix_length=3),
     "clip_identity": arch(
         learners=BOTH,
         router=True,

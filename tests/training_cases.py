@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import importlib
 import json
 import pathlib
 import sys
@@ -54,8 +55,9 @@ SETTINGS = scenes.Settings(pictures=64, turns=2, replay=8, test_each=4)
 
 
 def tree_of(stage: str, **changes) -> config_lib.Config:
-    """Returns the stage's tiny config on the small base; `changes` are dotted with `__`."""
-    config = STAGES[stage]()
+    """Returns the tiny config configs/`stage`.py on the small base; `changes` dotted with `__`."""
+    config = importlib.import_module(f"configs.{stage}").get_config()
+    file = pathlib.Path(config.data.sources.scenes.path).name
     values = {
         "model__llm": str(folder() / "llm"),
         "model__vision": str(folder() / "vision"),
@@ -63,7 +65,7 @@ def tree_of(stage: str, **changes) -> config_lib.Config:
         "data__scenes": "",
         "data__threads": 1,
         "data__sequence_length": 128,
-        "data__sources__scenes__path": str(folder() / f"scenes/train_{stage}.json"),
+        "data__sources__scenes__path": str(folder() / "scenes" / file),
         "data__sources__scenes__images": str(folder() / "scenes/images"),
         "batch_size": 8,
         "optimizer__kind": "adamw",

@@ -13,6 +13,7 @@ Capitals are sizes; lower-case nouns are arrays.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import jax
 import numpy as np
@@ -22,6 +23,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from wings_jax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
+
+Tree = TypeVar("Tree")
 
 # Logical dimension -> mesh axes. A dimension that is not listed is replicated.
 RULES: tuple[tuple[str, str | tuple[str, ...]], ...] = (
@@ -58,6 +61,17 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
+def parse_mesh(text: str, *, flag: str = "--mesh") -> dict[str, int]:
+    """Returns the sizes that a flag says, e.g. of `fsdp=4,tensor=2`. Raises MeshError naming it."""
+    sizes = {}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in MESH_AXES or not size.removeprefix("-").isdecimal():
+            raise MeshError(f"{flag}: {part!r} is not AXIS=SIZE with one of {MESH_AXES}")
+        sizes[axis] = int(size)
+    return sizes
+
+
 def spec_of(dims: Sequence[str | None]) -> PartitionSpec:
     """Returns the mesh axes of an array whose dimensions carry these letters."""
     return nn.logical_to_mesh_axes(tuple(dims), RULES)
@@ -75,13 +89,42 @@ def constrain(array: jax.Array, dims: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, spec_of(tuple(dims)))
 
 
+def lay(tree: Tree, mesh: Mesh | None, letters: str = "B") -> Tree:
+    """Returns arrays whose first dimension carries these letters, asked to lie on the mesh so.
+
+    Several letters are dimensions merged into one, e.g. "BK" for [B*K,S,H]. Where the mesh does
+    not divide a size, its first axes are left out: a single row lies on every device of `data`.
+    Without a mesh nothing is asked.
+    """
+    if mesh is None:
+        return tree
+    over = tuple(axis for letter in letters for axis in _axes_of(letter))
+    fewer = [over[first:] for first in range(len(over) + 1)]
+
+    def put(array: jax.Array) -> jax.Array:
+        fits = next(some for some in fewer if array.shape[0] % _parts(mesh.shape, some) == 0)
+        sharding = NamedSharding(mesh, PartitionSpec(fits or None))
+        return jax.lax.with_sharding_constraint(array, sharding)
+
+    return jax.tree.map(put, tree)
+
+
+def _axes_of(letter: str) -> tuple[str, ...]:
+    found = dict(RULES).get(letter, ())
+    return (found,) if isinstance(found, str) else found
+
+
+def _parts(mesh_shape: Mapping[str, int], over: Sequence[str]) -> int:
+    return int(np.prod([mesh_shape.get(axis, 1) for axis in over]))
+
+
 def check_divides(mesh_shape: Mapping[str, int], dims: Mapping[str, int]) -> None:
     """Raises MeshError naming every dimension (letter -> size) its mesh axes do not divide."""
-    rules = {letter: (axes,) if isinstance(axes, str) else axes for letter, axes in RULES}
     wrong = []
     for letter, size in dims.items():
-        parts = int(np.prod([mesh_shape.get(axis, 1) for axis in rules.get(letter, ())]))
+        over = _axes_of(letter)
+        parts = _parts(mesh_shape, over)
         if size % parts:
-            wrong.append(f"{letter}={size} over {' x '.join(rules[letter])}={parts}")
+            wrong.append(f"{letter}={size} over {' x '.join(over)}={parts}")
     if wrong:
         raise MeshError("the mesh does not divide " + ", ".join(wrong))

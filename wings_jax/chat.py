@@ -17,11 +17,8 @@ import time
 
 from wings_jax import errors
 from wings_jax.errors import UserError
-from wings_jax.inference import compilation
 from wings_jax.inference import flags as flags_lib
 from wings_jax.inference.chat import Chat
-from wings_jax.inference.generator import Generator
-from wings_jax.training import checkpoint
 
 HELP = """\
 /image FILE   attach a picture to the next question (again for several)
@@ -115,10 +112,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="wings_jax.chat", description="A chat in the terminal.")
     flags_lib.add(parser)
     flags = parser.parse_args()
-    sampling = flags_lib.sampling_of(flags)
-    compilation.keep()
-    generator = Generator.of(checkpoint.load(flags.checkpoint), dtype=flags.dtype, rows=1)
-    terminal = Terminal(generator.chat(system=flags.system, sampling=sampling))
+    generator = flags_lib.open_generator(flags, rows=1)
+    terminal = Terminal(generator.chat(system=flags.system))
     with contextlib.suppress(ImportError):  # line editing and a history, where there is any
         importlib.import_module("readline")
     print(HELP)

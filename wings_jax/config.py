@@ -46,6 +46,7 @@ class Model:
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    prefix_length: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +122,7 @@ class Config:
 
     init_from   workdir or checkpoint to start from; '' for the LLM and tower of `model`
     steps       optimizer steps; -1 for `epochs` passes over the data
+    laws_every  attention shift is measured every so many steps; 0 for never
     frozen_dtype  of parameters that do not train; '' is bfloat16, float32 on a CPU
     """
 
@@ -139,6 +141,7 @@ class Config:
     log_every: int = 10
     checkpoint_every: int = 1000
     keep: int = 2
+    laws_every: int = 0
     model: Model = Model()
     data: Data = Data()
     optimizer: Optimizer = Optimizer()
@@ -151,6 +154,7 @@ FREE = (
     "log_every",
     "checkpoint_every",
     "keep",
+    "laws_every",
     "data.threads",
     "data.workers",
     "data.scenes",
@@ -274,9 +278,12 @@ def _validate(config: Config) -> None:
         "config.steps": (config.steps, -1),
         "config.keep": (config.keep, 1),
         "config.log_every": (config.log_every, 1),
+        "config.laws_every": (config.laws_every, 0),
         "config.checkpoint_every": (config.checkpoint_every, 1),
         "config.loss_chunk": (config.loss_chunk, 1),
         "config.optimizer.accumulation": (optimizer.accumulation, 1),
+        "config.model.lora_rank": (model.lora_rank, 0),
+        "config.model.prefix_length": (model.prefix_length, 0),
         "config.data.sequence_length": (config.data.sequence_length, 2),
         "config.data.images_per_row": (config.data.images_per_row, 0),
     }

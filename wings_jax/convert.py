@@ -146,13 +146,7 @@ def read_mesh(text: str) -> jax.sharding.Mesh:
     """Returns the mesh of `fsdp=4,tensor=2`; this host's memory for ''."""
     if not text:
         return axes.make_mesh({}, jax.local_devices(backend="cpu")[:1])
-    shape = {}
-    for part in text.split(","):
-        axis, _, size = part.partition("=")
-        if axis not in axes.MESH_AXES or not size.lstrip("-").isdigit():
-            raise UserError(f"--mesh: {part!r} is not AXIS=SIZE with one of {axes.MESH_AXES}")
-        shape[axis] = int(size)
-    return axes.make_mesh(shape)
+    return axes.make_mesh(axes.parse_mesh(text))
 
 
 def tokenizer_files(made: imports.Import, other: str | None) -> dict[str, str]:

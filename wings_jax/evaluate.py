@@ -3,15 +3,19 @@
     python -m wings_jax.evaluate --checkpoint runs/stage2
     python -m wings_jax.evaluate --base --checkpoint stage1=runs/stage1 stage2=runs/stage2 \\
         --tasks scenes_images,scenes_text --out runs/evaluation --picture runs/answers.png
+    python -m wings_jax.evaluate iit --checkpoint runs/stage2
+    python -m wings_jax.evaluate forgetting --base runs/stage1 --checkpoint runs/stage2
 
 Prints a table, a column per model; with --out, report.md, report.json and every answer are
-written there. --base adds the LLM and the tower as they were before the first stage.
+written there. --base adds the LLM and the tower as they were before the first stage, or another
+checkpoint to compare with. `iit` asks in interleaved conversations of text and pictures;
+`forgetting` shows what changed from the base, question by question, and writes forgetting.md and
+forgetting.json besides.
 """
 
 from __future__ import annotations
 
 import argparse
-import os
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -21,7 +25,7 @@ import tqdm
 from wings_jax import errors
 from wings_jax.data import scenes
 from wings_jax.errors import UserError
-from wings_jax.evaluation import models, picture, report, scoring, tasks
+from wings_jax.evaluation import forgetting, models, picture, report, scoring, tasks
 from wings_jax.evaluation.tasks import Question
 from wings_jax.inference import compilation
 from wings_jax.inference.generator import Generator
@@ -29,6 +33,7 @@ from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import Sampling
 
 LONGEST = 16  # tokens of an answer
+ASKED = {"tasks": "scenes_images,scenes_text", "iit": "iit", "forgetting": "scenes_text"}
 
 
 def parse() -> argparse.Namespace:
@@ -36,6 +41,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="wings_jax.evaluate", description="Counts a model's right answers."
     )
+    parser.add_argument("what", nargs="?", choices=tuple(ASKED), default="tasks")
     parser.add_argument(
         "--checkpoint",
         nargs="+",
@@ -44,8 +50,14 @@ def parse() -> argparse.Namespace:
         metavar="[NAME=]DIR",
         help="workdir or checkpoint; several give one table side by side",
     )
-    parser.add_argument("--base", action="store_true", help="also the models before any stage")
-    parser.add_argument("--tasks", default=",".join(tasks.TASKS), help="default: %(default)s")
+    parser.add_argument(
+        "--base",
+        nargs="?",
+        const="",
+        metavar="[NAME=]DIR",
+        help="in front of them; without a DIR, the models before any stage",
+    )
+    parser.add_argument("--tasks", help=f"of {', '.join(tasks.TASKS)}; default: {ASKED}")
     parser.add_argument("--data-root", type=pathlib.Path, help="default: the checkpoint's scenes")
     parser.add_argument("--out", type=pathlib.Path, help="folder for report and answers")
     parser.add_argument("--picture", type=pathlib.Path, metavar="FILE.png")
@@ -53,6 +65,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--debug", action="store_true", help="show a mistake's traceback")
     flags = parser.parse_args()
+    flags.tasks = ASKED[flags.what] if flags.tasks is None else flags.tasks
+    if flags.what == "forgetting" and flags.base is None:
+        flags.base = ""
     for name in ("limit", "batch_size"):
         value = getattr(flags, name)
         if value is not None and value < 1:
@@ -60,23 +75,11 @@ def parse() -> argparse.Namespace:
     return flags
 
 
-def find_models(flags: argparse.Namespace) -> list[models.Named]:
-    """Returns the models to ask, in the order of the table."""
-    found = [models.parse(text) for text in flags.checkpoint]
-    if flags.base:
-        found.insert(0, models.base_of(found[0]))
-    names = [named.name for named in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"--checkpoint: two are called {twice[0]!r}; name them as NAME=DIR")
-    return found
-
-
 def find_questions(flags: argparse.Namespace, scenes_at: str) -> dict[str, list[Question]]:
     """Returns the questions of every task; the embedded data set is written if it is missing."""
     chosen = tasks.named(flags.tasks)
     root = flags.data_root
-    if root is None:
+    if root is None and any(task.file for task in chosen.values()):
         if not scenes_at:
             raise UserError("--data-root is missing: the checkpoint names no scenes")
         root = scenes.write(scenes_at)
@@ -93,13 +96,9 @@ def check_outputs(flags: argparse.Namespace, questions: Mapping[str, Sequence[Qu
     for flag, path in (("--out", flags.out), ("--picture", flags.picture)):
         if path is None:
             continue
-        place = path if flag == "--out" else path.parent
         if flag == "--picture" and (path.suffix.lower() != ".png" or path.is_dir()):
             raise UserError(f"--picture: {path} does not end in .png")
-        while not place.exists():
-            place = place.parent
-        if not place.is_dir() or not os.access(place, os.W_OK):
-            raise UserError(f"{flag}: cannot write to {place}")
+        report.check_writable(path if flag == "--out" else path.parent, flag)
     if flags.picture and with_pictures(questions) is None:
         raise UserError(f"--picture: no question of {flags.tasks} has a picture")
 
@@ -127,17 +126,32 @@ def ask(
     return report.Result(named.name, named.origin, named.step, answers, scores, seconds)
 
 
+def tell(
+    flags: argparse.Namespace,
+    results: Sequence[report.Result],
+    questions: Mapping[str, Sequence[Question]],
+) -> list[pathlib.Path]:
+    """Prints the results, writes them if asked to, and returns the paths."""
+    made = report.save(flags.out, results, questions) if flags.out else []
+    if flags.what != "forgetting":
+        print(report.as_text(results))
+        return made
+    before, *others = results
+    changes = [(after, forgetting.compare(questions, before, after)) for after in others]
+    print("\n\n".join(forgetting.as_text(before, *found) for found in changes))
+    return made + (forgetting.save(flags.out, before, changes) if flags.out else [])
+
+
 def main() -> None:
     """Evaluates what the flags say."""
     flags = parse()
     compilation.keep()
-    found = find_models(flags)
+    found = models.find(flags.checkpoint, with_base=flags.base is not None, base=flags.base or None)
     questions = find_questions(flags, found[-1].scenes)
     check_outputs(flags, questions)
     results = [ask(named, questions, flags.batch_size) for named in found]
-    print(report.as_text(results))
-    if flags.out:
-        made = report.save(flags.out, results, questions)
+    made = tell(flags, results, questions)
+    if made:
         print("\nwritten: " + ", ".join(str(path) for path in made))
     if flags.picture:
         last, task = results[-1], with_pictures(questions)

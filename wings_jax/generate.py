@@ -23,19 +23,11 @@ import tqdm
 
 from wings_jax import errors
 from wings_jax.errors import UserError
-from wings_jax.inference import compilation, jobs
 from wings_jax.inference import flags as flags_lib
-from wings_jax.inference.generator import Generator
+from wings_jax.inference import jobs
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import Sampling
 from wings_jax.training import checkpoint
-
-
-def open_generator(flags: argparse.Namespace, sampling: Sampling, rows: int) -> Generator:
-    """Returns the generator of `--checkpoint`."""
-    compilation.keep()
-    restored = checkpoint.load(flags.checkpoint)
-    return Generator.of(restored, dtype=flags.dtype, rows=rows, sampling=sampling)
 
 
 def parse() -> argparse.Namespace:
@@ -69,7 +61,7 @@ def answer_one(flags: argparse.Namespace, sampling: Sampling) -> None:
         raise UserError("--prompt is empty")
     turns = [{"from": "system", "value": flags.system}] if flags.system else []
     turns.append({"from": "human", "value": prompt})
-    generator = open_generator(flags, sampling, rows=1)
+    generator = flags_lib.open_generator(flags, rows=1)
     request = Request(turns, flags.image)
     if sampling.logprobs:
         answer = generator.generate([request])[0]
@@ -99,7 +91,7 @@ def answer_file(flags: argparse.Namespace, sampling: Sampling) -> int:
     if known:
         print(f"going on: {known} of {len(lines)} lines have their answers", file=sys.stderr)
     try:
-        generator = open_generator(flags, sampling, rows=flags.batch_size)
+        generator = flags_lib.open_generator(flags, rows=flags.batch_size)
         with tqdm.tqdm(total=len(lines), initial=known, desc="answers", disable=None) as bar:
             for _ in jobs.run(generator, lines, journal):
                 bar.update()

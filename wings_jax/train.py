@@ -3,12 +3,15 @@
     python -m wings_jax.train --config=configs/stage1.py[:preset] [--config.key=value ...]
                               [--workdir=DIR] [--distributed] [--debug]
 
+`--distributed` joins the other hosts of a TPU pod, a Slurm or an Open MPI job; without any of
+these, set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
 A run that was stopped goes on when the same command is given again. Its workdir holds
 `config.json`, `metrics.jsonl`, `tensorboard/`, `checkpoints/` and, at the end, `summary.json`.
 """
 
 from __future__ import annotations
 
+import os
 import pathlib
 import sys
 
@@ -18,6 +21,7 @@ from ml_collections import config_flags
 
 from wings_jax import config as config_lib
 from wings_jax import errors
+from wings_jax.analysis import watch
 from wings_jax.errors import UserError
 from wings_jax.training import loop, metrics, start
 
@@ -35,6 +39,22 @@ def parse(argv: list[str]) -> list[str]:
         raise UserError(" ".join(str(error).split())) from error
 
 
+def join() -> None:
+    """Makes this process one of the job's; what JAX cannot find out is told by the environment."""
+    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if address is None:
+        jax.distributed.initialize()
+        return
+    try:
+        count, number = (int(os.environ[f"JAX_{n}"]) for n in ("NUM_PROCESSES", "PROCESS_ID"))
+    except (KeyError, ValueError) as error:
+        raise UserError(
+            f"--distributed: JAX_COORDINATOR_ADDRESS needs JAX_NUM_PROCESSES and JAX_PROCESS_ID "
+            f"beside it, as numbers: {error}"
+        ) from error
+    jax.distributed.initialize(address, count, number)
+
+
 def main() -> None:
     """Trains what the flags say, and prints where everything is."""
     rest = parse(sys.argv)[1:]
@@ -43,11 +63,11 @@ def main() -> None:
     if _CONFIG.value is None:
         raise UserError("--config is missing: for instance --config=configs/stage1.py")
     if _DISTRIBUTED.value:
-        jax.distributed.initialize()
+        join()
     config = config_lib.typed(_CONFIG.value)
     run = start.set_up(config, pathlib.Path(_WORKDIR.value or config.workdir))
     with jax.set_mesh(run.mesh):
-        summary = loop.train(run)
+        summary = loop.train(run, watch.make(run) if config.laws_every else None)
     if "last_loss" in summary:
         print(
             f"{summary['steps']} steps in {metrics.duration(summary['seconds'])}, "

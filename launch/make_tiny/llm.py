@@ -12,7 +12,7 @@ import functools
 import itertools
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -43,13 +43,15 @@ class LlmRun:
     """How the LLM is pretrained.
 
     A batch is `slots` slots in rows of `length`; every sixteenth batch in rows of `long`, so that
-    far positions are known too.
+    far positions are known too. The first `warmup` steps read nothing but `pairs`: looking up is
+    found there within a few hundred steps, and in full dialogues not within two thousand.
     """
 
     arch: presets.DecoderArch
-    steps: int = 1700
+    steps: int = 4500
+    warmup: int = 900
     slots: int = 2048
-    length: int = 192
+    length: int = 256
     long: int = 512
     learning_rate: float = 3e-3
     weight_decay: float = 0.05
@@ -60,35 +62,72 @@ def dialogue(rng: random.Random) -> list[dict[str, str]]:
     """Returns a random dialogue: questions of all skills, some about imagined pictures."""
     turns: list[tuple[str, str]] = []
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3))):
-        if rng.random() < 0.5:
+        dice = rng.random()
+        if dice < 0.08:
+            turns += pairs(rng)
+        elif dice < 0.6:
             turns += imagined(rng)
         else:
             chosen = rng.choices(list(WEIGHTS), list(WEIGHTS.values()), k=rng.randint(2, 6))
             turns += [skills.sample(rng, name, "train") for name in chosen]
-    spoken = []
+    return spoken(turns)
+
+
+def spoken(turns: list[tuple[str, str]]) -> list[dict[str, str]]:
+    """Returns questions and answers as a conversation."""
+    said = []
     for question, answer in turns:
-        spoken += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
-    return spoken
+        said += [{"from": "human", "value": question}, {"from": "gpt", "value": answer}]
+    return said
 
 
 def imagined(rng: random.Random) -> list[tuple[str, str]]:
-    """Returns turns about a described picture; what the test holds out is left out."""
-    context, asked = skills.lookups(rng, turns=rng.randint(1, 5))
-    turns = [(turn.question, turn.answer) for turn in asked]
-    if rng.random() < 0.15:
-        turns.insert(0, (questions.DESCRIBE, context))
+    """Returns turns about a described picture; what the test holds out is left out.
+
+    Half of them tell of more objects than a picture holds: among many, guessing an answer of the
+    right sort is of no use, and so the model learns to look.
+    """
+    crowd = rng.randint(4, 6) if rng.random() < 0.5 else 0
+    context, asked, mentioned = skills.imagine(rng, crowd)
+    turns = [(turn.question, turn.answer) for turn in asked[: rng.randint(2, 6)]]
+    if rng.random() < 0.4:
+        turns.insert(rng.randint(0, len(turns)), mentioned)
+    if rng.random() < 0.5:
+        said = rng.sample(asked, min(len(asked), 6))
+        turns.insert(0, (questions.DESCRIBE, " ".join(fact.answer for fact in said)))
     turns[0] = (f"{context}\n{turns[0][0]}", turns[0][1])
     return imagined(rng) if skills.is_test(turns[0][0]) else turns
 
 
-def rows(length: int, tokenizer: object, seed: str) -> Iterator[tuple[np.ndarray, ...]]:
-    """Yields packed rows: tokens, segments and targets, each i32[T]."""
+def pairs(rng: random.Random) -> list[tuple[str, str]]:
+    """Returns turns that repeat things and their colours in another order, in the fewest words.
+
+    The shortest form of looking something up, which a small model finds first.
+    """
+    objects = questions.make_crowd(rng, rng.randint(3, 6))
+    listed = " ".join(f"{o.name} {o.colour}" for o in objects)
+    asked = [rng.sample(objects, len(objects)) for _ in range(rng.randint(1, 3))]
+    turns = [
+        (" ".join(o.name for o in order), " ".join(f"{o.name} {o.colour}" for o in order))
+        for order in asked
+    ]
+    turns[0] = (f"{listed}\n{turns[0][0]}", turns[0][1])
+    return turns
+
+
+def rows(
+    invent: Callable[[random.Random], list[dict[str, str]]],
+    length: int,
+    tokenizer: object,
+    seed: str,
+) -> Iterator[tuple[np.ndarray, ...]]:
+    """Yields packed rows of invented dialogues: tokens, segments and targets, each i32[T]."""
     rng = random.Random(f"dialogues-{seed}")
     template = conversation.TEMPLATES["chatml"]
     waiting: list[conversation.Expanded] = []
     while True:
         while len(waiting) < 24:
-            encoded = conversation.encode(dialogue(rng), tokenizer, template)
+            encoded = conversation.encode(invent(rng), tokenizer, template)
             waiting.append(conversation.expand(encoded, 1, length=length))
         row = np.zeros((3, length), np.int32)
         row[2] = layout.IGNORE
@@ -108,10 +147,13 @@ def rows(length: int, tokenizer: object, seed: str) -> Iterator[tuple[np.ndarray
 
 def batches(run: LlmRun, tokenizer: object) -> Iterator[tuple[layout.Layout, np.ndarray]]:
     """Yields layouts [B,T] and targets i32[B,T]."""
-    usual = rows(run.length, tokenizer, f"{run.seed}-usual")
-    long = rows(run.long, tokenizer, f"{run.seed}-long")
+    usual = rows(dialogue, run.length, tokenizer, f"{run.seed}-usual")
+    long = rows(dialogue, run.long, tokenizer, f"{run.seed}-long")
+    first = rows(lambda rng: spoken(pairs(rng)), run.length, tokenizer, f"{run.seed}-first")
     for step in itertools.count():
         length, source = (run.long, long) if step % 16 == 15 else (run.length, usual)
+        if step < run.warmup:
+            length, source = run.length, first
         taken = itertools.islice(source, run.slots // length)
         tokens, segments, targets = map(np.stack, zip(*taken, strict=True))
         modality = np.where(segments > 0, layout.TEXT, layout.PADDING)

@@ -17,15 +17,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import optimiser
+import teacher
 from flax import linen as nn
-from jax.scipy import ndimage
 
 from wings_jax.data import drawings, questions
 from wings_jax.model import presets, vision
 
 CELL = drawings.CELL
-NAMES = [*drawings.DIGITS, *drawings.THINGS]
-EMPTY = len(NAMES)
+EMPTY = len(teacher.NAMES)
 NO_COLOUR = len(drawings.COLOURS)
 
 
@@ -34,7 +33,8 @@ class TowerRun:
     """How the tower is pretrained."""
 
     arch: presets.VisionArch
-    steps: int = 2600
+    teacher: teacher.TeacherRun = dataclasses.field(default_factory=teacher.TeacherRun)
+    steps: int = 5000
     batch: int = 64
     learning_rate: float = 4e-3
     weight_decay: float = 0.05
@@ -43,64 +43,31 @@ class TowerRun:
     seed: int = 0
 
 
-def warp(key: jax.Array, shape: jax.Array, is_digit: jax.Array) -> jax.Array:
-    """Returns ink f32[32,32] in 0..1: a shape f32[28,28] differently drawn and placed."""
-    keys = jax.random.split(key, 8)
-
-    def uniform(i: int, low: float, high: float, size: tuple[int, ...] = ()) -> jax.Array:
-        return jax.random.uniform(keys[i], size, minval=low, maxval=high)
-
-    angle = uniform(0, -0.3, 0.3)
-    stretch = uniform(1, 0.82, 1.15, (2,)) * jnp.where(is_digit, 1.1, 1.0)
-    shear = uniform(2, -0.2, 0.2)
-    mirrored = jnp.where(is_digit, 1.0, jnp.sign(uniform(3, -1.0, 1.0)))
-    turn = jnp.array([[jnp.cos(angle), -jnp.sin(angle)], [jnp.sin(angle), jnp.cos(angle)]])
-    skew = jnp.array([[1.0, 0.0], [shear, 1.0]])
-    matrix = turn @ skew @ jnp.diag(1 / stretch * jnp.array([1.0, 1.0])) * 28 / 28
-    matrix = matrix * jnp.array([[1.0, 1.0], [mirrored, mirrored]])
-    grid = jnp.stack(jnp.meshgrid(jnp.arange(CELL), jnp.arange(CELL), indexing="ij"))
-    centred = grid - (CELL - 1) / 2 - uniform(4, -3.0, 3.0, (2,))[:, None, None]
-    places = jnp.einsum("ij,jyx->iyx", matrix, centred)
-    bumps = jax.random.normal(keys[5], (2, 4, 4)) * 1.1
-    places = places + jax.image.resize(bumps, (2, CELL, CELL), "cubic")
-    ink = ndimage.map_coordinates(shape, list(places + 13.5), order=1)
-    return jnp.clip(ink * uniform(6, 0.75, 1.6), 0, 1)
-
-
-def thicken(key: jax.Array, ink: jax.Array) -> jax.Array:
-    """Returns ink [B,32,32], some of it drawn with a broader or a softer pen."""
-    wide = jax.lax.reduce_window(ink, 0.0, jax.lax.max, (1, 2, 2), (1, 1, 1), "SAME")
-    kernel = jnp.array([1.0, 2.0, 1.0])
-    kernel = (kernel[:, None] * kernel / 16)[None, None]
-    soft = jax.lax.conv_general_dilated(ink[:, None], kernel, (1, 1), "SAME")[:, 0]
-    pen = jax.random.uniform(key, (len(ink), 1, 1))
-    return jnp.where(pen < 0.2, wide, jnp.where(pen < 0.45, soft, ink))
-
-
 def compose(
     key: jax.Array, shapes: jax.Array, labels: jax.Array, run: TowerRun
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Returns pictures u8[B,64,64,3], classes i32[B,4] and colours i32[B,4] of their cells."""
+) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
+    """Returns pictures u8[B,64,64,3], and of their cells ink f32[B*4,32,32], which are empty
+    bool[B*4] and colours i32[B,4]."""
     count = run.batch * 4
-    keys = jax.random.split(key, 8)
-    num_digits = jnp.sum(labels < 10)
-    digit = jax.random.uniform(keys[0], (count,)) < run.digit_share
-    among_digits = jax.random.randint(keys[1], (count,), 0, num_digits)
-    among_things = jax.random.randint(keys[2], (count,), num_digits, len(labels))
-    picked = jnp.where(digit, among_digits, among_things)
-    ink = jax.vmap(warp)(jax.random.split(keys[3], count), shapes[picked], digit)
-    ink = thicken(keys[4], ink)
-    empty = jax.random.uniform(keys[5], (count,)) < run.empty_share
-    colours = jax.random.randint(keys[6], (count,), 0, NO_COLOUR)
+    keys = jax.random.split(key, 4)
+    ink, _ = teacher.draw(keys[0], shapes, labels, count, run.digit_share)
+    empty = jax.random.uniform(keys[1], (count,)) < run.empty_share
+    colours = jax.random.randint(keys[2], (count,), 0, NO_COLOUR)
     ground = jnp.array(drawings.GROUND, jnp.float32)
     inks = jnp.array(list(drawings.COLOURS.values()), jnp.float32)[colours] - ground
-    ink = jnp.where(empty[:, None, None], 0.0, ink)
-    cells = ground + ink[..., None] * inks[:, None, None]
-    cells = cells + 6 * jax.random.normal(keys[7], cells.shape)
+    drawn = jnp.where(empty[:, None, None], 0.0, ink)
+    cells = ground + drawn[..., None] * inks[:, None, None]
+    cells = cells + 6 * jax.random.normal(keys[3], cells.shape)
     pictures = cells.reshape(run.batch, 2, 2, CELL, CELL, 3).transpose(0, 1, 3, 2, 4, 5)
     pictures = jnp.clip(pictures.reshape(run.batch, 64, 64, 3), 0, 255).astype(jnp.uint8)
-    classes = jnp.where(empty, EMPTY, labels[picked]).reshape(run.batch, 4)
-    return pictures, classes, jnp.where(empty, NO_COLOUR, colours).reshape(run.batch, 4)
+    return pictures, ink, empty, jnp.where(empty, NO_COLOUR, colours).reshape(run.batch, 4)
+
+
+def opinions(params: dict, ink: jax.Array, empty: jax.Array, run: TowerRun) -> jax.Array:
+    """Returns f32[N,31], the teacher's probabilities of each name, or certainty of emptiness."""
+    named = jax.nn.softmax(teacher.Teacher(run.teacher.width).apply(params, ink))
+    named = jnp.pad(named, ((0, 0), (0, 1)))
+    return jnp.where(empty[:, None], jax.nn.one_hot(EMPTY, EMPTY + 1), named)
 
 
 def cells_of_patches(arch: presets.VisionArch) -> np.ndarray:
@@ -136,18 +103,17 @@ def heads(params: dict, pictures: jax.Array, arch: presets.VisionArch) -> tuple[
 
 
 @functools.partial(jax.jit, static_argnames=("run", "tx"), donate_argnums=(0, 1))
-def train_step(params, state, step, shapes, labels, *, run: TowerRun, tx):
+def train_step(params, state, step, shapes, labels, taught, *, run: TowerRun, tx):
     """One update; returns params, state and the loss."""
-    pictures, classes, colours = compose(
-        jax.random.fold_in(jax.random.key(run.seed + 1), step), shapes, labels, run
-    )
+    key = jax.random.fold_in(jax.random.key(run.seed + 1), step)
+    pictures, ink, empty, colours = compose(key, shapes, labels, run)
+    classes = opinions(taught, ink, empty, run).reshape(run.batch, 4, -1)
     where = cells_of_patches(run.arch)
 
     def loss_of(params):
         what, colour, place = heads(params, pictures, run.arch)
         loss = optax.softmax_cross_entropy_with_integer_labels
-        smooth = optax.smooth_labels(jax.nn.one_hot(classes[:, where], EMPTY + 1), 0.05)
-        classed = optax.softmax_cross_entropy(what, smooth).mean()
+        classed = optax.softmax_cross_entropy(what, classes[:, where]).mean()
         placed = loss(place, jnp.broadcast_to(jnp.arange(place.shape[1]), place.shape[:2])).mean()
         return classed + 0.3 * loss(colour, colours[:, where]).mean() + 0.3 * placed
 
@@ -169,7 +135,7 @@ def score(params: dict, arch: presets.VisionArch, split: str, count: int = 600) 
     for i, scene in enumerate(scenes):
         for o in scene:
             kind = "digit" if o.name in drawings.DIGITS else "thing"
-            hits[kind].append(what[i, o.cell] == NAMES.index(o.name))
+            hits[kind].append(what[i, o.cell] == teacher.NAMES.index(o.name))
             hits["colour"].append(colour[i, o.cell] == list(drawings.COLOURS).index(o.colour))
         for cell in set(range(4)) - {o.cell for o in scene}:
             hits["empty"].append(what[i, cell] == EMPTY)
@@ -180,14 +146,17 @@ def score(params: dict, arch: presets.VisionArch, split: str, count: int = 600) 
 def train(run: TowerRun, report_every: int = 500) -> dict:
     """Returns the pretrained parameters (tower and heads)."""
     glyphs = drawings.load_glyphs("train")
-    labels = jnp.array([NAMES.index(n) for n in glyphs.names])
+    labels = jnp.array([teacher.NAMES.index(n) for n in glyphs.names])
     shapes = jnp.array(glyphs.shapes, jnp.float32) / 255
+    taught = teacher.train(run.teacher, shapes, labels)
     tx = optimiser.make(run.learning_rate, run.steps, run.weight_decay)
     params = init(run)
     state = tx.init(params)
     start, cpu = time.time(), time.process_time()
     for step in range(run.steps):
-        params, state, loss = train_step(params, state, step, shapes, labels, run=run, tx=tx)
+        params, state, loss = train_step(
+            params, state, step, shapes, labels, taught, run=run, tx=tx
+        )
         if (step + 1) % report_every == 0:
             print(
                 step + 1,

@@ -69,11 +69,11 @@ class Glyphs:
 @dataclasses.dataclass(frozen=True)
 class Placed:
     """One object of a picture: glyph `shape` of size `scale` px, moved by `shift` = (right, down)
-    px from the middle of its cell (an index into PLACES)."""
+    px from the middle of its cell (an index into PLACES; None for what is only told of)."""
 
     name: str
     colour: str
-    cell: int
+    cell: int | None
     shape: int
     scale: int
     shift: tuple[int, int]

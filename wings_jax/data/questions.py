@@ -48,6 +48,16 @@ def make_objects(rng: random.Random, glyphs: drawings.Glyphs) -> tuple[Placed, .
     return tuple(_place(rng, glyphs, *chosen) for chosen in zip(names, colours, cells, strict=True))
 
 
+def make_crowd(rng: random.Random, count: int) -> tuple[Placed, ...]:
+    """Returns `count` <= 6 objects of different names and colours, in no place and never drawn."""
+    names = rng.sample([*DIGITS, *THINGS], count)
+    colours = rng.sample(list(COLOURS), count)
+    return tuple(
+        Placed(name, colour, None, -1, 0, (0, 0))
+        for name, colour in zip(names, colours, strict=True)
+    )
+
+
 def _place(
     rng: random.Random, glyphs: drawings.Glyphs, name: str, colour: str, cell: int
 ) -> Placed:
@@ -70,13 +80,15 @@ def describe(rng: random.Random, objects: Sequence[Placed], *, most: int = 6) ->
 
 
 def facts(placed: Placed) -> list[Turn]:
-    """Returns all that is asked about one object: colour, place, and what has them."""
-    name, place = placed.name, PLACES[placed.cell]
-    made = [
-        Turn("colour", f"What colour is the {name}?", f"The {name} is {placed.colour}."),
-        Turn("where", f"Where is the {name}?", f"The {name} is {place}."),
-    ]
-    for which in (placed.colour, place):
+    """Returns all that is asked about one object: colour, place (if any), and what has them."""
+    name = placed.name
+    made = [Turn("colour", f"What colour is the {name}?", f"The {name} is {placed.colour}.")]
+    known_by = [placed.colour]
+    if placed.cell is not None:
+        place = PLACES[placed.cell]
+        made.append(Turn("where", f"Where is the {name}?", f"The {name} is {place}."))
+        known_by.append(place)
+    for which in known_by:
         if _is_digit(placed):
             made.append(Turn("digit", f"Which digit is {which}?", f"The {which} digit is {name}."))
         else:
@@ -107,16 +119,19 @@ def _count(rng: random.Random, objects: Sequence[Placed]) -> Asked:
 
 
 def _exists(rng: random.Random, objects: Sequence[Placed]) -> Asked:
+    return ask_exists(rng, [o.name for o in objects], [o.colour for o in objects])
+
+
+def ask_exists(rng: random.Random, names: Sequence[str], colours: Sequence[str]) -> tuple[str, str]:
+    """Returns whether something of a name, or now and then of a colour, is among these."""
     is_there = rng.random() < 0.5
-    if rng.random() < 0.25:
-        seen = [o.colour for o in objects]
-        colours = seen if is_there else [c for c in COLOURS if c not in seen]
-        question = f"Is anything {rng.choice(colours)}?"
+    if colours and rng.random() < 0.25:
+        known = colours if is_there else [c for c in COLOURS if c not in colours]
+        question = f"Is anything {rng.choice(known)}?"
     else:
-        seen = [o.name for o in objects]
         kind = DIGITS if rng.random() < 0.5 else THINGS
-        names = seen if is_there else [n for n in kind if n not in seen]
-        question = f"Is there {article(rng.choice(names))}?"
+        known = names if is_there else [n for n in kind if n not in names]
+        question = f"Is there {article(rng.choice(known))}?"
     return question, "yes" if is_there else "no"
 
 

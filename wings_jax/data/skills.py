@@ -129,7 +129,7 @@ def _colour_fact(rng: random.Random) -> tuple[str, str]:
 
 
 def _lookup(rng: random.Random) -> tuple[str, str]:
-    context, turns = lookups(rng, turns=1)
+    context, turns, _ = imagine(rng)
     return f"{context}\n{turns[0].question}", turns[0].answer
 
 
@@ -161,10 +161,21 @@ def sample(rng: random.Random, name: str, split: str) -> tuple[str, str]:
             return question, answer
 
 
-def lookups(rng: random.Random, *, turns: int) -> tuple[str, list[questions.Turn]]:
-    """Returns statements about an imagined picture, and questions that they answer."""
-    objects = questions.make_objects(rng, drawings.load_glyphs("train"))
+def imagine(
+    rng: random.Random, crowd: int = 0
+) -> tuple[str, list[questions.Turn], tuple[str, str]]:
+    """Returns a description of an imagined picture, or of a crowd so large, and what it answers.
+
+    The questions are those that a statement of it answers, in random order, and one about
+    whether something is mentioned.
+    """
+    if crowd:
+        objects = questions.make_crowd(rng, crowd)
+    else:
+        objects = questions.make_objects(rng, drawings.load_glyphs("train"))
     known = [fact for placed in objects for fact in rng.sample(questions.facts(placed), 2)]
     rng.shuffle(known)
-    asked = rng.sample(known, min(turns, len(known)))
-    return " ".join(fact.answer for fact in known), asked
+    context = " ".join(fact.answer for fact in known)
+    colours = [placed.colour for placed in objects if placed.colour in context]
+    mentioned = questions.ask_exists(rng, [placed.name for placed in objects], colours)
+    return context, rng.sample(known, len(known)), mentioned

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from wings_jax import axes, tree
@@ -36,19 +36,37 @@ class Named:
         return self.config.data.scenes
 
 
-def parse(text: str) -> Named:
+def parse(text: str, *, flag: str = "--checkpoint") -> Named:
     """Returns the model of `[NAME=]DIR`; without a name it is the workdir's.
 
     Raises:
       UserError: there is no checkpoint, or the name cannot be part of a file's name.
     """
     name, _, directory = text.rpartition("=")
-    path = checkpoint.find(directory, flag="--checkpoint")
+    path = checkpoint.find(directory, flag=flag)
     config, _, step = checkpoint.read_meta(path)
     name = name or _workdir(path).name
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise UserError(f"--checkpoint: {name!r} is no name; take letters, digits and -_.")
+        raise UserError(f"{flag}: {name!r} is no name; take letters, digits and -_.")
     return Named(name, directory, step, config, lambda: checkpoint.load(directory))
+
+
+def find(checkpoints: Sequence[str], *, with_base: bool, base: str | None = None) -> list[Named]:
+    """Returns the models of `[NAME=]DIR`s in their order, with a base in front if asked.
+
+    The base is that of the first model, or `base`, a `[NAME=]DIR` of its own.
+
+    Raises:
+      UserError: as `parse`, or two have the same name.
+    """
+    found = [parse(text) for text in checkpoints]
+    if with_base:
+        found.insert(0, parse(base, flag="--base") if base else base_of(found[0]))
+    names = [named.name for named in found]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise UserError(f"--checkpoint: two are called {twice[0]!r}; name them as NAME=DIR")
+    return found
 
 
 def _workdir(step: pathlib.Path) -> pathlib.Path:
@@ -61,7 +79,8 @@ def base_of(named: Named) -> Named:
 
     It has no wings, and a fresh projector: it has never seen the two together.
     """
-    model = dataclasses.replace(named.config.model, learners=(), router=False, lora_rank=0)
+    added = {"learners": (), "router": False, "lora_rank": 0, "prefix_length": 0}
+    model = dataclasses.replace(named.config.model, **added)
     origin = f"{model.llm} + {model.vision}, before any training"
     config = dataclasses.replace(named.config, model=model)
     return Named("base", origin, None, config, lambda: _open_base(config))

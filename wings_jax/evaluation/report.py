@@ -36,14 +36,17 @@ class Result:
 
 def _cells(task: str, results: Sequence[Result]) -> list[list[str]]:
     """Returns the table of a task: a row per kind, a column per model."""
-    named = TASKS[task]
     rows = [["", "n", *(result.name for result in results)]]
     for row in results[0].scores[task]:
         scores = [result.scores[task][row] for result in results]
         shown = [_shown(score) for score in scores]
-        label = row if row not in named.totals else f"= {row}"
-        rows.append([label, str(scores[0].total), *shown])
+        rows.append([label(task, row), str(scores[0].total), *shown])
     return rows
+
+
+def label(task: str, row: str) -> str:
+    """Returns how a row of a task is called in tables: "= all text" if it adds others up."""
+    return f"= {row}" if row in TASKS[task].totals else row
 
 
 def _shown(score: Score) -> str:
@@ -55,16 +58,31 @@ def as_text(results: Sequence[Result]) -> str:
     """Returns tables for a terminal: accuracy in %, with its 95 % interval."""
     parts = []
     for task in results[0].scores:
-        cells = _cells(task, results)
-        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-        lines = [f"{TASKS[task].title}: right answers in % [95 % interval]"]
-        for row in cells:
-            first = row[0].ljust(widths[0])
-            rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-            lines.append("  ".join([first, *rest]))
-        lines.insert(2, "-" * len(lines[1]))
-        parts.append("\n".join(lines))
+        title = f"{TASKS[task].title}: right answers in % [95 % interval]"
+        parts.append(f"{title}\n{text_table(_cells(task, results))}")
     return "\n\n".join(parts)
+
+
+def text_table(cells: Sequence[Sequence[str]]) -> str:
+    """Returns rows of cells for a terminal; the first row is the heading."""
+    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+    lines = []
+    for row in cells:
+        rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
+        lines.append("  ".join([row[0].ljust(widths[0]), *rest]))
+    lines.insert(1, "-" * len(lines[0]))
+    return "\n".join(lines)
+
+
+def markdown_table(cells: Sequence[Sequence[str]]) -> str:
+    """Returns the same in Markdown; a row whose name begins with "= " is set in bold."""
+    header, *rows = cells
+    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
+    for row in rows:
+        is_total = row[0].startswith("= ")
+        shown = [f"**{cell.removeprefix('= ')}**" for cell in row] if is_total else row
+        lines.append("| " + " | ".join(shown) + " |")
+    return "\n".join(lines)
 
 
 def as_markdown(results: Sequence[Result]) -> str:
@@ -74,13 +92,7 @@ def as_markdown(results: Sequence[Result]) -> str:
         step = "" if result.step is None else f", step {result.step}"
         lines.append(f"- {result.name}: `{result.origin}`{step}")
     for task in results[0].scores:
-        header, *rows = _cells(task, results)
-        lines += ["", f"## {TASKS[task].title}", "", "| " + " | ".join(header) + " |"]
-        lines.append("|---" + "|---:" * (len(header) - 1) + "|")
-        for row in rows:
-            is_total = row[0].startswith("= ")
-            cells = [f"**{cell}**" for cell in row] if is_total else row
-            lines.append("| " + " | ".join(cells).replace("**= ", "**") + " |")
+        lines += ["", f"## {TASKS[task].title}", "", markdown_table(_cells(task, results))]
     return "\n".join(lines) + "\n"
 
 
@@ -140,13 +152,25 @@ def save(
             for question, answer in zip(questions[task], answers, strict=True)
         ]
         made[f"answers-{result.name}.jsonl"] = "".join(f"{line}\n" for line in lines)
-    for name, text in made.items():
-        replace(directory / name, lambda path, text=text: path.write_text(text, encoding="utf-8"))
-    return [directory / name for name in made]
+    return [write(directory / name, text) for name, text in made.items()]
 
 
-def replace(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
-    """Has `write` make a file under a passing name, which then takes `path`'s place.
+def check_writable(folder: pathlib.Path, flag: str) -> None:
+    """Raises UserError naming `flag` if nothing can be written into a folder, there or to be."""
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"{flag}: cannot write to {folder}")
+
+
+def write(path: pathlib.Path, text: str) -> pathlib.Path:
+    """Returns `path`, which now holds the text. Raises UserError as `replace` does."""
+    replace(path, lambda passing: passing.write_text(text, encoding="utf-8"))
+    return path
+
+
+def replace(path: pathlib.Path, make: Callable[[pathlib.Path], Any]) -> None:
+    """Has `make` make a file under a passing name, which then takes `path`'s place.
 
     Raises:
       UserError: it cannot be written.
@@ -154,7 +178,7 @@ def replace(path: pathlib.Path, write: Callable[[pathlib.Path], Any]) -> None:
     passing = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(passing)
+        make(passing)
         passing.replace(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error

@@ -1,7 +1,7 @@
 """What is asked, and which rows of the table a question counts in. Declarative records.
 
-A task is a LLaVA file whose last turn is the true answer. Its extra keys say what kind of
-question it is; `labels` turns them into rows.
+A task is a LLaVA file, or samples made from the package, whose last turn is the true answer. The
+extra keys say what kind of question it is; `labels` turns them into rows.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from typing import Any
 
 from wings_jax.data import questions, samples, skills, sources
 from wings_jax.errors import UserError
+from wings_jax.evaluation import iit
 
 ALL_BUT_SUMS = "all but sums"
 REPLAYED, NOT_REPLAYED, ALL_TEXT = "replayed in stage 2", "never replayed", "all text"
@@ -24,19 +25,19 @@ class Task:
     """A set of questions.
 
     title   its heading in reports
-    file    the data file, in the folder of the data set
-    images  the folder of its pictures, there too
     labels  returns the rows that a record counts in, from its extra keys
     rows    every row there may be, in the order of the table
     totals  rows that add others up
+    file    the data file, in the folder of the data set; its pictures are in images/ beside it
+    make    returns the samples of a task that has no file
     """
 
     title: str
-    file: str
-    images: str
     labels: Callable[[Mapping[str, Any]], tuple[str, ...]]
     rows: tuple[str, ...]
-    totals: tuple[str, ...]
+    totals: tuple[str, ...] = ()
+    file: str = ""
+    make: Callable[[], Sequence[samples.Sample]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +72,6 @@ TASKS: Mapping[str, Task] = {
     "scenes_images": Task(
         title="Questions about pictures (held-out digits and drawings)",
         file="test_images.json",
-        images="images",
         labels=_image_labels,
         rows=(
             *(kind for kind in questions.KINDS if kind != SUM),
@@ -85,10 +85,15 @@ TASKS: Mapping[str, Task] = {
     "scenes_text": Task(
         title="Text-only questions",
         file="test_text.json",
-        images="images",
         labels=_text_labels,
         rows=(*skills.SKILLS, REPLAYED, NOT_REPLAYED, ALL_TEXT),
         totals=(REPLAYED, NOT_REPLAYED, ALL_TEXT),
+    ),
+    "iit": Task(
+        title="Interleaved conversations (T: text, V: picture), last question scored",
+        labels=lambda record: (record["setting"],),
+        rows=iit.ROWS,
+        make=iit.conversations,
     ),
 }
 
@@ -107,19 +112,25 @@ def named(names: str) -> dict[str, Task]:
     return {name: TASKS[name] for name in chosen}
 
 
-def read(task: Task, root: pathlib.Path, limit: int | None = None) -> list[Question]:
-    """Returns the task's questions; with `limit` about so many, spread over the file.
+def read(task: Task, root: pathlib.Path | None, limit: int | None = None) -> list[Question]:
+    """Returns the task's questions; with `limit` about so many, spread over them.
+
+    `root` is the folder of the data set, None if the task has no file.
 
     Raises:
       UserError: the data are missing or malformed, or a record lacks what the task needs.
     """
-    source = sources.open_source(root / task.file, images=root / task.images)
+    if task.make:
+        source, name = task.make(), task.title
+    else:
+        source = sources.open_source(root / task.file, images=root / "images")
+        name = str(root / task.file)
     count = len(source)
     chosen = range(count) if not limit else sorted({i * count // limit for i in range(limit)})
-    return [_question(task, source[index], root / task.file) for index in chosen]
+    return [_question(task, source[index], name) for index in chosen]
 
 
-def _question(task: Task, sample: samples.Sample, file: pathlib.Path) -> Question:
+def _question(task: Task, sample: samples.Sample, file: str) -> Question:
     turns = list(sample.conversations)
     try:
         labels = task.labels(sample.extra)

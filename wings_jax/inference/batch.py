@@ -13,8 +13,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
+from wings_jax import errors
 from wings_jax.errors import UserError
-from wings_jax.inference import decode, prompts, sampling
+from wings_jax.inference import decode, limits, prompts, sampling
 from wings_jax.inference.decode import Running
 from wings_jax.inference.engine import Spec, Weights
 from wings_jax.inference.memory import Memory
@@ -87,13 +88,18 @@ def groups(tasks: Sequence[Task], rows: int) -> list[list[Task]]:
 def run(
     spec: Spec, weights: Weights, tasks: Sequence[Task], plan: Plan
 ) -> Iterator[tuple[Task, Draft | UserError]]:
-    """Yields every task with its answer, or with the reason why there is none, as they end."""
-    cached = [task for task in tasks if is_causal(spec, task.images)]
-    for group in groups(cached, plan.rows):
-        yield from _Rows(spec, weights, group, plan).run()
-    for task in tasks:
-        if not is_causal(spec, task.images):
-            yield task, _recomputed(spec, weights, task, plan)
+    """Yields every task with its answer, or with the reason why there is none, as they end.
+
+    Raises:
+      UserError: the rows do not fit the devices' memory.
+    """
+    with errors.full_memory(limits.ADVICE):
+        cached = [task for task in tasks if is_causal(spec, task.images)]
+        for group in groups(cached, plan.rows):
+            yield from _Rows(spec, weights, group, plan).run()
+        for task in tasks:
+            if not is_causal(spec, task.images):
+                yield task, _recomputed(spec, weights, task, plan)
 
 
 def is_causal(spec: Spec, images: int) -> bool:
@@ -232,6 +238,7 @@ class _Rows:
         )
         slots = {name: picks.shape[1] for name, picks in chunk.picks.items()} | {"main": room}
         slots |= {"textual": room} if "textual" in slots else {}
+        limits.check(self.spec, size, slots)
         slots = tuple(sorted(slots.items()))
         grown, logits = decode.prefill(self.spec, self.weights, chunk, features, slots=slots)
         choice = self.choice([self.place[task.index] for task, _ in guests], size)

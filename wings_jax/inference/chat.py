@@ -49,7 +49,8 @@ class Chat:
         answer ends there.
 
         Raises:
-          UserError: as `Reader.read`; the conversation is then as it was before.
+          UserError: as `Reader.read`, or it does not fit the devices' memory; the conversation is
+            then as it was before.
         """
         loaded = self._reader.load(images)
         asked = self._reader.marked(text, len(loaded))
@@ -58,6 +59,7 @@ class Chat:
         prompt = self._reader.read(Request(turns, pictures))
         prompt = dataclasses.replace(prompt, images=tuple(pictures))
         wish = self._reader.fit(sampling or self._sampling, prompt)
+        before = self.turns, self.images
         self.turns, self.images = turns, pictures
         answer = {"from": "gpt", "value": ""}
         self.turns.append(answer)
@@ -71,8 +73,11 @@ class Chat:
                     yield fresh
                 if stream.is_cut:
                     return
+        except UserError:
+            self.turns, self.images = before
+            raise
         finally:
-            if not answer["value"]:
+            if self.turns and self.turns[-1] is answer and not answer["value"]:
                 self.turns.pop()
 
     def check_image(self, image: Any) -> None:

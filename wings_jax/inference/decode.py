@@ -12,6 +12,7 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
+from wings_jax import axes
 from wings_jax.inference import engine, memory, sampling
 from wings_jax.inference.engine import Chunk, Spec, Weights
 from wings_jax.inference.memory import Memory
@@ -37,11 +38,16 @@ class Running:
     seen: jax.Array | None
 
 
-encode = jax.jit(engine.encode, static_argnums=0)
 compact = jax.jit(memory.compact)
 forget = jax.jit(memory.forget, donate_argnums=0)
 insert = jax.jit(memory.insert, donate_argnums=0)
 grow = jax.jit(lambda before, slots: memory.grow(before, dict(slots)), static_argnums=1)
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def encode(spec: Spec, weights: Weights, images: jax.Array) -> jax.Array:
+    """Returns f32[n*P,D], the projected features of images u8[n,h,w,3]."""
+    return engine.encode(spec, weights, axes.lay(images, spec.mesh))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -67,8 +73,9 @@ def prefill(
     slots: tuple[tuple[str, int], ...],
 ) -> tuple[Memory, jax.Array]:
     """Returns new conversations' memory and f32[B,V] behind the last slot of each."""
+    chunk = axes.lay(chunk, spec.mesh)
     grown, hidden = engine.prefill(spec, weights, chunk, features, dict(slots))
-    return grown, engine.logits(spec, weights, _last(chunk, hidden))
+    return memory.lay(grown, spec.mesh), engine.logits(spec, weights, _last(chunk, hidden))
 
 
 @functools.partial(jax.jit, static_argnames="spec")
@@ -83,8 +90,9 @@ def extend(
     spec: Spec, weights: Weights, before: Memory, chunk: Chunk, features: jax.Array | None
 ) -> tuple[Memory, jax.Array]:
     """Returns the memory with the chunk appended and f32[B,V] behind the last slot of each."""
+    chunk = axes.lay(chunk, spec.mesh)
     grown, hidden = engine.extend(spec, weights, before, chunk, features)
-    return grown, engine.logits(spec, weights, _last(chunk, hidden))
+    return memory.lay(grown, spec.mesh), engine.logits(spec, weights, _last(chunk, hidden))
 
 
 def _last(chunk: Chunk, hidden: jax.Array) -> jax.Array:
@@ -162,6 +170,7 @@ def decode(
     def body(carry: tuple) -> tuple:
         index, before, running, said = carry
         after, logits = engine.step(spec, weights, before, running.tokens, ~running.done)
+        after = memory.lay(after, spec.mesh)
         running = _advance(running, logits, choice, stops)
         said = {
             "tokens": said["tokens"].at[index].set(running.tokens),

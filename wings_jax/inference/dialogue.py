@@ -12,7 +12,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from wings_jax.inference import batch, decode, memory, prompts, sampling
+from wings_jax import errors
+from wings_jax.errors import UserError
+from wings_jax.inference import batch, decode, limits, memory, prompts, sampling
 from wings_jax.inference.engine import Spec, Weights
 from wings_jax.inference.memory import Memory
 from wings_jax.inference.prompts import Slots
@@ -50,7 +52,19 @@ class Dialogue:
         self.read = 0  # slots that the last `answer` had to read
 
     def answer(self, prompt: Slots, wish: Sampling) -> Iterator[Piece]:
-        """Yields the tokens of the answer to a prompt, which is the whole conversation so far."""
+        """Yields the tokens of the answer to a prompt, which is the whole conversation so far.
+
+        Raises:
+          UserError: the conversation does not fit the devices' memory; nothing of it is known then.
+        """
+        try:
+            with errors.full_memory(limits.ADVICE):
+                yield from self._answer(prompt, wish)
+        except UserError:
+            self.reset()
+            raise
+
+    def _answer(self, prompt: Slots, wish: Sampling) -> Iterator[Piece]:
         if not batch.is_causal(self.spec, len(prompt.images)):
             self.read = prompt.count
             features = batch.encode_all(self.spec, self.weights, prompt)
@@ -116,6 +130,7 @@ class Dialogue:
     def _capacity(self, chunk: prompts.Chunk, room: int) -> tuple[tuple[str, int], ...]:
         slots = {name: picks.shape[1] for name, picks in chunk.picks.items()}
         slots |= {"main": room} | ({"textual": room} if "textual" in slots else {})
+        limits.check(self.spec, 1, slots)
         return tuple(sorted(slots.items()))
 
     def _make_room(self, slots: int, visual: int = 0) -> Memory:

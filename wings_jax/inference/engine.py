@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from wings_jax.inference import memory as memory_lib
 from wings_jax.inference.memory import Memory
@@ -27,11 +28,12 @@ from wings_jax.model.wings import Wings
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """What is computed, apart from the weights: static under jit."""
+    """What is computed, apart from the weights, and on which devices: static under jit."""
 
     arch: WingsArch
     dtype: str = "float32"
     kernel: str = "auto"
+    mesh: Mesh | None = None
 
     @property
     def model(self) -> Wings:
@@ -78,7 +80,7 @@ def split_layers(params: Mapping[str, Any], spec: Spec) -> Weights:
     """Returns nested parameters with the decoder's layers apart, matrices in `spec.dtype`."""
 
     def cast(path: tuple, x: jax.Array) -> jax.Array:
-        is_matrix = path[-1].key in ("kernel", "a", "b", "embedding")
+        is_matrix = path[-1].key in ("kernel", "a", "b", "embedding", "k", "v")  # a prefix's too
         is_router = any(getattr(part, "key", None) == "router" for part in path)
         return jnp.asarray(x, spec.dtype if is_matrix and not is_router else jnp.float32)
 

@@ -5,13 +5,18 @@ from __future__ import annotations
 import argparse
 import dataclasses
 
+from wings_jax import axes, errors
+from wings_jax.inference import compilation
+from wings_jax.inference.generator import Generator
 from wings_jax.inference.sampling import Sampling
+from wings_jax.training import checkpoint
 
 
 def add(parser: argparse.ArgumentParser) -> None:
     """Adds the flags that say which model answers, and how."""
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="workdir or checkpoint")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the matmuls")
+    parser.add_argument("--mesh", help="share the model among devices, e.g. data=2,tensor=4")
     parser.add_argument("--system", default="", help="system text; default: the template's")
     drawn = parser.add_argument_group("how an answer is drawn (default: greedily)")
     for field in dataclasses.fields(Sampling):
@@ -24,6 +29,16 @@ def add(parser: argparse.ArgumentParser) -> None:
             kind = type(field.default)
             drawn.add_argument(flag, type=kind, default=field.default, help="default: %(default)s")
     parser.add_argument("--debug", action="store_true", help="show a mistake's traceback")
+
+
+def open_generator(flags: argparse.Namespace, *, rows: int) -> Generator:
+    """Returns the generator that the flags say. Raises UserError naming what does not fit."""
+    options = {"sampling": sampling_of(flags), "dtype": flags.dtype, "rows": rows}
+    compilation.keep()
+    mesh = axes.make_mesh(axes.parse_mesh(flags.mesh)) if flags.mesh else None
+    with errors.full_memory("use --dtype bfloat16, or share the model among devices with --mesh"):
+        restored = checkpoint.load(flags.checkpoint, mesh=mesh)
+        return Generator.of(restored, mesh=mesh, **options)
 
 
 def sampling_of(flags: argparse.Namespace) -> Sampling:

@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 
+from wings_jax import tree
 from wings_jax.data import conversation, tokenization
 from wings_jax.errors import UserError
 from wings_jax.inference import batch, engine, likelihood, streaming
@@ -23,6 +25,8 @@ from wings_jax.inference.prompts import Reader, Request
 from wings_jax.inference.sampling import Sampling
 from wings_jax.inference.streaming import TextStream
 from wings_jax.model.presets import WingsArch
+from wings_jax.model.wings import Wings
+from wings_jax.training import state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +57,11 @@ class Generator:
       template: a name of `conversation.TEMPLATES`, or a Template.
       rows: how many requests are answered at once.
       sampling: what a request that says nothing gets.
+      mesh: devices that share weights and caches, by the rules of training (`axes.RULES`); without
+        one, all is on the device of the parameters.
+
+    Raises:
+      MeshError: the mesh does not divide the model.
     """
 
     def __init__(
@@ -66,13 +75,15 @@ class Generator:
         kernel: str = "auto",
         rows: int = 16,
         sampling: Sampling | None = None,
+        mesh: Mesh | None = None,
     ):
         if isinstance(template, str):
             template = conversation.template_named(template)
-        self.spec = engine.Spec(arch, dtype or usual_dtype(), kernel)
+        self.spec = engine.Spec(arch, dtype or usual_dtype(), kernel, mesh)
+        params = params if mesh is None else place(params, arch, mesh)
         self.weights = engine.split_layers(params, self.spec)
         self.sampling = sampling or Sampling()
-        self.reader = Reader(arch, tokenizer, template)
+        self.reader = Reader(arch, tokenizer, template, _lacks(arch, params))
         self.plan = batch.Plan(rows, stops=stop_tokens(tokenizer, template))
 
     @classmethod
@@ -183,6 +194,20 @@ class Generator:
             draft.task.slots.count,
             tuple(draft.logprobs[: len(tokens)]) if wish.logprobs else None,
         )
+
+
+def _lacks(arch: WingsArch, params: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the parts for images that have no parameters; an imported LLM may lack them."""
+    needed = ("vision",) if arch.projector == "identity" else ("vision", "projector")
+    return tuple(part for part in needed if part not in params)
+
+
+def place(params: Mapping[str, Any], arch: WingsArch, mesh: Mesh) -> dict[str, Any]:
+    """Returns nested parameters on the mesh, each where training would keep it."""
+    state.check_mesh(arch, mesh, flag="mesh")
+    shardings = state.plan(Wings(arch), mesh).shardings
+    flat = tree.flatten(params)
+    return tree.nest({path: jax.device_put(x, shardings[path]) for path, x in flat.items()})
 
 
 def usual_dtype() -> str:

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wings_jax.inference import batch, decode, engine, prompts
+from wings_jax import errors
+from wings_jax.inference import batch, decode, engine, limits, prompts
 from wings_jax.inference.engine import Chunk, Spec, Weights
 from wings_jax.inference.memory import Memory
 from wings_jax.inference.prompts import Slots
@@ -72,12 +73,17 @@ def judge(logits: jax.Array, tokens: jax.Array, used: jax.Array) -> tuple[jax.Ar
 def score(
     spec: Spec, weights: Weights, offers: Sequence[Offer], rows: int
 ) -> list[list[Likelihood]]:
-    """Returns the likelihood of every answer of every offer."""
+    """Returns the likelihood of every answer of every offer.
+
+    Raises:
+      UserError: the rows do not fit the devices' memory.
+    """
     found: list[list[Likelihood]] = [[] for _ in offers]
     order = sorted(range(len(offers)), key=lambda i: offers[i].prompt.count)
     for first in range(0, len(order), rows):
         chosen = order[first : first + rows]
-        scored = _score_some(spec, weights, [offers[i] for i in chosen])
+        with errors.full_memory(limits.ADVICE):
+            scored = _score_some(spec, weights, [offers[i] for i in chosen])
         for index, likelihoods in zip(chosen, scored, strict=True):
             found[index] = likelihoods
     return found
@@ -96,6 +102,7 @@ def _score_some(spec: Spec, weights: Weights, offers: Sequence[Offer]) -> list[l
     room = prompts.bucket(longest)
     slots = {name: picks.shape[1] for name, picks in chunk.picks.items()}
     slots |= {"main": length + room} | ({"textual": length + room} if "textual" in slots else {})
+    limits.check(spec, size, slots)
     memory, logits = decode.prefill(
         spec, weights, chunk, features, slots=tuple(sorted(slots.items()))
     )

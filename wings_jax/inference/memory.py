@@ -19,7 +19,9 @@ from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
+from wings_jax import axes
 from wings_jax.model import attention
 from wings_jax.model.decoder import Cache
 from wings_jax.model.layout import NEVER, Sight
@@ -47,6 +49,17 @@ class Memory:
 def capacities(memory: Memory) -> dict[str, int]:
     """Returns how many slots each attention's cache has."""
     return {name: sight.order.shape[1] for name, sight in memory.sights.items()}
+
+
+def lay(memory: Memory, mesh: Mesh | None) -> Memory:
+    """Returns the memory, asked to lie on the mesh as `axes.RULES` say: rows as B, heads as K."""
+    return dataclasses.replace(
+        memory,
+        layers=axes.lay(memory.layers, mesh, "BK"),
+        sights=axes.lay(memory.sights, mesh),
+        positions=axes.lay(memory.positions, mesh),
+        lengths=axes.lay(memory.lengths, mesh),
+    )
 
 
 def widen_sight(sight: Sight, slots: int) -> Sight:

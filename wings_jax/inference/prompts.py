@@ -154,11 +154,13 @@ class Reader:
 
     tokenizer  a fast tokenizer of `transformers`
     template   one of `conversation.TEMPLATES`
+    lacks      parts that images need and the parameters do not have, as those of a bare LLM
     """
 
     arch: WingsArch
     tokenizer: Any
     template: conversation.Template
+    lacks: tuple[str, ...] = ()
 
     @property
     def limit(self) -> int:
@@ -170,9 +172,11 @@ class Reader:
         """Returns the slots of a request up to the open answer; its images are not loaded yet.
 
         Raises:
-          UserError: an empty prompt, markers and images that disagree, malformed turns, or more
-            slots than the model can read.
+          UserError: an empty prompt, markers and images that disagree, malformed turns, images
+            for a model that reads text only, or more slots than it can read.
         """
+        if request.images and self.lacks:
+            raise UserError(f"the model reads text only: it has no {' and no '.join(self.lacks)}")
         turns = self.turns(request)
         last = turns[-1]
         if last["from"] == "gpt":
@@ -185,9 +189,20 @@ class Reader:
         return slots
 
     def turns(self, request: Request) -> list[dict[str, str]]:
-        """Returns the turns of a request, with as many markers as it has images."""
+        """Returns the turns of a request, with as many markers as it has images.
+
+        Data may hold markers too many, which training passes over; who asks so is told.
+        """
         sample = samples.Sample("", tuple(request.images), request.turns)
-        return conversation.normalise(sample, needs_answer=False)
+        turns = conversation.normalise(sample, needs_answer=False)
+        asked = zip(request.turns, turns, strict=True)
+        texts = [said["value"] for said, turn in asked if turn["from"] == "human"]
+        have = sum(text.count(conversation.MARKER) for text in texts)
+        if have not in (0, len(request.images)):
+            raise UserError(
+                f"{len(request.images)} image(s), {have} {conversation.MARKER} in the prompt"
+            )
+        return turns
 
     def check(self, length: int, images: int = 0) -> None:
         """Raises UserError if a prompt of `length` slots leaves no room for an answer."""

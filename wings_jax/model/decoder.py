@@ -9,7 +9,8 @@ For one layer (WINGS, equations 4 and 5, with the paper's semantics made exact):
     x      = x + main + gain * sum_m gate_m wing_m
     x      = x + mlp(RMSNorm(x))
 
-x0 are the layer-0 features: projected image features and token embeddings. The authors' release
+x0 are the layer-0 features: projected image features and token embeddings. With a prefix, main is
+O(attend(...) + tanh(gate) attend(rope(Q h), K', V')), with K', V' trained. The authors' release
 differs in a few values (`presets.Semantics`), which are named where they are read.
 """
 
@@ -25,7 +26,7 @@ from flax import linen as nn
 from wings_jax import axes
 from wings_jax.model import attention
 from wings_jax.model import layout as layout_lib
-from wings_jax.model.layers import INIT, GatedMlp, Projection, RMSNorm, rope, rope_table
+from wings_jax.model.layers import INIT, GatedMlp, Prefix, Projection, RMSNorm, rope, rope_table
 from wings_jax.model.layout import IMAGE, LEARNERS, MAIN, Layout, Sight
 from wings_jax.model.presets import WingsArch
 
@@ -114,6 +115,7 @@ class Attention(nn.Module):
         around: Surroundings,
         probes: jax.Array | None,
         cached: tuple[jax.Array, jax.Array] | None,
+        prefix: Prefix | None,
     ) -> tuple[jax.Array, jax.Array | None, tuple[jax.Array, jax.Array]]:
         decoder = self.arch.decoder
 
@@ -131,6 +133,8 @@ class Attention(nn.Module):
         out, probed = attention.attend(
             q, *kept, query=around.query, key=around.main.sight, probes=probes, kernel=self.kernel
         )
+        if prefix is not None:
+            out = out + prefix(q, around.query)
         width = {"D": decoder.hidden_size}
         return project("o", "BTNH,NHD->BTD", width, bias=False)(out), probed, kept
 
@@ -207,8 +211,10 @@ class DecoderLayer(nn.Module):
     `layer` is its switch (1 where it carries learners, else 0) and its cache: None for none,
     {} to begin one, from which the fresh keys and values [B,T,K,H] are returned.
 
-    Sown under `intermediates` for analysis and tests: hidden, gates, masses (the probes of
-    `classes`, mean over heads), visual_wing and textual_wing (before their gates).
+    Sown under `intermediates` for analysis and tests: hidden, gates, head_masses (the probes of
+    `classes`, f32[B,T,N,C]) and masses (their mean over heads), visual_wing and textual_wing
+    (before their gates), and main_norm, visual_norm, textual_norm: f32[B,T], the length of what
+    the main attention and each learner, gated, add to the stream.
     """
 
     arch: WingsArch
@@ -225,22 +231,27 @@ class DecoderLayer(nn.Module):
         router = Router(len(arch.learners), arch.router_positions, name="router")
         probes = [router.values(around.positions)] if arch.router else []
         probes += [around.classes] if around.classes is not None else []
-        main, probed, kept = Attention(arch, self.kernel, name="attn")(
-            h, around, jnp.concatenate(probes, axis=-1) if probes else None, cached.get("main")
-        )
+        probes = jnp.concatenate(probes, axis=-1) if probes else None
+        prefix = None
+        if arch.prefix_length:
+            prefix = Prefix(arch.prefix_length, decoder.num_kv_heads, name="prefix")
+        attend = Attention(arch, self.kernel, name="attn")
+        main, probed, kept = attend(h, around, probes, cached.get("main"), prefix)
         fresh = {"main": kept}
         gates = jnp.ones((*x.shape[:2], len(arch.learners)), jnp.float32)
         if arch.router:
             gates = router(probed[..., : len(arch.learners)].sum(2))
             self.sow("intermediates", "gates", gates)
         if around.classes is not None:
-            masses = probed[..., -around.classes.shape[-1] :].mean(2)
-            self.sow("intermediates", "masses", masses)
+            masses = probed[..., -around.classes.shape[-1] :]
+            self.sow("intermediates", "head_masses", masses)
+            self.sow("intermediates", "masses", masses.mean(2))
         gates = gates * (arch.gain * switch)
         if around.alone is not None:
             gates = jnp.where(around.alone[..., None], switch, gates)
         gates = gates.astype(x.dtype)
         update = main
+        self.sow("intermediates", "main_norm", _norm(main))
         asking = h if arch.semantics.query == "normed" else x + main
         for m, name in enumerate(arch.learners):
             if name not in around.learners:
@@ -248,7 +259,9 @@ class DecoderLayer(nn.Module):
             learner = Learner(arch, self.kernel, name=name)
             wing, fresh[name] = learner(asking, around, around.learners[name], cached.get(name))
             self.sow("intermediates", f"{name}_wing", wing)
-            update = update + gates[..., m : m + 1] * wing
+            added = gates[..., m : m + 1] * wing
+            self.sow("intermediates", f"{name}_norm", _norm(added))
+            update = update + added
         x = x + update
         targets = {n: arch.lora_rank for n in arch.lora_targets if arch.lora_rank}
         scale = arch.lora_alpha / max(arch.lora_rank, 1)
@@ -257,6 +270,10 @@ class DecoderLayer(nn.Module):
         x = axes.constrain(x, "BTD")
         self.sow("intermediates", "hidden", x)
         return x, fresh if cache is not None else None
+
+
+def _norm(x: jax.Array) -> jax.Array:
+    return jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
 
 
 class Embed(nn.Module):

@@ -1,4 +1,4 @@
-"""The small parts: one projection, two norms, rope, and the feed-forward network.
+"""The small parts: one projection, two norms, rope, the feed-forward network, a trained prefix.
 
 A projection is named by its einsum; shapes, sharding axes, initialiser and the low-rank pair
 follow from the letters. Dense layers, LoRA and the learners' low-rank residual matrices (LoRRA)
@@ -15,6 +15,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from wings_jax.model import attention
+from wings_jax.model.layout import Sight
 from wings_jax.model.presets import RopeScaling
 
 INIT = nn.initializers.normal(stddev=0.02)
@@ -165,3 +167,42 @@ class GatedMlp(nn.Module):
         gate = project("gate", "BTD,DF->BTF", wide)(x)
         up = project("up", "BTD,DF->BTF", wide)(x)
         return project("down", "BTF,FD->BTD", {"D": x.shape[-1]})(jax.nn.silu(gate) * up)
+
+
+class Prefix(nn.Module):
+    """Returns tanh(gate) * attend(q, k, v) of trained keys and values, [B,T,N,H] -> [B,T,N,H].
+
+    Prefix-tuning with a softmax and a gate of its own (LLaMA-Adapter, arXiv 2303.16199), to be
+    added to the heads' output before they are projected. The gate starts at 0, so that a fresh
+    prefix adds exactly nothing; the rows of the main attention stay as they are, and with them
+    the router's input and the attention masses, which know no prefix. Every slot of every
+    conversation sees all of it, padding none. The queries carry rope, the prefix has no place.
+
+    Parameters: k, v [S,K,H] (Gaussian, of the size of a normed stream's keys), gate [N] (zero).
+    """
+
+    length: int
+    kv_heads: int
+
+    @nn.compact
+    def __call__(self, q: jax.Array, query: Sight) -> jax.Array:
+        rows, _, heads, width = q.shape
+
+        def trained(name: str) -> jax.Array:
+            init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("S", "K", "H"))
+            shape = (self.length, self.kv_heads, width)
+            kept = self.param(name, init, shape, jnp.float32).astype(q.dtype)
+            return jnp.broadcast_to(kept, (rows, *shape))
+
+        nowhere = jnp.zeros((rows, self.length), jnp.int32)
+        out, _ = attention.attend(
+            q,
+            trained("k"),
+            trained("v"),
+            query=Sight(jnp.minimum(query.segments, 1), query.order),
+            key=Sight(nowhere + 1, nowhere),
+            kernel="einsum",  # T x length logits, not T x S
+        )
+        zero = nn.with_logical_partitioning(nn.initializers.zeros, ("N",))
+        gate = jnp.tanh(self.param("gate", zero, (heads,), jnp.float32))
+        return gate.astype(q.dtype)[:, None] * out

@@ -117,6 +117,7 @@ class WingsArch:
     router_positions longest conversation the router can read
     semantics        the paper's, or the release's for checkpoints that were trained with them
     lora_rank        R of LoRA on the decoder's projections `lora_targets`; 0 is none
+    prefix_length    trained keys and values per layer, beside the main attention; 0 is none
     """
 
     decoder: DecoderArch
@@ -132,6 +133,7 @@ class WingsArch:
     lora_rank: int = 0
     lora_alpha: float = 16.0
     lora_targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    prefix_length: int = 0
 
 
 def _qwen1_5(

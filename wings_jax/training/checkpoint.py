@@ -25,10 +25,13 @@ from wings_jax import config as config_lib
 from wings_jax import tree
 from wings_jax.errors import UserError
 from wings_jax.model import presets
+from wings_jax.model.wings import Wings
+from wings_jax.training import state as state_lib
 from wings_jax.training.step import TrainState
 
 FOLDER = "checkpoints"
 ITEMS = ("params", "opt_state", "meta", "tokenizer")
+FOREIGN = (".safetensors", ".bin", ".pth", ".gguf")  # weights that have to be imported first
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +148,11 @@ def find(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
     """Returns `newest(directory)`. Raises UserError naming `flag` when there is none."""
     found = newest(directory)
     if found is None:
-        raise UserError(f"{flag}: {directory} holds no checkpoint")
+        path = pathlib.Path(directory)
+        files = [path] if path.is_file() else list(path.glob("*")) if path.is_dir() else []
+        is_foreign = any(file.suffix in FOREIGN for file in files)
+        hint = " of ours; import it first: python -m wings_jax.convert" if is_foreign else ""
+        raise UserError(f"{flag}: {directory} holds no checkpoint{hint}")
     return found
 
 
@@ -202,20 +209,38 @@ def open_tokenizer(files: Mapping[str, str]) -> Any:
 
 
 def load(
-    directory: str | pathlib.Path, *, flag: str = "--checkpoint", dtype: Any = None
+    directory: str | pathlib.Path,
+    *,
+    flag: str = "--checkpoint",
+    dtype: Any = None,
+    mesh: jax.sharding.Mesh | None = None,
 ) -> Restored:
     """Returns a checkpoint ready for use on the first device; floats cast to `dtype` if given.
 
+    With a mesh every parameter is read straight to where training would keep it.
+
     Raises:
       UserError: there is no checkpoint at `directory`; the message names `flag`.
+      MeshError: the mesh does not divide the model.
     """
     step = find(directory, flag=flag)
     config, arch, number = read_meta(step)
-    flat = read_params(step)
+    flat = read_params(step, mesh and _targets(step, arch, mesh))
     if dtype is not None:
         flat = {path: jnp.asarray(value, dtype) for path, value in flat.items()}
     tokenizer = open_tokenizer(read_tokenizer_files(step))
     return Restored(config, arch, tree.nest(flat), tokenizer, step, number)
+
+
+def _targets(
+    step: pathlib.Path, arch: presets.WingsArch, mesh: jax.sharding.Mesh
+) -> dict[str, jax.ShapeDtypeStruct]:
+    state_lib.check_mesh(arch, mesh, flag="--mesh")
+    shardings = state_lib.plan(Wings(arch), mesh).shardings
+    return {
+        path: jax.ShapeDtypeStruct(meta.shape, meta.dtype, sharding=shardings[path])
+        for path, meta in read_shapes(step).items()
+    }
 
 
 def write(

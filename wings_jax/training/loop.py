@@ -7,23 +7,29 @@ import signal
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 
 from wings_jax import axes
 from wings_jax.errors import UserError
 from wings_jax.model.layout import PADDING, Batch
 from wings_jax.training import metrics
 from wings_jax.training.start import Run
+from wings_jax.training.step import TrainState
+
+# Begins to measure a state, which it only reads, and returns what waits for the scalars.
+Watch = Callable[[TrainState], Callable[[], Mapping[str, float]]]
 
 
-def train(run: Run) -> dict[str, Any]:
+def train(run: Run, watch: Watch | None = None) -> dict[str, Any]:
     """Goes through all steps that are left and returns the summary, which it also writes.
 
-    Metrics are fetched one step late, so the device never waits for them. SIGTERM (preemption)
+    Metrics are fetched one step late, so the device never waits for them. What `watch` measures
+    every `config.laws_every` steps, and at the first and last, joins them. SIGTERM (preemption)
     saves a checkpoint and ends the run with status 143.
 
     Raises:
@@ -31,16 +37,19 @@ def train(run: Run) -> dict[str, Any]:
     """
     config, done = run.config, int(run.state.step)
     is_first = jax.process_index() == 0
-    stop = _on_sigterm()
+    is_preempted = _preemption()
     lines = metrics.Writer(run.workdir, start=done) if is_first else None
-    guard = _Guard(config.optimizer.skip_limit, config.optimizer.skip_window)
+    guard = _Guard(
+        config.optimizer.skip_limit, config.optimizer.skip_window, (done, int(run.state.skipped))
+    )
     clock = metrics.Clock(run.steps)
     history: list[dict[str, float]] = []
 
-    def tell(step: int, measured: Mapping[str, jax.Array]) -> None:
+    def tell(step: int, measured: Mapping[str, jax.Array], watched: Any) -> None:
         scalars = {name: float(x) for name, x in jax.device_get(measured).items()}
         scalars |= {f"lr/{group}": float(rate(step - 1)) for group, rate in run.rates.items()}
         scalars |= clock.read(step)
+        scalars |= watched() if watched else {}
         history.append(scalars)
         if lines:
             lines.write(step, scalars)
@@ -58,7 +67,8 @@ def train(run: Run) -> dict[str, Any]:
             run.state, measured = run.update(run.state, _place(batch, run))
             if pending:
                 tell(*pending)
-            pending = (step, measured)
+            is_watched = watch and (step in (1, run.steps) or step % config.laws_every == 0)
+            pending = (step, measured, watch(run.state) if is_watched else None)
             if step == done + 1:
                 jax.block_until_ready(measured)
                 clock.start()  # the first step compiles, which says nothing about the others
@@ -66,7 +76,7 @@ def train(run: Run) -> dict[str, Any]:
                 clock.tick(waited=waited, tokens=_slots(batch) * jax.process_count())
             if step % config.checkpoint_every == 0:
                 run.writer.save(run.state, step)
-            if stop.is_set() and step < run.steps:
+            if is_preempted(step) and step < run.steps:
                 run.writer.save(run.state, step)
                 raise SystemExit(143)
         if pending:
@@ -80,11 +90,17 @@ def train(run: Run) -> dict[str, Any]:
     return _summarise(run, history, time.perf_counter() - started)
 
 
-def _on_sigterm() -> threading.Event:
+def _preemption() -> Callable[[int], bool]:
+    """Returns what tells after a step whether SIGTERM came, to this host or to any of the job.
+
+    Hosts must save together, so in a job of several it becomes true at a step they agree on.
+    """
+    if jax.process_count() > 1:
+        return multihost_utils.reached_preemption_sync_point
     stop = threading.Event()
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    return stop
+    return lambda step: stop.is_set()
 
 
 def _close(batches: Iterator[Batch]) -> None:
@@ -105,18 +121,19 @@ def _place(batch: Batch, run: Run) -> Batch:
 
 
 class _Guard:
-    """Stops a run when too many of the last steps were skipped."""
+    """Stops a run when too many of the last steps were skipped; `start` is (step, skipped)."""
 
-    def __init__(self, limit: int, window: int):
-        self._limit, self._counts = limit, deque(maxlen=window + 1)
+    def __init__(self, limit: int, window: int, start: tuple[int, int] = (0, 0)):
+        self._limit, self._counts = limit, deque([start], maxlen=window + 1)
 
     def check(self, step: int, skipped: float) -> None:
         self._counts.append((step, skipped))
         (first, before), (last, now) = self._counts[0], self._counts[-1]
-        if now - before >= self._limit or (now == len(self._counts) and now >= self._limit):
+        if now - before >= self._limit:
             raise UserError(
-                f"steps {first} to {last}: loss or gradient was not finite in {now - before:.0f} "
-                "steps; nothing was learned from them. Lower config.optimizer.learning_rates"
+                f"steps {first + 1} to {last}: loss or gradient was not finite in "
+                f"{now - before:.0f} steps; nothing was learned from them. "
+                "Lower config.optimizer.learning_rates"
             )
 
 

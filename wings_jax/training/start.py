@@ -97,7 +97,7 @@ def find_start(config: config_lib.Config) -> pathlib.Path | None:
     if found is None:
         raise UserError(
             f"config.init_from: {config.init_from} holds no checkpoint; run the stage before "
-            "(stage 2 follows configs/stage1.py), or say --config.init_from=DIR"
+            "(configs/stage1.py makes runs/stage1, and so on), or say --config.init_from=DIR"
         )
     return found
 

@@ -28,8 +28,8 @@ from wings_jax.training.step import TrainState
 from wings_jax.weights import hf, store
 
 # What may start fresh: a run that would start an LLM or a tower from noise is a mistake.
-_WINGS = ("visual", "textual", "router")
-MAY_BE_FRESH = ("projector/", *(f"decoder/layers/{part}/" for part in _WINGS))
+_ADDED = ("visual", "textual", "router", "prefix")
+MAY_BE_FRESH = ("projector/", *(f"decoder/layers/{part}/" for part in _ADDED))
 LORA = ("/a", "/b")
 
 
@@ -82,10 +82,13 @@ def resolve_arch(model: config_lib.Model) -> presets.WingsArch:
         lora_rank=model.lora_rank,
         lora_alpha=model.lora_alpha,
         lora_targets=model.lora_targets,
+        prefix_length=model.prefix_length,
     )
 
 
-def check_mesh(arch: presets.WingsArch, mesh: Mesh, batch_size: int) -> None:
+def check_mesh(
+    arch: presets.WingsArch, mesh: Mesh, batch_size: int = 0, *, flag: str = "config.mesh"
+) -> None:
     """Raises MeshError naming a dimension of the model, or the batch, that the mesh cannot cut."""
     decoder, vision = arch.decoder, arch.vision
     parts = {
@@ -107,7 +110,7 @@ def check_mesh(arch: presets.WingsArch, mesh: Mesh, batch_size: int) -> None:
         try:
             axes.check_divides(mesh.shape, sizes)
         except axes.MeshError as error:
-            raise axes.MeshError(f"config.mesh: {part}: {error}") from None
+            raise axes.MeshError(f"{flag}: {part}: {error}") from None
 
 
 @dataclasses.dataclass(frozen=True)

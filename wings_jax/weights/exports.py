@@ -53,7 +53,7 @@ def as_llm(
     Raises:
       WeightsError: LoRA is not merged, or there is a part that no LLM can hold.
     """
-    _check_lora(flat)
+    _check_added(flat, arch)
     table = rules.under(hf.decoder_rules(arch.decoder), ours="decoder/")
     _check_whole(table, flat, "an LLM")
     tensors = rules.export_tree(table, flat, dtype=dtype, dropped=BEYOND_LLM)
@@ -68,7 +68,7 @@ def as_release(
     Raises:
       WeightsError: LoRA is not merged, or the release has no place for a part or a size.
     """
-    _check_lora(flat)
+    _check_added(flat, arch)
     if arch.learners not in ((), ("visual",), ("visual", "textual")):
         raise rules.WeightsError(f"the release has no models with learners {arch.learners}")
     if arch.router != (len(arch.learners) == 2):
@@ -91,7 +91,12 @@ def _check_whole(table: tuple[rules.Rule, ...], flat: Mapping[str, Any], what: s
         raise rules.WeightsError(f"{what} needs {rules.names(missing)}, which is not there")
 
 
-def _check_lora(flat: Mapping[str, Any]) -> None:
+def _check_added(flat: Mapping[str, Any], arch: presets.WingsArch) -> None:
+    if arch.prefix_length:
+        raise rules.WeightsError(
+            "there is no place for decoder/layers/prefix in any foreign format: "
+            f"{arch.prefix_length} trained keys and values with a gate in each layer"
+        )
     pairs = [
         path for path in flat if path.endswith("/a") and f"{path.rpartition('/')[0]}/kernel" in flat
     ]

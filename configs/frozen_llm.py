@@ -1,0 +1,19 @@
+"""Wings on a frozen LLM: projector and visual learners train on, on the data of stage 2.
+
+    python -m wings_jax.train --config=configs/frozen_llm.py             # after stage1.py
+
+A row without an image gets exactly nothing from the visual learners, so text-only answers are
+the base LLM's, token for token. One learner needs no router: its softmax would always be 1.
+"""
+
+from configs import base, stage2
+
+
+def get_config(preset: str = "tiny"):
+    config = stage2.get_config(preset)
+    config.stage, config.workdir = "frozen_llm", "runs/frozen_llm"
+    config.model.learners, config.model.router = ("visual",), False
+    base.groups(config, projector=2e-5, visual=2e-4)
+    if preset == "tiny":
+        base.groups(config, projector=1e-2, visual=1e-2)
+    return config

@@ -1,0 +1,19 @@
+"""Baseline: prefix-tuning, trained keys and values in every layer, and the projector. Figure 6.
+
+    python -m wings_jax.train --config=configs/prefix.py                 # after llava_stage1.py
+
+The prefix has a softmax and a zero gate of its own (`model/layers.py`). The paper gives no numbers.
+"""
+
+from configs import base, stage2
+
+
+def get_config(preset: str = "tiny"):
+    config = stage2.get_config(preset)
+    config.stage, config.workdir, config.init_from = "prefix", "runs/prefix", "runs/llava_stage1"
+    config.model.learners, config.model.router = (), False
+    config.model.prefix_length = 32
+    base.groups(config, projector=2e-5, prefix=5e-3)
+    if preset == "tiny":
+        base.groups(config, projector=4e-3, prefix=5e-2)
+    return config

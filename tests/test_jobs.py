@@ -1,0 +1,106 @@
+"""Processes as a cluster runs them: two that train together, and one that is told to stop."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import training_cases as cases
+from test_train_mistakes import command
+
+STEPS = 4
+
+
+def start(arguments: list[str], **environment: str) -> subprocess.Popen:
+    """Starts the training command with these variables."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "wings_jax.train", *arguments],
+        cwd=cases.ROOT,
+        env={**os.environ, "XLA_FLAGS": "", **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def free_port() -> int:
+    """Returns a port that nobody listens on."""
+    with socket.socket() as found:
+        found.bind(("localhost", 0))
+        return found.getsockname()[1]
+
+
+def job(arguments: list[str], processes: int, devices: int) -> list[subprocess.Popen]:
+    """Starts the command in some processes that form one job, each with some devices."""
+    address = f"localhost:{free_port()}"
+    return [
+        start(
+            [*arguments, "--distributed"],
+            JAX_COORDINATOR_ADDRESS=address,
+            JAX_NUM_PROCESSES=str(processes),
+            JAX_PROCESS_ID=str(number),
+            JAX_NUM_CPU_DEVICES=str(devices),
+        )
+        for number in range(processes)
+    ]
+
+
+def options(workdir: pathlib.Path, **changes: str) -> list[str]:
+    """Returns the arguments of a short run over a mesh of four devices."""
+    usual = {"batch_size": "8", "mesh__fsdp": "2", "steps": str(STEPS), "log_every": "1"}
+    return command(workdir, **{**usual, **changes})
+
+
+def wait_for(path: pathlib.Path, processes: list[subprocess.Popen], seconds: int = 300) -> None:
+    """Returns when the file has content; fails if a process ends before."""
+    until = time.monotonic() + seconds
+    while not (path.exists() and path.stat().st_size):
+        ended = [p for p in processes if p.poll() is not None]
+        assert not ended, ended[0].communicate()[0]
+        assert time.monotonic() < until, f"no {path} after {seconds} s"
+        time.sleep(0.2)
+
+
+@pytest.mark.slow
+def test_two_processes_train_as_one_does(tmp_path):
+    together = job(options(tmp_path / "two"), processes=2, devices=2)
+    said = [process.communicate(timeout=600)[0] for process in together]
+    assert [process.returncode for process in together] == [0, 0], said
+    alone = start(options(tmp_path / "one"), JAX_NUM_CPU_DEVICES="4")
+    said = alone.communicate(timeout=600)[0]
+    assert alone.returncode == 0, said
+    two, one = (cases.losses(tmp_path / name) for name in ("two", "one"))
+    assert len(two) == STEPS
+    np.testing.assert_allclose(two, one, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", [1, 2])
+def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, processes):
+    arguments = options(tmp_path / "run", steps="2000", checkpoint_every="5000")
+    if processes == 1:
+        running = [start(arguments, JAX_NUM_CPU_DEVICES="4")]
+    else:
+        running = job(arguments, processes, devices=2)
+    wait_for(tmp_path / "run/metrics.jsonl", running)
+    running[-1].send_signal(signal.SIGTERM)
+    said = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [143] * processes, said
+    saved = [int(found.name) for found in (tmp_path / "run/checkpoints").iterdir()]
+    assert len(saved) == 1
+    again = start(
+        options(tmp_path / "run", steps="2000", checkpoint_every="5000"), JAX_NUM_CPU_DEVICES="4"
+    )
+    for line in again.stdout:
+        if "going on after step" in line:
+            break
+    again.kill()
+    again.communicate()
+    assert f"going on after step {saved[0]}" in line

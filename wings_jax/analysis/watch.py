@@ -1,0 +1,79 @@
+"""Attention shift as a metric of training: a fixed set of probes, read with the state at hand."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from wings_jax import axes, tree
+from wings_jax.analysis import laws, probes
+from wings_jax.analysis.probes import CLASSES, ROWS, Rows, Variant
+from wings_jax.model.wings import Wings
+from wings_jax.training import checkpoint, start, state
+from wings_jax.training.step import TrainState
+
+COUNT = 16  # probes
+AT_ONCE = 8  # probes, or more where a mesh shares the batch out among more
+LONGEST = 2048  # slots of a probe
+
+Scalars = dict[str, float]
+
+
+def make(run: start.Run) -> Callable[[TrainState], Callable[[], Scalars]]:
+    """Returns watch(state), which begins to measure and returns what waits for the scalars.
+
+    The state is only read, so training goes on as if nothing had been measured. The probes are
+    the first of the embedded set and their variant is the default one, the same for every run.
+
+    Raises:
+      UserError: the model has too few layers, or the probes do not fit it.
+    """
+    config = run.config
+    arch = state.resolve_arch(config.model)
+    laws.check_layers(arch.decoder.num_layers, "config.laws_every")
+    files = start.tokenizer_files(config, start.find_start(config))
+    recipe = probes.make_recipe(config, arch, checkpoint.open_tokenizer(files), LONGEST)
+    found, tally = probes.read(probes.embedded(COUNT), recipe, Variant())
+    probes.check_any(len(found), tally, "config.laws_every: embedded probes")
+    shares = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    batches = [
+        (len(numbers), _place(rows, run))
+        for numbers, rows in probes.in_batches(found, recipe, -(-AT_ONCE // shares) * shares)
+    ]
+    model = Wings(arch, start.dtypes(config)[0], config.attention)
+    everywhere = NamedSharding(run.mesh, PartitionSpec())
+    measure = jax.jit(functools.partial(laws.measure_masses, model), out_shardings=everywhere)
+
+    def watch(now: TrainState) -> Callable[[], Scalars]:
+        params = tree.nest({**now.frozen, **now.trained})
+        measured = [(count, measure(params, rows)) for count, rows in batches]
+        return lambda: scalars([np.asarray(masses)[:count] for count, masses in measured])
+
+    return watch
+
+
+def _place(rows: Rows, run: start.Run) -> Rows:
+    """Returns the rows on the mesh; every host holds all of them and gives its part."""
+    sharding = axes.sharding_of(run.mesh, ("B",))
+    return jax.tree.map(
+        lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), rows
+    )
+
+
+def scalars(masses: Sequence[np.ndarray]) -> Scalars:
+    """Returns laws/before, laws/image, laws/after (means over probes and layers) and laws/shift.
+
+    The shift is left out where every probe's curves are flat. `masses` are of f32[B,L,Q,C].
+    """
+    curves = np.concatenate(masses)[:, :, ROWS.index(Variant().rows)]
+    shares = curves.mean((0, 1))
+    told = {
+        f"laws/{name}": float(shares[CLASSES.index(name)]) for name in ("before", "image", "after")
+    }
+    shifts = laws.shifts(curves)
+    finite = shifts[np.isfinite(shifts)]
+    return told | ({"laws/shift": float(finite.mean())} if len(finite) else {})

@@ -1,0 +1,253 @@
+"""The experiment in pictures: after figures 2c, 5 and 6 of the paper.
+
+Every function returns a matplotlib figure, or None where there is nothing to compare yet.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib import axes as mpl_axes
+from matplotlib import figure, lines
+from scipy import stats
+
+from wings_jax.evaluation import report
+from wings_jax.experiment import results, table
+from wings_jax.experiment.methods import (
+    BASE,
+    INTERLEAVED,
+    METHODS,
+    NEVER,
+    PICTURES,
+    REGIMES,
+    REPLAYED,
+    SHIFT,
+    Measure,
+)
+from wings_jax.experiment.results import Estimate, Scored
+
+INK, FAINT, PALE = "#24292f", "#d0d7de", "#57606a"
+RATES = ("lr_smaller", "lr_larger", "wings")
+SHADES = {PICTURES: "#bc4c00", NEVER: "#0969da", REPLAYED: "#a5d6ff"}
+MARKERS = dict(zip(REGIMES, "os", strict=True))
+# Panels of the interleaved settings, as in figures 5a, 5b, 5c and 6.
+COMPARED = {
+    "full fine-tuning": ("base", "llava", "wings", "frozen_llm"),
+    "few parameters": ("base", "lora", "prefix", "frozen_llm", "wings"),
+    "parts of Wings": ("visual_only", "textual_only", "no_router", "gain2", "wings"),
+    "learning rates": RATES,
+}
+RATE_NAMES = {"lr_smaller": "smaller", "lr_larger": "larger", "wings": "partitioned"}
+
+
+def write(out: pathlib.Path, runs: Sequence[Scored], note: str) -> list[pathlib.Path]:
+    """Writes all plots that the runs allow; `note` stands below each. Returns the paths."""
+    pages = {"shift.png": shifts(runs)}
+    for regime in table.regimes(runs):
+        pages[f"accuracy-{regime}.png"] = accuracies(runs, regime)
+        pages[f"interleaved-{regime}.png"] = interleaved(runs, regime)
+    made = []
+    for name, page in pages.items():
+        if page is None:
+            continue
+        page.supxlabel(note, fontsize=8, color=PALE)
+        path = out / name
+        report.replace(path, lambda new, page=page: page.savefig(new, dpi=120, format="png"))
+        made.append(path)
+    return made
+
+
+def accuracies(runs: Sequence[Scored], regime: str) -> figure.Figure:
+    """Returns bars of pictures and text by method, and by learning rates where they were tried."""
+    methods = _there(runs, regime, [name for name in METHODS if not name.startswith("lr_")])
+    rates = _there(runs, regime, RATES)
+    rates = rates if len(rates) > 1 else []
+    page = figure.Figure(
+        figsize=(1.15 * (len(methods) + len(rates)) + 1.8, 4.4), layout="constrained"
+    )
+    widths = [len(methods), len(rates)] if rates else [len(methods)]
+    panels = page.subplots(1, len(widths), squeeze=False, sharey=True, width_ratios=widths)[0]
+    _bars(panels[0], runs, regime, methods, list(SHADES))
+    panels[0].set_xticks(range(len(methods)), [_wrapped(METHODS[name].title) for name in methods])
+    panels[0].set_title("methods")
+    if rates:
+        _bars(panels[1], runs, regime, rates, list(SHADES))
+        panels[1].set_xticks(range(len(rates)), [RATE_NAMES[name] for name in rates])
+        panels[1].set_title("learning rates of Wings")
+    for panel, names in zip(panels, (methods, rates), strict=False):
+        panel.set_xlim(-0.6, len(names) - 0.4)
+        panel.set_ylim(0, 100)
+    panels[0].set_ylabel("right answers in %")
+    before = results.estimate(results.of(runs, BASE, regime), NEVER)
+    if not math.isnan(before.mean):
+        for panel in panels:
+            panel.axhline(100 * before.mean, color=SHADES[NEVER], lw=1, ls=(0, (4, 3)), zorder=0)
+    handles = [
+        lines.Line2D([], [], color=colour, lw=7, label=measure.title)
+        for measure, colour in SHADES.items()
+    ]
+    handles.append(
+        lines.Line2D([], [], color=SHADES[NEVER], lw=1, ls=(0, (4, 3)), label="the base's text")
+    )
+    page.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
+    return page
+
+
+def _there(runs: Sequence[Scored], regime: str, names: Sequence[str]) -> list[str]:
+    return [name for name in names if results.of(runs, name, regime)]
+
+
+def _wrapped(title: str) -> str:
+    return title.replace(", ", ",\n").replace(" learners", "\nlearners").replace("-", "-\n")
+
+
+def _bars(
+    panel: mpl_axes.Axes,
+    runs: Sequence[Scored],
+    regime: str,
+    methods: Sequence[str],
+    measures: Sequence[Measure],
+) -> None:
+    """Draws a group of bars per method, a bar per measure, each with its 95 % interval."""
+    width = 0.8 / len(measures)
+    for number, measure in enumerate(measures):
+        found = [results.estimate(results.of(runs, name, regime), measure) for name in methods]
+        at = np.arange(len(methods)) + (number - (len(measures) - 1) / 2) * width
+        _columns(panel, at, found, width, [SHADES[measure]] * len(methods))
+    _quiet(panel)
+
+
+def _columns(
+    panel: mpl_axes.Axes,
+    at: np.ndarray,
+    found: Sequence[Estimate],
+    width: float,
+    colours: Sequence[str],
+) -> None:
+    heights = np.array([100 * one.mean for one in found])
+    ends = np.array([[one.mean - one.low, one.high - one.mean] for one in found]).T * 100
+    panel.bar(at, heights, 0.92 * width, color=colours, linewidth=0)
+    shown = np.isfinite(heights) & np.isfinite(ends).all(0)
+    panel.errorbar(
+        at[shown],
+        heights[shown],
+        yerr=np.maximum(ends[:, shown], 0),
+        linestyle="",
+        color=INK,
+        elinewidth=0.9,
+        capsize=1.5,
+    )
+
+
+def _quiet(panel: mpl_axes.Axes) -> None:
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(axis="y", color=FAINT, lw=0.6)
+    panel.set_axisbelow(True)
+    panel.tick_params(axis="x", length=0)
+
+
+def interleaved(runs: Sequence[Scored], regime: str) -> figure.Figure | None:
+    """Returns the interleaved settings by method, a panel for each group that is compared."""
+    groups = {title: _there(runs, regime, names) for title, names in COMPARED.items()}
+    groups = {title: names for title, names in groups.items() if len(names) > 1}
+    if not groups:
+        return None
+    columns = min(2, len(groups))
+    rows = -(-len(groups) // columns)
+    page = figure.Figure(figsize=(6.2 * columns, 3.1 * rows + 0.4), layout="constrained")
+    panels = page.subplots(rows, columns, squeeze=False, sharey=True)
+    for panel in panels.ravel()[len(groups) :]:
+        panel.axis("off")
+    for panel, (title, names) in zip(panels.ravel(), groups.items(), strict=False):
+        width = 0.84 / len(names)
+        for number, name in enumerate(names):
+            found = [results.estimate(results.of(runs, name, regime), m) for m in INTERLEAVED]
+            at = np.arange(len(INTERLEAVED)) + (number - (len(names) - 1) / 2) * width
+            _columns(panel, at, found, width, [METHODS[name].colour] * len(at))
+        names_shown = RATE_NAMES if names == list(RATES) else {}
+        handles = [lines.Line2D([], [], color=METHODS[name].colour, lw=6) for name in names]
+        labels = [names_shown.get(name, METHODS[name].title) for name in names]
+        panel.legend(
+            handles,
+            labels,
+            title=title,
+            loc="lower center",
+            bbox_to_anchor=(0.5, 1.0),
+            ncols=len(names) if len(names) < 4 else 3,
+            frameon=False,
+            fontsize=8.5,
+            handlelength=1.0,
+        )
+        panel.set_xticks(range(len(INTERLEAVED)), [measure.title for measure in INTERLEAVED])
+        panel.set_ylim(0, 100)
+        _quiet(panel)
+    for row in panels:
+        row[0].set_ylabel("right answers in %")
+    return page
+
+
+def shifts(runs: Sequence[Scored]) -> figure.Figure | None:
+    """Returns text against pictures and against attention shift (figure 2c), a point per run."""
+    if len(runs) < 2:
+        return None
+    page = figure.Figure(figsize=(11.5, 4.6), layout="constrained")
+    left, right = page.subplots(1, 2, sharey=True)
+    _points(left, runs, PICTURES)
+    _points(right, runs, SHIFT)
+    left.set_xlabel("pictures, right answers in %")
+    left.set_ylabel("text, never replayed: right answers in %")
+    left.set_title("sight and text; better: up and right")
+    right.set_xlabel(r"attention shift (1 - $\rho$)")
+    right.set_title(_correlated(runs))
+    methods = [name for name in METHODS if any(run.method == name for run in runs)]
+    handles = [
+        lines.Line2D(
+            [], [], color=METHODS[name].colour, marker="o", ls="", label=METHODS[name].title
+        )
+        for name in methods
+    ]
+    regimes = table.regimes(runs)
+    if len(regimes) > 1:
+        handles += [
+            lines.Line2D(
+                [],
+                [],
+                color=PALE,
+                marker=MARKERS[name],
+                ls="",
+                mfc="none",
+                label=REGIMES[name].title,
+            )
+            for name in regimes
+        ]
+    page.legend(handles=handles, loc="outside right center", frameon=False, fontsize=9)
+    return page
+
+
+def _points(panel: mpl_axes.Axes, runs: Sequence[Scored], measure: Measure) -> None:
+    for run in runs:
+        panel.plot(
+            measure.scale * run.value(measure),
+            100 * run.value(NEVER),
+            color=METHODS[run.method].colour,
+            marker=MARKERS.get(run.regime, "*"),
+            markersize=11 if run.method == BASE else 7,
+            alpha=0.85,
+            ls="",
+        )
+    panel.spines[["top", "right"]].set_visible(False)
+    panel.grid(color=FAINT, lw=0.6)
+    panel.margins(0.08)
+
+
+def _correlated(runs: Sequence[Scored]) -> str:
+    """Returns the heading of figure 2c: the rank correlation over the runs."""
+    pairs = np.array([[run.value(SHIFT), run.value(NEVER)] for run in runs])
+    x, y = pairs[np.isfinite(pairs).all(1)].T
+    title = "attention shift and text"
+    if len(x) < 3 or not np.ptp(x) or not np.ptp(y):
+        return title
+    return f"{title}; {len(x)} runs, Spearman {stats.spearmanr(x, y).statistic:+.2f}"

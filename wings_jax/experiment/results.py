@@ -1,0 +1,159 @@
+"""Scores of runs, and what they are by method: means over seeds with 95 % intervals.
+
+A run's scores are {task: {row: {"mean": share, "interval95": [low, high]}}}, the interval over the
+questions; the attention shift stands among them as task "laws", row "shift", and is no share.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import pathlib
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from scipy import stats
+
+from wings_jax import tree
+from wings_jax.evaluation import report
+from wings_jax.experiment.methods import BASE, METHODS, REFERENCE, REGIMES, Measure
+from wings_jax.experiment.plan import Run
+from wings_jax.training import checkpoint, optim
+
+Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Scored:
+    """A run that is done.
+
+    trained  parameters that its last stage trained
+    seconds  that its jobs took, those of a shared first stage too
+    """
+
+    method: str
+    regime: str
+    seed: int
+    trained: int
+    seconds: float
+    scores: Scores
+
+    def value(self, measure: Measure) -> float:
+        """Returns its score, NaN where there is none."""
+        found = self.scores.get(measure.task, {}).get(measure.row, {}).get("mean")
+        return math.nan if found is None else found
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A mean and its 95 % interval, over `runs` seeds; over the questions if there is one seed."""
+
+    mean: float
+    low: float
+    high: float
+    runs: int
+
+
+NONE = Estimate(math.nan, math.nan, math.nan, 0)
+
+
+def write(run: Run) -> None:
+    """Gathers what the jobs of a run found into its `run.json`."""
+    scored = Scored(
+        method=run.method,
+        regime=run.regime,
+        seed=run.seed,
+        trained=trained_parameters(run.folder),
+        seconds=round(sum(job.seconds or 0 for job in run.jobs), 1),
+        scores={**_answers(run.folder / "scores"), "laws": _shift(run.folder / "laws")},
+    )
+    report.write(run.file, json.dumps(dataclasses.asdict(scored), indent=1) + "\n")
+
+
+def _answers(folder: pathlib.Path) -> Scores:
+    (model,) = json.loads((folder / "report.json").read_text(encoding="utf-8"))["models"]
+    return {
+        task: {
+            row: {"mean": score["accuracy"], "interval95": score["interval95"]}
+            for row, score in rows.items()
+        }
+        for task, rows in model["tasks"].items()
+    }
+
+
+def _shift(folder: pathlib.Path) -> Mapping[str, Mapping[str, Any]]:
+    text = (folder / "laws_summary.json").read_text(encoding="utf-8")
+    (model,) = json.loads(text)["models"]
+    return {"shift": {key: model["shift"][key] for key in ("mean", "interval95")}}
+
+
+def trained_parameters(workdir: pathlib.Path) -> int:
+    """Returns how many parameters the run of a workdir trained."""
+    step = checkpoint.find(workdir, flag="--out")
+    config, _, _ = checkpoint.read_meta(step)
+    if not config.steps:
+        return 0
+    shapes = checkpoint.read_shapes(step)
+    labels = optim.label_groups(shapes, config.optimizer)
+    chosen = {p: s for p, s in shapes.items() if optim.is_trained(labels, config.optimizer, p)}
+    return tree.count(chosen)
+
+
+def read(out: pathlib.Path) -> list[Scored]:
+    """Returns all runs that are done, in the order of methods, regimes and seeds."""
+    found = [
+        Scored(**json.loads(file.read_text(encoding="utf-8")))
+        for file in (*out.glob(f"{BASE}/run.json"), *out.glob("*/*/seed-*/run.json"))
+    ]
+    methods, regimes = list(METHODS), ["", *REGIMES]
+    known = [run for run in found if run.method in methods and run.regime in regimes]
+    return sorted(
+        known, key=lambda run: (regimes.index(run.regime), methods.index(run.method), run.seed)
+    )
+
+
+def of(runs: Sequence[Scored], method: str, regime: str) -> list[Scored]:
+    """Returns the runs of a method under a regime; those of the base are the same under each."""
+    return [run for run in runs if run.method == method and run.regime in ("", regime)]
+
+
+def estimate(runs: Sequence[Scored], measure: Measure) -> Estimate:
+    """Returns the mean over runs of different seeds, with its interval.
+
+    With several it is Student's t over the seeds, with one the interval that the run itself has
+    over its questions.
+    """
+    values = [run.value(measure) for run in runs]
+    values = [value for value in values if not math.isnan(value)]
+    if not values:
+        return NONE
+    if len(values) > 1:
+        return over_seeds(values)
+    (ends,) = (
+        run.scores[measure.task][measure.row]["interval95"]
+        for run in runs
+        if not math.isnan(run.value(measure))
+    )
+    return Estimate(values[0], *(math.nan if end is None else end for end in ends), 1)
+
+
+def over_seeds(values: Sequence[float]) -> Estimate:
+    """Returns the mean of two values or more, with the 95 % interval of Student's t."""
+    mean, count = statistics.mean(values), len(values)
+    half = float(stats.t.ppf(0.975, count - 1)) * statistics.stdev(values) / math.sqrt(count)
+    return Estimate(mean, mean - half, mean + half, count)
+
+
+def difference(runs: Sequence[Scored], method: str, regime: str, measure: Measure) -> Estimate:
+    """Returns how much better a method is than the reference, paired by seed.
+
+    One seed gives a difference without an interval.
+    """
+    theirs = {run.seed: run.value(measure) for run in of(runs, REFERENCE, regime)}
+    pairs = [(run.value(measure), theirs.get(run.seed)) for run in of(runs, method, regime)]
+    found = [a - b for a, b in pairs if b is not None and not math.isnan(a - b)]
+    if len(found) > 1:
+        return over_seeds(found)
+    return Estimate(found[0], math.nan, math.nan, 1) if found else NONE

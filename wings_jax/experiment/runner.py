@@ -1,0 +1,114 @@
+"""Runs what is not done yet, one command after the other, and tells how far it is.
+
+A run that fails is named with its log, and the others go on. A stopped experiment goes on by the
+same command: jobs that ended left a note, and a training that was cut off resumes by itself.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import signal
+import statistics
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+
+from wings_jax.evaluation import report
+from wings_jax.experiment import results
+from wings_jax.experiment.plan import Job, Run
+from wings_jax.training import metrics
+
+
+def go(runs: Sequence[Run], show: Callable[[], None]) -> dict[str, str]:
+    """Runs what is left, and calls `show` after every run. Returns run -> why it failed."""
+    failed: dict[Job, str] = {}
+    lost: dict[str, str] = {}
+    with _stoppable():
+        for run in runs:
+            if run.file.exists():
+                continue
+            why = _finish(run, failed)
+            if why:
+                lost[run.name] = why
+                print(f"FAILED {run.name}: {why}", flush=True)
+                continue
+            results.write(run)
+            show()
+            print(progress(runs), flush=True)
+    return lost
+
+
+def _finish(run: Run, failed: dict[Job, str]) -> str:
+    """Returns "" once all jobs of the run are done, or why they cannot be."""
+    for job in run.jobs:
+        if job.seconds is None and job not in failed:
+            print(f"{run.name}: {job.kind} -> {job.log}", flush=True)
+            why = execute(job)
+            if why:
+                failed[job] = why
+        if job in failed:
+            return failed[job]
+    return ""
+
+
+def execute(job: Job) -> str:
+    """Runs a job, all that it says going to its log. Returns "" or why it failed."""
+    started = time.perf_counter()
+    job.folder.mkdir(parents=True, exist_ok=True)
+    with job.log.open("a", encoding="utf-8") as log:
+        process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            status = process.wait()
+        except BaseException:  # whoever stops the experiment stops the training, which then saves
+            process.terminate()
+            process.wait()
+            raise
+    if status:
+        return f"exit status {status}, see {job.log}: {_last_line(job)}"
+    seconds = time.perf_counter() - started
+    note = {"command": list(job.command), "seconds": round(seconds, 1)}
+    report.write(job.note, json.dumps(note, indent=1) + "\n")
+    return ""
+
+
+def _last_line(job: Job) -> str:
+    lines = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
+    return lines[-1] if lines else "(nothing)"
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Makes SIGTERM end the experiment the orderly way as long as it is entered."""
+
+    def stop(*_: object) -> None:
+        raise SystemExit(143)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def progress(runs: Sequence[Run]) -> str:
+    """Returns one line: runs done, what one took, and how long the others will take."""
+    done = sum(run.file.exists() for run in runs)
+    jobs = {job: job.seconds for run in runs for job in run.jobs}
+    took = [seconds for seconds in jobs.values() if seconds is not None]
+    line = f"{done} of {len(runs)} runs done"
+    if not done or not took:
+        return line
+    line += f", {metrics.duration(sum(took) / done)} a run"
+    return line + (f", ETA {metrics.duration(remaining(jobs))}" if done < len(runs) else "")
+
+
+def remaining(jobs: dict[Job, float | None]) -> float:
+    """Returns the seconds that jobs without a time will take, as others of their kind did."""
+    by_kind: dict[str, list[float]] = {}
+    for job, seconds in jobs.items():
+        if seconds is not None:
+            by_kind.setdefault(job.kind, []).append(seconds)
+    any_kind = statistics.mean(s for some in by_kind.values() for s in some)
+    means = {kind: statistics.mean(some) for kind, some in by_kind.items()}
+    return sum(means.get(job.kind, any_kind) for job, s in jobs.items() if s is None)

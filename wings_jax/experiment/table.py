@@ -1,0 +1,196 @@
+"""The table of the paper's claim, methods by scores, as Markdown, JSON and text."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from wings_jax.evaluation import report
+from wings_jax.evaluation.tasks import TASKS
+from wings_jax.experiment import results
+from wings_jax.experiment.methods import BASE, MEASURES, METHODS, REFERENCE, REGIMES, Measure
+from wings_jax.experiment.plan import Settings
+from wings_jax.experiment.results import Estimate, Scored
+
+FAST = (
+    "**This is the fast form**: {steps} steps after {stage1_steps}, {limit} questions of a task, "
+    "one seed. It shows how the experiment goes; what it finds needs the full form."
+)
+READING = """\
+- pictures: questions about held-out digits and drawings but sums, which stand apart; right answers
+  in %, exact match of the whole answer, as everywhere
+- text: of the skills that the base had; those that a replay in stage 2 may refresh apart from those
+  that are never replayed, for replay hides what is forgotten
+- (T) ... (V): interleaved conversations with true answers before the last question, which is scored;
+  T asks about text, of skills never replayed, V about a picture
+- attention shift: 1 - correlation over the layers of the attention before and after the picture, 0 to 2
+- mean ± half of the 95 % interval over seeds (Student's t); of one seed, as of the base, the 95 %
+  interval over its questions: mean [low, high]
+- trained: parameters of the last stage"""
+
+
+def write(
+    out: pathlib.Path, runs: Sequence[Scored], settings: Settings, missing: Mapping[str, str]
+) -> list[pathlib.Path]:
+    """Writes forgetting.md and forgetting.json; returns the paths.
+
+    `missing` has the runs that are planned and not there: name -> why, "" where they are to come.
+    """
+    found = json.dumps(as_json(runs, settings, missing), indent=1, ensure_ascii=False) + "\n"
+    return [
+        report.write(out / "forgetting.md", as_markdown(runs, settings, missing)),
+        report.write(out / "forgetting.json", found),
+    ]
+
+
+def as_markdown(runs: Sequence[Scored], settings: Settings, missing: Mapping[str, str]) -> str:
+    """Returns all tables."""
+    lines = ["# Sight without forgetting: the paper's claim on the tiny base", ""]
+    if settings.is_fast:
+        lines += [FAST.format(**vars(settings)), ""]
+    if missing:
+        reasons = (f"{name}: {why}" if why else name for name, why in missing.items())
+        lines += [f"{len(missing)} runs are missing ({'; '.join(list(reasons)[:8])} ...).", ""]
+    lines += [
+        "Every method is trained on the same data for as many steps, from a first stage on captions.",
+        "",
+        READING,
+    ]
+    for regime in regimes(runs):
+        lines += ["", f"## Stage 2 on {REGIMES[regime].title}", ""]
+        lines.append(report.markdown_table(main_cells(runs, regime)))
+        for title, cells in _further(runs, regime):
+            lines += ["", f"### {title}", "", report.markdown_table(cells)]
+    return "\n".join(lines) + "\n"
+
+
+def _further(runs: Sequence[Scored], regime: str) -> Iterator[tuple[str, list[list[str]]]]:
+    reference = METHODS[REFERENCE].title
+    if results.of(runs, REFERENCE, regime):
+        title = f"Against {reference}, points of difference, paired by seed"
+        yield title, _cells(runs, regime, MEASURES, _difference, without=(BASE, REFERENCE))
+    for task, title in (("scenes_images", "Pictures by kind"), ("scenes_text", "Text by skill")):
+        rows = [Measure(row, task, row) for row in TASKS[task].rows]
+        rows = [row for row in rows if any(not math.isnan(run.value(row)) for run in runs)]
+        yield f"{title}, means in %", _cells(runs, regime, rows, _mean)
+
+
+def as_text(runs: Sequence[Scored], regime: str) -> str:
+    """Returns the main table of a regime for a terminal."""
+    title = f"Stage 2 on {REGIMES[regime].title}"
+    return f"{title}\n{report.text_table(main_cells(runs, regime))}"
+
+
+def regimes(runs: Sequence[Scored]) -> list[str]:
+    """Returns the regimes that have runs."""
+    return [name for name in REGIMES if any(run.regime == name for run in runs)]
+
+
+def main_cells(runs: Sequence[Scored], regime: str) -> list[list[str]]:
+    """Returns the main table: a row per method, a column per measure."""
+    header, *rows = _cells(runs, regime, MEASURES, _estimate)
+    seeds, trained = [], []
+    for name in _methods(runs, regime):
+        of_method = results.of(runs, name, regime)
+        seeds.append("–" if name == BASE else str(len(of_method)))
+        trained.append(f"{of_method[0].trained:,}")
+    header = [header[0], "seeds", *header[1:], "trained"]
+    joined = zip(rows, seeds, trained, strict=True)
+    return [header, *([row[0], count, *row[1:], size] for row, count, size in joined)]
+
+
+Shown = Callable[[Sequence[Scored], str, str, Measure], str]
+
+
+def _cells(
+    runs: Sequence[Scored],
+    regime: str,
+    measures: Sequence[Measure],
+    shown: Shown,
+    without: Sequence[str] = (),
+) -> list[list[str]]:
+    rows = [["", *(measure.title for measure in measures)]]
+    for name in _methods(runs, regime):
+        if name not in without:
+            cells = (shown(runs, name, regime, measure) for measure in measures)
+            rows.append([METHODS[name].title, *cells])
+    return rows
+
+
+def _methods(runs: Sequence[Scored], regime: str) -> list[str]:
+    return [name for name in METHODS if results.of(runs, name, regime)]
+
+
+def _estimate(runs: Sequence[Scored], method: str, regime: str, measure: Measure) -> str:
+    found = results.estimate(results.of(runs, method, regime), measure)
+    return _shown(found, measure)
+
+
+def _difference(runs: Sequence[Scored], method: str, regime: str, measure: Measure) -> str:
+    return _shown(results.difference(runs, method, regime, measure), measure, sign="+")
+
+
+def _mean(runs: Sequence[Scored], method: str, regime: str, measure: Measure) -> str:
+    found = results.estimate(results.of(runs, method, regime), measure)
+    return _shown(Estimate(found.mean, math.nan, math.nan, found.runs), measure)
+
+
+def _shown(found: Estimate, measure: Measure, sign: str = "") -> str:
+    """Returns "62.1 ±3.2", "62.1 [57.3, 66.9]" where the interval is over questions, or "–"."""
+    digits = 1 if measure.scale == 100 else 2
+
+    def number(value: float, plus: str = sign) -> str:
+        return f"{measure.scale * value:{plus}.{digits}f}"
+
+    if math.isnan(found.mean):
+        return "–"
+    if math.isnan(found.low):
+        return number(found.mean)
+    if found.runs > 1:
+        return f"{number(found.mean)} ±{number(found.high - found.mean, '')}"
+    return f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"
+
+
+def as_json(
+    runs: Sequence[Scored], settings: Settings, missing: Mapping[str, str]
+) -> dict[str, Any]:
+    """Returns the settings, every run's scores, and by regime and method all that the table says."""
+    return {
+        "settings": vars(settings) | {"overrides": list(settings.overrides)},
+        "missing": dict(missing),
+        "table": {
+            regime: {name: _row(runs, name, regime) for name in _methods(runs, regime)}
+            for regime in regimes(runs)
+        },
+        "runs": [vars(run) for run in runs],
+    }
+
+
+def _row(runs: Sequence[Scored], method: str, regime: str) -> dict[str, Any]:
+    of_method = results.of(runs, method, regime)
+    rows = [Measure(row, task, row) for task in TASKS for row in TASKS[task].rows]
+    scores = {}
+    for measure in (*rows, MEASURES[-1]):
+        found = results.estimate(of_method, measure)
+        against = results.difference(runs, method, regime, measure)
+        if not math.isnan(found.mean):
+            entry = {**_plain(found), "against_reference": _plain(against)}
+            scores.setdefault(measure.task, {})[measure.row] = entry
+    return {
+        "title": METHODS[method].title,
+        "seeds": [run.seed for run in of_method],
+        "trained": of_method[0].trained,
+        "scores": scores,
+    }
+
+
+def _plain(found: Estimate) -> dict[str, Any]:
+    mean, *ends = (
+        None if math.isnan(value) else round(value, 6)
+        for value in (found.mean, found.low, found.high)
+    )
+    over = "seeds" if found.runs > 1 else "questions"
+    return {"mean": mean, "interval95": ends, "over": over, "n": found.runs}
