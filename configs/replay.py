@@ -18,7 +18,8 @@ def get_config(name: str = "stage2"):
         raise ValueError(f"{name!r} is no stage among the configs")
     config = importlib.import_module(f"configs.{name}").get_config()
     config.stage, config.workdir = f"{config.stage}_replay", f"{config.workdir}_replay"
-    config.data.sequence_length = 208  # 4 turns of text, now and then with a description each
+    # 4 turns of text, now and then with a description each, need a bit more than the pictures do.
+    config.data.sequence_length = max(208, config.data.sequence_length)
     with config.unlocked():
         for file in ("interleaved", "replay"):
             config.data.sources[file] = base.source(

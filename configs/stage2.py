@@ -15,7 +15,7 @@ def get_config(preset: str = "tiny"):
     # The release: 2e-6, projector 1e-5, batch 64.
     base.groups(config, projector=1e-5, visual=2e-6, textual=2e-6, router=2e-6, llm=2e-6)
     if preset == "tiny":
-        base.groups(config, projector=4e-3, visual=4e-3, textual=2e-3, router=1e-3, llm=2e-3)
+        base.groups(config, projector=4e-3, visual=4e-3, textual=2e-3, router=1e-3, llm=1.5e-3)
         base.scenes(config, "train_stage2", sequence_length=176)
-        config.steps = 180
+        config.steps = 240
     return config

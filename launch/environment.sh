@@ -1,6 +1,8 @@
-# Sourced by the other scripts: puts a virtual environment of the given requirements on the PATH.
+# Sourced by the other scripts.
 #
-#   environment FILE...    (VENV: where it lies, default .venv; PYTHON: what makes it, python3)
+#   environment FILE...    puts a virtual environment of these requirements on the PATH
+#                          (VENV: where it lies, default .venv; PYTHON: what makes it, python3)
+#   use_all_cores          makes small trainings fast on a CPU
 #
 # An environment made from the same files is used again; another one is replaced.
 
@@ -17,4 +19,14 @@ environment() {
     fi
     PATH="$(cd "$venv" && pwd)/bin:$PATH"
     export PATH
+}
+
+# On a CPU each core counts as a device, so that small steps use them all; and memory that XLA
+# gives back is kept, or a good part of the time goes to fetching it anew.
+use_all_cores() {
+    local cores devices=1
+    cores=$(getconf _NPROCESSORS_ONLN)
+    while [ $((devices * 2)) -le "$cores" ] && [ "$devices" -lt 8 ]; do devices=$((devices * 2)); done
+    export JAX_NUM_CPU_DEVICES="${JAX_NUM_CPU_DEVICES:-$devices}"
+    export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
 }

@@ -8,13 +8,7 @@ cd "$(dirname "$0")/.."
 . launch/environment.sh
 environment requirements.txt
 export TF_CPP_MIN_LOG_LEVEL=2 TOKENIZERS_PARALLELISM=false
-# On a CPU each core counts as a device, so that small steps use them all; and memory that XLA
-# gives back is kept, or a good part of the time goes to fetching it anew.
-cores=$(getconf _NPROCESSORS_ONLN)
-devices=1
-while [ $((devices * 2)) -le "$cores" ] && [ "$devices" -lt 8 ]; do devices=$((devices * 2)); done
-export JAX_NUM_CPU_DEVICES="${JAX_NUM_CPU_DEVICES:-$devices}"
-export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
+use_all_cores
 
 began=$SECONDS
 echo "== stage 1: projector and visual learners =="

@@ -173,7 +173,10 @@ def test_data_of_ones_own_are_read_and_skips_are_told(workdir, tmp_path, monkeyp
         (["--checkpoint", "no/such"], "--checkpoint: no/such holds no checkpoint"),
         (["--checkpoint", "RUN", "RUN"], "two are called 'random'"),
         (["--checkpoint", "SHORT"], "--checkpoint other: 2 layers"),
-        (["--checkpoint", "RUN", "--data", "TEXT"], "text.json: no sample can be measured: 1 x text"),
+        (
+            ["--checkpoint", "RUN", "--data", "TEXT"],
+            "text.json: no sample can be measured: 1 x text",
+        ),
         (["--checkpoint", "RUN", "--data", "no.json"], "data file no.json does not exist"),
         (["--checkpoint", "RUN", "--data", "BROKEN"], "broken.json, line 1, column 2"),
         (["--checkpoint", "RUN", "--images", "x"], "--images: goes with --data"),

@@ -22,8 +22,9 @@ MAY = {
     "inference": {*BASE, "config", "model", "data", "training"},
     "evaluation": {*BASE, "config", "model", "data", "training", "inference"},
     "analysis": {*BASE, "config", "model", "data", "training", "inference"},
+    "experiment": {*BASE, "training", "evaluation"},
 }
-ENTRIES = {"train", "convert", "generate", "chat", "evaluate", "analyze"}
+ENTRIES = {"train", "convert", "generate", "chat", "evaluate", "analyze", "forgetting"}
 
 
 def imports(path: pathlib.Path) -> set[str]:

@@ -33,13 +33,13 @@ STAGES = {"stage1": stage1.get_config, "stage2": stage2.get_config}
 
 
 @functools.cache
-def folder() -> pathlib.Path:
-    """Returns a folder with `llm`, `vision` (Hugging Face layout) and `scenes`."""
+def folder(layers: int = 2) -> pathlib.Path:
+    """Returns a folder with `llm` of so many layers, `vision` (Hugging Face layout), `scenes`."""
     root = pathlib.Path(tempfile.mkdtemp(prefix="wings-tests-"))
     tokenizer = state.folder("tiny", "llm")
     vocabulary = len(json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"]) + 3
     decoder = dataclasses.replace(
-        tiny_model.DECODER, vocab_size=-(-vocabulary // 8) * 8, num_layers=2
+        tiny_model.DECODER, vocab_size=-(-vocabulary // 8) * 8, num_layers=layers
     )
     vision = dataclasses.replace(
         tiny_model.VISION, image_size=64, patch_size=16, num_layers=2, feature_layer=-1

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+from collections.abc import Mapping
 
 from wings_jax import errors
 from wings_jax.data import scenes
@@ -22,7 +23,6 @@ from wings_jax.errors import UserError
 from wings_jax.experiment import plan, plots, results, runner, table
 from wings_jax.experiment.methods import METHODS, REGIMES, chosen
 
-SCENES = "runs/scenes"
 FULL = {
     "out": "runs/forgetting",
     "methods": ",".join(METHODS),
@@ -54,10 +54,12 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     add("--methods", help=f"of {FULL['methods']}; default: all, or {FAST['methods']}")
     add("--regimes", help=f"of {FULL['regimes']}; default: both, or {FAST['regimes']}")
     add("--seeds", help=f"default: {FULL['seeds']}, or {FAST['seeds']}")
-    add("--steps", type=int, help="of the last stage; default: the configs', or %d" % FAST["steps"])
-    add("--stage1-steps", type=int, help="likewise, or %d" % FAST["stage1_steps"])
-    add("--limit", type=int, help="questions of a task; default: all, or %d" % FAST["limit"])
-    add("--data-root", type=pathlib.Path, help=f"scenes; default: {SCENES}, written if missing")
+    add("--steps", type=int, help=f"of the last stage; default: its config's, or {FAST['steps']}")
+    add("--stage1-steps", type=int, help=f"likewise, or {FAST['stage1_steps']}")
+    add("--limit", type=int, help=f"questions of a task; default: all, or {FAST['limit']}")
+    add(
+        "--data-root", type=pathlib.Path, help=f"scenes; default: {plan.SCENES}, written if missing"
+    )
     add("--debug", action="store_true", help="show a mistake's traceback")
     flags, rest = parser.parse_known_args()
     strange = [word for word in rest if not word.startswith("--config.")]
@@ -84,7 +86,7 @@ def find_seeds(text: str) -> list[int]:
 def find_data(root: pathlib.Path | None) -> str:
     """Returns the folder of the embedded data set, which is written where none is named."""
     if root is None:
-        return str(scenes.write(SCENES))
+        return str(scenes.write(plan.SCENES))
     if not (root / "scenes.json").is_file():
         raise UserError(f"--data-root: {root} holds no scenes; python -m wings_jax.data.scenes")
     return str(root)
@@ -108,19 +110,18 @@ def main() -> None:
     )
     plan.claim(out, settings)
     runs = plan.runs(out, methods, regimes, seeds, settings)
-    failed: dict[str, str] = {}
 
-    def show() -> list[pathlib.Path]:
+    def show(failed: Mapping[str, str]) -> list[pathlib.Path]:
         scored = results.read(out)
         missing = {run.name: failed.get(run.name, "") for run in runs if not run.file.exists()}
-        note = plots_note(settings)
+        note = f"fast form: {settings.steps} steps" if settings.is_fast else ""
         return table.write(out, scored, settings, missing) + plots.write(out, scored, note)
 
     print(runner.progress(runs), flush=True)
-    failed.update(runner.go(runs, show))
-    made = show()
-    for regime in table.regimes(results.read(out)):
-        print(f"\n{table.as_text(results.read(out), regime)}")
+    failed = runner.go(runs, show)
+    made, scored = show(failed), results.read(out)
+    for regime in table.regimes(scored):
+        print(f"\n{table.as_text(scored, regime)}")
     print("\nwritten: " + ", ".join(map(str, made)))
     if failed:
         raise UserError(

@@ -4,8 +4,9 @@
 
 OUT/llm and OUT/vision are directories as Hugging Face lays them out (bf16 safetensors). To ship
 them: put them in place of wings_jax/assets/tiny. The same seed gives the same base, up to the
-rounding of the machine. On one core the tower takes about 7 minutes and the LLM about 9; both
-print their held-out accuracy as they go, and OUT/*/training.json keeps the last.
+rounding of the machine. On one core the tower (and its teacher) take about half an hour, the LLM
+about twenty minutes; both print their held-out accuracy as they go, and OUT/*/training.json keeps
+the last.
 """
 
 from __future__ import annotations

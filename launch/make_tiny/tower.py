@@ -1,8 +1,9 @@
 """Pretrains the tiny vision tower: every patch learns its place, and its cell's class and colour.
 
 Dense supervision stands in for contrastive pretraining on the web: 75 drawings of each thing
-and 1,400 digits, each time differently warped, thickened, inked and placed. The linear heads
-that read them off the last hidden state are thrown away.
+and 1,400 digits, each time differently warped, thickened, inked and placed. What a cell shows is
+learned from a convolutional teacher's opinion. The linear heads that read class, colour and place
+off the last hidden state are thrown away.
 """
 
 from __future__ import annotations

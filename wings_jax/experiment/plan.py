@@ -22,6 +22,7 @@ from wings_jax.evaluation import report
 from wings_jax.experiment.methods import ALIGNMENT, BASE, METHODS, REGIMES, Regime
 
 TASKS = "scenes_images,scenes_text,iit"
+SCENES = "runs/scenes"  # as in configs/base.py
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,7 +150,9 @@ def _train(
     before: str = "",
 ) -> Job:
     flags = [f"--config={sees.config.format(config)}", f"--workdir={folder}"]
-    values = {"seed": seed, "init_from": before, "keep": 1, "data.scenes": ""}
+    values = {"seed": seed, "init_from": before, "keep": 1}
+    if settings.data != SCENES:
+        values["data.scenes"] = ""  # it is there already, and may be of another size
     for source, file in sees.sources.items():
         values[f"data.sources.{source}.path"] = f"{settings.data}/{file}.json"
         values[f"data.sources.{source}.images"] = f"{settings.data}/images"

@@ -30,7 +30,8 @@ from wings_jax.experiment.methods import (
 from wings_jax.experiment.results import Estimate, Scored
 
 INK, FAINT, PALE = "#24292f", "#d0d7de", "#57606a"
-RATES = ("lr_smaller", "lr_larger", "wings")
+TOP = 104  # of axes in %, so that the end of an interval at 100 can be seen
+RATES, RATES_TITLE = ("lr_smaller", "lr_larger", "wings"), "learning rates of Wings"
 SHADES = {PICTURES: "#bc4c00", NEVER: "#0969da", REPLAYED: "#a5d6ff"}
 MARKERS = dict(zip(REGIMES, "os", strict=True))
 # Panels of the interleaved settings, as in figures 5a, 5b, 5c and 6.
@@ -38,22 +39,23 @@ COMPARED = {
     "full fine-tuning": ("base", "llava", "wings", "frozen_llm"),
     "few parameters": ("base", "lora", "prefix", "frozen_llm", "wings"),
     "parts of Wings": ("visual_only", "textual_only", "no_router", "gain2", "wings"),
-    "learning rates": RATES,
+    RATES_TITLE: RATES,
 }
 RATE_NAMES = {"lr_smaller": "smaller", "lr_larger": "larger", "wings": "partitioned"}
 
 
 def write(out: pathlib.Path, runs: Sequence[Scored], note: str) -> list[pathlib.Path]:
     """Writes all plots that the runs allow; `note` stands below each. Returns the paths."""
-    pages = {"shift.png": shifts(runs)}
+    pages = {"shift.png": ("a point per run", shifts(runs))}
     for regime in table.regimes(runs):
-        pages[f"accuracy-{regime}.png"] = accuracies(runs, regime)
-        pages[f"interleaved-{regime}.png"] = interleaved(runs, regime)
+        told = f"stage 2 on {REGIMES[regime].title}; lines: 95 % intervals"
+        pages[f"accuracy-{regime}.png"] = (told, accuracies(runs, regime))
+        pages[f"interleaved-{regime}.png"] = (told, interleaved(runs, regime))
     made = []
-    for name, page in pages.items():
+    for name, (told, page) in pages.items():
         if page is None:
             continue
-        page.supxlabel(note, fontsize=8, color=PALE)
+        page.supxlabel(f"{told}; {note}" if note else told, fontsize=8, color=PALE)
         path = out / name
         report.replace(path, lambda new, page=page: page.savefig(new, dpi=120, format="png"))
         made.append(path)
@@ -76,10 +78,10 @@ def accuracies(runs: Sequence[Scored], regime: str) -> figure.Figure:
     if rates:
         _bars(panels[1], runs, regime, rates, list(SHADES))
         panels[1].set_xticks(range(len(rates)), [RATE_NAMES[name] for name in rates])
-        panels[1].set_title("learning rates of Wings")
+        panels[1].set_title(RATES_TITLE)
     for panel, names in zip(panels, (methods, rates), strict=False):
         panel.set_xlim(-0.6, len(names) - 0.4)
-        panel.set_ylim(0, 100)
+        panel.set_ylim(0, TOP)
     panels[0].set_ylabel("right answers in %")
     before = results.estimate(results.of(runs, BASE, regime), NEVER)
     if not math.isnan(before.mean):
@@ -167,26 +169,30 @@ def interleaved(runs: Sequence[Scored], regime: str) -> figure.Figure | None:
             found = [results.estimate(results.of(runs, name, regime), m) for m in INTERLEAVED]
             at = np.arange(len(INTERLEAVED)) + (number - (len(names) - 1) / 2) * width
             _columns(panel, at, found, width, [METHODS[name].colour] * len(at))
-        names_shown = RATE_NAMES if names == list(RATES) else {}
-        handles = [lines.Line2D([], [], color=METHODS[name].colour, lw=6) for name in names]
-        labels = [names_shown.get(name, METHODS[name].title) for name in names]
-        panel.legend(
-            handles,
-            labels,
-            title=title,
-            loc="lower center",
-            bbox_to_anchor=(0.5, 1.0),
-            ncols=len(names) if len(names) < 4 else 3,
-            frameon=False,
-            fontsize=8.5,
-            handlelength=1.0,
-        )
+        _name(panel, title, names)
         panel.set_xticks(range(len(INTERLEAVED)), [measure.title for measure in INTERLEAVED])
-        panel.set_ylim(0, 100)
+        panel.set_ylim(0, TOP)
         _quiet(panel)
     for row in panels:
         row[0].set_ylabel("right answers in %")
     return page
+
+
+def _name(panel: mpl_axes.Axes, title: str, methods: Sequence[str]) -> None:
+    """Puts the title and a legend of the methods in one row above a panel."""
+    short = RATE_NAMES if title == RATES_TITLE else {}
+    panel.legend(
+        [lines.Line2D([], [], color=METHODS[name].colour, lw=6) for name in methods],
+        [short.get(name, METHODS[name].title) for name in methods],
+        title=title,
+        loc="lower center",
+        bbox_to_anchor=(0.5, 1.0),
+        ncols=len(methods),
+        frameon=False,
+        fontsize=8,
+        handlelength=0.8,
+        columnspacing=1.0,
+    )
 
 
 def shifts(runs: Sequence[Scored]) -> figure.Figure | None:
@@ -199,13 +205,18 @@ def shifts(runs: Sequence[Scored]) -> figure.Figure | None:
     _points(right, runs, SHIFT)
     left.set_xlabel("pictures, right answers in %")
     left.set_ylabel("text, never replayed: right answers in %")
-    left.set_title("sight and text; better: up and right")
+    left.set_title("sight and text (better: up and right)", fontsize=11)
     right.set_xlabel(r"attention shift (1 - $\rho$)")
-    right.set_title(_correlated(runs))
+    right.set_title(_correlated(runs), fontsize=11)
     methods = [name for name in METHODS if any(run.method == name for run in runs)]
     handles = [
         lines.Line2D(
-            [], [], color=METHODS[name].colour, marker="o", ls="", label=METHODS[name].title
+            [],
+            [],
+            color=METHODS[name].colour,
+            marker="*" if name == BASE else "o",
+            ls="",
+            label=METHODS[name].title,
         )
         for name in methods
     ]

@@ -12,16 +12,17 @@ import signal
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from wings_jax.errors import UserError
 from wings_jax.evaluation import report
 from wings_jax.experiment import results
 from wings_jax.experiment.plan import Job, Run
 from wings_jax.training import metrics
 
 
-def go(runs: Sequence[Run], show: Callable[[], None]) -> dict[str, str]:
-    """Runs what is left, and calls `show` after every run. Returns run -> why it failed."""
+def go(runs: Sequence[Run], show: Callable[[Mapping[str, str]], object]) -> dict[str, str]:
+    """Runs what is left. Returns run -> why it failed; `show` is called with that after each."""
     failed: dict[Job, str] = {}
     lost: dict[str, str] = {}
     with _stoppable():
@@ -32,9 +33,9 @@ def go(runs: Sequence[Run], show: Callable[[], None]) -> dict[str, str]:
             if why:
                 lost[run.name] = why
                 print(f"FAILED {run.name}: {why}", flush=True)
-                continue
-            results.write(run)
-            show()
+            else:
+                results.write(run)
+            show(lost)
             print(progress(runs), flush=True)
     return lost
 
@@ -53,14 +54,25 @@ def _finish(run: Run, failed: dict[Job, str]) -> str:
 
 
 def execute(job: Job) -> str:
-    """Runs a job, all that it says going to its log. Returns "" or why it failed."""
+    """Runs a job, all that it says going to its log. Returns "" or why it failed.
+
+    Raises:
+      UserError: the log cannot be written.
+    """
     started = time.perf_counter()
-    job.folder.mkdir(parents=True, exist_ok=True)
-    with job.log.open("a", encoding="utf-8") as log:
-        process = subprocess.Popen(job.command, stdout=log, stderr=subprocess.STDOUT)
+    try:
+        job.folder.mkdir(parents=True, exist_ok=True)
+        log = job.log.open("a", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"--out: {job.log}: cannot be written: {error.strerror}") from error
+    with log:
+        # In a session of its own Ctrl-C does not reach it, so that a training is asked to save.
+        process = subprocess.Popen(
+            job.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+        )
         try:
             status = process.wait()
-        except BaseException:  # whoever stops the experiment stops the training, which then saves
+        except BaseException:
             process.terminate()
             process.wait()
             raise
@@ -79,16 +91,18 @@ def _last_line(job: Job) -> str:
 
 @contextlib.contextmanager
 def _stoppable() -> Iterator[None]:
-    """Makes SIGTERM end the experiment the orderly way as long as it is entered."""
+    """Makes SIGINT and SIGTERM end the experiment the orderly way as long as it is entered."""
 
-    def stop(*_: object) -> None:
-        raise SystemExit(143)
+    def stop(number: int, _: object) -> None:
+        print("stopping; the same command goes on from here", flush=True)
+        raise SystemExit(128 + number)
 
-    before = signal.signal(signal.SIGTERM, stop)
+    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def progress(runs: Sequence[Run]) -> str:

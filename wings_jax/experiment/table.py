@@ -11,22 +11,32 @@ from typing import Any
 from wings_jax.evaluation import report
 from wings_jax.evaluation.tasks import TASKS
 from wings_jax.experiment import results
-from wings_jax.experiment.methods import BASE, MEASURES, METHODS, REFERENCE, REGIMES, Measure
+from wings_jax.experiment.methods import (
+    BASE,
+    MEASURES,
+    METHODS,
+    REFERENCE,
+    REGIMES,
+    SHIFT,
+    Measure,
+)
 from wings_jax.experiment.plan import Settings
 from wings_jax.experiment.results import Estimate, Scored
 
+NOTHING = "-"
 FAST = (
-    "**This is the fast form**: {steps} steps after {stage1_steps}, {limit} questions of a task, "
-    "one seed. It shows how the experiment goes; what it finds needs the full form."
+    "**This is the fast form**: {steps} steps after {stage1_steps} of alignment, {limit} questions "
+    "of a task. It shows how the experiment goes; what it finds needs the full form."
 )
 READING = """\
-- pictures: questions about held-out digits and drawings but sums, which stand apart; right answers
-  in %, exact match of the whole answer, as everywhere
-- text: of the skills that the base had; those that a replay in stage 2 may refresh apart from those
-  that are never replayed, for replay hides what is forgotten
-- (T) ... (V): interleaved conversations with true answers before the last question, which is scored;
-  T asks about text, of skills never replayed, V about a picture
-- attention shift: 1 - correlation over the layers of the attention before and after the picture, 0 to 2
+- pictures: questions about held-out digits and drawings; sums stand apart. Right answers in %: the
+  whole answer matches exactly, as everywhere
+- text: skills that the base had; those that a replay in stage 2 refreshes apart from those that are
+  never replayed, for replay hides what is forgotten
+- (T) to (V): interleaved conversations with true answers before the last question, which is scored:
+  after a last T about text, of skills never replayed, after a last V about a picture
+- attention shift: 1 - correlation, over the layers, of the attention before and after the picture;
+  0 to 2, lower is better
 - mean ± half of the 95 % interval over seeds (Student's t); of one seed, as of the base, the 95 %
   interval over its questions: mean [low, high]
 - trained: parameters of the last stage"""
@@ -52,10 +62,10 @@ def as_markdown(runs: Sequence[Scored], settings: Settings, missing: Mapping[str
     if settings.is_fast:
         lines += [FAST.format(**vars(settings)), ""]
     if missing:
-        reasons = (f"{name}: {why}" if why else name for name, why in missing.items())
-        lines += [f"{len(missing)} runs are missing ({'; '.join(list(reasons)[:8])} ...).", ""]
+        lost = [f"- failed: {name}: {why}" for name, why in missing.items() if why]
+        lines += [f"Runs that are not in yet: {len(missing)}.", *lost, ""]
     lines += [
-        "Every method is trained on the same data for as many steps, from a first stage on captions.",
+        "Every method trains on the same data for as many steps, after a first stage on captions.",
         "",
         READING,
     ]
@@ -95,7 +105,7 @@ def main_cells(runs: Sequence[Scored], regime: str) -> list[list[str]]:
     seeds, trained = [], []
     for name in _methods(runs, regime):
         of_method = results.of(runs, name, regime)
-        seeds.append("–" if name == BASE else str(len(of_method)))
+        seeds.append(NOTHING if name == BASE else str(len(of_method)))
         trained.append(f"{of_method[0].trained:,}")
     header = [header[0], "seeds", *header[1:], "trained"]
     joined = zip(rows, seeds, trained, strict=True)
@@ -139,14 +149,14 @@ def _mean(runs: Sequence[Scored], method: str, regime: str, measure: Measure) ->
 
 
 def _shown(found: Estimate, measure: Measure, sign: str = "") -> str:
-    """Returns "62.1 ±3.2", "62.1 [57.3, 66.9]" where the interval is over questions, or "–"."""
+    """Returns "62.1 ±3.2", "62.1 [57.3, 66.9]" where the interval is over questions, or "-"."""
     digits = 1 if measure.scale == 100 else 2
 
     def number(value: float, plus: str = sign) -> str:
-        return f"{measure.scale * value:{plus}.{digits}f}"
+        return f"{measure.scale * value:{plus}z.{digits}f}"  # z: no -0.0
 
     if math.isnan(found.mean):
-        return "–"
+        return NOTHING
     if math.isnan(found.low):
         return number(found.mean)
     if found.runs > 1:
@@ -157,7 +167,7 @@ def _shown(found: Estimate, measure: Measure, sign: str = "") -> str:
 def as_json(
     runs: Sequence[Scored], settings: Settings, missing: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Returns the settings, every run's scores, and by regime and method all that the table says."""
+    """Returns the settings, every run's scores, and by regime and method what the tables say."""
     return {
         "settings": vars(settings) | {"overrides": list(settings.overrides)},
         "missing": dict(missing),
@@ -173,7 +183,7 @@ def _row(runs: Sequence[Scored], method: str, regime: str) -> dict[str, Any]:
     of_method = results.of(runs, method, regime)
     rows = [Measure(row, task, row) for task in TASKS for row in TASKS[task].rows]
     scores = {}
-    for measure in (*rows, MEASURES[-1]):
+    for measure in (*rows, SHIFT):
         found = results.estimate(of_method, measure)
         against = results.difference(runs, method, regime, measure)
         if not math.isnan(found.mean):

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# The paper's claim on a laptop: every method trained alike and asked about pictures, about text and
+# in interleaved conversations, before and after. Table and plots land in runs/forgetting and are
+# written anew after every run; a stopped experiment goes on by the same command.
+#
+#   ./launch/forgetting.sh           all methods, two regimes, three seeds: a night on 2 cores
+#   ./launch/forgetting.sh --fast    five methods, one seed, few steps: under 15 minutes
+#   ./launch/forgetting.sh --methods base,llava,wings --regimes images --seeds 0,1,2,3,4 ...
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. launch/environment.sh
+environment requirements.txt
+export TF_CPP_MIN_LOG_LEVEL=2 TOKENIZERS_PARALLELISM=false
+use_all_cores
+exec python -m wings_jax.forgetting "$@"

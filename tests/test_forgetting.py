@@ -1,0 +1,492 @@
+"""The experiment on text-only forgetting: what is compared, what is shared, resumed and counted."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import math
+import pathlib
+import re
+import shutil
+import signal
+import sys
+
+import pytest
+import training_cases as cases
+from PIL import Image
+
+from configs import replay
+from wings_jax import config as config_lib
+from wings_jax import errors, forgetting
+from wings_jax.data import drawings, skills
+from wings_jax.errors import UserError
+from wings_jax.evaluation import iit, tasks
+from wings_jax.experiment import methods, plan, plots, results, runner, table
+from wings_jax.experiment.methods import METHODS, NEVER, PICTURES, REGIMES, SHIFT
+from wings_jax.experiment.plan import Job, Run
+from wings_jax.experiment.results import Scored
+
+SETTINGS = plan.Settings(False, None, None, None, "runs/scenes")
+OUT = pathlib.Path("out")
+
+
+def read_config(name: str) -> config_lib.Config:
+    return config_lib.typed(importlib.import_module(f"configs.{name}").get_config())
+
+
+# ---- what is compared ----
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_method_is_what_its_config_trains(name):
+    method = METHODS[name]
+    config = read_config(method.config)
+    rates = config.optimizer.learning_rates
+    trained = {group for group, rate in rates.items() if rate > 0}
+    assert set(method.trains) == (set() if method.steps == 0 else trained)
+    assert pathlib.Path(config.init_from).name == method.begins
+    if method.begins:
+        assert not read_config(method.begins).init_from
+
+
+def test_every_config_is_a_method_or_the_stage_before_one():
+    used = {name for m in METHODS.values() for name in (m.config, m.begins) if name}
+    files = {path.stem for path in (cases.ROOT / "configs").glob("*.py")}
+    assert files - {"base", "replay"} == used
+    assert {methods.BASE, methods.REFERENCE} <= set(METHODS)
+    assert len({method.colour for method in METHODS.values()}) == len(METHODS)
+
+
+def test_methods_differ_in_nothing_but_the_method():
+    """Data, steps, batch and optimizer of all last stages are those of Wings."""
+    for method in METHODS.values():
+        if method.steps == 0:
+            continue
+        mine, wings = (config_lib.plain(read_config(name)) for name in (method.config, "stage2"))
+        for config in (mine, wings):
+            for key in ("stage", "workdir", "init_from", "model"):
+                del config[key]
+            for key in ("groups", "learning_rates"):
+                del config["optimizer"][key]
+        assert mine == wings
+
+
+@pytest.mark.parametrize("name", [m.config for m in METHODS.values() if m.begins])
+def test_replay_adds_text_and_changes_nothing_else(name):
+    plain, mixed = read_config(name), config_lib.typed(replay.get_config(name))
+    assert set(plain.data.sources) == set(REGIMES["images"].sources)
+    assert set(mixed.data.sources) == set(REGIMES["replay"].sources)
+    for source, file in REGIMES["replay"].sources.items():
+        assert pathlib.Path(mixed.data.sources[source].path).name == f"{file}.json"
+    keys = {difference.split(":")[0] for difference in config_lib.differences(plain, mixed)}
+    keys = {key for key in keys if not key.startswith("data.sources.")}
+    assert keys <= {"stage", "data.sequence_length"}
+
+
+def test_replay_is_of_stages():
+    for name in ("nothing", "base", "replay"):
+        with pytest.raises(ValueError, match="is no stage"):
+            replay.get_config(name)
+
+
+# ---- the plan ----
+
+
+def stages(runs: list[Run], kind: str) -> list[Job]:
+    return [job for run in runs for job in run.jobs if job.kind == kind]
+
+
+def test_first_stages_are_shared():
+    runs = plan.runs(OUT, tuple(METHODS), tuple(REGIMES), (0, 1), SETTINGS)
+    assert len(runs) == 1 + (len(METHODS) - 1) * len(REGIMES) * 2
+    first = set(stages(runs, "stage 1"))
+    assert {job.folder for job in first} == {
+        OUT / "stage1" / name / f"seed-{seed}"
+        for name in ("stage1", "llava_stage1")
+        for seed in (0, 1)
+    }
+    assert len(first) == 4  # equal where the folder is
+    last = stages(runs, "stage 2")
+    assert len({job.folder for job in last}) == len(last) == len(runs)
+    for run in runs:
+        if METHODS[run.method].begins:
+            before, training = run.jobs[:2]
+            assert f"--config.init_from={before.folder}" in training.command
+            assert f"--config.seed={run.seed}" in before.command
+            assert f"--config.seed={run.seed}" in training.command
+    assert [run.seed for run in runs] == sorted(run.seed for run in runs)  # a table early
+
+
+def test_settings_reach_the_commands():
+    settings = plan.Settings(True, 7, 9, 30, "my/scenes", ("--config.batch_size=4",))
+    base, run = plan.runs(OUT, ("base", "lora"), ("replay",), (3,), settings)
+    assert "--config.steps=0" in base.jobs[0].command
+    before, training, evaluation, laws = run.jobs
+    assert "--config.steps=9" in before.command
+    assert "--config=configs/replay.py:lora" in training.command
+    assert "--config.steps=7" in training.command
+    assert "--config.data.sources.replay.path=my/scenes/train_replay.json" in training.command
+    for job in (base.jobs[0], before, training):
+        assert "--config.batch_size=4" in job.command
+    assert " ".join(evaluation.command).endswith(
+        "--data-root my/scenes --out out/replay/lora/seed-3/scores --limit 30"
+    )
+    assert f"--checkpoint=lora={run.folder}" in laws.command
+    plain = plan.runs(OUT, ("lora",), ("images",), (0,), SETTINGS)[0].jobs[1].command
+    assert not any(word.startswith(("--config.steps", "--config.data.scenes")) for word in plain)
+
+
+# ---- running ----
+
+
+def fake_run(folder: pathlib.Path, name: str, *codes: str, shared: Job | None = None) -> Run:
+    jobs = [shared] if shared else []
+    for number, code in enumerate(codes):
+        job = Job("evaluate", folder / name / str(number), (sys.executable, "-c", code))
+        jobs.append(job)
+    return Run(name, "images", 0, folder / name, tuple(jobs))
+
+
+@pytest.fixture
+def written(monkeypatch):
+    """The names of the runs whose scores were gathered."""
+    names = []
+
+    def write(run: Run) -> None:
+        names.append(run.method)
+        run.file.write_text("{}")
+
+    monkeypatch.setattr(results, "write", write)
+    return names
+
+
+def test_what_is_done_is_not_done_again(tmp_path, written):
+    add = f"open({str(tmp_path / 'count')!r}, 'a').write('x')"
+    runs = [fake_run(tmp_path, "one", add, add), fake_run(tmp_path, "two", add)]
+    seen = []
+    assert runner.go(runs, seen.append) == {}
+    assert runner.go(runs, seen.append) == {}
+    assert (tmp_path / "count").read_text() == "xxx"
+    assert written == ["one", "two"]
+    assert len(seen) == 2
+    (tmp_path / "one" / "run.json").unlink()  # stopped before the scores were gathered
+    runner.go(runs, seen.append)
+    assert (tmp_path / "count").read_text() == "xxx"
+    assert written == ["one", "two", "one"]
+
+
+def test_a_failure_is_named_and_tried_again(tmp_path, written, capsys):
+    switch = tmp_path / "switch"
+    code = f"import os, sys; print('so it is'); sys.exit(not os.path.exists({str(switch)!r}))"
+    shared = Job("stage 1", tmp_path / "first", (sys.executable, "-c", code))
+    runs = [fake_run(tmp_path, name, "pass", shared=shared) for name in ("one", "two")]
+    runs.append(fake_run(tmp_path, "three", "pass"))
+    failed = runner.go(runs, lambda lost: None)
+    assert list(failed) == ["one, images, seed 0", "two, images, seed 0"]
+    assert set(failed.values()) == {f"exit status 1, see {shared.log}: so it is"}
+    assert shared.log.read_text() == "so it is\n"  # once, though two runs need it
+    assert written == ["three"]
+    assert f"FAILED one, images, seed 0: exit status 1, see {shared.log}" in capsys.readouterr().out
+    switch.touch()
+    assert runner.go(runs, lambda lost: None) == {}
+    assert written == ["three", "one", "two"]
+
+
+def test_a_stopped_experiment_stops_its_command(tmp_path, written):
+    """SIGTERM ends the child in the orderly way: it may save, and its job is not done."""
+    saved = tmp_path / "saved"
+    code = (
+        "import os, pathlib, signal, sys, time\n"
+        f"save = lambda *_: (pathlib.Path({str(saved)!r}).touch(), sys.exit(143))\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "os.kill(os.getppid(), signal.SIGTERM)\n"
+        "time.sleep(60)"
+    )
+    run = fake_run(tmp_path, "one", code)
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught:
+        runner.go([run], lambda lost: None)
+    assert caught.value.code == 143
+    assert saved.exists()
+    assert run.jobs[0].seconds is None
+    assert written == []
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_progress_counts_runs_and_foresees_the_rest(tmp_path):
+    runs = [fake_run(tmp_path, name, "pass") for name in ("one", "two", "three")]
+    training = Job("stage 2", tmp_path / "four", ("x",))
+    runs.append(Run("four", "images", 0, tmp_path / "four", (*runs[3:], training)))
+    assert runner.progress(runs) == "0 of 4 runs done"
+    for run, seconds in zip(runs[:2], (20, 40), strict=True):
+        (job,) = run.jobs
+        job.folder.mkdir(parents=True)
+        job.note.write_text(json.dumps({"seconds": seconds}))
+        run.file.write_text("{}")
+    # 60 s for 2 runs; left are one like them, 30 s, and one of a kind not seen, 30 s as well
+    assert runner.progress(runs) == "2 of 4 runs done, 0:30 a run, ETA 1:00"
+
+
+# ---- the table ----
+
+
+def scored(method: str, seed: int, pictures: float, text: float, regime: str = "images") -> Scored:
+    def share(value: float) -> dict:
+        return {"mean": value, "interval95": [value - 0.1, value + 0.1]}
+
+    scores = {
+        "scenes_images": {PICTURES.row: share(pictures)},
+        "scenes_text": {NEVER.row: share(text), "plus": share(text)},
+        "iit": {row: share(text) for row in iit.ROWS},
+        "laws": {"shift": {"mean": 1 - text, "interval95": [0.9 - text, 1.1 - text]}},
+    }
+    regime = "" if method == "base" else regime
+    return Scored(method, regime, seed, 1000, 10.0, scores)
+
+
+RUNS = [
+    scored("base", 0, 0.1, 1.0),
+    scored("llava", 0, 0.5, 0.4),
+    scored("llava", 1, 0.6, 0.5),
+    scored("llava", 2, 0.7, 0.9),
+    scored("wings", 0, 0.6, 0.8),
+    scored("wings", 2, 0.8, 0.9),
+    scored("lora", 0, 0.3, 0.6, "replay"),
+]
+
+
+def test_means_and_intervals_are_those_of_student():
+    found = results.estimate(results.of(RUNS, "llava", "images"), PICTURES)
+    half = 4.302652729911275 * 0.1 / math.sqrt(3)  # t with 2 degrees of freedom, sd 0.1
+    assert (found.mean, found.runs) == (pytest.approx(0.6), 3)
+    assert (found.low, found.high) == pytest.approx((0.6 - half, 0.6 + half))
+    single = results.estimate(results.of(RUNS, "base", "replay"), PICTURES)
+    assert (single.mean, single.low, single.high, single.runs) == (0.1, 0.0, 0.2, 1)
+    assert results.estimate([], PICTURES) == results.NONE
+
+
+def test_differences_are_paired_by_seed():
+    """Wings lacks seed 1; at 0 and 2 it is 0.4 and 0.0 better: mean 0.2, sd 0.2828."""
+    found = results.difference(RUNS, "wings", "images", NEVER)
+    half = 12.706204736174698 * math.sqrt(0.08) / math.sqrt(2)  # t with 1 degree of freedom
+    assert (found.mean, found.runs) == (pytest.approx(0.2), 2)
+    assert found.high - found.mean == pytest.approx(half)
+    assert results.difference(RUNS, "lora", "replay", NEVER) == results.NONE  # nothing to pair
+
+
+def test_the_table_says_so():
+    text = table.as_markdown(RUNS, SETTINGS, {"prefix, images, seed 0": "exit status 2"})
+    rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines()[::-1]}
+    columns = re.split(r" \| ", rows["LLaVA"].strip("| "))
+    assert columns[:5] == ["LLaVA", "3", "60.0 ±24.8", "-", "60.0 ±65.7"]
+    assert columns[-2:] == ["0.40 ±0.66", "1,000"]
+    assert rows["base, no training"].startswith("| base, no training | - | 10.0 [0.0, 20.0] | - ")
+    assert "| Wings | +10.0 ±0.0 | - | +20.0 ±254.1 |" in text
+    assert "- failed: prefix, images, seed 0: exit status 2" in text
+    assert text.count("base, no training") == 2 * 3  # in both regimes, but not against LLaVA
+    assert "fast form" not in text
+    fast = plan.Settings(True, 100, 300, 30, "x")
+    assert "This is the fast form**: 100 steps after 300" in table.as_markdown(RUNS, fast, {})
+
+
+def test_json_and_plots_are_whole(tmp_path):
+    table.write(tmp_path, RUNS, SETTINGS, {})
+    found = json.loads((tmp_path / "forgetting.json").read_text())
+    row = found["table"]["images"]["llava"]["scores"]["laws"]["shift"]
+    assert (row["mean"], row["over"], row["n"]) == (0.4, "seeds", 3)
+    assert found["table"]["images"]["base"]["scores"]["laws"]["shift"]["over"] == "questions"
+    assert [run["method"] for run in found["runs"]] == [run.method for run in RUNS]
+    made = plots.write(tmp_path, RUNS, "")
+    assert {path.name for path in made} == {
+        "shift.png",
+        *(f"accuracy-{regime}.png" for regime in REGIMES),
+        *(f"interleaved-{regime}.png" for regime in REGIMES),
+    }
+    for path in made:
+        assert len(Image.open(path).convert("RGB").getcolors(1 << 24)) > 20
+    assert plots.write(tmp_path / "none", RUNS[:1], "") == []
+
+
+def test_runs_are_read_in_the_order_of_the_table(tmp_path):
+    for run in RUNS[::-1]:
+        place = f"{run.regime}/{run.method}/seed-{run.seed}" if run.regime else run.method
+        (tmp_path / place).mkdir(parents=True)
+        (tmp_path / place / "run.json").write_text(json.dumps(vars(run)))
+    assert results.read(tmp_path) == RUNS
+    assert results.read(tmp_path / "nothing") == []
+
+
+# ---- interleaved conversations ----
+
+
+@pytest.fixture(scope="module")
+def conversations():
+    return iit.conversations(each=14)
+
+
+def test_a_conversation_is_what_its_setting_says(conversations):
+    assert [one.extra["setting"] for one in conversations[::14]] == list(iit.ROWS)
+    for one in conversations:
+        pattern = one.extra["setting"].strip("()").split(",")
+        said = one.conversations
+        assert [turn["from"] for turn in said] == ["human", "gpt"] * len(pattern)
+        assert len(one.extra["kinds"]) == len(pattern)
+        markers = ["V" if "<image>" in turn["value"] else "T" for turn in said[::2]]
+        assert markers == pattern
+        assert len(one.images) == pattern.count("V")
+        last = one.extra["kinds"][-1]
+        assert last in (iit.PICTURE_KINDS if pattern[-1] == "V" else iit.TEXT_KINDS)
+        assert not skills.SKILLS[last].replayed if pattern[-1] == "T" else last != "sum"
+    kinds = {one.extra["kinds"][-1] for one in conversations}
+    assert kinds == {*iit.PICTURE_KINDS, *iit.TEXT_KINDS}
+
+
+def test_earlier_turns_are_close_true_and_give_nothing_away(conversations):
+    shared = []
+    for one in conversations:
+        *before, last = zip(one.conversations[::2], one.conversations[1::2], strict=True)
+        question, truth = (turn["value"] for turn in last)
+        for asked, answered in before:
+            assert "\n" not in asked["value"]  # no description beside a picture
+            assert asked["value"] != question
+            assert answered["value"] in ("yes", "no") or answered["value"] not in truth.split()
+            words = set(re.findall(r"\w+", asked["value"].lower()))
+            shared.append(bool(words & set(re.findall(r"\w+", question.lower()))))
+    assert sum(shared) > 0.9 * len(shared)
+    riddles = {q: name for name, asked in skills.RIDDLES.items() for q in asked}
+    said = [
+        (human["value"], gpt["value"])
+        for one in conversations
+        for human, gpt in zip(one.conversations[::2], one.conversations[1::2], strict=True)
+        if human["value"] in riddles
+    ]
+    assert said
+    assert all(riddles[question] == answer for question, answer in said)
+
+
+def test_pictures_are_of_held_out_glyphs(monkeypatch):
+    seen = []
+    render = drawings.render
+
+    def spy(objects, glyphs):
+        seen.append(glyphs)
+        return render(objects, glyphs)
+
+    monkeypatch.setattr(drawings, "render", spy)
+    one = iit.conversations(each=1)[-1]
+    assert seen
+    assert all(glyphs is drawings.load_glyphs("test") for glyphs in seen)
+    assert one.images[0].shape == (64, 64, 3)
+
+
+def test_conversations_never_change(conversations):
+    again = iit.conversations(each=14)
+    assert [one.conversations for one in again] == [one.conversations for one in conversations]
+    assert all(
+        (a.images[0] == b.images[0]).all()
+        for a, b in zip(again, conversations, strict=True)
+        if a.images
+    )
+
+
+def test_the_last_question_is_what_is_scored():
+    asked = tasks.read(tasks.TASKS["iit"], None, limit=12)
+    assert [question.labels for question in asked] == [(row,) for row in iit.ROWS for _ in "ab"]
+    for question in asked:
+        assert question.turns[-1]["from"] == "human"
+        assert len(question.turns) == 2 * question.labels[0].count(",") + 1
+        assert question.truth
+
+
+# ---- the command ----
+
+
+def run_command(monkeypatch, *flags: object) -> None:
+    monkeypatch.setattr(sys, "argv", ["forgetting", *map(str, flags)])
+    errors.entry("wings_jax.forgetting", forgetting.main)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--methods", "wings,wing"], "--methods: there is no 'wing'; there are base, llava"),
+        (["--methods", ","], "--methods: names nothing"),
+        (["--regimes", "text"], "--regimes: there is no 'text'; there are images, replay"),
+        (["--seeds", "0,a"], "--seeds: '0,a' is no list of whole numbers"),
+        (["--steps", "0"], "--steps: 0 is less than 1"),
+        (["--limit", "0", "--fast"], "--limit: 0 is less than 1"),
+        (["--data-root", "no/such"], "--data-root: no/such holds no scenes"),
+        (["--confg.steps=3"], "'--confg.steps=3' is not a flag"),
+    ],
+)
+def test_a_mistake_is_one_line(monkeypatch, capsys, tmp_path, flags, message):
+    monkeypatch.chdir(cases.ROOT)
+    with pytest.raises(SystemExit) as caught:
+        run_command(monkeypatch, "--out", tmp_path / "out", *flags)
+    assert caught.value.code == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()
+    assert message in line
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_of_one_choice_of_settings(tmp_path):
+    plan.claim(tmp_path / "new", SETTINGS)
+    plan.claim(tmp_path / "new", SETTINGS)
+    other = plan.Settings(True, 100, None, None, "runs/scenes", ("--config.batch_size=4",))
+    with pytest.raises(UserError, match=r"other settings \(is_fast: False -> True; steps: None"):
+        plan.claim(tmp_path / "new", other)
+    with pytest.raises(UserError, match="exists and holds no experiment"):
+        plan.claim(cases.ROOT / "configs", SETTINGS)
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out: cannot write to"):
+        plan.claim(tmp_path / "file" / "out", SETTINGS)
+
+
+def test_it_runs_at_the_root_of_the_repository(monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit):
+        run_command(monkeypatch, "--fast")
+    assert "configs/stage1.py is not here" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+def test_the_whole_experiment(monkeypatch, capsys, tmp_path):
+    """Two methods of two steps, from nothing to the table; a third that fails; all of it again."""
+    monkeypatch.chdir(cases.ROOT)
+    monkeypatch.delenv("XLA_FLAGS")  # one device, as the children have nothing to share out
+    folder, out = cases.folder(layers=3), tmp_path / "out"
+    flags = ["--out", out, "--data-root", folder / "scenes", "--seeds", "0", "--regimes", "images"]
+    flags += ["--steps", "2", "--stage1-steps", "2", "--limit", "6"]
+    model = {"model.llm": folder / "llm", "model.vision": folder / "vision", "model.rank": 4}
+    quick = {"batch_size": 8, "optimizer.kind": "adamw", "data.threads": 1}
+    flags += [f"--config.{key}={value}" for key, value in (model | quick).items()]
+    run_command(monkeypatch, *flags, "--methods", "base,frozen_llm")
+    said = capsys.readouterr().out
+    assert "2 of 2 runs done" in said
+    assert "Wings, frozen LLM" in said
+    found = json.loads((out / "forgetting.json").read_text())
+    base, frozen = (found["table"]["images"][name] for name in ("base", "frozen_llm"))
+    assert base["trained"] == 0 < frozen["trained"]
+    assert set(base["scores"]) == {*tasks.TASKS, "laws"}
+    assert base["scores"]["scenes_text"] == {
+        row: {**score, "against_reference": score["against_reference"]}
+        for row, score in frozen["scores"]["scenes_text"].items()
+    }  # the LLM is frozen: the same answers
+    assert 0 <= frozen["scores"]["laws"][SHIFT.row]["mean"] <= 2
+    assert found["missing"] == {}
+    assert (out / "accuracy-images.png").is_file()
+    assert not list(out.rglob("*.tmp"))
+
+    # Another method joins; its first stage is spoiled, so it fails, and nothing else is run anew.
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("run.json")}
+    spoiled = out / "stage1" / "llava_stage1" / "seed-0"
+    shutil.copytree(out / "stage1" / "stage1" / "seed-0", spoiled)
+    (spoiled / "train.done.json").unlink()
+    with pytest.raises(SystemExit) as caught:
+        run_command(monkeypatch, *flags, "--methods", "base,frozen_llm,llava")
+    assert caught.value.code == 2
+    told = capsys.readouterr()
+    assert "1 of 3 runs failed (llava, images, seed 0)" in told.err
+    assert f"see {spoiled / 'train.log'}: wings_jax.train: --workdir: {spoiled} was" in told.out
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("run.json")} == before
