@@ -65,6 +65,7 @@ def execute(job: Job) -> str:
         log = job.log.open("a", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out: {job.log}: cannot be written: {error.strerror}") from error
+    began = log.tell()
     with log:
         # In a session of its own Ctrl-C does not reach it, so that a training is asked to save.
         process = subprocess.Popen(
@@ -77,16 +78,18 @@ def execute(job: Job) -> str:
             process.wait()
             raise
     if status:
-        return f"exit status {status}, see {job.log}: {_last_line(job)}"
+        return f"exit status {status}, see {job.log}: {_reason(job, began)}"
     seconds = time.perf_counter() - started
     note = {"command": list(job.command), "seconds": round(seconds, 1)}
     report.write(job.note, json.dumps(note, indent=1) + "\n")
     return ""
 
 
-def _last_line(job: Job) -> str:
-    lines = job.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()
-    return lines[-1] if lines else "(nothing)"
+def _reason(job: Job, began: int) -> str:
+    """Returns what a log says from byte `began` on: a mistake in one line, or its last line."""
+    said = job.log.read_bytes()[began:].decode("utf-8", errors="replace").strip().splitlines()
+    mistakes = [line for line in said if line.startswith("wings_jax.")]
+    return (mistakes or said or ["(nothing)"])[-1]
 
 
 @contextlib.contextmanager
