@@ -15,8 +15,8 @@ from PIL import Image
 from wings_jax.data import questions as kinds
 from wings_jax.data import skills
 from wings_jax.errors import UserError
-from wings_jax.evaluation import picture, report, scoring, tasks
-from wings_jax.evaluation.scoring import Score
+from wings_jax.evaluation import forgetting, iit, picture, report, scoring, tasks
+from wings_jax.evaluation.scoring import Paired, Score
 
 
 def test_wilson_intervals_are_the_published_ones():
@@ -26,6 +26,27 @@ def test_wilson_intervals_are_the_published_ones():
     np.testing.assert_allclose(Score(10, 10).interval, (0.7224672, 1.0), atol=1e-6)
     assert Score(0, 0).interval == (0.0, 1.0)
     assert math.isnan(Score(0, 0).accuracy)
+
+
+def test_paired_intervals_are_the_published_ones():
+    """Newcombe 1998, method 10, for 36, 12, 2, 0 of 50; and the same told the other way round."""
+    gained = Paired(both=36, lost=2, gained=12, neither=0)
+    assert gained.change == pytest.approx(0.2)
+    np.testing.assert_allclose(gained.interval, (0.0569, 0.3404), atol=5e-5)
+    lost = Paired(both=36, lost=12, gained=2, neither=0)
+    np.testing.assert_allclose(lost.interval, (-0.3404, -0.0569), atol=5e-5)
+
+
+def test_a_paired_interval_knows_what_stayed():
+    """Answers that never change are surer than two scores that happen to be equal."""
+    same, mixed = Paired(50, 0, 0, 50), Paired(25, 25, 25, 25)
+    assert same.change == mixed.change == 0
+    assert same.interval[1] < mixed.interval[1] / 3
+    assert Paired(10, 0, 0, 0).interval == pytest.approx((-0.2775, 0.2775), abs=1e-4)
+    low, high = Paired(0, 100, 0, 0).interval
+    assert low == -1 < high < -0.9
+    for table in (Paired(3, 4, 5, 6), Paired(90, 9, 1, 0), Paired(1, 0, 0, 99)):
+        assert table.interval[0] <= table.change <= table.interval[1]
 
 
 def test_an_answer_is_right_only_if_it_is_exactly_the_true_one():
@@ -127,6 +148,30 @@ def test_tables_stand_side_by_side(root):
     assert found["interval95"] == pytest.approx([0.0, 0.299145], abs=1e-6)
 
 
+def test_forgetting_is_counted_question_by_question(root, tmp_path):
+    task = tasks.TASKS["scenes_text"]
+    asked = {"scenes_text": tasks.read(task, root)}
+    count = len(skills.SKILLS)
+    before, after = (
+        report.Result(name, f"runs/{name}", 1, {"scenes_text": answers}, {}, {})
+        for name, answers in (
+            ("before", ["no"] * (count - 1) + ["yes"]),
+            ("after", ["yes"] + ["no"] * (count - 1)),
+        )
+    )
+    changes = forgetting.compare(asked, before, after)
+    rows = changes["scenes_text"]
+    first, *_, last = skills.SKILLS
+    assert rows[first] == Paired(0, 1, 0, 0)
+    assert rows[last] == Paired(0, 0, 1, 0)
+    assert rows["all text"] == Paired(count - 2, 1, 1, 0)
+    assert "+0.0 [" in forgetting.as_text(before, after, changes).splitlines()[-1]
+    forgetting.save(tmp_path, before, [(after, changes)])
+    found = json.loads((tmp_path / "forgetting.json").read_text())["models"][0]["tasks"]
+    assert found["scenes_text"][first]["change"] == -1.0
+    assert (tmp_path / "forgetting.md").read_text().count("| **all text** |") == 1
+
+
 def test_the_picture_shows_right_and_wrong(root, tmp_path):
     asked = tasks.read(tasks.TASKS["scenes_images"], root)
     answers = ["yes", "no"] * (len(asked) // 2)
@@ -165,9 +210,29 @@ def test_the_command_writes_a_report(workdir, root, tmp_path):
     assert "all text" in done.stdout
 
 
+def test_forgetting_and_conversations_by_command(workdir, root, tmp_path, monkeypatch, capsys):
+    from wings_jax import evaluate  # the entry point, imported only to be run
+
+    flags = ["forgetting", "--base", f"old={workdir}", "--checkpoint", f"new={workdir}"]
+    flags += ["--tasks", "iit,scenes_text", "--data-root", root, "--limit", "12", "--out", tmp_path]
+    monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, flags)])
+    evaluate.main()
+    told = capsys.readouterr().out
+    assert "old -> new" in told
+    assert "Interleaved conversations" in told
+    found = json.loads((tmp_path / "forgetting.json").read_text())
+    assert found["before"]["name"] == "old"
+    (after,) = found["models"]
+    assert list(after["tasks"]["iit"]) == list(iit.ROWS)
+    for row in after["tasks"]["iit"].values():  # the same model: nothing is lost or gained
+        assert (row["lost"], row["gained"], row["total"]) == (0, 0, 2)
+    assert (tmp_path / "answers-old.jsonl").is_file()
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
+        (["forgetting", "--base", "no/such", "--checkpoint", "RUN"], "--base: no/such holds no"),
         (["--checkpoint", "no/such"], "--checkpoint: no/such holds no checkpoint"),
         (["--checkpoint", "RUN", "--tasks", "scenes_image"], "no such task: 'scenes_image'"),
         (["--checkpoint", "RUN", "--data-root", "no/data"], "no/data/test_images.json"),

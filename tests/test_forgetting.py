@@ -304,7 +304,15 @@ def test_json_and_plots_are_whole(tmp_path):
     }
     for path in made:
         assert len(Image.open(path).convert("RGB").getcolors(1 << 24)) > 20
-    assert plots.write(tmp_path / "none", RUNS[:1], "") == []
+    assert plots.write(tmp_path, [], "") == []
+
+
+def test_the_base_alone_can_be_looked_at(tmp_path):
+    text = table.as_markdown(RUNS[:1], SETTINGS, {"llava, images, seed 0": ""})
+    assert "Runs that are not in yet: 1." in text
+    assert text.count("| base, no training |") == 3
+    (made,) = plots.write(tmp_path, RUNS[:1], "")
+    assert made.name == "accuracy-images.png"
 
 
 def test_runs_are_read_in_the_order_of_the_table(tmp_path):
@@ -416,7 +424,9 @@ def run_command(monkeypatch, *flags: object) -> None:
         (["--steps", "0"], "--steps: 0 is less than 1"),
         (["--limit", "0", "--fast"], "--limit: 0 is less than 1"),
         (["--data-root", "no/such"], "--data-root: no/such holds no scenes"),
-        (["--confg.steps=3"], "'--confg.steps=3' is not a flag"),
+        (["--confg.steps=3"], "'--confg.steps=3' is neither a flag nor --config.key=value"),
+        (["--config.batch_size", "3"], "'--config.batch_size' is neither a flag nor"),
+        (["--config.seed=3"], "--config.seed=3: seed is set by the experiment itself"),
     ],
 )
 def test_a_mistake_is_one_line(monkeypatch, capsys, tmp_path, flags, message):

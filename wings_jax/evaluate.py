@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
         metavar="[NAME=]DIR",
         help="in front of them; without a DIR, the models before any stage",
     )
-    parser.add_argument("--tasks", help=f"of {', '.join(tasks.TASKS)}; default: {ASKED}")
+    parser.add_argument("--tasks", help=f"of {', '.join(tasks.TASKS)}; default: {ASKED['tasks']}")
     parser.add_argument("--data-root", type=pathlib.Path, help="default: the checkpoint's scenes")
     parser.add_argument("--out", type=pathlib.Path, help="folder for report and answers")
     parser.add_argument("--picture", type=pathlib.Path, metavar="FILE.png")

@@ -6,9 +6,10 @@
     python -m wings_jax.forgetting --fast
 
 Trains every method on the same data for as many steps, and asks each about pictures, about text and
-in interleaved conversations; forgetting.md, forgetting.json and plots in --out are written anew
-after every run. Run it from the root of the repository. A stopped experiment goes on by the same
-command, and runs that failed are tried again.
+in interleaved conversations. forgetting.md, forgetting.json and plots in --out are written anew
+after every run and show all runs that --out holds, so methods, regimes and seeds can join later.
+A stopped experiment goes on by the same command, and runs that failed are tried again. Run it from
+the root of the repository.
 """
 
 from __future__ import annotations
@@ -37,10 +38,13 @@ FAST = {
     "methods": "base,llava,lora,wings,frozen_llm",
     "regimes": "images",
     "seeds": "0",
-    "steps": 100,
-    "stage1_steps": 300,
+    "steps": 120,
+    "stage1_steps": 400,
     "limit": 300,
 }
+
+# Keys of a training's config that no override may set.
+OWN = ("seed", "steps", "workdir", "init_from", "data.sources", "data.scenes")
 
 
 def parse() -> tuple[argparse.Namespace, list[str]]:
@@ -62,9 +66,12 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     )
     add("--debug", action="store_true", help="show a mistake's traceback")
     flags, rest = parser.parse_known_args()
-    strange = [word for word in rest if not word.startswith("--config.")]
-    if strange:
-        raise UserError(f"{strange[0]!r} is not a flag")
+    for word in rest:
+        key = word.removeprefix("--config.").partition("=")[0]
+        if key == word.partition("=")[0] or "=" not in word:
+            raise UserError(f"{word!r} is neither a flag nor --config.key=value")
+        if key.startswith(OWN):
+            raise UserError(f"{word}: {key} is set by the experiment itself, run by run")
     for name, default in (FAST if flags.fast else FULL).items():
         given = getattr(flags, name)
         setattr(flags, name, default if given is None else given)

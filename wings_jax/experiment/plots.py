@@ -67,9 +67,8 @@ def accuracies(runs: Sequence[Scored], regime: str) -> figure.Figure:
     methods = _there(runs, regime, [name for name in METHODS if not name.startswith("lr_")])
     rates = _there(runs, regime, RATES)
     rates = rates if len(rates) > 1 else []
-    page = figure.Figure(
-        figsize=(1.15 * (len(methods) + len(rates)) + 1.8, 4.4), layout="constrained"
-    )
+    width = max(7.6, 1.15 * (len(methods) + len(rates)) + 1.8)  # the legend needs 7.6
+    page = figure.Figure(figsize=(width, 4.4), layout="constrained")
     widths = [len(methods), len(rates)] if rates else [len(methods)]
     panels = page.subplots(1, len(widths), squeeze=False, sharey=True, width_ratios=widths)[0]
     _bars(panels[0], runs, regime, methods, list(SHADES))

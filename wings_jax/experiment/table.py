@@ -95,8 +95,9 @@ def as_text(runs: Sequence[Scored], regime: str) -> str:
 
 
 def regimes(runs: Sequence[Scored]) -> list[str]:
-    """Returns the regimes that have runs."""
-    return [name for name in REGIMES if any(run.regime == name for run in runs)]
+    """Returns the regimes that have runs, the first one if there is but the base."""
+    found = [name for name in REGIMES if any(run.regime == name for run in runs)]
+    return found or list(REGIMES)[: bool(runs)]
 
 
 def main_cells(runs: Sequence[Scored], regime: str) -> list[list[str]]:
