@@ -153,6 +153,6 @@ def test_the_tower_shows_names_and_colours_of_shapes_it_never_saw(tower):
         x, y = xs["train"], np.eye(len(values))[ys["train"]]
         weights = np.linalg.solve(x.T @ x + np.eye(x.shape[1]), x.T @ y)
         scores[what] = np.mean((xs["test"] @ weights).argmax(1) == ys["test"])
-    assert scores["digit"] >= 0.9, scores
-    assert scores["thing"] >= 0.75, scores
-    assert scores["colour"] >= 0.97, scores
+    assert scores["digit"] >= 0.97, scores
+    assert scores["thing"] >= 0.78, scores
+    assert scores["colour"] >= 0.99, scores
