@@ -1,7 +1,8 @@
 """What all stages share, and the presets: which LLM, tower, data and mesh.
 
-tiny           ships with the package and runs anywhere, with nothing downloaded
-the others     real models; `python -m wings_jax.convert import` makes their start
+tiny             ships with the package and runs anywhere, with nothing downloaded
+smollm2_scenes   SmolLM2-135M-Instruct with the tiny tower and its pictures
+the others       real models; `python -m wings_jax.convert import` makes the start of all but tiny
 """
 
 from ml_collections import config_dict
@@ -22,6 +23,8 @@ GROUPS = {
     "llm": "decoder/.*",
 }
 
+ON_SCENES = ("tiny", "smollm2_scenes")  # presets that train on the embedded pictures
+
 # preset -> (LLM, tower, template, mesh)
 REAL = {
     "qwen1_5_0_5b": ("qwen1_5_0_5b", "siglip_so400m_384", "chatml", {"fsdp": 1}),
@@ -37,11 +40,15 @@ REAL = {
 
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """Returns everything but what a stage adds. Raises ValueError for an unknown preset."""
-    if preset != "tiny" and preset not in REAL:
-        raise ValueError(f"preset {preset!r} is not one of {', '.join(['tiny', *REAL])}")
+    if preset not in ON_SCENES and preset not in REAL:
+        raise ValueError(f"preset {preset!r} is not one of {', '.join([*ON_SCENES, *REAL])}")
     config = config_lib.default()
     with config.unlocked():
-        _tiny(config) if preset == "tiny" else _real(config, preset)
+        if preset in REAL:
+            _real(config, preset)
+        else:
+            _on_scenes(config)
+            _tiny(config) if preset == "tiny" else _smollm2(config)
     return config
 
 
@@ -71,16 +78,25 @@ def scenes(config: config_dict.ConfigDict, name: str, *, sequence_length: int) -
         config.data.sources = {"scenes": source(f"{SCENES}/{name}.json", f"{SCENES}/images")}
 
 
-def _tiny(config: config_dict.ConfigDict) -> None:
+def _on_scenes(config: config_dict.ConfigDict) -> None:
     config.model.rank = 32
     config.model.router_positions = 1024
     config.data.scenes = SCENES
     config.data.images_per_row = 2
+    config.remat = "none"
+    config.checkpoint_every = 200
+
+
+def _tiny(config: config_dict.ConfigDict) -> None:
     config.batch_size = 32
     config.optimizer.kind, config.optimizer.b2 = "muon", 0.95  # a few hundred steps must do
-    config.remat = "none"
     config.loss_chunk = 256
-    config.checkpoint_every = 200
+
+
+def _smollm2(config: config_dict.ConfigDict) -> None:
+    config.model.llm = "smollm2_135m"
+    config.batch_size = 8
+    config.loss_chunk = 64
 
 
 def _real(config: config_dict.ConfigDict, preset: str) -> None:

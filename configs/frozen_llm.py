@@ -16,4 +16,6 @@ def get_config(preset: str = "tiny"):
     base.groups(config, projector=2e-5, visual=2e-4)
     if preset == "tiny":
         base.groups(config, projector=1e-2, visual=1e-2)
+    if preset == "smollm2_scenes":
+        base.groups(config, projector=1e-3, visual=1e-3)
     return config

@@ -14,6 +14,8 @@ def get_config(preset: str = "tiny"):
     config.model.learners, config.model.router = (), False
     config.model.lora_rank, config.model.lora_alpha = 128, 256.0
     base.groups(config, projector=2e-5, lora=2e-4)
+    if preset == "smollm2_scenes":
+        base.groups(config, projector=1e-4, lora=2e-4)
     if preset == "tiny":
         config.model.lora_rank, config.model.lora_alpha = 16, 16.0
         base.groups(config, projector=4e-3, lora=1e-2)

@@ -14,6 +14,8 @@ def get_config(preset: str = "tiny"):
     config.model.learners, config.model.router = (), False
     config.model.prefix_length = 32
     base.groups(config, projector=2e-5, prefix=5e-3)
+    if preset == "smollm2_scenes":
+        base.groups(config, projector=1e-4, prefix=5e-3)
     if preset == "tiny":
         base.groups(config, projector=4e-3, prefix=5e-2)
     return config

@@ -15,6 +15,7 @@ def get_config(preset: str = "tiny"):
     base.groups(config, projector=1e-3, visual=1e-3)  # the release: 2e-5 for both, batch 256
     if preset == "tiny":
         base.groups(config, projector=1e-2, visual=1e-2)
+    if preset in base.ON_SCENES:
         base.scenes(config, "train_stage1", sequence_length=96)
         config.steps = 600
     return config

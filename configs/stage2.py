@@ -16,6 +16,9 @@ def get_config(preset: str = "tiny"):
     base.groups(config, projector=1e-5, visual=2e-6, textual=2e-6, router=2e-6, llm=2e-6)
     if preset == "tiny":
         base.groups(config, projector=4e-3, visual=4e-3, textual=2e-3, router=1e-3, llm=1.5e-3)
+    if preset == "smollm2_scenes":  # LLaVA's rate of the LLM, five times that for what is added
+        base.groups(config, projector=1e-4, visual=1e-4, textual=1e-4, router=1e-4, llm=2e-5)
+    if preset in base.ON_SCENES:
         base.scenes(config, "train_stage2", sequence_length=176)
         config.steps = 240
     return config

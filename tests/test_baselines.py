@@ -57,7 +57,7 @@ NOT_EXPORTED = {
     "textual_only": r"no models with learners \('textual',\)",
     "no_router": "a router exactly where it has both",
 }
-PRESETS = ["tiny", *base.REAL]
+PRESETS = [*base.ON_SCENES, *base.REAL]
 every_config = pytest.mark.parametrize("name", TRAINS)
 
 

@@ -16,7 +16,7 @@ from wings_jax.errors import UserError
 from wings_jax.model.wings import Wings
 from wings_jax.training import optim, state
 
-PRESETS = ["tiny", *base.REAL]
+PRESETS = [*base.ON_SCENES, *base.REAL]
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import math
@@ -20,13 +21,14 @@ from wings_jax import config as config_lib
 from wings_jax import errors, forgetting
 from wings_jax.data import drawings, skills
 from wings_jax.errors import UserError
-from wings_jax.evaluation import iit, tasks
+from wings_jax.evaluation import everyday, iit, tasks
 from wings_jax.experiment import methods, plan, plots, results, runner, table
-from wings_jax.experiment.methods import METHODS, NEVER, PICTURES, REGIMES, SHIFT
+from wings_jax.experiment.methods import BASES, METHODS, NEVER, PICTURES, REGIMES, SHIFT
 from wings_jax.experiment.plan import Job, Run
 from wings_jax.experiment.results import Scored
 
-SETTINGS = plan.Settings(False, None, None, None, "runs/scenes")
+SETTINGS = plan.Settings("tiny", "", False, None, None, None, "runs/scenes")
+TINY = BASES["tiny"]
 OUT = pathlib.Path("out")
 
 
@@ -118,7 +120,15 @@ def test_first_stages_are_shared():
 
 
 def test_settings_reach_the_commands():
-    settings = plan.Settings(True, 7, 9, 30, "my/scenes", ("--config.batch_size=4",))
+    settings = dataclasses.replace(
+        SETTINGS,
+        is_fast=True,
+        steps=7,
+        stage1_steps=9,
+        limit=30,
+        data="my/scenes",
+        overrides=("--config.batch_size=4",),
+    )
     base, run = plan.runs(OUT, ("base", "lora"), ("replay",), (3,), settings)
     assert "--config.steps=0" in base.jobs[0].command
     before, training, evaluation, laws = run.jobs
@@ -134,6 +144,70 @@ def test_settings_reach_the_commands():
     assert f"--checkpoint=lora={run.folder}" in laws.command
     plain = plan.runs(OUT, ("lora",), ("images",), (0,), SETTINGS)[0].jobs[1].command
     assert not any(word.startswith(("--config.steps", "--config.data.scenes")) for word in plain)
+
+
+def test_a_variant_changes_its_last_stage_only():
+    name = "wings@optimizer.learning_rates.llm=5e-4@steps=9"
+    (run,) = plan.runs(OUT, (name,), ("images",), (0,), dataclasses.replace(SETTINGS, steps=7))
+    first, last, evaluation, _ = run.jobs
+    (plain,) = plan.runs(OUT, ("wings",), ("images",), (0,), dataclasses.replace(SETTINGS, steps=7))
+    assert first == plain.jobs[0]
+    assert set(last.command) - set(plain.jobs[1].command) == {
+        f"--workdir={run.folder}",
+        "--config.steps=9",
+        "--config.optimizer.learning_rates.llm=5e-4",
+    }
+    assert "=" not in str(run.folder)  # NAME=DIR is how a checkpoint is given
+    assert f"--checkpoint=wings={run.folder}" in evaluation.command
+    method = methods.find(name)
+    assert (method.title, method.config) == ("Wings; llm 5e-4, steps 9", "stage2")
+    assert method.colour != METHODS["wings"].colour
+    assert methods.chosen_methods(f"{name},wings,llava", "--methods") == ("llava", "wings", name)
+
+
+def test_a_variant_has_its_own_row():
+    name = "wings@optimizer.learning_rates.llm=5e-4"
+    runs = [*RUNS, dataclasses.replace(RUNS[4], method=name)]
+    rows = table.main_cells(runs, "images", TINY)
+    assert [row[0] for row in rows[1:]] == [
+        "base, no training",
+        "LLaVA",
+        "Wings",
+        "Wings; llm 5e-4",
+    ]
+
+
+def test_a_real_llm_is_imported_once_and_its_text_asked_by_likelihood():
+    settings = dataclasses.replace(SETTINGS, base="smollm2", gguf="model.gguf", limit=5)
+    base, wings = plan.runs(OUT, ("base", "wings"), ("images",), (0,), settings)
+    kinds = ["import", "stage 1", "stage 2", "evaluate", "language", "laws"]
+    assert [job.kind for job in wings.jobs] == kinds
+    assert [job.kind for job in base.jobs] == [kinds[0], *kinds[2:]]
+    assert base.jobs[0] == wings.jobs[0]
+    assert "--gguf=model.gguf" in wings.jobs[0].command
+    imported = f"--config.init_from={OUT / 'imported' / 'base'}"
+    assert imported in base.jobs[1].command
+    assert imported in wings.jobs[1].command
+    assert "--config=configs/stage2.py:smollm2_scenes" in wings.jobs[2].command
+    assert " ".join(wings.jobs[4].command).endswith(
+        f"evaluate language --checkpoint=wings={wings.folder} "
+        f"--out {wings.folder}/language --limit 5"
+    )
+
+
+def test_perplexity_and_choices_are_columns_of_a_real_llm(tmp_path):
+    found = {
+        "perplexity": {"value": 31.2, "interval95": [30.0, 32.5]},
+        "choices": {everyday.ALL: {"accuracy": 0.75, "interval95": [0.7, 0.8]}},
+    }
+    (tmp_path / "language.json").write_text(json.dumps({"models": [found]}))
+    scores = dict(RUNS[1].scores) | dict(results._language(tmp_path))
+    base, llava = (dataclasses.replace(run, scores=scores) for run in RUNS[:2])
+    header, *rows = table.main_cells([base, llava], "images", BASES["smollm2"])
+    assert header[4:6] == ["perplexity of English", "multiple choice"]
+    assert [row[4:6] for row in rows] == [["31.20 [30.00, 32.50]", "75.0 [70.0, 80.0]"]] * 2
+    made = plots.write(tmp_path, [base, llava], BASES["smollm2"], "")
+    assert {path.name for path in made} == {"shift.png", "accuracy-images.png"}
 
 
 # ---- running ----
@@ -285,7 +359,7 @@ def test_the_table_says_so():
     assert "- failed: prefix, images, seed 0: exit status 2" in text
     assert text.count("base, no training") == 2 * 3  # in both regimes, but not against LLaVA
     assert "fast form" not in text
-    fast = plan.Settings(True, 100, 300, 30, "x")
+    fast = dataclasses.replace(SETTINGS, is_fast=True, steps=100, stage1_steps=300, limit=30)
     assert "This is the fast form**: 100 steps after 300" in table.as_markdown(RUNS, fast, {})
 
 
@@ -296,7 +370,7 @@ def test_json_and_plots_are_whole(tmp_path):
     assert (row["mean"], row["over"], row["n"]) == (0.4, "seeds", 3)
     assert found["table"]["images"]["base"]["scores"]["laws"]["shift"]["over"] == "questions"
     assert [run["method"] for run in found["runs"]] == [run.method for run in RUNS]
-    made = plots.write(tmp_path, RUNS, "")
+    made = plots.write(tmp_path, RUNS, TINY, "")
     assert {path.name for path in made} == {
         "shift.png",
         *(f"accuracy-{regime}.png" for regime in REGIMES),
@@ -304,14 +378,14 @@ def test_json_and_plots_are_whole(tmp_path):
     }
     for path in made:
         assert len(Image.open(path).convert("RGB").getcolors(1 << 24)) > 20
-    assert plots.write(tmp_path, [], "") == []
+    assert plots.write(tmp_path, [], TINY, "") == []
 
 
 def test_the_base_alone_can_be_looked_at(tmp_path):
     text = table.as_markdown(RUNS[:1], SETTINGS, {"llava, images, seed 0": ""})
     assert "Runs that are not in yet: 1." in text
     assert text.count("| base, no training |") == 3
-    (made,) = plots.write(tmp_path, RUNS[:1], "")
+    (made,) = plots.write(tmp_path, RUNS[:1], TINY, "")
     assert made.name == "accuracy-images.png"
 
 
@@ -419,13 +493,22 @@ def run_command(monkeypatch, *flags: object) -> None:
     [
         (["--methods", "wings,wing"], "--methods: there is no 'wing'; there are base, llava"),
         (["--methods", ","], "--methods: names nothing"),
-        (["--regimes", "text"], "--regimes: there is no 'text'; there are images, replay"),
+        (
+            ["--regimes", "text"],
+            "--regimes (--base tiny): there is no 'text'; there are images, replay",
+        ),
         (["--seeds", "0,a"], "--seeds: '0,a' is no list of whole numbers"),
         (["--steps", "0"], "--steps: 0 is less than 1"),
         (["--limit", "0", "--fast"], "--limit: 0 is less than 1"),
         (["--data-root", "no/such"], "--data-root: no/such holds no scenes"),
         (["--confg.steps=3"], "'--confg.steps=3' is neither a flag nor --config.key=value"),
         (["--config.batch_size", "3"], "'--config.batch_size' is neither a flag nor"),
+        (["--methods", "base@steps=3"], "--methods: there is no 'base@steps=3'"),
+        (["--methods", "wings@steps=x"], "--methods: there is no 'wings@steps=x'"),
+        (["--methods", "wings@seed=3"], "--methods: wings@seed=3: seed is set by the experiment"),
+        (["--base", "smollm2", "--regimes", "replay"], "(--base smollm2): there is no 'replay'"),
+        (["--base", "smollm2", "--gguf", "no.gguf"], "--gguf: no.gguf is not a file"),
+        (["--gguf", "no.gguf"], "--gguf: the tiny base has its LLM with it"),
         (["--config.seed=3"], "--config.seed=3: seed is set by the experiment itself"),
     ],
 )
@@ -439,17 +522,36 @@ def test_a_mistake_is_one_line(monkeypatch, capsys, tmp_path, flags, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_is_of_one_choice_of_settings(tmp_path):
-    plan.claim(tmp_path / "new", SETTINGS)
-    plan.claim(tmp_path / "new", SETTINGS)
-    other = plan.Settings(True, 100, None, None, "runs/scenes", ("--config.batch_size=4",))
-    with pytest.raises(UserError, match=r"other settings \(is_fast: False -> True; steps: None"):
-        plan.claim(tmp_path / "new", other)
-    with pytest.raises(UserError, match="exists and holds no experiment"):
-        plan.claim(cases.ROOT / "configs", SETTINGS)
+def test_a_folder_is_of_one_choice_of_settings(tmp_path, monkeypatch):
+    new = tmp_path / "new"
+    for _ in range(2):
+        with plan.claim(new, SETTINGS):
+            assert (new / "settings.json").is_file()
+    other = dataclasses.replace(SETTINGS, is_fast=True, steps=100)
+    refused = {
+        r"other settings \(is_fast: False -> True; steps: None": (new, other),
+        "exists and holds no experiment": (cases.ROOT / "configs", SETTINGS),
+        "--out: cannot write to": (tmp_path / "file" / "out", SETTINGS),
+    }
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="--out: cannot write to"):
-        plan.claim(tmp_path / "file" / "out", SETTINGS)
+    for message, (out, settings) in refused.items():
+        with pytest.raises(UserError, match=message), plan.claim(out, settings):
+            pass
+    (tmp_path / "another.safetensors").write_text("weights of another base")
+    monkeypatch.setattr(plan, "_weights", lambda half: tmp_path / "another.safetensors")
+    with pytest.raises(UserError, match=r"other settings \(weights: "), plan.claim(new, SETTINGS):
+        pass
+
+
+def test_two_experiments_never_work_in_one_folder(tmp_path):
+    with (
+        plan.claim(tmp_path, SETTINGS),
+        pytest.raises(UserError, match="another experiment is at work in"),
+        plan.claim(tmp_path, SETTINGS),
+    ):
+        pass
+    with plan.claim(tmp_path, SETTINGS):
+        pass
 
 
 def test_it_runs_at_the_root_of_the_repository(monkeypatch, capsys, tmp_path):

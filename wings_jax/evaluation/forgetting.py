@@ -51,26 +51,27 @@ def as_markdown(before: Result, found: Sequence[tuple[Result, Changes]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def plain(paired: Paired) -> dict[str, Any]:
+    """Returns a change as it is written to JSON."""
+    return {
+        "before": round(paired.before.accuracy, 6),
+        "after": round(paired.after.accuracy, 6),
+        "change": round(paired.change, 6),
+        "interval95": [round(end, 6) for end in paired.interval],
+        "lost": paired.lost,
+        "gained": paired.gained,
+        "total": paired.total,
+    }
+
+
 def as_json(before: Result, found: Sequence[tuple[Result, Changes]]) -> dict[str, Any]:
     """Returns counts, changes and intervals, for machines."""
-
-    def row(paired: Paired) -> dict[str, Any]:
-        return {
-            "before": round(paired.before.accuracy, 6),
-            "after": round(paired.after.accuracy, 6),
-            "change": round(paired.change, 6),
-            "interval95": [round(end, 6) for end in paired.interval],
-            "lost": paired.lost,
-            "gained": paired.gained,
-            "total": paired.total,
-        }
-
     models = [
         {
             "name": after.name,
             "origin": after.origin,
             "tasks": {
-                task: {name: row(paired) for name, paired in rows.items()}
+                task: {name: plain(paired) for name, paired in rows.items()}
                 for task, rows in changes.items()
             },
         }
@@ -90,12 +91,17 @@ def save(
     ]
 
 
+def shown(paired: Paired) -> str:
+    """Returns a change as it stands in tables: in points, with its interval."""
+    low, high = (f"{100 * end:+.1f}" for end in paired.interval)
+    return f"{100 * paired.change:+.1f} [{low}, {high}]"
+
+
 def _cells(task: str, rows: Mapping[str, Paired]) -> list[Sequence[str]]:
     cells: list[Sequence[str]] = [HEADING]
     for name, paired in rows.items():
-        low, high = (f"{100 * end:+.1f}" for end in paired.interval)
         scores = (f"{100 * score.accuracy:.1f}" for score in (paired.before, paired.after))
-        change = f"{100 * paired.change:+.1f} [{low}, {high}]"
         counts = (str(paired.lost), str(paired.gained))
+        change = shown(paired)
         cells.append((report.label(task, name), str(paired.total), *scores, change, *counts))
     return cells

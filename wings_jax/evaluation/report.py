@@ -39,8 +39,7 @@ def _cells(task: str, results: Sequence[Result]) -> list[list[str]]:
     rows = [["", "n", *(result.name for result in results)]]
     for row in results[0].scores[task]:
         scores = [result.scores[task][row] for result in results]
-        shown = [_shown(score) for score in scores]
-        rows.append([label(task, row), str(scores[0].total), *shown])
+        rows.append([label(task, row), str(scores[0].total), *map(shown, scores)])
     return rows
 
 
@@ -49,7 +48,8 @@ def label(task: str, row: str) -> str:
     return f"= {row}" if row in TASKS[task].totals else row
 
 
-def _shown(score: Score) -> str:
+def shown(score: Score) -> str:
+    """Returns a score as it stands in tables: accuracy in % and its interval."""
     low, high = (f"{100 * end:.1f}" for end in score.interval)
     return f"{100 * score.accuracy:.1f} [{low}, {high}]"
 
@@ -96,18 +96,18 @@ def as_markdown(results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def plain(score: Score) -> dict[str, Any]:
+    """Returns a score as it is written to JSON."""
+    return {
+        "right": score.right,
+        "total": score.total,
+        "accuracy": round(score.accuracy, 6),
+        "interval95": [round(end, 6) for end in score.interval],
+    }
+
+
 def as_json(results: Sequence[Result]) -> dict[str, Any]:
     """Returns counts, accuracies and intervals, for machines."""
-
-    def score(found: Score) -> dict[str, Any]:
-        low, high = found.interval
-        return {
-            "right": found.right,
-            "total": found.total,
-            "accuracy": round(found.accuracy, 6),
-            "interval95": [round(low, 6), round(high, 6)],
-        }
-
     return {
         "models": [
             {
@@ -116,7 +116,7 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
                 "step": result.step,
                 "seconds": {task: round(s, 2) for task, s in result.seconds.items()},
                 "tasks": {
-                    task: {row: score(found) for row, found in rows.items()}
+                    task: {row: plain(found) for row, found in rows.items()}
                     for task, rows in result.scores.items()
                 },
             }

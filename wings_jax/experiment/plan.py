@@ -1,34 +1,43 @@
 """Which commands have to be run for which row of the table, and what is shared among them.
 
 OUT/settings.json               what all of its runs have in common
+OUT/imported/                   the base as a checkpoint, where its LLM does not ship here
 OUT/stage1/CONFIG/seed-0/       a first stage, shared by the methods that start from it
 OUT/REGIME/METHOD/seed-0/       a run: the workdir of its training, and beside it
-    train.log, evaluate.log, laws.log     what the commands said
-    scores/, laws/                        what they found
+    train.log, evaluate.log, ...          what the commands said
+    scores/, language/, laws/             what they found
     run.json                              what of it goes into the table
 OUT/base/                       the same of the models before any training
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import fcntl
+import hashlib
+import importlib.resources
 import json
 import pathlib
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 from wings_jax.errors import UserError
 from wings_jax.evaluation import report
-from wings_jax.experiment.methods import ALIGNMENT, BASE, METHODS, REGIMES, Regime
+from wings_jax.experiment import methods
+from wings_jax.experiment.methods import ALIGNMENT, BASE, BASES, REGIMES, Regime
 
-TASKS = "scenes_images,scenes_text,iit"
 SCENES = "runs/scenes"  # as in configs/base.py
+SHIPPED = pathlib.Path(str(importlib.resources.files("wings_jax"))) / "assets" / "tiny"
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What changes the numbers of a run; one folder holds runs of one choice.
 
+    base            of `methods.BASES`
+    gguf            file of its LLM, "" where that ships with the package
     is_fast         the short form, which says so on its table
     steps           of the last stage, None for the config's
     stage1_steps    of the first, likewise
@@ -37,6 +46,8 @@ class Settings:
     overrides       further `--config.key=value` of every training
     """
 
+    base: str
+    gguf: str
     is_fast: bool
     steps: int | None
     stage1_steps: int | None
@@ -49,7 +60,7 @@ class Settings:
 class Job:
     """One command. It is done when `folder` holds the note that it left.
 
-    kind     "stage 1", "stage 2", "evaluate" or "laws"
+    kind     "import", "stage 1", "stage 2", "evaluate", "language" or "laws"
     """
 
     kind: str
@@ -118,25 +129,39 @@ def runs(
 
 
 def _run(out: pathlib.Path, name: str, regime: str, seed: int, settings: Settings) -> Run:
-    method = METHODS[name]
-    folder = out / regime / name / f"seed-{seed}" if regime else out / name
+    method, base = methods.find(name), BASES[settings.base]
+    folder = out / regime / name.replace("=", "-") / f"seed-{seed}" if regime else out / name
     jobs, before = [], ""
+    if base.package:
+        jobs.append(_import(out / "imported", settings.gguf))
+        before = str(out / "imported" / "base")
     if method.begins:
         first = out / "stage1" / method.begins / f"seed-{seed}"
         steps = settings.stage1_steps
-        jobs.append(_train("stage 1", first, method.begins, ALIGNMENT, seed, steps, settings))
+        jobs.append(
+            _train("stage 1", first, method.begins, ALIGNMENT, seed, steps, settings, before)
+        )
         before = str(first)
     steps = settings.steps if method.steps is None else method.steps
-    sees = REGIMES[regime] if regime else ALIGNMENT
-    jobs.append(_train("stage 2", folder, method.config, sees, seed, steps, settings, before))
-    asked = ("--tasks", TASKS, "--data-root", settings.data, "--out", str(folder / "scores"))
-    limit = ("--limit", str(settings.limit)) if settings.limit else ()
+    sees, further = REGIMES[regime] if regime else ALIGNMENT, method.values
     jobs.append(
-        _job("evaluate", folder, "evaluate", f"--checkpoint={name}={folder}", *asked, *limit)
+        _train("stage 2", folder, method.config, sees, seed, steps, settings, before, further)
     )
-    where = ("--out", str(folder / "laws"))
-    jobs.append(_job("laws", folder, "analyze", "laws", f"--checkpoint={name}={folder}", *where))
+    asks = f"--checkpoint={name.split('@')[0]}={folder}"
+    limit = ("--limit", str(settings.limit)) if settings.limit else ()
+    about = ("--tasks", ",".join(base.tasks), "--data-root", settings.data)
+    scores = ("--out", str(folder / "scores"), *limit)
+    jobs.append(_job("evaluate", folder, "evaluate", asks, *about, *scores))
+    if any(measure.task == "language" for measure in base.measures):
+        told = ("--out", str(folder / "language"), *limit)
+        jobs.append(_job("language", folder, "evaluate", "language", asks, *told))
+    jobs.append(_job("laws", folder, "analyze", "laws", asks, "--out", str(folder / "laws")))
     return Run(name, regime, seed, folder, tuple(jobs))
+
+
+def _import(folder: pathlib.Path, gguf: str) -> Job:
+    flags = (f"--gguf={gguf}", f"--vision={SHIPPED / 'vision'}", f"--out={folder / 'base'}")
+    return _job("import", folder, "convert", "import", *flags)
 
 
 def _train(
@@ -147,9 +172,11 @@ def _train(
     seed: int,
     steps: int | None,
     settings: Settings,
-    before: str = "",
+    before: str,
+    further: Sequence[str] = (),
 ) -> Job:
-    flags = [f"--config={sees.config.format(config)}", f"--workdir={folder}"]
+    preset = BASES[settings.base].preset
+    flags = [f"--config={sees.config.format(config)}{preset}", f"--workdir={folder}"]
     values = {"seed": seed, "init_from": before, "keep": 1}
     if settings.data != SCENES:
         values["data.scenes"] = ""  # it is there already, and may be of another size
@@ -159,22 +186,24 @@ def _train(
     if steps is not None:
         values["steps"] = steps
     flags += [f"--config.{key}={value}" for key, value in values.items()]
-    return _job(kind, folder, "train", *flags, *settings.overrides)
+    flags += [*settings.overrides, *(f"--config.{value}" for value in further)]
+    return _job(kind, folder, "train", *flags)
 
 
 def _job(kind: str, folder: pathlib.Path, program: str, *flags: str) -> Job:
     return Job(kind, folder, (sys.executable, "-m", f"wings_jax.{program}", *flags))
 
 
-def claim(out: pathlib.Path, settings: Settings) -> None:
-    """Notes the settings in `out`.
+@contextlib.contextmanager
+def claim(out: pathlib.Path, settings: Settings) -> Iterator[None]:
+    """Notes the settings in `out`, which is this process's as long as the context lasts.
 
     Raises:
-      UserError: it holds runs of other settings, or something else, or cannot be written.
+      UserError: it holds runs of other settings or of another base, or something else; another
+        process is at work in it; or it cannot be written.
     """
     report.check_writable(out, "--out")
-    note, now = out / "settings.json", dataclasses.asdict(settings)
-    now["overrides"] = list(settings.overrides)
+    note, now = out / "settings.json", described(settings)
     if note.exists():
         old = json.loads(note.read_text(encoding="utf-8"))
         changed = [
@@ -185,7 +214,27 @@ def claim(out: pathlib.Path, settings: Settings) -> None:
                 f"--out: {out} was made with other settings ({'; '.join(changed)}): give another "
                 "--out, or remove it"
             )
-        return
-    if out.exists() and any(out.iterdir()):
+    elif out.exists() and any(out.iterdir()):
         raise UserError(f"--out: {out} exists and holds no experiment")
-    report.write(note, json.dumps(now, indent=1) + "\n")
+    else:
+        report.write(note, json.dumps(now, indent=1) + "\n")
+    with note.open(encoding="utf-8") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise UserError(f"--out: another experiment is at work in {out}") from error
+        yield
+
+
+def described(settings: Settings) -> dict[str, Any]:
+    """Returns the settings for JSON, with a digest of the weights that all runs start from."""
+    files = [pathlib.Path(settings.gguf)] if settings.gguf else [_weights("llm")]
+    digest = hashlib.sha256()
+    for file in (*files, _weights("vision")):
+        digest.update(file.read_bytes())
+    plain = dataclasses.asdict(settings) | {"overrides": list(settings.overrides)}
+    return plain | {"weights": digest.hexdigest()[:16]}
+
+
+def _weights(half: str) -> pathlib.Path:
+    return SHIPPED / half / "model.safetensors"

@@ -18,21 +18,23 @@ from wings_jax.evaluation import report
 from wings_jax.experiment import results, table
 from wings_jax.experiment.methods import (
     BASE,
+    CHOICES,
     INTERLEAVED,
-    METHODS,
     NEVER,
     PICTURES,
     REGIMES,
     REPLAYED,
     SHIFT,
+    Base,
     Measure,
+    find,
 )
 from wings_jax.experiment.results import Estimate, Scored
 
 INK, FAINT, PALE = "#24292f", "#d0d7de", "#57606a"
 TOP = 104  # of axes in %, so that the end of an interval at 100 can be seen
 RATES, RATES_TITLE = ("lr_smaller", "lr_larger", "wings"), "learning rates of Wings"
-SHADES = {PICTURES: "#bc4c00", NEVER: "#0969da", REPLAYED: "#a5d6ff"}
+SHADES = {PICTURES: "#bc4c00", NEVER: "#0969da", REPLAYED: "#a5d6ff", CHOICES: "#0969da"}
 MARKERS = dict(zip(REGIMES, "os", strict=True))
 # Panels of the interleaved settings, as in figures 5a, 5b, 5c and 6.
 COMPARED = {
@@ -44,13 +46,14 @@ COMPARED = {
 RATE_NAMES = {"lr_smaller": "smaller", "lr_larger": "larger", "wings": "partitioned"}
 
 
-def write(out: pathlib.Path, runs: Sequence[Scored], note: str) -> list[pathlib.Path]:
+def write(out: pathlib.Path, runs: Sequence[Scored], base: Base, note: str) -> list[pathlib.Path]:
     """Writes all plots that the runs allow; `note` stands below each. Returns the paths."""
-    pages = {"shift.png": ("a point per run", shifts(runs))}
+    pages = {"shift.png": ("a point per run", shifts(runs, base.text))}
     for regime in table.regimes(runs):
         told = f"stage 2 on {REGIMES[regime].title}; lines: 95 % intervals"
-        pages[f"accuracy-{regime}.png"] = (told, accuracies(runs, regime))
-        pages[f"interleaved-{regime}.png"] = (told, interleaved(runs, regime))
+        pages[f"accuracy-{regime}.png"] = (told, accuracies(runs, regime, base))
+        if "iit" in base.tasks:
+            pages[f"interleaved-{regime}.png"] = (told, interleaved(runs, regime))
     made = []
     for name, (told, page) in pages.items():
         if page is None:
@@ -62,36 +65,41 @@ def write(out: pathlib.Path, runs: Sequence[Scored], note: str) -> list[pathlib.
     return made
 
 
-def accuracies(runs: Sequence[Scored], regime: str) -> figure.Figure:
+def accuracies(runs: Sequence[Scored], regime: str, base: Base) -> figure.Figure:
     """Returns bars of pictures and text by method, and by learning rates where they were tried."""
-    methods = _there(runs, regime, [name for name in METHODS if not name.startswith("lr_")])
+    measures = [measure for measure in SHADES if measure in base.measures]
+    methods = _there(
+        runs, regime, [name for name in table.names(runs, regime) if not name.startswith("lr_")]
+    )
     rates = _there(runs, regime, RATES)
     rates = rates if len(rates) > 1 else []
     width = max(7.6, 1.15 * (len(methods) + len(rates)) + 1.8)  # the legend needs 7.6
     page = figure.Figure(figsize=(width, 4.4), layout="constrained")
     widths = [len(methods), len(rates)] if rates else [len(methods)]
     panels = page.subplots(1, len(widths), squeeze=False, sharey=True, width_ratios=widths)[0]
-    _bars(panels[0], runs, regime, methods, list(SHADES))
-    panels[0].set_xticks(range(len(methods)), [_wrapped(METHODS[name].title) for name in methods])
+    _bars(panels[0], runs, regime, methods, measures)
+    panels[0].set_xticks(range(len(methods)), [_wrapped(find(name).title) for name in methods])
     panels[0].set_title("methods")
     if rates:
-        _bars(panels[1], runs, regime, rates, list(SHADES))
+        _bars(panels[1], runs, regime, rates, measures)
         panels[1].set_xticks(range(len(rates)), [RATE_NAMES[name] for name in rates])
         panels[1].set_title(RATES_TITLE)
     for panel, names in zip(panels, (methods, rates), strict=False):
         panel.set_xlim(-0.6, len(names) - 0.4)
         panel.set_ylim(0, TOP)
     panels[0].set_ylabel("right answers in %")
-    before = results.estimate(results.of(runs, BASE, regime), NEVER)
+    before = results.estimate(results.of(runs, BASE, regime), base.text)
     if not math.isnan(before.mean):
         for panel in panels:
-            panel.axhline(100 * before.mean, color=SHADES[NEVER], lw=1, ls=(0, (4, 3)), zorder=0)
+            panel.axhline(
+                100 * before.mean, color=SHADES[base.text], lw=1, ls=(0, (4, 3)), zorder=0
+            )
     handles = [
-        lines.Line2D([], [], color=colour, lw=7, label=measure.title)
-        for measure, colour in SHADES.items()
+        lines.Line2D([], [], color=SHADES[measure], lw=7, label=measure.title)
+        for measure in measures
     ]
     handles.append(
-        lines.Line2D([], [], color=SHADES[NEVER], lw=1, ls=(0, (4, 3)), label="the base's text")
+        lines.Line2D([], [], color=SHADES[base.text], lw=1, ls=(0, (4, 3)), label="the base's text")
     )
     page.legend(handles=handles, loc="outside upper center", ncols=len(handles), frameon=False)
     return page
@@ -102,7 +110,12 @@ def _there(runs: Sequence[Scored], regime: str, names: Sequence[str]) -> list[st
 
 
 def _wrapped(title: str) -> str:
-    return title.replace(", ", ",\n").replace(" learners", "\nlearners").replace("-", "-\n")
+    return (
+        title.replace(", ", ",\n")
+        .replace("; ", "\n")
+        .replace(" learners", "\nlearners")
+        .replace("-", "-\n")
+    )
 
 
 def _bars(
@@ -167,7 +180,7 @@ def interleaved(runs: Sequence[Scored], regime: str) -> figure.Figure | None:
         for number, name in enumerate(names):
             found = [results.estimate(results.of(runs, name, regime), m) for m in INTERLEAVED]
             at = np.arange(len(INTERLEAVED)) + (number - (len(names) - 1) / 2) * width
-            _columns(panel, at, found, width, [METHODS[name].colour] * len(at))
+            _columns(panel, at, found, width, [find(name).colour] * len(at))
         _name(panel, title, names)
         panel.set_xticks(range(len(INTERLEAVED)), [measure.title for measure in INTERLEAVED])
         panel.set_ylim(0, TOP)
@@ -181,8 +194,8 @@ def _name(panel: mpl_axes.Axes, title: str, methods: Sequence[str]) -> None:
     """Puts the title and a legend of the methods in one row above a panel."""
     short = RATE_NAMES if title == RATES_TITLE else {}
     panel.legend(
-        [lines.Line2D([], [], color=METHODS[name].colour, lw=6) for name in methods],
-        [short.get(name, METHODS[name].title) for name in methods],
+        [lines.Line2D([], [], color=find(name).colour, lw=6) for name in methods],
+        [short.get(name, find(name).title) for name in methods],
         title=title,
         loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
@@ -194,28 +207,28 @@ def _name(panel: mpl_axes.Axes, title: str, methods: Sequence[str]) -> None:
     )
 
 
-def shifts(runs: Sequence[Scored]) -> figure.Figure | None:
+def shifts(runs: Sequence[Scored], text: Measure) -> figure.Figure | None:
     """Returns text against pictures and against attention shift (figure 2c), a point per run."""
     if len(runs) < 2:
         return None
     page = figure.Figure(figsize=(11.5, 4.6), layout="constrained")
     left, right = page.subplots(1, 2, sharey=True)
-    _points(left, runs, PICTURES)
-    _points(right, runs, SHIFT)
+    _points(left, runs, PICTURES, text)
+    _points(right, runs, SHIFT, text)
     left.set_xlabel("pictures, right answers in %")
-    left.set_ylabel("text, never replayed: right answers in %")
+    left.set_ylabel(f"{text.title}: right answers in %")
     left.set_title("sight and text (better: up and right)", fontsize=11)
     right.set_xlabel(r"attention shift (1 - $\rho$)")
-    right.set_title(_correlated(runs), fontsize=11)
-    methods = [name for name in METHODS if any(run.method == name for run in runs)]
+    right.set_title(_correlated(runs, text), fontsize=11)
+    methods = dict.fromkeys(run.method for run in runs)
     handles = [
         lines.Line2D(
             [],
             [],
-            color=METHODS[name].colour,
+            color=find(name).colour,
             marker="*" if name == BASE else "o",
             ls="",
-            label=METHODS[name].title,
+            label=find(name).title,
         )
         for name in methods
     ]
@@ -237,12 +250,12 @@ def shifts(runs: Sequence[Scored]) -> figure.Figure | None:
     return page
 
 
-def _points(panel: mpl_axes.Axes, runs: Sequence[Scored], measure: Measure) -> None:
+def _points(panel: mpl_axes.Axes, runs: Sequence[Scored], measure: Measure, text: Measure) -> None:
     for run in runs:
         panel.plot(
             measure.scale * run.value(measure),
-            100 * run.value(NEVER),
-            color=METHODS[run.method].colour,
+            100 * run.value(text),
+            color=find(run.method).colour,
             marker=MARKERS.get(run.regime, "*"),
             markersize=11 if run.method == BASE else 7,
             alpha=0.85,
@@ -253,9 +266,9 @@ def _points(panel: mpl_axes.Axes, runs: Sequence[Scored], measure: Measure) -> N
     panel.margins(0.08)
 
 
-def _correlated(runs: Sequence[Scored]) -> str:
+def _correlated(runs: Sequence[Scored], text: Measure) -> str:
     """Returns the heading of figure 2c: the rank correlation over the runs."""
-    pairs = np.array([[run.value(SHIFT), run.value(NEVER)] for run in runs])
+    pairs = np.array([[run.value(SHIFT), run.value(text)] for run in runs])
     x, y = pairs[np.isfinite(pairs).all(1)].T
     title = "attention shift and text"
     if len(x) < 3 or not np.ptp(x) or not np.ptp(y):

@@ -18,7 +18,8 @@ from scipy import stats
 
 from wings_jax import tree
 from wings_jax.evaluation import report
-from wings_jax.experiment.methods import BASE, METHODS, REFERENCE, REGIMES, Measure
+from wings_jax.experiment import methods
+from wings_jax.experiment.methods import BASE, REFERENCE, REGIMES, Measure
 from wings_jax.experiment.plan import Run
 from wings_jax.training import checkpoint, optim
 
@@ -67,7 +68,11 @@ def write(run: Run) -> None:
         seed=run.seed,
         trained=trained_parameters(run.folder),
         seconds=round(sum(job.seconds or 0 for job in run.jobs), 1),
-        scores={**_answers(run.folder / "scores"), "laws": _shift(run.folder / "laws")},
+        scores={
+            **_answers(run.folder / "scores"),
+            **_language(run.folder / "language"),
+            "laws": _shift(run.folder / "laws"),
+        },
     )
     report.write(run.file, json.dumps(dataclasses.asdict(scored), indent=1) + "\n")
 
@@ -89,6 +94,19 @@ def _shift(folder: pathlib.Path) -> Mapping[str, Mapping[str, Any]]:
     return {"shift": {key: model["shift"][key] for key in ("mean", "interval95")}}
 
 
+def _language(folder: pathlib.Path) -> Scores:
+    """Returns the scores of the likelihood tasks, where they were asked."""
+    file = folder / "language.json"
+    if not file.exists():
+        return {}
+    (model,) = json.loads(file.read_text(encoding="utf-8"))["models"]
+    perplexity = model["perplexity"]
+    told = {"perplexity": {"mean": perplexity["value"], "interval95": perplexity["interval95"]}}
+    for row, score in model["choices"].items():
+        told[row] = {"mean": score["accuracy"], "interval95": score["interval95"]}
+    return {"language": told}
+
+
 def trained_parameters(workdir: pathlib.Path) -> int:
     """Returns how many parameters the run of a workdir trained."""
     step = checkpoint.find(workdir, flag="--out")
@@ -107,10 +125,10 @@ def read(out: pathlib.Path) -> list[Scored]:
         Scored(**json.loads(file.read_text(encoding="utf-8")))
         for file in (*out.glob(f"{BASE}/run.json"), *out.glob("*/*/seed-*/run.json"))
     ]
-    methods, regimes = list(METHODS), ["", *REGIMES]
-    known = [run for run in found if run.method in methods and run.regime in regimes]
+    regimes = ["", *REGIMES]
+    known = [run for run in found if methods.is_known(run.method) and run.regime in regimes]
     return sorted(
-        known, key=lambda run: (regimes.index(run.regime), methods.index(run.method), run.seed)
+        known, key=lambda run: (regimes.index(run.regime), methods.order(run.method), run.seed)
     )
 
 

@@ -9,32 +9,46 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from wings_jax.evaluation import report
-from wings_jax.evaluation.tasks import TASKS
-from wings_jax.experiment import results
+from wings_jax.experiment import plan, results
 from wings_jax.experiment.methods import (
     BASE,
-    MEASURES,
-    METHODS,
+    BASES,
+    PERPLEXITY,
     REFERENCE,
     REGIMES,
-    SHIFT,
+    Base,
     Measure,
+    find,
+    order,
 )
 from wings_jax.experiment.plan import Settings
 from wings_jax.experiment.results import Estimate, Scored
 
 NOTHING = "-"
+DETAILS = {
+    "scenes_images": "Pictures by kind",
+    "scenes_text": "Text by skill",
+    "language": "Multiple choice by kind",
+}
 FAST = (
     "**This is the fast form**: {steps} steps after {stage1_steps} of alignment, {limit} questions "
     "of a task. It shows how the experiment goes; what it finds needs the full form."
 )
-READING = """\
+PICTURES_TOLD = """\
 - pictures: questions about held-out digits and drawings; sums stand apart. Right answers in %: the
-  whole answer matches exactly, as everywhere
-- text: skills that the base had; those that a replay in stage 2 refreshes apart from those that are
-  never replayed, for replay hides what is forgotten
+  whole answer matches exactly"""
+TEXT_TOLD = {
+    "scenes_text": """\
+- text: skills that the base had, right if the whole answer is; those that a replay in stage 2
+  refreshes apart from those that are never replayed, for replay hides what is forgotten""",
+    "iit": """\
 - (T) to (V): interleaved conversations with true answers before the last question, which is scored:
-  after a last T about text, of skills never replayed, after a last V about a picture
+  after a last T about text, of skills never replayed, after a last V about a picture""",
+    "language": """\
+- perplexity: of English prose that no stage trains on, lower is better
+- multiple choice: everyday questions, zero-shot; the choice that is likeliest per token, in %""",
+}
+READING = """\
 - attention shift: 1 - correlation, over the layers, of the attention before and after the picture;
   0 to 2, lower is better
 - mean ± half of the 95 % interval over seeds (Student's t); of one seed, as of the base, the 95 %
@@ -58,7 +72,8 @@ def write(
 
 def as_markdown(runs: Sequence[Scored], settings: Settings, missing: Mapping[str, str]) -> str:
     """Returns all tables."""
-    lines = ["# Sight without forgetting: the paper's claim on the tiny base", ""]
+    base = BASES[settings.base]
+    lines = [f"# Sight without forgetting: the paper's claim on {base.title}", ""]
     if settings.is_fast:
         lines += [FAST.format(**vars(settings)), ""]
     if missing:
@@ -67,31 +82,36 @@ def as_markdown(runs: Sequence[Scored], settings: Settings, missing: Mapping[str
     lines += [
         "Every method trains on the same data for as many steps, after a first stage on captions.",
         "",
+        PICTURES_TOLD,
+        *(told for task, told in TEXT_TOLD.items() if any(m.task == task for m in base.measures)),
         READING,
     ]
     for regime in regimes(runs):
         lines += ["", f"## Stage 2 on {REGIMES[regime].title}", ""]
-        lines.append(report.markdown_table(main_cells(runs, regime)))
-        for title, cells in _further(runs, regime):
+        lines.append(report.markdown_table(main_cells(runs, regime, base)))
+        for title, cells in _further(runs, regime, base):
             lines += ["", f"### {title}", "", report.markdown_table(cells)]
     return "\n".join(lines) + "\n"
 
 
-def _further(runs: Sequence[Scored], regime: str) -> Iterator[tuple[str, list[list[str]]]]:
-    reference = METHODS[REFERENCE].title
+def _further(
+    runs: Sequence[Scored], regime: str, base: Base
+) -> Iterator[tuple[str, list[list[str]]]]:
+    reference = find(REFERENCE).title
     if results.of(runs, REFERENCE, regime):
         title = f"Against {reference}, points of difference, paired by seed"
-        yield title, _cells(runs, regime, MEASURES, _difference, without=(BASE, REFERENCE))
-    for task, title in (("scenes_images", "Pictures by kind"), ("scenes_text", "Text by skill")):
-        rows = [Measure(row, task, row) for row in TASKS[task].rows]
-        rows = [row for row in rows if any(not math.isnan(run.value(row)) for run in runs)]
-        yield f"{title}, means in %", _cells(runs, regime, rows, _mean)
+        yield title, _cells(runs, regime, base.measures, _difference, without=(BASE, REFERENCE))
+    for task, title in DETAILS.items():
+        rows = dict.fromkeys(row for run in runs for row in run.scores.get(task, {}))
+        if rows:
+            shown = [Measure(row, task, row) for row in rows if row != PERPLEXITY.row]
+            yield f"{title}, means in %", _cells(runs, regime, shown, _mean)
 
 
-def as_text(runs: Sequence[Scored], regime: str) -> str:
+def as_text(runs: Sequence[Scored], regime: str, base: Base) -> str:
     """Returns the main table of a regime for a terminal."""
     title = f"Stage 2 on {REGIMES[regime].title}"
-    return f"{title}\n{report.text_table(main_cells(runs, regime))}"
+    return f"{title}\n{report.text_table(main_cells(runs, regime, base))}"
 
 
 def regimes(runs: Sequence[Scored]) -> list[str]:
@@ -100,11 +120,11 @@ def regimes(runs: Sequence[Scored]) -> list[str]:
     return found or list(REGIMES)[: bool(runs)]
 
 
-def main_cells(runs: Sequence[Scored], regime: str) -> list[list[str]]:
+def main_cells(runs: Sequence[Scored], regime: str, base: Base) -> list[list[str]]:
     """Returns the main table: a row per method, a column per measure."""
-    header, *rows = _cells(runs, regime, MEASURES, _estimate)
+    header, *rows = _cells(runs, regime, base.measures, _estimate)
     seeds, trained = [], []
-    for name in _methods(runs, regime):
+    for name in names(runs, regime):
         of_method = results.of(runs, name, regime)
         seeds.append(NOTHING if name == BASE else str(len(of_method)))
         trained.append(f"{of_method[0].trained:,}")
@@ -124,15 +144,17 @@ def _cells(
     without: Sequence[str] = (),
 ) -> list[list[str]]:
     rows = [["", *(measure.title for measure in measures)]]
-    for name in _methods(runs, regime):
+    for name in names(runs, regime):
         if name not in without:
             cells = (shown(runs, name, regime, measure) for measure in measures)
-            rows.append([METHODS[name].title, *cells])
+            rows.append([find(name).title, *cells])
     return rows
 
 
-def _methods(runs: Sequence[Scored], regime: str) -> list[str]:
-    return [name for name in METHODS if results.of(runs, name, regime)]
+def names(runs: Sequence[Scored], regime: str) -> list[str]:
+    """Returns the methods and variants that have runs under a regime, in the table's order."""
+    found = {run.method for run in runs if run.regime in ("", regime)}
+    return sorted(found, key=order)
 
 
 def _estimate(runs: Sequence[Scored], method: str, regime: str, measure: Measure) -> str:
@@ -170,10 +192,10 @@ def as_json(
 ) -> dict[str, Any]:
     """Returns the settings, every run's scores, and by regime and method what the tables say."""
     return {
-        "settings": vars(settings) | {"overrides": list(settings.overrides)},
+        "settings": plan.described(settings),
         "missing": dict(missing),
         "table": {
-            regime: {name: _row(runs, name, regime) for name in _methods(runs, regime)}
+            regime: {name: _row(runs, name, regime) for name in names(runs, regime)}
             for regime in regimes(runs)
         },
         "runs": [vars(run) for run in runs],
@@ -182,16 +204,18 @@ def as_json(
 
 def _row(runs: Sequence[Scored], method: str, regime: str) -> dict[str, Any]:
     of_method = results.of(runs, method, regime)
-    rows = [Measure(row, task, row) for task in TASKS for row in TASKS[task].rows]
+    rows = {
+        (task, row): None for run in of_method for task in run.scores for row in run.scores[task]
+    }
     scores = {}
-    for measure in (*rows, SHIFT):
+    for measure in (Measure(row, task, row) for task, row in rows):
         found = results.estimate(of_method, measure)
         against = results.difference(runs, method, regime, measure)
         if not math.isnan(found.mean):
             entry = {**_plain(found), "against_reference": _plain(against)}
             scores.setdefault(measure.task, {})[measure.row] = entry
     return {
-        "title": METHODS[method].title,
+        "title": find(method).title,
         "seeds": [run.seed for run in of_method],
         "trained": of_method[0].trained,
         "scores": scores,

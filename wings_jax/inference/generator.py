@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from wings_jax import tree
 from wings_jax.data import conversation, tokenization
 from wings_jax.errors import UserError
-from wings_jax.inference import batch, engine, likelihood, streaming
+from wings_jax.inference import batch, engine, likelihood, prompts, streaming
 from wings_jax.inference.chat import Chat
 from wings_jax.inference.dialogue import Dialogue
 from wings_jax.inference.likelihood import Likelihood
@@ -154,16 +154,55 @@ class Generator:
         Raises:
           UserError: a request is wrong.
         """
-        offers = []
-        for request, answers in requests:
-            prompt = self.reader.read(request)
-            prompt = dataclasses.replace(prompt, images=self.reader.load(request.images))
-            ids = [self.reader.answer_ids(request, answer) for answer in answers]
-            if not with_end:
-                ids = [[token for token in some if token not in self.plan.stops] for some in ids]
-            self.reader.check(prompt.count + max(map(len, ids), default=0))
-            offers.append(likelihood.Offer(prompt, ids))
-        return likelihood.score(self.spec, self.weights, offers, self.plan.rows)
+        found: list[list[Likelihood]] = [[] for _ in requests]
+        for index, likelihoods in self.scores(requests, with_end=with_end):
+            if isinstance(likelihoods, UserError):
+                raise likelihoods
+            found[index] = likelihoods
+        return found
+
+    def scores(
+        self, requests: Sequence[tuple[Request, Sequence[str]]], *, with_end: bool = True
+    ) -> Iterator[tuple[int, list[Likelihood] | UserError]]:
+        """Yields (index, what `score` returns for it) as they end, or what is wrong with it."""
+        offers, places = [], []
+        for index, (request, answers) in enumerate(requests):
+            try:
+                offers.append(self._offer(request, answers, with_end))
+                places.append(index)
+            except UserError as error:
+                yield index, error
+        for number, found in likelihood.score(self.spec, self.weights, offers, self.plan.rows):
+            yield places[number], found
+
+    def score_text(self, texts: Sequence[str]) -> list[Likelihood]:
+        """Returns how likely each plain text is behind its first token, which is not counted.
+
+        There is no template around it. A text that is longer than the model reads is read in
+        windows (`Reader.windows`).
+
+        Raises:
+          UserError: a text is less than two tokens.
+        """
+        windows = [(i, ids) for i, text in enumerate(texts) for ids in self.reader.windows(text)]
+        offers = [
+            likelihood.Offer(prompts.from_ids(ids[:1], (), 1), [ids[1:]]) for _, ids in windows
+        ]
+        found = [Likelihood(0.0, 0, True)] * len(texts)
+        for number, (part,) in likelihood.score(self.spec, self.weights, offers, self.plan.rows):
+            index = windows[number][0]
+            found[index] = found[index] + part
+        return found
+
+    def _offer(self, request: Request, answers: Sequence[str], with_end: bool) -> likelihood.Offer:
+        prompt = self.reader.read(request)
+        prompt = dataclasses.replace(prompt, images=self.reader.load(request.images))
+        ids = [self.reader.answer_ids(request, answer) for answer in answers]
+        if not with_end:
+            ids = [[token for token in some if token not in self.plan.stops] for some in ids]
+        offer = likelihood.Offer(prompt, ids)
+        self.reader.check(sum(offer.size))
+        return offer
 
     def _task(self, index: int, request: Request) -> batch.Task:
         slots = self.reader.read(request)

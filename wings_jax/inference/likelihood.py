@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,14 @@ class Likelihood:
     tokens: int
     is_greedy: bool
 
+    def __add__(self, other: Likelihood) -> Likelihood:
+        """Returns both as one, the other behind this one."""
+        return Likelihood(
+            self.logprob + other.logprob,
+            self.tokens + other.tokens,
+            self.is_greedy and other.is_greedy,
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Offer:
@@ -37,6 +45,11 @@ class Offer:
 
     prompt: Slots
     answers: Sequence[Sequence[int]]
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Returns the slots of the prompt and of the longest answer."""
+        return self.prompt.count, max(map(len, self.answers), default=0)
 
 
 @functools.partial(jax.jit, static_argnames="spec")
@@ -72,21 +85,18 @@ def judge(logits: jax.Array, tokens: jax.Array, used: jax.Array) -> tuple[jax.Ar
 
 def score(
     spec: Spec, weights: Weights, offers: Sequence[Offer], rows: int
-) -> list[list[Likelihood]]:
-    """Returns the likelihood of every answer of every offer.
+) -> Iterator[tuple[int, list[Likelihood]]]:
+    """Yields (index, the likelihood of every answer) of every offer, the short ones first.
 
     Raises:
       UserError: the rows do not fit the devices' memory.
     """
-    found: list[list[Likelihood]] = [[] for _ in offers]
-    order = sorted(range(len(offers)), key=lambda i: offers[i].prompt.count)
+    order = sorted(range(len(offers)), key=lambda i: offers[i].size)
     for first in range(0, len(order), rows):
         chosen = order[first : first + rows]
         with errors.full_memory(limits.ADVICE):
             scored = _score_some(spec, weights, [offers[i] for i in chosen])
-        for index, likelihoods in zip(chosen, scored, strict=True):
-            found[index] = likelihoods
-    return found
+        yield from zip(chosen, scored, strict=True)
 
 
 def _score_some(spec: Spec, weights: Weights, offers: Sequence[Offer]) -> list[list[Likelihood]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wings_jax.data import conversation, samples
+from wings_jax.data import conversation, samples, tokenization
 from wings_jax.data import images as image_files
 from wings_jax.errors import UserError
 from wings_jax.inference.engine import Chunk
@@ -228,6 +228,21 @@ class Reader:
         return (
             conversation.encode(answered, self.tokenizer, self.template).ids[len(asked) :].tolist()
         )
+
+    def windows(self, text: str) -> list[tuple[int, ...]]:
+        """Returns the ids of a plain text, without template or control tokens.
+
+        A text that is longer than the model reads comes in several windows; each begins with the
+        last token of the one before.
+
+        Raises:
+          UserError: the text is less than two tokens: nothing stands behind another.
+        """
+        ids = tokenization.as_text_tokenizer(self.tokenizer).encode(text)
+        if len(ids) < 2:
+            raise UserError(f"the text {text[:40]!r} is {len(ids)} token(s), at least 2 are needed")
+        width = self.limit - 1
+        return [ids[at : at + width] for at in range(0, len(ids) - 1, width - 1)]
 
     def text(self, tokens: Sequence[int]) -> str:
         """Returns the text of an answer's tokens."""

@@ -70,19 +70,22 @@ class Writer:
         )
 
     def save(self, state: TrainState, step: int) -> None:
-        """Begins to save; returns as soon as the arrays have been copied."""
+        """Begins to save; returns as soon as the arrays have been copied.
+
+        Raises:
+          UserError: it, or the save before it, cannot be written.
+        """
         if step in self._manager.all_steps():
             return
         params = tree.nest({**state.frozen, **state.trained})
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.PyTreeSave(params),
-                opt_state=ocp.args.PyTreeSave(_resumable(state)),
-                meta=ocp.args.JsonSave({**self._meta, "step": step}),
-                tokenizer=ocp.args.JsonSave(self._tokenizer),
-            ),
+        arguments = ocp.args.Composite(
+            params=ocp.args.PyTreeSave(params),
+            opt_state=ocp.args.PyTreeSave(_resumable(state)),
+            meta=ocp.args.JsonSave({**self._meta, "step": step}),
+            tokenizer=ocp.args.JsonSave(self._tokenizer),
         )
+        with self._writing():
+            self._manager.save(step, args=arguments)
 
     def restore(self, state: TrainState, step: int) -> TrainState:
         """Returns the state saved at `step`, laid out as `state` is."""
@@ -105,9 +108,21 @@ class Writer:
         )
 
     def close(self) -> None:
-        """Waits until everything is written."""
-        self._manager.wait_until_finished()
-        self._manager.close()
+        """Waits until everything is written. Raises UserError if something cannot be."""
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Makes a UserError of a full disk and the like; orbax gives these many names."""
+        try:
+            yield
+        except Exception as error:
+            (reason, *_) = str(error).splitlines() or [type(error).__name__]
+            raise UserError(
+                f"--workdir: {self._manager.directory}: cannot be written: {reason[:300]}"
+            ) from error
 
 
 def _resumable(state: TrainState) -> dict[str, Any]:

@@ -227,6 +227,9 @@ def check_claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
         place = place.parent
     if not place.is_dir() or not os.access(place, os.W_OK):
         raise UserError(f"--workdir: cannot write to {place}")
+    kept = workdir / checkpoint.FOLDER
+    if kept.exists() and not (kept.is_dir() and os.access(kept, os.W_OK)):
+        raise UserError(f"--workdir: {kept} is no folder that can be written to")
     try:
         text = note.read_text(encoding="utf-8") if note.exists() else None
     except OSError as error:
