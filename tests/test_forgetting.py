@@ -198,7 +198,7 @@ def test_a_real_llm_is_imported_once_and_its_text_asked_by_likelihood():
 def test_perplexity_and_choices_are_columns_of_a_real_llm(tmp_path):
     found = {
         "perplexity": {"value": 31.2, "interval95": [30.0, 32.5]},
-        "choices": {everyday.ALL: {"accuracy": 0.75, "interval95": [0.7, 0.8]}},
+        "choices": {everyday.BY_SUM: {"accuracy": 0.75, "interval95": [0.7, 0.8]}},
     }
     (tmp_path / "language.json").write_text(json.dumps({"models": [found]}))
     scores = dict(RUNS[1].scores) | dict(results._language(tmp_path))

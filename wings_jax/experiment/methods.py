@@ -159,7 +159,7 @@ NEVER = Measure("text, never replayed", "scenes_text", tasks.NOT_REPLAYED)
 REPLAYED = Measure("text, replayed", "scenes_text", tasks.REPLAYED)
 INTERLEAVED = tuple(Measure(row, "iit", row) for row in iit.ROWS)
 PERPLEXITY = Measure("perplexity of English", "language", "perplexity", scale=1.0)
-CHOICES = Measure("multiple choice", "language", everyday.ALL)
+CHOICES = Measure("multiple choice", "language", everyday.BY_SUM)
 SHIFT = Measure("attention shift", "laws", "shift", scale=1.0)
 
 
