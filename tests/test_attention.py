@@ -140,6 +140,35 @@ def temporary_bytes(kernel: str, slots: int) -> int:
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
+def products(jaxpr):
+    """Yields every matrix product of a computation, of those inside it too."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            yield equation
+        for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "jaxpr")):
+            if hasattr(value, "jaxpr"):
+                yield from products(value.jaxpr)
+
+
+@pytest.mark.parametrize("kernel", ["einsum", "chunked"])
+def test_float32_products_are_exact_beside_bfloat16(kernel):
+    """Else a GPU or TPU rounds the router's input and the attention shares, forward and back."""
+    q, k, v, probes = make_inputs(4, 2, jnp.bfloat16)
+    rows = make_rows()
+    sights = {"query": layout.queries(rows), "key": layout.keys(rows, layout.MAIN)}
+
+    def total(q, k, v, probes):
+        out, probed = attention.attend(q, k, v, probes=probes, kernel=kernel, block=16, **sights)
+        return out.astype(jnp.float32).sum() + (probed**2).sum()
+
+    traced = jax.make_jaxpr(jax.grad(total, argnums=(0, 1, 2, 3)))(q, k, v, probes)
+    found = list(products(traced.jaxpr))
+    exact = [p for p in found if {x.aval.dtype for x in p.invars} == {jnp.dtype("float32")}]
+    assert len(found) > len(exact) >= 3  # probed, and the gradients of both of its factors
+    highest = jax.lax.Precision.HIGHEST
+    assert all(set(p.params["precision"] or ()) == {highest} for p in exact)
+
+
 def test_chunked_memory_grows_linearly():
     small, middle, large = (temporary_bytes("chunked", slots) for slots in (1024, 2048, 4096))
     assert middle < 2.2 * small

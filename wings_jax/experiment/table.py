@@ -46,7 +46,7 @@ TEXT_TOLD = {
   after a last T about text, of skills never replayed, after a last V about a picture""",
     "language": """\
 - perplexity: of English prose that no stage trains on, lower is better
-- multiple choice: everyday questions, zero-shot; the likeliest choice counts as the answer, right in %""",
+- multiple choice: everyday questions, zero-shot; the likeliest choice counts, right ones in %""",
 }
 READING = """\
 - attention shift: 1 - correlation, over the layers, of the attention before and after the picture;

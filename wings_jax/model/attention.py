@@ -12,6 +12,7 @@ T x S matrix.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import jax
@@ -79,6 +80,10 @@ def _everyone(x: jax.Array) -> Sight:
     return Sight(zeros, zeros)
 
 
+# Products of float32 with probes: GPUs and TPUs would round their operands to fewer bits.
+_exact = functools.partial(jnp.einsum, precision="highest")
+
+
 def _einsum(
     q: jax.Array, k: jax.Array, v: jax.Array, probes: jax.Array, query: Sight, key: Sight
 ) -> tuple[jax.Array, jax.Array]:
@@ -88,7 +93,7 @@ def _einsum(
     logits = jnp.where(seen, logits / math.sqrt(q.shape[-1]), _LOWEST)
     rows = jnp.where(seen, jax.nn.softmax(logits, axis=-1), 0.0)
     out = jnp.einsum("BKGTS,BSKH->BTKGH", rows.astype(v.dtype), v)
-    probed = jnp.einsum("BKGTS,BSC->BTKGC", rows, probes)
+    probed = _exact("BKGTS,BSC->BTKGC", rows, probes)
     return out.reshape(q.shape), probed.reshape(*q.shape[:3], probes.shape[-1])
 
 
@@ -127,7 +132,7 @@ def _merged(
     out = out.transpose(0, 2, 1, 3, 4).reshape(q.shape)
     if probes is None:
         return out, None
-    probed = jnp.einsum("BKTGS,BSC->BTKGC", weights, probes)
+    probed = _exact("BKTGS,BSC->BTKGC", weights, probes)
     return out, probed.reshape(rows, slots, heads, -1)
 
 
@@ -233,7 +238,7 @@ def _flash_forward(q, k, v, probes, query, key):
                 preferred_element_type=jnp.float32,
             )
             out = out * old[..., None] + fresh
-            probed = probed * old[..., None] + jnp.einsum("BKGTS,BSC->BKGTC", weights, probes[j])
+            probed = probed * old[..., None] + _exact("BKGTS,BSC->BKGTC", weights, probes[j])
             return new, total, out, probed
 
         start = (
@@ -269,13 +274,13 @@ def _flash_backward(saved, cotangents):
             d_weights = jnp.einsum(
                 "BTKGH,BSKH->BKGTS", d_out_low, v[j], preferred_element_type=jnp.float32
             )
-            d_weights += jnp.einsum("BTKGC,BSC->BKGTS", d_probed_i, probes[j])
+            d_weights += _exact("BTKGC,BSC->BKGTS", d_probed_i, probes[j])
             d_logits = (weights * (d_weights - delta_i[..., None])).astype(q.dtype)
             d_q += jnp.einsum("BKGTS,BSKH->BTKGH", d_logits, k[j]).astype(jnp.float32)
             d_k = d_k.at[j].add(jnp.einsum("BKGTS,BTKGH->BSKH", d_logits, q_i))
             low = weights.astype(v.dtype)
             d_v = d_v.at[j].add(jnp.einsum("BKGTS,BTKGH->BSKH", low, d_out_low))
-            d_probes = d_probes.at[j].add(jnp.einsum("BKGTS,BTKGC->BSC", weights, d_probed_i))
+            d_probes = d_probes.at[j].add(_exact("BKGTS,BTKGC->BSC", weights, d_probed_i))
             return d_q, d_k, d_v, d_probes
 
         start = (jnp.zeros(q_i.shape, jnp.float32), *carry)
