@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# The paper's claim on a laptop: every method trained alike and asked about pictures, about text and
-# in interleaved conversations, before and after. Table and plots land in runs/forgetting and are
-# written anew after every run; a stopped experiment goes on by the same command.
+# The paper's claim on a laptop: every method trained alike and asked about pictures and about text,
+# before and after. Table and plots land in runs/forgetting* and are written anew after every run; a
+# stopped experiment goes on by the same command.
 #
 #   ./launch/forgetting.sh           all methods, two regimes, three seeds: a night on 2 cores
 #   ./launch/forgetting.sh --fast    five methods, one seed, few steps: under 15 minutes

@@ -110,6 +110,22 @@ def test_queries_before_the_image_attend_to_before_alone():
     np.testing.assert_allclose(reached, np.eye(len(CLASSES))[BEFORE], atol=1e-6)
 
 
+def test_queries_before_the_image_leave_the_correlation_as_it_is():
+    """They attend to "before" alone in every layer: that adds a constant to its curve."""
+    model, params = build()
+    rows = rows_of(TEXTS)
+    after = rows.classes[..., CLASSES.index("before")] == 0
+    groups = rows.groups.copy()
+    chosen = (groups[..., 0] > 0) & after
+    groups[..., 0] = chosen / chosen.sum(1, keepdims=True)
+    assert (groups[..., 0] != rows.groups[..., 0]).any()
+    fewer = dataclasses.replace(rows, groups=groups)
+    curves = (measure(model, params, some).masses[:, :, 0] for some in (rows, fewer))
+    with_all, without = map(laws.shifts, curves)
+    assert np.isfinite(with_all).all()
+    np.testing.assert_allclose(without, with_all, atol=1e-4)
+
+
 def test_a_reading_depends_on_its_own_conversation_only():
     """Neither on padding, nor on batch mates, nor on what is packed beside it."""
     model, params = build()

@@ -128,6 +128,10 @@ def test_the_command_writes_curves_and_plots(workdir, tmp_path, monkeypatch, cap
     assert heads["masses"].shape == (4, 3, 4, len(CLASSES))
     before = heads["masses"].mean(2)[0, :, BEFORE]
     np.testing.assert_allclose(before, lines[0]["curves"]["before"], atol=1e-5)
+    gates, kinds = heads["gates"], list(heads["kinds"])
+    assert gates.shape == heads["norms"].shape == (4, 3, 2, 2)
+    visual = gates[:, :, kinds.index("text"), list(heads["learners"]).index("visual")].mean(0)
+    np.testing.assert_allclose(visual, router["visual"]["text"], atol=1e-5)
     for name in ("curves", "shares-one", "shares-two", "router", "norms", "scatter"):
         assert Image.open(out / f"laws_{name}.png").width > 300
     assert sorted(path.suffix for path in out.iterdir()) == [

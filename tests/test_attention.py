@@ -150,6 +150,10 @@ def products(jaxpr):
                 yield from products(value.jaxpr)
 
 
+def is_float32(product) -> bool:
+    return {x.aval.dtype for x in product.invars} == {jnp.dtype("float32")}
+
+
 @pytest.mark.parametrize("kernel", ["einsum", "chunked"])
 def test_float32_products_are_exact_beside_bfloat16(kernel):
     """Else a GPU or TPU rounds the router's input and the attention shares, forward and back."""
@@ -163,10 +167,24 @@ def test_float32_products_are_exact_beside_bfloat16(kernel):
 
     traced = jax.make_jaxpr(jax.grad(total, argnums=(0, 1, 2, 3)))(q, k, v, probes)
     found = list(products(traced.jaxpr))
-    exact = [p for p in found if {x.aval.dtype for x in p.invars} == {jnp.dtype("float32")}]
+    exact = [p for p in found if is_float32(p)]
     assert len(found) > len(exact) >= 3  # probed, and the gradients of both of its factors
     highest = jax.lax.Precision.HIGHEST
     assert all(set(p.params["precision"] or ()) == {highest} for p in exact)
+
+
+def test_float32_products_are_exact_in_the_cache_form():
+    q, k, v, probes = make_inputs(4, 2, jnp.bfloat16)
+    rows = make_rows()
+    sights = {"query": layout.queries(rows), "key": layout.keys(rows, layout.MAIN)}
+
+    def run(q, k, v, probes):
+        merged = (attention.merge_heads(x) for x in (k, v))
+        return attention.attend(q, *merged, probes=probes, **sights)
+
+    traced = jax.make_jaxpr(run)(q, k, v, probes)
+    found = [p.params["precision"] for p in products(traced.jaxpr) if is_float32(p)]
+    assert found == [(jax.lax.Precision.HIGHEST,) * 2]
 
 
 def test_chunked_memory_grows_linearly():

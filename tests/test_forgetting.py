@@ -10,6 +10,7 @@ import pathlib
 import re
 import shutil
 import signal
+import subprocess
 import sys
 
 import pytest
@@ -32,8 +33,8 @@ TINY = BASES["tiny"]
 OUT = pathlib.Path("out")
 
 
-def read_config(name: str) -> config_lib.Config:
-    return config_lib.typed(importlib.import_module(f"configs.{name}").get_config())
+def read_config(name: str, preset: str = "tiny") -> config_lib.Config:
+    return config_lib.typed(importlib.import_module(f"configs.{name}").get_config(preset))
 
 
 # ---- what is compared ----
@@ -59,12 +60,14 @@ def test_every_config_is_a_method_or_the_stage_before_one():
     assert len({method.colour for method in METHODS.values()}) == len(METHODS)
 
 
-def test_methods_differ_in_nothing_but_the_method():
+@pytest.mark.parametrize("preset", [base.preset[1:] or "tiny" for base in BASES.values()])
+def test_methods_differ_in_nothing_but_the_method(preset):
     """Data, steps, batch and optimizer of all last stages are those of Wings."""
     for method in METHODS.values():
         if method.steps == 0:
             continue
-        mine, wings = (config_lib.plain(read_config(name)) for name in (method.config, "stage2"))
+        names = (method.config, "stage2")
+        mine, wings = (config_lib.plain(read_config(name, preset)) for name in names)
         for config in (mine, wings):
             for key in ("stage", "workdir", "init_from", "model"):
                 del config[key]
@@ -162,7 +165,15 @@ def test_a_variant_changes_its_last_stage_only():
     method = methods.find(name)
     assert (method.title, method.config) == ("Wings; llm 5e-4, steps 9", "stage2")
     assert method.colour != METHODS["wings"].colour
+    rate = "wings@optimizer.learning_rates.llm="
+    assert methods.find(f"{rate}1.5e-3").title == "Wings; llm 1.5e-3"
+    assert len({methods.find(f"{rate}{n}e-4").colour for n in range(1, 10)}) == 9
     assert methods.chosen_methods(f"{name},wings,llava", "--methods") == ("llava", "wings", name)
+
+
+def test_a_variants_value_may_be_a_tuple():
+    name = "frozen_llm@model.learner_layers=(0, 2)"
+    assert methods.chosen_methods(f"llava,{name}", "--methods") == ("llava", name)
 
 
 def test_a_variant_has_its_own_row():
@@ -178,19 +189,24 @@ def test_a_variant_has_its_own_row():
 
 
 def test_a_real_llm_is_imported_once_and_its_text_asked_by_likelihood():
-    settings = dataclasses.replace(SETTINGS, base="smollm2", gguf="model.gguf", limit=5)
+    mine = ("--text", "my.txt")
+    settings = dataclasses.replace(
+        SETTINGS, base="smollm2", gguf="model.gguf", limit=5, language=mine
+    )
     base, wings = plan.runs(OUT, ("base", "wings"), ("images",), (0,), settings)
     kinds = ["import", "stage 1", "stage 2", "evaluate", "language", "laws"]
     assert [job.kind for job in wings.jobs] == kinds
     assert [job.kind for job in base.jobs] == [kinds[0], *kinds[2:]]
     assert base.jobs[0] == wings.jobs[0]
+    assert dataclasses.replace(base.jobs[0], makes=cases.ROOT).seconds == 0  # is there, as a whole
+    assert base.jobs[0].seconds is None
     assert "--gguf=model.gguf" in wings.jobs[0].command
     imported = f"--config.init_from={OUT / 'imported' / 'base'}"
     assert imported in base.jobs[1].command
     assert imported in wings.jobs[1].command
     assert "--config=configs/stage2.py:smollm2_scenes" in wings.jobs[2].command
     assert " ".join(wings.jobs[4].command).endswith(
-        f"evaluate language --checkpoint=wings={wings.folder} "
+        f"evaluate language --checkpoint=wings={wings.folder} --text my.txt "
         f"--out {wings.folder}/language --limit 5"
     )
 
@@ -198,7 +214,7 @@ def test_a_real_llm_is_imported_once_and_its_text_asked_by_likelihood():
 def test_perplexity_and_choices_are_columns_of_a_real_llm(tmp_path):
     found = {
         "perplexity": {"value": 31.2, "interval95": [30.0, 32.5]},
-        "choices": {everyday.BY_SUM: {"accuracy": 0.75, "interval95": [0.7, 0.8]}},
+        "choices": {everyday.ALL: {"accuracy": 0.75, "interval95": [0.7, 0.8]}},
     }
     (tmp_path / "language.json").write_text(json.dumps({"models": [found]}))
     scores = dict(RUNS[1].scores) | dict(results._language(tmp_path))
@@ -505,9 +521,13 @@ def run_command(monkeypatch, *flags: object) -> None:
         (["--config.batch_size", "3"], "'--config.batch_size' is neither a flag nor"),
         (["--methods", "base@steps=3"], "--methods: there is no 'base@steps=3'"),
         (["--methods", "wings@steps=x"], "--methods: there is no 'wings@steps=x'"),
+        (["--methods", "wings@steps=0"], "--methods: there is no 'wings@steps=0'"),
+        (["--methods", "wings@optimzer.b1=1"], "wings@optimzer.b1=1: its config has no key optim"),
+        (["--methods", "llava@model.rank.x=1"], "llava@model.rank.x=1: its config has no key"),
         (["--methods", "wings@seed=3"], "--methods: wings@seed=3: seed is set by the experiment"),
         (["--base", "smollm2", "--regimes", "replay"], "(--base smollm2): there is no 'replay'"),
         (["--base", "smollm2", "--gguf", "no.gguf"], "--gguf: no.gguf is not a file"),
+        (["--text", "no.txt"], "--text: the tiny LLM knows no English; add --base smollm2"),
         (["--gguf", "no.gguf"], "--gguf: the tiny base has its LLM with it"),
         (["--config.seed=3"], "--config.seed=3: seed is set by the experiment itself"),
     ],
@@ -539,6 +559,7 @@ def test_a_folder_is_of_one_choice_of_settings(tmp_path, monkeypatch):
             pass
     (tmp_path / "another.safetensors").write_text("weights of another base")
     monkeypatch.setattr(plan, "_weights", lambda half: tmp_path / "another.safetensors")
+    plan._digest.cache_clear()
     with pytest.raises(UserError, match=r"other settings \(weights: "), plan.claim(new, SETTINGS):
         pass
 
@@ -550,6 +571,12 @@ def test_two_experiments_never_work_in_one_folder(tmp_path):
         plan.claim(tmp_path, SETTINGS),
     ):
         pass
+    with plan.claim(tmp_path, SETTINGS):
+        child = subprocess.Popen(["sleep", "60"], close_fds=False)  # as the runner starts them
+    with pytest.raises(UserError, match="another experiment"), plan.claim(tmp_path, SETTINGS):
+        pass
+    child.kill()
+    child.wait()
     with plan.claim(tmp_path, SETTINGS):
         pass
 

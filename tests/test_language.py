@@ -203,18 +203,24 @@ def test_the_default_text_is_plain_english_and_always_the_same(monkeypatch):
     assert sum(word in ("the", "of", "and", "is", "a") for word in words) > 0.1 * len(words)
     for passage in text.passages:
         assert not re.search(r"```|https?:|www\.|[<>{}\[\]|*`$#]|^\s*-|\s\s(?<!\n\n)", passage)
-        assert len(passage) <= prose.PASSAGE
+        assert len(passage) <= prose.PASSAGE + 2 + prose.LEAST
         for paragraph in passage.split("\n\n"):
             assert paragraph == " ".join(paragraph.split())
     paragraphs = [one for passage in text.passages for one in passage.split("\n\n")]
     assert len(set(paragraphs)) == len(paragraphs)
 
 
+def test_lists_are_no_prose():
+    listed = "\n".join(f"{star} {SENTENCE}" for star in ("*", "  *"))
+    assert prose.paragraphs(f"{SENTENCE}\n\n{listed}\n\n*{SENTENCE}*") == [SENTENCE, SENTENCE]
+
+
 def test_passages_are_whole_paragraphs_where_they_fit():
-    found = ["a" * 40, "b" * 30, "c" * 20, " ".join("d" * 9 for _ in range(12)), "e"]
-    passages = prose.cut(found, 80)
+    found = ["a" * 80, "b" * 60, "c" * 50, " ".join("d" * 9 for _ in range(24)), "e"]
+    passages = prose.cut(found, 160)
     assert passages[0] == f"{found[0]}\n\n{found[1]}"
-    assert all(len(passage) <= 80 for passage in passages)
+    assert passages[-1].endswith("d\n\ne")  # a rest is no passage: it may be less than two tokens
+    assert all(prose.LEAST <= len(passage) <= 160 + 2 + prose.LEAST for passage in passages)
     assert " ".join(passages).split() == " ".join(found).split()  # nothing lost, nothing cut
     assert prose.cut(found, 500) == ["\n\n".join(found)]
 
@@ -246,7 +252,7 @@ class ByHand:
             yield index, [self.known[choice] for choice in requests[index][1]]
 
 
-def test_the_likeliest_choice_by_token_wins():
+def test_the_likeliest_choice_wins():
     known = {
         "yes": Likelihood(-3.0, 1, False),
         "yes of course": Likelihood(-6.0, 3, False),
@@ -259,13 +265,13 @@ def test_the_likeliest_choice_by_token_wins():
     ]
     found = language.decide(ByHand(known), asked)
     assert [one.item for one in found] == asked
-    assert [one.chosen for one in found] == [2, 1, 1]
-    assert [one.chosen_by_sum for one in found] == [0, 2, 1]
+    assert [one.chosen for one in found] == [0, 2, 1]
+    assert [one.chosen_per_token for one in found] == [2, 1, 1]
     assert language.outcomes(found) == {
-        "long": [True],
+        "long": [False],
         "short": [True],
-        everyday.ALL: [True, False, True],
-        everyday.BY_SUM: [False, True, True],
+        everyday.ALL: [False, True, True],
+        everyday.PER_TOKEN: [True, False, True],
     }
 
 
@@ -328,7 +334,7 @@ def test_the_embedded_questions_are_well_formed():
     assert min(places) > 0.17 * len(items)  # who always takes the same place knows nothing
 
 
-def test_exactly_one_choice_is_right():
+def test_the_right_answer_is_the_tables():
     by_kind: dict[str, list[Item]] = {}
     for item in everyday.items():
         by_kind.setdefault(item.kind, []).append(item)
@@ -449,8 +455,10 @@ def test_the_command_compares_models(workdir, tmp_path, monkeypatch, capsys):
     assert plain["choices"][everyday.ALL]["total"] == 4
     assert plain["choices"][everyday.ALL]["right"] == sum(line["right"] for line in lines)
     for line in lines:
+        sums = {one["text"]: one["logprob"] for one in line["choices"]}
         means = {one["text"]: one["logprob"] / one["tokens"] for one in line["choices"]}
-        assert line["answer"] == max(means, key=means.get)
+        assert line["answer"] == max(sums, key=sums.get)
+        assert line["answer_per_token"] == max(means, key=means.get)
     markdown = (out / "language.md").read_text()
     assert markdown.startswith("# Language\n")
     assert f"| **{everyday.ALL}** | **4** |" in markdown
@@ -480,8 +488,8 @@ def test_the_command_takes_ones_own_files(workdir, tmp_path, monkeypatch, capsys
         (["language", "--limit", "0"], "--limit: 0 is less than 1"),
         (["language", "--text", "no/such"], "--text: no/such: No such file"),
         (["language", "--text", "LATIN"], "latin.txt: not UTF-8 at byte 1"),
-        (["language", "--text", "SHORT"], "short.txt: 3 words are too short a text; take 25"),
-        (["language", "--text", "EMPTY"], "empty.txt: 0 words are too short"),
+        (["language", "--text", "SHORT"], "short.txt: 11 characters are too few; take 40"),
+        (["language", "--text", "EMPTY"], "empty.txt: 0 characters are too few"),
         (["language", "--choices", "no/such"], "--choices: no/such: No such file"),
         (["language", "--choices", "LATIN"], "latin.txt: not UTF-8 at byte 1"),
         (["language", "--choices", "EMPTY"], "empty.txt holds no question"),

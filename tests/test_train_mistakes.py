@@ -113,14 +113,15 @@ def test_checkpoints_that_cannot_be_written(tmp_path, capsys, monkeypatch):
     assert f"--workdir: {tmp_path}/run/checkpoints is no folder" in said
 
 
-def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch):
+@pytest.mark.parametrize("when", ["save", "wait_until_finished"])
+def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, when):
     """Orbax raises a ValueError of many lines, at once or when it is waited for."""
     run = cases.set_up(tmp_path / "run", "stage1", steps=1)
 
     def full(*_, **__):
         raise ValueError("RESOURCE_EXHAUSTED: Error writing: No space left on device\nand more")
 
-    monkeypatch.setattr(run.writer._manager, "save", full)
+    monkeypatch.setattr(run.writer._manager, when, full)
     with pytest.raises(errors.UserError, match=r"--workdir: .*run/checkpoints: cannot be.*space"):
         loop.train(run)
 

@@ -9,7 +9,8 @@
 text before and after the image) or on an embedded probe set, and writes
 
     laws.jsonl, laws_summary.json   curves and shift by sample, and their means by model
-    laws_heads-NAME.npz             masses of every head, f32[sample,layer,head,class]
+    laws_heads-NAME.npz             masses of every head, f32[sample,layer,head,class], and router
+                                    weights and norms by kind, f32[sample,layer,kind,learner]
     laws_curves.png, laws_shares-NAME.png, laws_router.png, laws_norms.png
     laws_scatter.png                shift against a score on text, with --scores
 """

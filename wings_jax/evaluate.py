@@ -15,8 +15,8 @@ checkpoint to compare with. `iit` asks in interleaved conversations of text and 
 forgetting.json besides.
 
 `language` measures any LLM by likelihood: the perplexity of plain English, and multiple choice
-without examples, where the choice with the highest mean log-likelihood per token (and, in a row of
-its own, with the highest sum) counts as the answer. By default it reads the descriptions of data
+without examples, where the likeliest choice counts as the answer (in a row of its own the likeliest
+per token). By default it reads the descriptions of data
 sets in the installed tensorflow_datasets and asks the questions of `evaluation.everyday`; --text is
 a UTF-8 file, and a line of --choices {"question": str, "choices": [str, ...], "answer": index,
 "id": str, "kind": str}, the last two as one likes: ARC, MMLU and others take this form. It writes
@@ -62,7 +62,7 @@ OF_TASKS, OF_LANGUAGE = ("tasks", "data_root", "picture"), ("text", "choices")  
 def parse() -> argparse.Namespace:
     """Returns the flags."""
     parser = argparse.ArgumentParser(
-        prog="wings_jax.evaluate", description="Counts a model's right answers."
+        prog="wings_jax.evaluate", description="Counts right answers, or measures likelihood."
     )
     parser.add_argument("what", nargs="?", choices=(*ASKED, LANGUAGE), default="tasks")
     parser.add_argument(

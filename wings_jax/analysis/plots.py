@@ -141,7 +141,7 @@ def shares(result: Result) -> figure.Figure:
     page.supylabel("share of attention on", fontsize=10, color=INK)
     page.supxlabel("where the query stands", fontsize=10, color=INK)
     handles = [patches.Patch(color=SHARES[name], label=name) for name in shown]
-    title = f"{result.name}: mean over {result.used.sum()} samples; {result.variant}"
+    title = f"{result.name}: mean over {result.used.sum()} samples; {result.variant.beside_rows}"
     page.legend(
         handles=handles,
         title=title,
@@ -177,7 +177,7 @@ def router(results: Sequence[Result]) -> figure.Figure | None:
     panels[0][0].set_ylabel("weight of the visual learner")
     _legend(page, panels[0][0])
     note = "the textual learner has the rest; band: 95 % interval of the mean"
-    return _noted(page, f"{results[0].variant}; {note}")
+    return _noted(page, f"{results[0].variant.beside_rows}; {note}")
 
 
 def norms(results: Sequence[Result]) -> figure.Figure | None:
@@ -200,7 +200,7 @@ def norms(results: Sequence[Result]) -> figure.Figure | None:
         row[0].set_ylabel("|learner| / |main attention|")
     _legend(page, *panels[:, 0])
     note = "what is added to the residual stream, gates applied; band: 95 % interval of the mean"
-    return _noted(page, f"{results[0].variant}; {note}")
+    return _noted(page, f"{results[0].variant.beside_rows}; {note}")
 
 
 def _page(rows: int, columns: int, *, width: float, height: float):

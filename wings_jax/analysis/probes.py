@@ -64,8 +64,13 @@ class Variant:
     prompt_only: bool = False
 
     def __str__(self) -> str:
+        return f"rows: {self.rows}, {self.beside_rows}"
+
+    @property
+    def beside_rows(self) -> str:
+        """Returns it for what is told by kind or place of the query, whatever `rows` is."""
         prompt = "prompt only" if self.prompt_only else "prompt and answer"
-        return f"rows: {self.rows}, excluded prefix: {self.exclude_prefix}, {prompt}"
+        return f"excluded prefix: {self.exclude_prefix}, {prompt}"
 
 
 @dataclasses.dataclass(frozen=True)

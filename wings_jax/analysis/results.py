@@ -130,7 +130,7 @@ def _plain(values: Any) -> Any:
 
 
 def as_lines(results: Sequence[Result]) -> str:
-    """Returns JSON lines: the curves, rho and shift of every probe, and every cause of a skip."""
+    """Returns JSON lines: the curves, rho and shift of every probe, null where a curve is flat."""
     lines = []
     for result in results:
         head = {"model": result.name, "variant": _variant(result)}
@@ -151,11 +151,20 @@ def as_lines(results: Sequence[Result]) -> str:
 
 
 def heads(result: Result) -> dict[str, np.ndarray]:
-    """Returns the per-head dump: masses f32[n,L,N,C] over the variant's rows, and their names."""
+    """Returns the dump by sample, and what its dimensions are called.
+
+    masses       f32[n,L,N,C] of every head, over the variant's rows
+    gates, norms f32[n,L,2,M] as in `laws.Reading`, over queries of each kind
+    """
+    reading = result.reading
     return {
-        "masses": result.reading.heads[:, :, ROWS.index(result.variant.rows)],
+        "masses": reading.heads[:, :, ROWS.index(result.variant.rows)],
+        **({} if reading.gates is None else {"gates": reading.gates}),
+        "norms": reading.norms,
         "ids": np.array(result.ids),
         "classes": np.array(CLASSES),
+        "kinds": np.array(KINDS),
+        "learners": np.array(result.learners, str),
         "variant": np.array(json.dumps(_variant(result))),
     }
 

@@ -2,10 +2,10 @@
 
 A table has a question and, by what it is asked of, the right answer. Wrong choices are drawn from
 the other answers of the same table, so a table holds only what cannot be mistaken: no answer in it
-may also be right for another row. The choices are not read to the model: it is asked, and each
-choice is a possible answer. A user's file has a line {"id", "kind", "question", "choices",
-"answer"} for each question, `id` and `kind` as one likes; benchmarks such as ARC, OpenBookQA or
-MMLU take this form with a few lines of Python.
+may also be right for another row. The question stands alone, without the choices, each of which is
+a possible answer (an order names them in its question). A user's file has a line {"id", "kind",
+"question", "choices", "answer"} for each question, `id` and `kind` as one likes; benchmarks such as
+ARC, OpenBookQA or MMLU take this form with a few lines of Python.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from wings_jax.errors import UserError
 
 CHOICES = 4
 EACH = 6  # questions of an order
-ALL, BY_SUM = "all questions", "all questions, by sum"  # rows, so not kinds
+ALL, PER_TOKEN = "all questions", "all questions, per token"  # rows, so not kinds
 KEYS = {"id", "kind", "question", "choices", "answer"}
 
 
@@ -85,10 +85,11 @@ TABLES: Mapping[str, tuple[str, str]] = {
         """,
     ),
     "sounds": (
-        "Which word names the sound that a {} makes? Answer with one word.",
+        "What sound does {} make? Answer with one word.",
         """
-        bee: buzz; cat: meow; cow: moo; dog: bark; donkey: bray; duck: quack; frog: croak;
-        horse: neigh; lion: roar; owl: hoot; pig: oink; pigeon: coo; sheep: baa; turkey: gobble
+        a bee: buzz; a cat: meow; a cow: moo; a dog: bark; a donkey: bray; a duck: quack; a frog:
+        croak; a horse: neigh; a lion: roar; an owl: hoot; a pig: oink; a pigeon: coo; a sheep:
+        baa; a turkey: gobble
         """,
     ),
     "colours": (
@@ -105,10 +106,10 @@ TABLES: Mapping[str, tuple[str, str]] = {
     "made of": (
         "What {} made from? Answer with one word.",
         """
-        are French fries: potatoes; are most candles: wax; are most car tyres: rubber; are
+        are French fries: potatoes; are paraffin candles: wax; are most car tyres: rubber; are
         pickles: cucumbers; are raisins: grapes; is a snowman: snow; is a warm winter sweater:
-        wool; is butter: milk; is cheese: milk; is glass: sand; is guacamole: avocados; is
-        ketchup: tomatoes; is paper: wood; is popcorn: corn; is tofu: soybeans; is wine: grapes
+        wool; is butter: milk; is cheese: milk; is glass: sand; is ketchup:
+        tomatoes; is paper: wood; is popcorn: corn; is tofu: soybeans; is wine: grapes
         """,
     ),
     "tools": (
@@ -266,7 +267,7 @@ def read(path: pathlib.Path) -> list[Item]:
       UserError: the file cannot be read, holds no question, or a line is wrong.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except OSError as error:
         raise UserError(f"--choices: {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -301,7 +302,7 @@ def _parsed(line: str, number: int) -> Item:
     for key in ("id", "kind", "question"):
         if not isinstance(texts.get(key), str) or not (texts[key].strip() or key == "kind"):
             raise UserError(f"{key} is {brief(texts.get(key))}, not a text")
-    if texts["kind"] in (ALL, BY_SUM):
+    if texts["kind"] in (ALL, PER_TOKEN):
         raise UserError(f"kind is {brief(texts['kind'])}, which is a row of its own")
     choices = _choices(record.get("choices"))
     answer = record.get("answer")

@@ -7,8 +7,8 @@ without a template: of each passage the first token is context and all others co
 
 over all passages; bits per byte compare models whose tokenizers differ. A question is put through
 the chat template, and each of its choices is scored as the answer (without the end of turn): the
-choice with the highest mean log-likelihood per token counts, a normalisation without which short
-choices win; the row "by sum" counts without it.
+likeliest one counts. The row "per token" counts the highest mean log-likelihood per token instead,
+which does not favour short choices.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ import numpy as np
 import tqdm
 
 from wings_jax.errors import UserError
-from wings_jax.evaluation.everyday import ALL, BY_SUM, Item
+from wings_jax.evaluation.everyday import ALL, PER_TOKEN, Item
 from wings_jax.evaluation.models import Named
 from wings_jax.evaluation.prose import Text
 from wings_jax.evaluation.scoring import Paired
@@ -92,13 +92,13 @@ class Decision:
 
     @property
     def chosen(self) -> int:
-        """Returns the choice of the highest mean log-likelihood per token."""
-        return int(np.argmax([one.logprob / max(one.tokens, 1) for one in self.found]))
-
-    @property
-    def chosen_by_sum(self) -> int:
         """Returns the choice of the highest log-likelihood."""
         return int(np.argmax([one.logprob for one in self.found]))
+
+    @property
+    def chosen_per_token(self) -> int:
+        """Returns the choice of the highest mean log-likelihood per token."""
+        return int(np.argmax([one.logprob / max(one.tokens, 1) for one in self.found]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,7 +164,7 @@ def outcomes(decisions: Sequence[Decision]) -> dict[str, list[bool]]:
         if one.item.kind:
             found[one.item.kind].append(one.chosen == one.item.answer)
     found[ALL] = [one.chosen == one.item.answer for one in decisions]
-    found[BY_SUM] = [one.chosen_by_sum == one.item.answer for one in decisions]
+    found[PER_TOKEN] = [one.chosen_per_token == one.item.answer for one in decisions]
     return found
 
 

@@ -8,15 +8,15 @@ from collections.abc import Sequence
 from typing import Any
 
 from wings_jax.evaluation import forgetting, language, report
-from wings_jax.evaluation.everyday import ALL, BY_SUM
+from wings_jax.evaluation.everyday import ALL, PER_TOKEN
 from wings_jax.evaluation.language import Decision, Reading, Result
 from wings_jax.evaluation.prose import Text
 from wings_jax.evaluation.scoring import Score
 
 Table = tuple[str, list[list[str]]]  # title, rows of cells
 MEANING = (
-    "Multiple choice: right answers in % [95 % interval, Wilson]; what is chosen has the highest "
-    "mean log-likelihood per token"
+    "Multiple choice: right answers in % [95 % interval, Wilson]; the likeliest choice counts, in "
+    "the last row the likeliest per token"
 )
 
 
@@ -64,7 +64,7 @@ def _of_changes(first: Result, *others: Result) -> Table:
 
 
 def _label(row: str) -> str:
-    return f"= {row}" if row in (ALL, BY_SUM) else row
+    return f"= {row}" if row in (ALL, PER_TOKEN) else row
 
 
 def _shown(value: float, interval: tuple[float, float] | None, digits: int = 3) -> str:
@@ -159,7 +159,7 @@ def _line(one: Decision) -> dict[str, Any]:
         "question": item.question,
         "truth": item.choices[item.answer],
         "answer": item.choices[one.chosen],
-        "answer_by_sum": item.choices[one.chosen_by_sum],
+        "answer_per_token": item.choices[one.chosen_per_token],
         "right": one.chosen == item.answer,
         "choices": [
             {"text": choice, "logprob": round(found.logprob, 5), "tokens": found.tokens}

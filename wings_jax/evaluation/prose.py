@@ -22,6 +22,7 @@ from wings_jax.errors import UserError
 from wings_jax.evaluation import tasks
 
 PASSAGE = 900  # characters of a passage at most: about 200 tokens, whatever the tokenizer
+LEAST = 40  # characters of one, unless there is but one
 WORDS = 25  # of a paragraph of prose, at least
 PACKAGE = "tensorflow_datasets"
 
@@ -32,6 +33,7 @@ MARKUP = tuple(
         (r"^ *(```|~~~).*?(?:^ *\1|\Z)", "\n\n"),
         (r"<!--.*?-->", ""),
         (r"<(pre|script|style|table)\b.*?</\1>", "\n\n"),
+        (r"^ *\* [^\n]*(\n +[^\n]+)*", "\n"),  # lists, before the stars of emphasis go
         (r"</?[a-zA-Z][^<>]*>", ""),
         (r"^ *#[^\n]*$", "\n"),
         (r"!\[[^\]]*\]\([^)]*\)", ""),
@@ -94,7 +96,7 @@ def read(path: pathlib.Path) -> Text:
     """Returns a UTF-8 text file; empty lines part its paragraphs, other white space is one space.
 
     Raises:
-      UserError: it cannot be read, is not UTF-8, or holds fewer than WORDS words.
+      UserError: it cannot be read, is not UTF-8, or holds fewer than LEAST characters.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -103,9 +105,9 @@ def read(path: pathlib.Path) -> Text:
     except UnicodeDecodeError as error:
         raise UserError(f"--text: {path}: not UTF-8 at byte {error.start}") from error
     found = [one for one in map(_joined, _blocks(text)) if one]
-    count = sum(len(paragraph.split()) for paragraph in found)
-    if count < WORDS:
-        raise UserError(f"--text: {path}: {count} words are too short a text; take {WORDS} or more")
+    count = sum(map(len, found))
+    if count < LEAST:
+        raise UserError(f"--text: {path}: {count} characters are too few; take {LEAST} or more")
     return Text(str(path), tuple(cut(found)))
 
 
@@ -124,14 +126,16 @@ def is_prose(paragraph: str) -> bool:
 
 
 def cut(found: Iterable[str], longest: int = PASSAGE) -> list[str]:
-    """Returns passages of whole paragraphs of at most `longest` characters together.
+    """Returns passages of whole paragraphs of about `longest` characters together.
 
-    A paragraph that is longer by itself is cut between words.
+    A paragraph that is longer by itself is cut between words; a rest of a few characters stays with
+    the passage before it.
     """
     passages: list[str] = []
     for paragraph in found:
         for piece in textwrap.wrap(paragraph, longest, break_on_hyphens=False):
-            if passages and len(passages[-1]) + 2 + len(piece) <= longest:
+            is_rest = len(piece) < LEAST  # too little to stand alone
+            if passages and (is_rest or len(passages[-1]) + 2 + len(piece) <= longest):
                 passages[-1] += f"\n\n{piece}"
             else:
                 passages.append(piece)

@@ -8,6 +8,7 @@ a variant, `llava@optimizer.learning_rates.llm=5e-4`, changes that key in its la
 from __future__ import annotations
 
 import dataclasses
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 
@@ -78,12 +79,13 @@ def find(name: str) -> Method:
     method, values = METHODS[name.split("@")[0]], tuple(name.split("@")[1:])
     if not values:
         return method
-    told = ", ".join(value.rpartition(".")[2].replace("=", " ") for value in values)
-    steps = dict(value.split("=") for value in values).get("steps")
+    pairs = [value.split("=", 1) for value in values]
+    told = ", ".join(f"{key.rpartition('.')[2]} {value}" for key, value in pairs)
+    steps = dict(pairs).get("steps")
     return dataclasses.replace(
         method,
         title=f"{method.title}; {told}",
-        colour=_lighter(method.colour, zlib.crc32(name.encode()) % 5),
+        colour=_lighter(method.colour, zlib.crc32(name.encode()) % 101),
         steps=int(steps) if steps else method.steps,
         values=tuple(value for value in values if not value.startswith("steps=")),
     )
@@ -102,12 +104,13 @@ def is_known(name: str) -> bool:
 
 def _is_value(text: str) -> bool:
     key, _, value = text.partition("=")
-    return bool(key and value) and (key != "steps" or value.isdecimal()) and "/" not in text
+    is_number = value.isdecimal() and int(value) > 0
+    return bool(key and value) and (key != "steps" or is_number) and "/" not in text
 
 
 def _lighter(colour: str, step: int) -> str:
     """Returns a colour of the same hue, for the variants of a method."""
-    share = 0.2 + 0.12 * step
+    share = 0.15 + 0.005 * step
     parts = (int(colour[i : i + 2], 16) for i in (1, 3, 5))
     return "#" + "".join(f"{round(part + (255 - part) * share):02x}" for part in parts)
 
@@ -159,7 +162,7 @@ NEVER = Measure("text, never replayed", "scenes_text", tasks.NOT_REPLAYED)
 REPLAYED = Measure("text, replayed", "scenes_text", tasks.REPLAYED)
 INTERLEAVED = tuple(Measure(row, "iit", row) for row in iit.ROWS)
 PERPLEXITY = Measure("perplexity of English", "language", "perplexity", scale=1.0)
-CHOICES = Measure("multiple choice", "language", everyday.BY_SUM)
+CHOICES = Measure("multiple choice", "language", everyday.ALL)
 SHIFT = Measure("attention shift", "laws", "shift", scale=1.0)
 
 
@@ -226,10 +229,11 @@ def chosen_methods(names: str, flag: str) -> tuple[str, ...]:
     Raises:
       UserError: one of them is not known, or there is none.
     """
-    wanted = {name.strip() for name in names.split(",") if name.strip()}
+    parts = re.split(r",(?![^(]*\))", names)  # a value may be a tuple
+    wanted = {name.strip() for name in parts if name.strip()}
     unknown = sorted(name for name in wanted if not is_known(name))
     if unknown or not wanted:
-        raise UserError(_unknown(unknown, METHODS, flag))
+        raise UserError(f"{_unknown(unknown, METHODS, flag)}, or variants as llava@key=value")
     return tuple(sorted(wanted, key=order))
 
 

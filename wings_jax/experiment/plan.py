@@ -15,9 +15,11 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import fcntl
+import functools
 import hashlib
 import importlib.resources
 import json
+import os
 import pathlib
 import sys
 from collections.abc import Iterator, Sequence
@@ -44,6 +46,7 @@ class Settings:
     limit           questions of a task, None for all
     data            folder of the embedded data set
     overrides       further `--config.key=value` of every training
+    language        flags of `evaluate language`: what the user supplies to be read and asked
     """
 
     base: str
@@ -54,6 +57,7 @@ class Settings:
     limit: int | None
     data: str
     overrides: tuple[str, ...] = ()
+    language: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,11 +65,13 @@ class Job:
     """One command. It is done when `folder` holds the note that it left.
 
     kind     "import", "stage 1", "stage 2", "evaluate", "language" or "laws"
+    makes    what it puts there whole or not at all, and refuses to replace
     """
 
     kind: str
     folder: pathlib.Path
     command: tuple[str, ...]
+    makes: pathlib.Path | None = None
 
     @property
     def log(self) -> pathlib.Path:
@@ -83,7 +89,7 @@ class Job:
         try:
             return json.loads(self.note.read_text(encoding="utf-8"))["seconds"]
         except FileNotFoundError:
-            return None
+            return 0.0 if self.makes and self.makes.exists() else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -153,7 +159,7 @@ def _run(out: pathlib.Path, name: str, regime: str, seed: int, settings: Setting
     scores = ("--out", str(folder / "scores"), *limit)
     jobs.append(_job("evaluate", folder, "evaluate", asks, *about, *scores))
     if any(measure.task == "language" for measure in base.measures):
-        told = ("--out", str(folder / "language"), *limit)
+        told = (*settings.language, "--out", str(folder / "language"), *limit)
         jobs.append(_job("language", folder, "evaluate", "language", asks, *told))
     jobs.append(_job("laws", folder, "analyze", "laws", asks, "--out", str(folder / "laws")))
     return Run(name, regime, seed, folder, tuple(jobs))
@@ -161,7 +167,8 @@ def _run(out: pathlib.Path, name: str, regime: str, seed: int, settings: Setting
 
 def _import(folder: pathlib.Path, gguf: str) -> Job:
     flags = (f"--gguf={gguf}", f"--vision={SHIPPED / 'vision'}", f"--out={folder / 'base'}")
-    return _job("import", folder, "convert", "import", *flags)
+    job = _job("import", folder, "convert", "import", *flags)
+    return dataclasses.replace(job, makes=folder / "base")
 
 
 def _train(
@@ -198,42 +205,60 @@ def _job(kind: str, folder: pathlib.Path, program: str, *flags: str) -> Job:
 def claim(out: pathlib.Path, settings: Settings) -> Iterator[None]:
     """Notes the settings in `out`, which is this process's as long as the context lasts.
 
+    Commands that it starts inherit the lock, and hold it until they have ended.
+
     Raises:
       UserError: it holds runs of other settings or of another base, or something else; another
         process is at work in it; or it cannot be written.
     """
     report.check_writable(out, "--out")
-    note, now = out / "settings.json", described(settings)
-    if note.exists():
-        old = json.loads(note.read_text(encoding="utf-8"))
-        changed = [
-            f"{key}: {old.get(key)!r} -> {now[key]!r}" for key in now if old.get(key) != now[key]
-        ]
-        if changed:
-            raise UserError(
-                f"--out: {out} was made with other settings ({'; '.join(changed)}): give another "
-                "--out, or remove it"
-            )
-    elif out.exists() and any(out.iterdir()):
+    note, lock = out / "settings.json", out / ".lock"
+    if out.exists() and not note.exists() and any(path != lock for path in out.iterdir()):
         raise UserError(f"--out: {out} exists and holds no experiment")
-    else:
-        report.write(note, json.dumps(now, indent=1) + "\n")
-    with note.open(encoding="utf-8") as held:
+    out.mkdir(parents=True, exist_ok=True)
+    with lock.open("a", encoding="utf-8") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise UserError(f"--out: another experiment is at work in {out}") from error
+        os.set_inheritable(held.fileno(), True)
+        _note(note, described(settings))
         yield
+
+
+def _note(note: pathlib.Path, now: dict[str, Any]) -> None:
+    """Writes the settings; where they are already, they must be the same ones."""
+    if not note.exists():
+        report.write(note, json.dumps(now, indent=1) + "\n")
+        return
+    old = json.loads(note.read_text(encoding="utf-8"))
+    changed = [
+        f"{key}: {old.get(key)!r} -> {now[key]!r}"
+        for key in now
+        if old.get(key) != now[key] and key != "gguf"  # wherever it lies: `weights` tells it
+    ]
+    if changed:
+        raise UserError(
+            f"--out: {note.parent} was made with other settings ({'; '.join(changed)}): give "
+            "another --out, or remove it"
+        )
 
 
 def described(settings: Settings) -> dict[str, Any]:
     """Returns the settings for JSON, with a digest of the weights that all runs start from."""
-    files = [pathlib.Path(settings.gguf)] if settings.gguf else [_weights("llm")]
+    lists = {name: list(getattr(settings, name)) for name in ("overrides", "language")}
+    return dataclasses.asdict(settings) | lists | {"weights": _digest(settings.gguf)}
+
+
+@functools.cache
+def _digest(gguf: str) -> str:
     digest = hashlib.sha256()
-    for file in (*files, _weights("vision")):
-        digest.update(file.read_bytes())
-    plain = dataclasses.asdict(settings) | {"overrides": list(settings.overrides)}
-    return plain | {"weights": digest.hexdigest()[:16]}
+    for file in (pathlib.Path(gguf) if gguf else _weights("llm"), _weights("vision")):
+        try:
+            digest.update(file.read_bytes())
+        except OSError as error:
+            raise UserError(f"{file}: cannot be read: {error.strerror}") from error
+    return digest.hexdigest()[:16]
 
 
 def _weights(half: str) -> pathlib.Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import pathlib
+import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -21,6 +22,7 @@ from wings_jax.experiment.methods import (
     CHOICES,
     INTERLEAVED,
     NEVER,
+    PERPLEXITY,
     PICTURES,
     REGIMES,
     REPLAYED,
@@ -69,14 +71,15 @@ def accuracies(runs: Sequence[Scored], regime: str, base: Base) -> figure.Figure
     """Returns bars of pictures and text by method, and by learning rates where they were tried."""
     measures = [measure for measure in SHADES if measure in base.measures]
     methods = _there(
-        runs, regime, [name for name in table.names(runs, regime) if not name.startswith("lr_")]
+        runs, regime, [name for name in table.names(runs, regime) if name not in RATES[:2]]
     )
     rates = _there(runs, regime, RATES)
     rates = rates if len(rates) > 1 else []
-    width = max(7.6, 1.15 * (len(methods) + len(rates)) + 1.8)  # the legend needs 7.6
+    read = methods if PERPLEXITY in base.measures else []
+    width = max(7.6, 1.15 * (len(methods) + len(rates) + len(read)) + 1.8)  # the legend needs 7.6
     page = figure.Figure(figsize=(width, 4.4), layout="constrained")
-    widths = [len(methods), len(rates)] if rates else [len(methods)]
-    panels = page.subplots(1, len(widths), squeeze=False, sharey=True, width_ratios=widths)[0]
+    widths = [len(names) for names in (methods, rates, read) if names]
+    panels = page.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
     _bars(panels[0], runs, regime, methods, measures)
     panels[0].set_xticks(range(len(methods)), [_wrapped(find(name).title) for name in methods])
     panels[0].set_title("methods")
@@ -84,9 +87,16 @@ def accuracies(runs: Sequence[Scored], regime: str, base: Base) -> figure.Figure
         _bars(panels[1], runs, regime, rates, measures)
         panels[1].set_xticks(range(len(rates)), [RATE_NAMES[name] for name in rates])
         panels[1].set_title(RATES_TITLE)
+    if read:
+        _bars(panels[-1], runs, regime, read, [PERPLEXITY])
+        panels[-1].set_xlim(-0.6, len(read) - 0.4)
+        panels[-1].set_xticks(range(len(read)), [_wrapped(find(name).title) for name in read])
+        panels[-1].set_title(f"{PERPLEXITY.title} (lower is better)")
+        panels = panels[:-1]
     for panel, names in zip(panels, (methods, rates), strict=False):
         panel.set_xlim(-0.6, len(names) - 0.4)
         panel.set_ylim(0, TOP)
+        panel.tick_params(labelleft=panel is panels[0])
     panels[0].set_ylabel("right answers in %")
     before = results.estimate(results.of(runs, BASE, regime), base.text)
     if not math.isnan(before.mean):
@@ -110,12 +120,7 @@ def _there(runs: Sequence[Scored], regime: str, names: Sequence[str]) -> list[st
 
 
 def _wrapped(title: str) -> str:
-    return (
-        title.replace(", ", ",\n")
-        .replace("; ", "\n")
-        .replace(" learners", "\nlearners")
-        .replace("-", "-\n")
-    )
+    return re.sub(r"(?<=,) |; | (?=learners)|(?<=[a-z]-)(?=[a-z])", "\n", title)
 
 
 def _bars(
@@ -130,7 +135,8 @@ def _bars(
     for number, measure in enumerate(measures):
         found = [results.estimate(results.of(runs, name, regime), measure) for name in methods]
         at = np.arange(len(methods)) + (number - (len(measures) - 1) / 2) * width
-        _columns(panel, at, found, width, [SHADES[measure]] * len(methods))
+        colours = [SHADES.get(measure, PALE)] * len(methods)
+        _columns(panel, at, found, width, colours, measure.scale)
     _quiet(panel)
 
 
@@ -140,9 +146,10 @@ def _columns(
     found: Sequence[Estimate],
     width: float,
     colours: Sequence[str],
+    scale: float = 100.0,
 ) -> None:
-    heights = np.array([100 * one.mean for one in found])
-    ends = np.array([[one.mean - one.low, one.high - one.mean] for one in found]).T * 100
+    heights = np.array([scale * one.mean for one in found])
+    ends = np.array([[one.mean - one.low, one.high - one.mean] for one in found]).T * scale
     panel.bar(at, heights, 0.92 * width, color=colours, linewidth=0)
     shown = np.isfinite(heights) & np.isfinite(ends).all(0)
     panel.errorbar(
@@ -218,8 +225,8 @@ def shifts(runs: Sequence[Scored], text: Measure) -> figure.Figure | None:
     left.set_xlabel("pictures, right answers in %")
     left.set_ylabel(f"{text.title}: right answers in %")
     left.set_title("sight and text (better: up and right)", fontsize=11)
-    right.set_xlabel(r"attention shift (1 - $\rho$)")
-    right.set_title(_correlated(runs, text), fontsize=11)
+    right.set_xlabel(r"attention shift (1 - $\rho$; all queries, prompt and answer)")
+    right.set_title(_correlated(right, runs, text), fontsize=11)
     methods = dict.fromkeys(run.method for run in runs)
     handles = [
         lines.Line2D(
@@ -266,11 +273,15 @@ def _points(panel: mpl_axes.Axes, runs: Sequence[Scored], measure: Measure, text
     panel.margins(0.08)
 
 
-def _correlated(runs: Sequence[Scored], text: Measure) -> str:
-    """Returns the heading of figure 2c: the rank correlation over the runs."""
+def _correlated(panel: mpl_axes.Axes, runs: Sequence[Scored], text: Measure) -> str:
+    """Draws the line of figure 2c; returns its heading, the rank correlation over the runs."""
     pairs = np.array([[run.value(SHIFT), run.value(text)] for run in runs])
     x, y = pairs[np.isfinite(pairs).all(1)].T
     title = "attention shift and text"
     if len(x) < 3 or not np.ptp(x) or not np.ptp(y):
         return title
-    return f"{title}; {len(x)} runs, Spearman {stats.spearmanr(x, y).statistic:+.2f}"
+    ends = np.array([x.min(), x.max()])
+    fitted = np.polyval(np.polyfit(x, y, 1), ends)
+    panel.plot(ends, 100 * fitted, color=FAINT, lw=2, zorder=0)
+    rank = stats.spearmanr(x, y).statistic
+    return f"{title}; {len(x)} runs, Spearman {rank:+.2f}, line: least squares"

@@ -91,7 +91,8 @@ def _answers(folder: pathlib.Path) -> Scores:
 def _shift(folder: pathlib.Path) -> Mapping[str, Mapping[str, Any]]:
     text = (folder / "laws_summary.json").read_text(encoding="utf-8")
     (model,) = json.loads(text)["models"]
-    return {"shift": {key: model["shift"][key] for key in ("mean", "interval95")}}
+    told = {key: model[key] for key in ("variant", "n_used", "n_skipped")}
+    return {"shift": {**model["shift"], **told}}
 
 
 def _language(folder: pathlib.Path) -> Scores:
@@ -150,7 +151,7 @@ def estimate(runs: Sequence[Scored], measure: Measure) -> Estimate:
     if len(values) > 1:
         return over_seeds(values)
     (ends,) = (
-        run.scores[measure.task][measure.row]["interval95"]
+        run.scores[measure.task][measure.row]["interval95"] or (None, None)
         for run in runs
         if not math.isnan(run.value(measure))
     )
@@ -165,7 +166,7 @@ def over_seeds(values: Sequence[float]) -> Estimate:
 
 
 def difference(runs: Sequence[Scored], method: str, regime: str, measure: Measure) -> Estimate:
-    """Returns how much better a method is than the reference, paired by seed.
+    """Returns how much higher a method is than the reference, paired by seed.
 
     One seed gives a difference without an interval.
     """

@@ -68,8 +68,13 @@ def execute(job: Job) -> str:
     began = log.tell()
     with log:
         # In a session of its own Ctrl-C does not reach it, so that a training is asked to save.
+        # The folder's lock is handed on to it (`plan.claim`).
         process = subprocess.Popen(
-            job.command, stdout=log, stderr=subprocess.STDOUT, start_new_session=True
+            job.command,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            close_fds=False,
         )
         try:
             status = process.wait()

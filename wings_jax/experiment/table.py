@@ -49,10 +49,10 @@ TEXT_TOLD = {
 - multiple choice: everyday questions, zero-shot; the likeliest choice counts, right ones in %""",
 }
 READING = """\
-- attention shift: 1 - correlation, over the layers, of the attention before and after the picture;
-  0 to 2, lower is better
+- attention shift: 1 - correlation, over the layers, of the attention before and after the picture,
+  of all queries of the embedded probes with their answers; 0 to 2, lower is better
 - mean ± half of the 95 % interval over seeds (Student's t); of one seed, as of the base, the 95 %
-  interval over its questions: mean [low, high]
+  interval over its questions, passages or probes: mean [low, high]
 - trained: parameters of the last stage"""
 
 
@@ -80,7 +80,8 @@ def as_markdown(runs: Sequence[Scored], settings: Settings, missing: Mapping[str
         lost = [f"- failed: {name}: {why}" for name, why in missing.items() if why]
         lines += [f"Runs that are not in yet: {len(missing)}.", *lost, ""]
     lines += [
-        "Every method trains on the same data for as many steps, after a first stage on captions.",
+        "Every method trains on the same data for as many steps, after a first stage on captions;",
+        "where one differs in a value of its config, its name says so.",
         "",
         PICTURES_TOLD,
         *(told for task, told in TEXT_TOLD.items() if any(m.task == task for m in base.measures)),
@@ -99,7 +100,7 @@ def _further(
 ) -> Iterator[tuple[str, list[list[str]]]]:
     reference = find(REFERENCE).title
     if results.of(runs, REFERENCE, regime):
-        title = f"Against {reference}, points of difference, paired by seed"
+        title = f"Difference from {reference}, paired by seed"
         yield title, _cells(runs, regime, base.measures, _difference, without=(BASE, REFERENCE))
     for task, title in DETAILS.items():
         rows = dict.fromkeys(row for run in runs for row in run.scores.get(task, {}))

@@ -115,10 +115,10 @@ class Writer:
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
-        """Makes a UserError of a full disk and the like; orbax gives these many names."""
+        """Makes a UserError of a full disk and the like; orbax has several names for it."""
         try:
             yield
-        except Exception as error:
+        except (OSError, ValueError) as error:
             (reason, *_) = str(error).splitlines() or [type(error).__name__]
             raise UserError(
                 f"--workdir: {self._manager.directory}: cannot be written: {reason[:300]}"

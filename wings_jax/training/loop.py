@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
 import threading
@@ -82,9 +83,14 @@ def train(run: Run, watch: Watch | None = None) -> dict[str, Any]:
         if pending:
             tell(*pending)
         run.writer.save(run.state, run.steps)
+    except BaseException:
+        with contextlib.suppress(UserError):  # what went wrong first is what is told
+            run.writer.close()
+        raise
+    else:
+        run.writer.close()
     finally:
         _close(batches)
-        run.writer.close()
         if lines:
             lines.close()
     return _summarise(run, history, time.perf_counter() - started)
