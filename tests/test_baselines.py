@@ -248,8 +248,23 @@ def test_the_prefix_lies_where_its_heads_do():
     assert tuple(specs["gate"]) == (None, "tensor")
 
 
-def test_greedy_ids_with_a_prefix_equal_those_without_a_cache():
-    spec, weights, params = inference_cases.make(inference_cases.ARCHS["prefix"])
+ADDED = {
+    "lora": {"lora_rank": 4, "lora_alpha": 8.0},
+    "prefix": {"prefix_length": 3},
+    "textual_only": {"learners": ("textual",)},
+    "no_router": {"learners": ("visual", "textual")},
+}
+
+
+@pytest.mark.parametrize("name", ADDED)
+def test_greedy_ids_with_a_cache_equal_those_without(name):
+    """Of each baseline as it is, with no more than its config adds to the LLM."""
+    arch = read(name).model
+    assert arch.learners == ADDED[name].get("learners", ())
+    assert (arch.lora_rank > 0, arch.prefix_length > 0) == (name == "lora", name == "prefix")
+    spec, weights, params = inference_cases.make(
+        inference_cases.make_arch(kv_heads=2, **ADDED[name])
+    )
     rows = inference_cases.random_rows(spec.arch, ["tiitt", "ttttttt", "t"], seed=7)
     wanted = inference_cases.uncached_greedy(spec, params, rows, 5)
     np.testing.assert_array_equal(inference_cases.greedy(spec, weights, rows, 5), wanted)
@@ -291,24 +306,29 @@ def test_every_baseline_starts_as_llava(aligned, tmp_path):
     assert losses == pytest.approx(dict.fromkeys(losses, wanted), rel=1e-6)
 
 
-def test_a_prefix_trains_and_goes_on_where_it_was_stopped(aligned, tmp_path):
+ADDS = {"prefix": {f"decoder/layers/prefix/{leaf}" for leaf in ("k", "v", "gate")}, "lora": set()}
+
+
+@pytest.mark.parametrize("name", ADDS)
+def test_a_baseline_trains_and_goes_on_where_it_was_stopped(aligned, tmp_path, name):
     workdir, changes = tmp_path / "run", {"init_from": str(aligned), "checkpoint_every": 4}
-    ready = cases.set_up(workdir, "prefix", steps=6, **changes)
+    ready = cases.set_up(workdir, name, steps=6, **changes)
     before = cases.flat(ready)
     with jax.set_mesh(ready.mesh):
         loop.train(ready)
     wanted, losses = cases.flat(ready), cases.losses(workdir)
     moved = {path for path, value in wanted.items() if (value != before[path]).any()}
-    assert {part(path) for path in moved} == {"projector", "prefix"}
-    assert {f"decoder/layers/prefix/{leaf}" for leaf in ("k", "v", "gate")} <= moved
+    assert {part(path) for path in moved} == {"projector", name}
+    assert ADDS[name] <= moved
 
     shutil.rmtree(workdir / checkpoint.FOLDER / "6")  # as if it had been stopped after step 4
     assert checkpoint.newest(workdir).name == "4"
-    resumed = cases.run(workdir, "prefix", steps=6, **changes)
+    resumed = cases.run(workdir, name, steps=6, **changes)
     assert cases.losses(workdir) == losses
     for path, value in cases.flat(resumed).items():
         np.testing.assert_array_equal(value, wanted[path], err_msg=path)
-    assert checkpoint.load(workdir).arch.prefix_length == 32
+    kept, config = checkpoint.load(workdir).arch, read(name).model
+    assert (kept.prefix_length, kept.lora_rank) == (config.prefix_length, config.lora_rank)
 
 
 # --- a frozen LLM ----------------------------------------------------------------------------
