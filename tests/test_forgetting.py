@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 
+import jax
 import pytest
 import training_cases as cases
 from PIL import Image
@@ -593,6 +594,7 @@ def test_it_runs_at_the_root_of_the_repository(monkeypatch, capsys, tmp_path):
 def test_the_whole_experiment(monkeypatch, capsys, tmp_path):
     """Two methods of two steps, from nothing to the table; a third that fails; all of it again."""
     monkeypatch.chdir(cases.ROOT)
+    assert len(jax.devices()) == 8  # of this process, whatever its children are told
     monkeypatch.delenv("XLA_FLAGS")  # one device, as the children have nothing to share out
     folder, out = cases.folder(layers=3), tmp_path / "out"
     flags = ["--out", out, "--data-root", folder / "scenes", "--seeds", "0", "--regimes", "images"]
