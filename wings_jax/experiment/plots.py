@@ -218,7 +218,7 @@ def shifts(runs: Sequence[Scored], text: Measure) -> figure.Figure | None:
     """Returns text against pictures and against attention shift (figure 2c), a point per run."""
     if len(runs) < 2:
         return None
-    page = figure.Figure(figsize=(11.5, 4.6), layout="constrained")
+    page = figure.Figure(figsize=(13.5, 4.6), layout="constrained")
     left, right = page.subplots(1, 2, sharey=True)
     _points(left, runs, PICTURES, text)
     _points(right, runs, SHIFT, text)
