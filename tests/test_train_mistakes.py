@@ -126,6 +126,21 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, when):
         loop.train(run)
 
 
+@pytest.mark.parametrize(
+    ("before", "told"), [(KeyError("first"), KeyError), (SystemExit(143), errors.UserError)]
+)
+def test_an_error_is_told_before_the_disk_and_a_stop_is_not(tmp_path, monkeypatch, before, told):
+    """Whoever is asked to stop and could not save must not say that all is well."""
+    run = cases.set_up(tmp_path / "run", "stage1", steps=1)
+
+    def full():
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(run.writer._manager, "wait_until_finished", full)
+    with pytest.raises(told), run.writer:
+        raise before
+
+
 @pytest.mark.slow
 def test_the_command_trains_and_resumes(tmp_path):
     arguments = command(tmp_path / "run", steps="2")

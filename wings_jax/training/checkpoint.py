@@ -113,6 +113,17 @@ class Writer:
             self._manager.wait_until_finished()
             self._manager.close()
 
+    def __enter__(self) -> Writer:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Closes. If an error is on its way, that one is told, not what cannot be written."""
+        try:
+            self.close()
+        except UserError:
+            if kind is None or not issubclass(kind, Exception):  # a stop is no error
+                raise
+
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
         """Makes a UserError of a full disk and the like; orbax has several names for it."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import signal
 import threading
@@ -61,34 +60,29 @@ def train(run: Run, watch: Watch | None = None) -> dict[str, Any]:
     started, pending = time.perf_counter(), None
     batches = run.loader.iterate(done) if done < run.steps else iter(())
     try:
-        for step in range(done + 1, run.steps + 1):
-            waits = time.perf_counter()
-            batch = next(batches)
-            waited = time.perf_counter() - waits
-            run.state, measured = run.update(run.state, _place(batch, run))
+        with run.writer:
+            for step in range(done + 1, run.steps + 1):
+                waits = time.perf_counter()
+                batch = next(batches)
+                waited = time.perf_counter() - waits
+                run.state, measured = run.update(run.state, _place(batch, run))
+                if pending:
+                    tell(*pending)
+                is_watched = watch and (step in (1, run.steps) or step % config.laws_every == 0)
+                pending = (step, measured, watch(run.state) if is_watched else None)
+                if step == done + 1:
+                    jax.block_until_ready(measured)
+                    clock.start()  # the first step compiles, which says nothing about the others
+                else:
+                    clock.tick(waited=waited, tokens=_slots(batch) * jax.process_count())
+                if step % config.checkpoint_every == 0:
+                    run.writer.save(run.state, step)
+                if is_preempted(step) and step < run.steps:
+                    run.writer.save(run.state, step)
+                    raise SystemExit(143)
             if pending:
                 tell(*pending)
-            is_watched = watch and (step in (1, run.steps) or step % config.laws_every == 0)
-            pending = (step, measured, watch(run.state) if is_watched else None)
-            if step == done + 1:
-                jax.block_until_ready(measured)
-                clock.start()  # the first step compiles, which says nothing about the others
-            else:
-                clock.tick(waited=waited, tokens=_slots(batch) * jax.process_count())
-            if step % config.checkpoint_every == 0:
-                run.writer.save(run.state, step)
-            if is_preempted(step) and step < run.steps:
-                run.writer.save(run.state, step)
-                raise SystemExit(143)
-        if pending:
-            tell(*pending)
-        run.writer.save(run.state, run.steps)
-    except BaseException:
-        with contextlib.suppress(UserError):  # what went wrong first is what is told
-            run.writer.close()
-        raise
-    else:
-        run.writer.close()
+            run.writer.save(run.state, run.steps)
     finally:
         _close(batches)
         if lines:
