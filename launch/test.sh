@@ -15,4 +15,5 @@ done
 ruff check .
 ruff format --check .
 export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=2 TOKENIZERS_PARALLELISM=false
-python -m pytest --numprocesses "${WORKERS:-2}" --dist loadfile "$@"
+# A worker that crashes ends the run: with --dist loadfile, xdist waits forever for its successor.
+python -m pytest --numprocesses "${WORKERS:-2}" --dist loadfile --max-worker-restart 0 "$@"
