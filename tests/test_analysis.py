@@ -245,6 +245,7 @@ def test_the_interval_is_that_of_a_mean():
     low, high = laws.interval(values)
     assert low < values.mean() < high
     assert high - low == pytest.approx(2 * 1.96 * values.std() / 20, rel=0.1)
+    assert np.isnan(laws.interval(values[:1])).all()  # one value tells nothing of others
     both = laws.interval(np.stack([values, values], -1))
     np.testing.assert_allclose(both.T, [[low, high]] * 2)
 

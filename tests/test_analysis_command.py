@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import sys
 
@@ -61,6 +62,30 @@ def test_flat_curves_are_counted_and_left_out():
     assert all(line["variant"]["rows"] == "all" for line in lines)
 
 
+def test_router_and_norms_are_means_of_the_probes_that_are_used():
+    masses = np.random.default_rng(0).dirichlet(np.ones(5), (3, 4)).astype(np.float32)
+    masses[1, :, AFTER] = 0.25  # flat, so left out
+    result = make_result("some", masses, learners=("visual", "textual"))
+    values = np.array([1.0, 100.0, 3.0])[:, None, None, None] * np.ones((3, 4, 2, 2))
+    reading = dataclasses.replace(result.reading, gates=values, norms=values)
+    (found,) = results.as_json([dataclasses.replace(result, reading=reading)])["models"]
+    assert found["n_used"] == 2
+    for name in ("router", "norm_ratio"):
+        assert found[name]["textual"]["text"] == [2.0] * 4
+
+
+def test_one_probe_has_no_interval():
+    masses = np.random.default_rng(0).dirichlet(np.ones(5), (1, 4)).astype(np.float32)
+    result = make_result("some", masses)
+    (found,) = results.as_json([result])["models"]
+    assert found["shift"]["mean"] is not None
+    assert found["shift"]["interval95"] == [None, None]
+    assert "nan" not in results.as_text([result])
+    point = plots.Point("some", result.shift, (50.0, 40.0, 60.0))
+    for page in (plots.curves([result]), plots.scatter([point], "score", result.variant)):
+        page.savefig(io.BytesIO())
+
+
 def test_the_scatter_fits_any_number_of_points():
     for count in (1, 3):
         points = [
@@ -113,7 +138,10 @@ def test_the_command_writes_curves_and_plots(workdir, tmp_path, monkeypatch, cap
     assert one["variant"] == dataclasses.asdict(Variant())
     assert (one["n_used"], one["n_skipped"], one["layers"]) == (4, 0, 3)
     assert 0 <= one["shift"]["mean"] <= 2
-    assert set(one["shift_by_rows"]) == {"all", "after"}
+    assert {rows: by["n_used"] for rows, by in one["shift_by_rows"].items()} == {
+        "all": 4,
+        "after": 4,
+    }
     total = sum(np.array(curve["mean"]) for curve in one["curves"].values())
     np.testing.assert_allclose(total, 1, atol=1e-5)
     router = one["router"]
@@ -188,6 +216,7 @@ def test_data_of_ones_own_are_read_and_skips_are_told(workdir, tmp_path, monkeyp
         (["--checkpoint", "RUN", "--longest", "8"], "128 x too long"),
         (["--checkpoint", "RUN", "--scores", "no.json"], "--scores: no.json: No such file"),
         (["--checkpoint", "RUN", "--scores", "TEXT"], "is no report of wings_jax.evaluate"),
+        (["--checkpoint", "RUN", "--scores", "OTHER"], "is no report of wings_jax.evaluate"),
         (["--checkpoint", "RUN", "--scores", "x=REPORT"], "has no model called 'x'"),
         (["--checkpoint", "RUN", "--scores", "REPORT"], "m has no score 'scenes_text/all text'"),
         (["--checkpoint", "RUN", "--out", "TEXT"], "--out: cannot write to"),
@@ -198,6 +227,7 @@ def test_a_mistake_is_one_line(workdir, tmp_path, monkeypatch, capsys, given, me
     turns = tiny_data.turns(LONG, "yes")
     known = {
         "RUN": workdir,
+        "OTHER": tiny_data.write_json(tmp_path / "other.json", {"models": [{"name": "m"}]}),
         "SHORT": workdir.with_name("other"),
         "BROKEN": tmp_path / "broken.json",
         "TEXT": tiny_data.write_json(tmp_path / "text.json", [{"conversations": turns}]),
@@ -263,7 +293,7 @@ def test_watching_changes_nothing_and_tells_the_shift(llm, tmp_path, monkeypatch
         assert [line[name] for line in watched] == [line[name] for line in plain]
     wanted, found = (checkpoint.load(tmp_path / name) for name in ("plain", "watched"))
     jax.tree.map(np.testing.assert_array_equal, found.params, wanted.params)
-    told = {"laws/before", "laws/image", "laws/after", "laws/shift"}
+    told = {"laws/before", "laws/image", "laws/after", "laws/shift", "laws/shift_after"}
     assert [told <= set(line) for line in watched] == [True, True, False, True, True]
     assert not any(told & set(line) for line in plain)
     ours = probes.make_recipe(found.config, found.arch, found.tokenizer, watch.LONGEST)

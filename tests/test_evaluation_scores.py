@@ -204,7 +204,8 @@ def test_the_command_writes_a_report(workdir, root, tmp_path):
     assert found[0]["tasks"] == found[1]["tasks"]
     lines = (out / "answers-one.jsonl").read_text().splitlines()
     assert len(lines) == 6
-    assert {"task", "id", "question", "truth", "answer", "right"} == set(json.loads(lines[0]))
+    told = {"task", "rows", "id", "question", "truth", "answer", "right"}
+    assert told == set(json.loads(lines[0]))
     assert (out / "report.md").read_text().startswith("# Evaluation")
     assert (out / "some.png").stat().st_size > 1000
     assert "all text" in done.stdout
@@ -262,3 +263,7 @@ def test_a_record_without_its_keys_is_named(tmp_path):
     file.write_text(json.dumps([{"id": "odd", "conversations": turns}]))
     with pytest.raises(UserError, match=r"odd: KeyError 'kinds'"):
         tasks.read(tasks.TASKS["scenes_text"], tmp_path)
+    record = {"id": "new", "conversations": turns, "kinds": ["smell"], "setting": "single"}
+    (tmp_path / "test_images.json").write_text(json.dumps([record]))
+    with pytest.raises(UserError, match=r"new: there are no questions of kind 'smell'"):
+        tasks.read(tasks.TASKS["scenes_images"], tmp_path)

@@ -10,6 +10,7 @@ import pathlib
 import re
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 
@@ -61,20 +62,42 @@ def test_every_config_is_a_method_or_the_stage_before_one():
     assert len({method.colour for method in METHODS.values()}) == len(METHODS)
 
 
+# What of the model a method changes of Wings, and which may train what they share at other rates.
+PARTS = {"learners", "router"}
+CHANGES = {
+    "llava": PARTS,
+    "lora": PARTS | {"lora_rank", "lora_alpha"},
+    "prefix": PARTS | {"prefix_length"},
+    "visual_only": PARTS,
+    "textual_only": PARTS,
+    "no_router": {"router"},
+    "gain2": {"gain"},
+    "wings": set(),
+    "frozen_llm": PARTS,
+    "lr_smaller": set(),
+    "lr_larger": set(),
+}
+OWN_RATES = ("frozen_llm", "lr_smaller", "lr_larger")
+
+
 @pytest.mark.parametrize("preset", [base.preset[1:] or "tiny" for base in BASES.values()])
-def test_methods_differ_in_nothing_but_the_method(preset):
-    """Data, steps, batch and optimizer of all last stages are those of Wings."""
-    for method in METHODS.values():
-        if method.steps == 0:
-            continue
-        names = (method.config, "stage2")
-        mine, wings = (config_lib.plain(read_config(name, preset)) for name in names)
-        for config in (mine, wings):
-            for key in ("stage", "workdir", "init_from", "model"):
-                del config[key]
-            for key in ("groups", "learning_rates"):
-                del config["optimizer"][key]
-        assert mine == wings
+@pytest.mark.parametrize("name", [name for name in METHODS if name != methods.BASE])
+def test_methods_differ_in_nothing_but_the_method(name, preset):
+    """Data, steps, batch, optimizer, and the rates of what both train are those of Wings."""
+    names = (METHODS[name].config, "stage2")
+    mine, wings = (config_lib.plain(read_config(name, preset)) for name in names)
+    model, of_wings = mine.pop("model"), wings.pop("model")
+    assert {key for key in model if model[key] != of_wings[key]} <= CHANGES[name]
+    mine_rates, rates = (config["optimizer"].pop("learning_rates") for config in (mine, wings))
+    both = {group for group in rates if rates[group] and mine_rates.get(group)}
+    assert "projector" in both
+    if name not in OWN_RATES:
+        assert {group: mine_rates[group] for group in both} == {g: rates[g] for g in both}
+    for config in (mine, wings):
+        del config["optimizer"]["groups"]
+        for key in ("stage", "workdir", "init_from"):
+            del config[key]
+    assert mine == wings
 
 
 @pytest.mark.parametrize("name", [m.config for m in METHODS.values() if m.begins])
@@ -214,8 +237,8 @@ def test_a_real_llm_is_imported_once_and_its_text_asked_by_likelihood():
 
 def test_perplexity_and_choices_are_columns_of_a_real_llm(tmp_path):
     found = {
-        "perplexity": {"value": 31.2, "interval95": [30.0, 32.5]},
-        "choices": {everyday.ALL: {"accuracy": 0.75, "interval95": [0.7, 0.8]}},
+        "perplexity": {"value": 31.2, "interval95": [30.0, 32.5], "passages": 9},
+        "choices": {everyday.ALL: {"accuracy": 0.75, "interval95": [0.7, 0.8], "total": 4}},
     }
     (tmp_path / "language.json").write_text(json.dumps({"models": [found]}))
     scores = dict(RUNS[1].scores) | dict(results._language(tmp_path))
@@ -329,7 +352,10 @@ def scored(method: str, seed: int, pictures: float, text: float, regime: str = "
         "scenes_images": {PICTURES.row: share(pictures)},
         "scenes_text": {NEVER.row: share(text), "plus": share(text)},
         "iit": {row: share(text) for row in iit.ROWS},
-        "laws": {"shift": {"mean": 1 - text, "interval95": [0.9 - text, 1.1 - text]}},
+        "laws": {
+            "shift": {"mean": 1 - text, "interval95": [0.9 - text, 1.1 - text]},
+            "shift_after": {"mean": 1.0, "interval95": [None, None]},
+        },
     }
     regime = "" if method == "base" else regime
     return Scored(method, regime, seed, 1000, 10.0, scores)
@@ -365,27 +391,79 @@ def test_differences_are_paired_by_seed():
     assert results.difference(RUNS, "lora", "replay", NEVER) == results.NONE  # nothing to pair
 
 
+def answered(folder: pathlib.Path, words: str, right: str) -> pathlib.Path:
+    """Writes answers to questions that are a letter each, "1" for a right one."""
+    (folder / "scores").mkdir(parents=True)
+    lines = [
+        {"task": NEVER.task, "rows": [NEVER.row], "question": w, "truth": "", "right": r == "1"}
+        for w, r in zip(words, right, strict=True)
+    ]
+    lines.append({"task": PICTURES.task, "rows": [], "question": "", "truth": "", "right": True})
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "scores" / "answers-some.jsonl").write_text(text)
+    return folder
+
+
+def difference_of(tmp_path, words: str, wings: list[str], llava: list[str], other: str = ""):
+    runs = []
+    for name, given in (("wings", wings), ("llava", llava)):
+        for seed, right in enumerate(given):
+            folder = tmp_path / f"{words}-{other}" / name / str(seed)
+            asked = other if other and name == "llava" else words
+            run = scored(name, seed, 0.5, right.count("1") / len(right))
+            runs.append(dataclasses.replace(run, folder=answered(folder, asked, right)))
+    return results.difference(runs, "wings", "images", NEVER)
+
+
+def test_a_difference_has_an_interval_over_the_questions(tmp_path):
+    """By question, in the mean over seeds, Wings is 1, 1/2, 0 and 0 better."""
+    wings, llava = ["1110", "1010"], ["0010", "0010"]
+    found = difference_of(tmp_path, "abcd", wings, llava)
+    values = [1.0, 0.5, 0.0, 0.0]
+    half = 1.959963984540054 * statistics.stdev(values) / 2
+    assert found.mean == pytest.approx(0.375)
+    assert found.questions == pytest.approx((0.375 - half, 0.375 + half))
+    text = table._shown(found, NEVER, sign="+")
+    assert text == "+37.5 ±158.8 [-9.4, +84.4]"
+    twice = difference_of(tmp_path, "aabb", wings, llava)  # two questions, each asked twice
+    assert twice.questions[1] - twice.mean == pytest.approx(
+        1.959963984540054 * math.sqrt((0.75**2 + 0.75**2) * 2) / 4
+    )
+    assert difference_of(tmp_path, "aaaa", wings, llava).questions is None  # nothing to compare
+    assert difference_of(tmp_path, "abcd", wings, llava, "abce").questions is None
+    assert results.difference(RUNS, "wings", "images", NEVER).questions is None  # no answers
+
+
 def test_the_table_says_so():
     text = table.as_markdown(RUNS, SETTINGS, {"prefix, images, seed 0": "exit status 2"})
     rows = {line.split(" | ")[0].removeprefix("| "): line for line in text.splitlines()[::-1]}
     columns = re.split(r" \| ", rows["LLaVA"].strip("| "))
     assert columns[:5] == ["LLaVA", "3", "60.0 ±24.8", "-", "60.0 ±65.7"]
-    assert columns[-2:] == ["0.40 ±0.66", "1,000"]
+    assert columns[-3:] == ["0.40 ±0.66", "1.00 ±0.00", "1,000"]
     assert rows["base, no training"].startswith("| base, no training | - | 10.0 [0.0, 20.0] | - ")
     assert "| Wings | +10.0 ±0.0 | - | +20.0 ±254.1 |" in text
     assert "- failed: prefix, images, seed 0: exit status 2" in text
     assert text.count("base, no training") == 2 * 3  # in both regimes, but not against LLaVA
     assert "fast form" not in text
-    fast = dataclasses.replace(SETTINGS, is_fast=True, steps=100, stage1_steps=300, limit=30)
-    assert "This is the fast form**: 100 steps after 300" in table.as_markdown(RUNS, fast, {})
+    assert "Here: as many steps as its config has of stage 1, " in text
+    chosen = {"steps": 100, "stage1_steps": 300, "limit": 30}
+    flag = "--config.model.rank=8"
+    fast = dataclasses.replace(SETTINGS, is_fast=True, overrides=(flag,), **chosen)
+    text = table.as_markdown(RUNS, fast, {})
+    assert "**This is the fast form**" in text
+    assert "Here: 300 steps of stage 1, 100 steps of stage 2, 30 questions of a task, every" in text
+    assert f"every training with `{flag}`." in text
 
 
 def test_json_and_plots_are_whole(tmp_path):
     table.write(tmp_path, RUNS, SETTINGS, {})
     found = json.loads((tmp_path / "forgetting.json").read_text())
     row = found["table"]["images"]["llava"]["scores"]["laws"]["shift"]
-    assert (row["mean"], row["over"], row["n"]) == (0.4, "seeds", 3)
-    assert found["table"]["images"]["base"]["scores"]["laws"]["shift"]["over"] == "questions"
+    assert (row["mean"], row["over"], row["seeds"]) == (0.4, "seeds", 3)
+    base = found["table"]["images"]["base"]["scores"]
+    assert base["laws"]["shift"]["over"] == "probes"
+    assert base["scenes_text"][NEVER.row]["over"] == "questions"
+    assert base["laws"]["shift_after"]["over"] is None  # it has no interval
     assert [run["method"] for run in found["runs"]] == [run.method for run in RUNS]
     made = plots.write(tmp_path, RUNS, TINY, "")
     assert {path.name for path in made} == {
@@ -410,8 +488,9 @@ def test_runs_are_read_in_the_order_of_the_table(tmp_path):
     for run in RUNS[::-1]:
         place = f"{run.regime}/{run.method}/seed-{run.seed}" if run.regime else run.method
         (tmp_path / place).mkdir(parents=True)
-        (tmp_path / place / "run.json").write_text(json.dumps(vars(run)))
+        (tmp_path / place / "run.json").write_text(json.dumps(run.plain()))
     assert results.read(tmp_path) == RUNS
+    assert all(run.folder for run in results.read(tmp_path))
     assert results.read(tmp_path / "nothing") == []
 
 
@@ -559,9 +638,26 @@ def test_a_folder_is_of_one_choice_of_settings(tmp_path, monkeypatch):
         with pytest.raises(UserError, match=message), plan.claim(out, settings):
             pass
     (tmp_path / "another.safetensors").write_text("weights of another base")
-    monkeypatch.setattr(plan, "_weights", lambda half: tmp_path / "another.safetensors")
-    plan._digest.cache_clear()
-    with pytest.raises(UserError, match=r"other settings \(weights: "), plan.claim(new, SETTINGS):
+    with monkeypatch.context() as patch:
+        patch.setattr(plan, "_weights", lambda half: str(tmp_path / "another.safetensors"))
+        message = r"other settings \(weights: "
+        with pytest.raises(UserError, match=message), plan.claim(new, SETTINGS):
+            pass
+    (new / "settings.json").write_text("{")
+    with pytest.raises(UserError, match=r"settings\.json is damaged"), plan.claim(new, SETTINGS):
+        pass
+
+
+def test_other_data_in_the_same_place_are_other_settings(tmp_path):
+    def settings_with(pictures: int) -> plan.Settings:
+        (tmp_path / "scenes.json").write_text(json.dumps({"pictures": pictures}))
+        plan.digest.cache_clear()
+        return dataclasses.replace(SETTINGS, files=plan.digest(str(tmp_path / "scenes.json")))
+
+    with plan.claim(tmp_path / "out", settings_with(6)):
+        pass
+    other = settings_with(7)
+    with pytest.raises(UserError, match=r"settings \(files: "), plan.claim(tmp_path / "out", other):
         pass
 
 

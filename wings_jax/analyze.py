@@ -113,31 +113,36 @@ def find_scores(flags: argparse.Namespace) -> dict[str, tuple[float, float, floa
     Raises:
       UserError: a report cannot be read, or lacks the model or the score.
     """
-    task, _, row = flags.score.partition("/")
     found = {}
     for text in flags.scores or ():
         name, _, file = text.rpartition("=")
         reported = _reported(file)
         if name and len(reported) > 1:
-            reported = [model for model in reported if model["name"] == name]
+            reported = {name: reported[name]} if name in reported else {}
         if not reported:
             raise UserError(f"--scores: {file} has no model called {name!r}")
-        for model in reported:
-            score = model["tasks"].get(task, {}).get(row)
-            if score is None:
-                raise UserError(f"--scores: {file}: {model['name']} has no score {flags.score!r}")
-            ends = (score["accuracy"], *score["interval95"])
-            found[name or model["name"]] = tuple(100 * end for end in ends)
+        for model, scores in reported.items():
+            if flags.score not in scores:
+                raise UserError(f"--scores: {file}: {model} has no score {flags.score!r}")
+            found[name or model] = scores[flags.score]
     return found
 
 
-def _reported(file: str) -> list[Mapping[str, Any]]:
-    """Returns the models of a report."""
+def _reported(file: str) -> dict[str, dict[str, tuple[float, float, float]]]:
+    """Returns model -> "task/row" -> score in % and the ends of its interval, of a report."""
     try:
-        return json.loads(pathlib.Path(file).read_text(encoding="utf-8"))["models"]
+        models_of = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))["models"]
+        return {
+            str(model["name"]): {
+                f"{task}/{row}": tuple(100 * x for x in (score["accuracy"], *score["interval95"]))
+                for task, rows in model["tasks"].items()
+                for row, score in rows.items()
+            }
+            for model in models_of
+        }
     except OSError as error:
         raise UserError(f"--scores: {file}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(f"--scores: {file} is no report of wings_jax.evaluate") from error
 
 

@@ -195,6 +195,7 @@ def main() -> None:
         raise UserError("configs/stage1.py is not here: run from the root of the repository")
     methods, regimes = find_methods(flags.methods), find_regimes(flags.regimes, flags.base)
     base, seeds, out = BASES[flags.base], find_seeds(flags.seeds), pathlib.Path(flags.out)
+    data, language = find_data(flags.data_root), find_language(flags, base)
     settings = plan.Settings(
         base=flags.base,
         gguf=find_gguf(flags.gguf, base),
@@ -202,18 +203,18 @@ def main() -> None:
         steps=flags.steps,
         stage1_steps=flags.stage1_steps,
         limit=flags.limit,
-        data=find_data(flags.data_root),
+        data=data,
         overrides=tuple(overrides),
-        language=find_language(flags, base),
+        language=language,
+        files=plan.digest(f"{data}/scenes.json", *language[1::2]),
     )
     runs = plan.runs(out, methods, regimes, seeds, settings)
 
     def show(failed: Mapping[str, str]) -> list[pathlib.Path]:
         scored = results.read(out)
         missing = {run.name: failed.get(run.name, "") for run in runs if not run.file.exists()}
-        note = f"fast form: {settings.steps} steps" if settings.is_fast else ""
         tables = table.write(out, scored, settings, missing)
-        return tables + plots.write(out, scored, base, note)
+        return tables + plots.write(out, scored, base, plan.told(settings))
 
     with plan.claim(out, settings):
         print(runner.progress(runs), flush=True)

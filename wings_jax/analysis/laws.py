@@ -124,7 +124,12 @@ def shifts(curves: np.ndarray) -> np.ndarray:
 
 
 def interval(values: np.ndarray, seed: int = 0) -> np.ndarray:
-    """Returns [2,...], the bootstrapped 95 % interval of the mean over the first dimension."""
+    """Returns [2,...], the bootstrapped 95 % interval of the mean over the first dimension.
+
+    A single value leaves it open: NaN.
+    """
+    if len(values) < 2:
+        return np.full((2, *values.shape[1:]), np.nan)
     rng = np.random.default_rng(seed)
     chosen = rng.integers(0, len(values), (DRAWS, len(values)))
     counts = np.stack([np.bincount(row, minlength=len(values)) for row in chosen])

@@ -169,7 +169,7 @@ def router(results: Sequence[Result]) -> figure.Figure | None:
     for k, (panel, kind) in enumerate(zip(panels[0], KINDS, strict=True)):
         panel.axhline(0.5, color=FAINT, lw=1)
         for number, result in routed:
-            visual = result.reading.gates[:, :, k, result.learners.index("visual")]
+            visual = result.reading.gates[result.used][:, :, k, result.learners.index("visual")]
             _line(panel, visual, number, result.name)
         panel.set_title(f"{kind} tokens")
         panel.set_ylim(0, 1)
@@ -191,7 +191,7 @@ def norms(results: Sequence[Result]) -> figure.Figure | None:
             for number, result in enumerate(results):
                 if name in result.learners:
                     m = result.learners.index(name)
-                    _line(panel, result.reading.norms[:, :, k, m], number, result.name)
+                    _line(panel, result.reading.norms[result.used][:, :, k, m], number, result.name)
             panel.set_title(f"{name} learner, {kind} tokens")
             _over_layers(panel)
         top = max(panel.get_ylim()[1] for panel in row)

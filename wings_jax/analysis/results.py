@@ -92,7 +92,7 @@ def _model(result: Result) -> dict[str, Any]:
         "skipped": skipped.as_dict()["causes"],
         "shift": _interval(*result.shift),
         "rho": _plain(1 - result.shift[0]),
-        "shift_by_rows": {rows: _interval(*_mean(result.shifts(rows))) for rows in ROWS},
+        "shift_by_rows": {rows: _by_rows(result, rows) for rows in ROWS},
         "curves": {
             name: {"mean": _plain(curves[..., c].mean(0)), "interval95": _plain(ends[..., c])}
             for c, name in enumerate(CLASSES)
@@ -103,11 +103,16 @@ def _model(result: Result) -> dict[str, Any]:
     }
 
 
+def _by_rows(result: Result, rows: str) -> dict[str, Any]:
+    shifts = result.shifts(rows)
+    return {**_interval(*_mean(shifts)), "n_used": int(np.isfinite(shifts).sum())}
+
+
 def _by_learner(result: Result, values: np.ndarray | None) -> dict[str, Any]:
-    """Returns learner -> kind of query -> mean by layer, of f32[n,L,2,M]."""
+    """Returns learner -> kind of query -> mean by layer, of f32[n,L,2,M], over the used probes."""
     if values is None:
         return {}
-    means = values.mean(0)
+    means = values[result.used].mean(0)
     return {
         name: {kind: _plain(means[:, k, m]) for k, kind in enumerate(KINDS)}
         for m, name in enumerate(result.learners)
@@ -196,4 +201,4 @@ def as_text(results: Sequence[Result]) -> str:
 
 def _shown(ends: tuple[float, float, float]) -> str:
     mean, low, high = ends
-    return f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+    return f"{mean:.3f}" if np.isnan(low) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"

@@ -65,15 +65,19 @@ def _place(rows: Rows, run: start.Run) -> Rows:
 
 
 def scalars(masses: Sequence[np.ndarray]) -> Scalars:
-    """Returns laws/before, laws/image, laws/after (means over probes and layers) and laws/shift.
+    """Returns laws/before, laws/image, laws/after (means over probes and layers) and laws/shift,
+    all of the default variant, and laws/shift_after, of the queries behind the image alone.
 
-    The shift is left out where every probe's curves are flat. `masses` are of f32[B,L,Q,C].
+    A shift is left out where every probe's curves are flat. `masses` are of f32[B,L,Q,C].
     """
-    curves = np.concatenate(masses)[:, :, ROWS.index(Variant().rows)]
+    whole = np.concatenate(masses)
+    curves = whole[:, :, ROWS.index(Variant().rows)]
     shares = curves.mean((0, 1))
     told = {
         f"laws/{name}": float(shares[CLASSES.index(name)]) for name in ("before", "image", "after")
     }
-    shifts = laws.shifts(curves)
-    finite = shifts[np.isfinite(shifts)]
-    return told | ({"laws/shift": float(finite.mean())} if len(finite) else {})
+    for name, rows in (("laws/shift", Variant().rows), ("laws/shift_after", "after")):
+        shifts = laws.shifts(whole[:, :, ROWS.index(rows)])
+        finite = shifts[np.isfinite(shifts)]
+        told |= {name: float(finite.mean())} if len(finite) else {}
+    return told

@@ -140,6 +140,7 @@ def save(
             json.dumps(
                 {
                     "task": task,
+                    "rows": question.labels,
                     "id": question.id,
                     "question": question.text,
                     "truth": question.truth,

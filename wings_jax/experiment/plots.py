@@ -60,7 +60,7 @@ def write(out: pathlib.Path, runs: Sequence[Scored], base: Base, note: str) -> l
     for name, (told, page) in pages.items():
         if page is None:
             continue
-        page.supxlabel(f"{told}; {note}" if note else told, fontsize=8, color=PALE)
+        page.supxlabel(f"{told}; {note}", fontsize=8, color=PALE)
         path = out / name
         report.replace(path, lambda new, page=page: page.savefig(new, dpi=120, format="png"))
         made.append(path)

@@ -31,9 +31,9 @@ DETAILS = {
     "language": "Multiple choice by kind",
 }
 FAST = (
-    "**This is the fast form**: {steps} steps after {stage1_steps} of alignment, {limit} questions "
-    "of a task. It shows how the experiment goes; what it finds needs the full form."
+    "**This is the fast form**. It shows how the experiment goes; what it finds needs the full one."
 )
+OVER = {"laws": "probes"}  # what an interval of one run is over, where it is not questions
 PICTURES_TOLD = """\
 - pictures: questions about held-out digits and drawings; sums stand apart. Right answers in %: the
   whole answer matches exactly"""
@@ -50,9 +50,13 @@ TEXT_TOLD = {
 }
 READING = """\
 - attention shift: 1 - correlation, over the layers, of the attention before and after the picture,
-  of all queries of the embedded probes with their answers; 0 to 2, lower is better
-- mean ± half of the 95 % interval over seeds (Student's t); of one seed, as of the base, the 95 %
-  interval over its questions, passages or probes: mean [low, high]
+  of all queries of the embedded probes with their answers, and of the queries behind the picture
+  alone; 0 to 2, lower is better
+- mean ± half of the 95 % interval over seeds (Student's t): how it may be after other trainings,
+  asked the same questions; of one seed, as of the base, the 95 % interval over its questions,
+  passages or probes: mean [low, high]
+- differences: ± as above; [low, high] is how they may be with other questions, after the same
+  trainings; those of the same words and answer count together
 - trained: parameters of the last stage"""
 
 
@@ -74,14 +78,14 @@ def as_markdown(runs: Sequence[Scored], settings: Settings, missing: Mapping[str
     """Returns all tables."""
     base = BASES[settings.base]
     lines = [f"# Sight without forgetting: the paper's claim on {base.title}", ""]
-    if settings.is_fast:
-        lines += [FAST.format(**vars(settings)), ""]
+    lines += [FAST, ""] if settings.is_fast else []
     if missing:
         lost = [f"- failed: {name}: {why}" for name, why in missing.items() if why]
         lines += [f"Runs that are not in yet: {len(missing)}.", *lost, ""]
     lines += [
         "Every method trains on the same data for as many steps, after a first stage on captions;",
         "where one differs in a value of its config, its name says so.",
+        f"Here: {plan.told(settings)}.",
         "",
         PICTURES_TOLD,
         *(told for task, told in TEXT_TOLD.items() if any(m.task == task for m in base.measures)),
@@ -173,7 +177,10 @@ def _mean(runs: Sequence[Scored], method: str, regime: str, measure: Measure) ->
 
 
 def _shown(found: Estimate, measure: Measure, sign: str = "") -> str:
-    """Returns "62.1 ±3.2", "62.1 [57.3, 66.9]" where the interval is over questions, or "-"."""
+    """Returns "62.1 ±3.2", "62.1 [57.3, 66.9]" where the interval is over questions, or "-".
+
+    A difference has both, where it has.
+    """
     digits = 1 if measure.scale == 100 else 2
 
     def number(value: float, plus: str = sign) -> str:
@@ -181,11 +188,12 @@ def _shown(found: Estimate, measure: Measure, sign: str = "") -> str:
 
     if math.isnan(found.mean):
         return NOTHING
-    if math.isnan(found.low):
-        return number(found.mean)
+    told, ends = number(found.mean), found.questions
     if found.runs > 1:
-        return f"{number(found.mean)} ±{number(found.high - found.mean, '')}"
-    return f"{number(found.mean)} [{number(found.low)}, {number(found.high)}]"
+        told += f" ±{number(found.high - found.mean, '')}"
+    elif not math.isnan(found.low):
+        ends = (found.low, found.high)
+    return f"{told} [{', '.join(map(number, ends))}]" if ends else told
 
 
 def as_json(
@@ -199,7 +207,7 @@ def as_json(
             regime: {name: _row(runs, name, regime) for name in names(runs, regime)}
             for regime in regimes(runs)
         },
-        "runs": [vars(run) for run in runs],
+        "runs": [run.plain() for run in runs],
     }
 
 
@@ -213,7 +221,7 @@ def _row(runs: Sequence[Scored], method: str, regime: str) -> dict[str, Any]:
         found = results.estimate(of_method, measure)
         against = results.difference(runs, method, regime, measure)
         if not math.isnan(found.mean):
-            entry = {**_plain(found), "against_reference": _plain(against)}
+            entry = {**_plain(found, measure), "against_reference": _plain(against, measure)}
             scores.setdefault(measure.task, {})[measure.row] = entry
     return {
         "title": find(method).title,
@@ -223,10 +231,19 @@ def _row(runs: Sequence[Scored], method: str, regime: str) -> dict[str, Any]:
     }
 
 
-def _plain(found: Estimate) -> dict[str, Any]:
-    mean, *ends = (
-        None if math.isnan(value) else round(value, 6)
-        for value in (found.mean, found.low, found.high)
-    )
-    over = "seeds" if found.runs > 1 else "questions"
-    return {"mean": mean, "interval95": ends, "over": over, "n": found.runs}
+def _plain(found: Estimate, measure: Measure) -> dict[str, Any]:
+    """Returns an estimate for JSON; "over" says what its interval is over, null where it has none.
+
+    A difference has another interval over the questions, where it is known.
+    """
+    mean, *ends = (_rounded(value) for value in (found.mean, found.low, found.high))
+    alone = "passages" if measure.row == PERPLEXITY.row else OVER.get(measure.task, "questions")
+    over = None if ends[0] is None else "seeds" if found.runs > 1 else alone
+    told = {"mean": mean, "interval95": ends, "over": over, "seeds": found.runs}
+    if found.questions:
+        told["interval95_questions"] = [_rounded(end) for end in found.questions]
+    return told
+
+
+def _rounded(value: float) -> float | None:
+    return None if math.isnan(value) else round(float(value), 6)
