@@ -445,6 +445,7 @@ def test_the_table_says_so():
     assert "- failed: prefix, images, seed 0: exit status 2" in text
     assert text.count("base, no training") == 2 * 3  # in both regimes, but not against LLaVA
     assert "fast form" not in text
+    assert "nan" not in text
     assert "Here: as many steps as its config has of stage 1, " in text
     chosen = {"steps": 100, "stage1_steps": 300, "limit": 30}
     flag = "--config.model.rank=8"

@@ -189,7 +189,7 @@ def _shown(found: Estimate, measure: Measure, sign: str = "") -> str:
     if math.isnan(found.mean):
         return NOTHING
     told, ends = number(found.mean), found.questions
-    if found.runs > 1:
+    if not math.isnan(found.low) and found.runs > 1:
         told += f" ±{number(found.high - found.mean, '')}"
     elif not math.isnan(found.low):
         ends = (found.low, found.high)
