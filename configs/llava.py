@@ -2,7 +2,9 @@
 
     python -m wings_jax.train --config=configs/llava.py[:vicuna_7b]      # after llava_stage1.py
 
-Data, steps and rates are those of stage2.py, so that the wings are the only difference.
+Data, steps and rates are those of stage2.py, so that the wings are the only difference. The paper
+names no rates for its baselines. LLaVA's own recipe trains the LLM of the real presets at ten times
+the rate, --config.optimizer.learning_rates.llm=2e-5, which should forget more.
 """
 
 from configs import base, stage2

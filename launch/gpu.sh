@@ -11,5 +11,11 @@ config=$1
 shift
 export XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-.95}"
 distributed=()
-[ "${SLURM_NTASKS:-1}" -gt 1 ] && distributed=(--distributed)
+if [ "${SLURM_NTASKS:-1}" -gt 1 ]; then
+    distributed=(--distributed)
+    if [ "$SLURM_NTASKS" -eq "${SLURM_NNODES:-0}" ]; then # else JAX takes one GPU for each task
+        gpus=$(nvidia-smi --list-gpus | wc -l)
+        export JAX_LOCAL_DEVICE_IDS="${JAX_LOCAL_DEVICE_IDS:-$(seq -s , 0 $((gpus - 1)))}"
+    fi
+fi
 exec python -m wings_jax.train --config="$config" "${distributed[@]}" "$@"

@@ -91,6 +91,17 @@ def test_a_file_is_answered_in_order_and_failures_are_numbered(run, requests, ca
     assert "exists" in capsys.readouterr().err
 
 
+def test_wishes_of_another_kind_are_a_lines_own_mistake(tmp_path):
+    wishes = [{"stop": 5}, {"seed": None}, {"stop": ["a", 3]}, {"top_k": 0.5}, {"stop": "ab"}]
+    lines = [json.dumps({"prompt": "red", "sampling": wish}) for wish in wishes]
+    (tmp_path / "requests.jsonl").write_text("\n".join(lines))
+    *wrong, right = jobs.read(tmp_path / "requests.jsonl", tmp_path, Sampling())
+    told = [str(line.request) for line in wrong]
+    parts = ("sampling: {", "seed: None is not a whole", "not a list of str", "top_k: 0.5 is not a")
+    assert [part in text for part, text in zip(parts, told, strict=True)] == [True] * 4
+    assert right.request.sampling.stop == ("ab",)
+
+
 def test_an_interrupted_job_goes_on(requests, tmp_path):
     generator = cases.generator(2)
     sampling = Sampling(max_new_tokens=3)

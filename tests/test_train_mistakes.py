@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import training_cases as cases
 from absl import flags
 
-from wings_jax import errors, train
+from wings_jax import axes, errors, train
 from wings_jax.training import loop
 
 
@@ -62,6 +64,15 @@ def fails(arguments: list[str], capsys, monkeypatch) -> str:
         ({"optimizer__groups__visual": "decoder/wing/.*"}, "visual (decoder/wing/.*)"),
         ({"init_from": "/nowhere"}, "config.init_from: /nowhere holds no checkpoint"),
         ({"model__llm": "qwen1_5_7b"}, "config.data.tokenizer"),
+        ({"model__rank": "0"}, "config.model.rank: 0 is less than 1"),
+        ({"optimizer__skip_limit": "0"}, "config.optimizer.skip_limit: 0 is less than 1"),
+        ({"optimizer__warmup_ratio": "5.0"}, "config.optimizer.warmup_ratio: 5.0 is not"),
+        ({"optimizer__groups__visual": "("}, "config.optimizer.groups: '(' is no regular"),
+        ({"optimizer__learning_rates__visual": "-1e-3"}, "learning_rates.visual: -0.001 is less"),
+        ({"model__lora_targets": "('q','z')"}, "config.model.lora_targets: there is no 'z'"),
+        ({"model__lora_rank": "4"}, "learning_rates.llm: decoder/layers/attn/k/a begins anew"),
+        ({"steps": "-1", "epochs": "0.0"}, "config.epochs: 0.0 is not more than 0"),
+        ({"init_from": "gs://there"}, "config.init_from: gs://there is no folder"),
     ],
 )
 def test_mistakes_are_told_in_one_line(changes, message, tmp_path, capsys, monkeypatch):
@@ -73,7 +84,70 @@ def test_mistakes_are_told_in_one_line(changes, message, tmp_path, capsys, monke
 
 def test_an_unknown_preset(capsys, monkeypatch):
     unknown = [f"--config={cases.ROOT}/configs/stage1.py:gigantic"]
-    assert "'gigantic' is not one of tiny" in fails(unknown, capsys, monkeypatch)
+    said = fails(unknown, capsys, monkeypatch)
+    assert said.startswith("wings_jax.train: preset 'gigantic' is not one of tiny")
+
+
+def test_a_config_that_is_not_there(capsys, monkeypatch):
+    said = fails([f"--config={cases.ROOT}/configs/stage9.py"], capsys, monkeypatch)
+    assert "configs/stage9.py" in said
+    assert "Traceback" not in said
+    assert len(said) < 300
+
+
+def test_a_workdir_in_a_bucket(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    said = fails([*command(tmp_path)[:-1], "--workdir=gs://bucket/run"], capsys, monkeypatch)
+    assert "--workdir: gs://bucket/run is no folder" in said
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_of_another_model_or_with_adapters(tmp_path, capsys):
+    """What no shape shows: the LLM's rope; LoRA that would be dropped; what is left behind."""
+    cases.run(tmp_path / "lora", "lora", steps=1)
+    message = r"decoder/layers/attn/k/a is not in the config's model and would be lost"
+    with pytest.raises(errors.UserError, match=message):
+        cases.set_up(tmp_path / "run", "llava", init_from=str(tmp_path / "lora"))
+    cases.run(tmp_path / "stage1", "stage1", steps=1)
+    llm = tmp_path / "llm"
+    shutil.copytree(cases.folder() / "llm", llm)
+    described = json.loads((llm / "config.json").read_text())
+    described["rope_theta"] = described.get("rope_theta", 1e6) * 2
+    if "rope_parameters" in described:
+        described["rope_parameters"]["rope_theta"] = described["rope_theta"]
+    (llm / "config.json").write_text(json.dumps(described))
+    message = r"stage1/.*: its decoder has rope_theta .*, that of config\.model\.llm "
+    init_from = str(tmp_path / "stage1")
+    with pytest.raises(errors.UserError, match=message):
+        cases.set_up(tmp_path / "run", init_from=init_from, model__llm=str(llm))
+    assert not (tmp_path / "run").exists()
+    capsys.readouterr()
+    cases.set_up(tmp_path / "run", "llava", init_from=init_from)
+    assert "not gone on with, of " in capsys.readouterr().out
+
+
+def test_a_batch_that_hosts_would_share():
+    """On eight devices as of two hosts, `tensor` must divide those of a host."""
+
+    def hosts(shape, host_of):
+        mesh = axes.make_mesh(shape)
+        places = axes.sharding_of(mesh, ("B",)).devices_indices_map((16,))
+        fakes = {mock.Mock(process_index=host_of(d.id)): span for d, span in places.items()}
+        return mock.Mock(devices_indices_map=lambda shape: fakes)
+
+    def check(shape, host_of):
+        with mock.patch.object(axes, "sharding_of", return_value=hosts(shape, host_of)):
+            axes.check_hosts(None, 16)
+
+    for shape in ({"data": 8}, {"data": 2, "tensor": 4}, {"data": 2, "fsdp": 2, "tensor": 2}):
+        check(shape, lambda number: number // 4)
+    for shape, host_of in (
+        ({"data": 1, "tensor": 8}, lambda number: number // 4),
+        ({"data": 4, "tensor": 2}, lambda number: number % 2),
+        ({"data": 8}, lambda number: int(number == 0)),
+    ):
+        with pytest.raises(axes.MeshError, match="of a batch of 16 the hosts would hold"):
+            check(shape, host_of)
 
 
 def test_stage_two_without_stage_one(tmp_path, capsys, monkeypatch):

@@ -52,6 +52,22 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_run(whole, tmp_path):
         np.testing.assert_array_equal(value, wanted[path], err_msg=path)
 
 
+def test_a_stopped_run_lacks_no_metrics_and_a_finished_one_keeps_its_summary(tmp_path, monkeypatch):
+    ready = cases.set_up(tmp_path / "run", steps=4)
+    monkeypatch.setattr(loop, "_preemption", lambda: lambda step: step == 2)
+    with jax.set_mesh(ready.mesh), pytest.raises(SystemExit) as stopped:
+        loop.train(ready)
+    assert stopped.value.code == 143
+    assert len(cases.losses(tmp_path / "run")) == 2
+    monkeypatch.undo()
+    cases.run(tmp_path / "run", steps=4)
+    lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    summary = (tmp_path / "run/summary.json").read_text()
+    cases.run(tmp_path / "run", steps=4)  # nothing is left to be done
+    assert (tmp_path / "run/summary.json").read_text() == summary
+
+
 def test_eight_devices_equal_one(whole, tmp_path):
     workdir = whole[1]
     mesh = {"mesh__data": 2, "mesh__fsdp": 2, "mesh__tensor": 2}

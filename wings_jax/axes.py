@@ -109,6 +109,20 @@ def lay(tree: Tree, mesh: Mesh | None, letters: str = "B") -> Tree:
     return jax.tree.map(put, tree)
 
 
+def check_hosts(mesh: Mesh, rows: int) -> None:
+    """Raises MeshError unless each host holds a part of its own of a batch of so many rows."""
+    places = sharding_of(mesh, ("B",)).devices_indices_map((rows,))
+    by_host: dict[int, set[int]] = {}
+    for device, (span,) in places.items():
+        by_host.setdefault(device.process_index, set()).update(range(*span.indices(rows)))
+    if any(len(mine) * len(by_host) != rows for mine in by_host.values()):
+        counts = ", ".join(str(len(mine)) for _, mine in sorted(by_host.items()))
+        raise MeshError(
+            f"mesh: of a batch of {rows} the hosts would hold {counts} rows, some the same ones: "
+            "tensor must not reach over hosts, and each needs as many devices"
+        )
+
+
 def _axes_of(letter: str) -> tuple[str, ...]:
     found = dict(RULES).get(letter, ())
     return (found,) if isinstance(found, str) else found

@@ -180,7 +180,7 @@ def typed(tree: config_dict.ConfigDict) -> Config:
 
 def differences(old: Config, new: Config) -> list[str]:
     """Returns 'key: old -> new' for every leaf that differs and is not free to."""
-    left, right = _leaves(plain(old)), _leaves(plain(new))
+    left, right = leaves(plain(old)), leaves(plain(new))
     return [
         f"{key}: {left.get(key)!r} -> {right.get(key)!r}"
         for key in sorted({**left, **right})
@@ -199,11 +199,12 @@ def plain(value: Any) -> Any:
     return value
 
 
-def _leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns {'a.b': value} of nested mappings."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            found.update(_leaves(value, f"{prefix}{key}."))
+            found.update(leaves(value, f"{prefix}{key}."))
         else:
             found[prefix + key] = list(value) if isinstance(value, tuple) else value
     return found
@@ -282,14 +283,34 @@ def _validate(config: Config) -> None:
         "config.checkpoint_every": (config.checkpoint_every, 1),
         "config.loss_chunk": (config.loss_chunk, 1),
         "config.optimizer.accumulation": (optimizer.accumulation, 1),
+        "config.optimizer.skip_limit": (optimizer.skip_limit, 1),
+        "config.optimizer.skip_window": (optimizer.skip_window, 1),
+        "config.optimizer.weight_decay": (optimizer.weight_decay, 0),
+        "config.model.rank": (model.rank, 1),
+        "config.model.router_positions": (model.router_positions, 1),
         "config.model.lora_rank": (model.lora_rank, 0),
         "config.model.prefix_length": (model.prefix_length, 0),
         "config.data.sequence_length": (config.data.sequence_length, 2),
         "config.data.images_per_row": (config.data.images_per_row, 0),
     }
+    for group, rate in optimizer.learning_rates.items():
+        at_least[f"config.optimizer.learning_rates.{group}"] = (rate, 0)
     for key, (value, least) in at_least.items():
-        if value < least:
+        if not value >= least:
             raise UserError(f"{key}: {value} is less than {least}")
+    shares = {
+        "config.optimizer.warmup_ratio": optimizer.warmup_ratio,
+        "config.optimizer.b1": optimizer.b1,
+        "config.optimizer.b2": optimizer.b2,
+    }
+    for key, value in shares.items():
+        if not 0 <= value < 1:
+            raise UserError(f"{key}: {value} is not at least 0 and less than 1")
+    if config.steps < 0 and not config.epochs > 0:
+        raise UserError(f"config.epochs: {config.epochs} is not more than 0")
+    unknown = sorted(set(model.lora_targets) - set(Model.lora_targets))
+    if unknown:
+        raise UserError(f"config.model.lora_targets: there is no {unknown[0]!r}")
     if config.batch_size % optimizer.accumulation:
         raise UserError(
             f"config.batch_size: {config.batch_size} is not a multiple of "

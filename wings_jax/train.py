@@ -34,9 +34,15 @@ flags.DEFINE_boolean("debug", False, "Show the traceback of a user's mistake.")
 def parse(argv: list[str]) -> list[str]:
     """Reads the flags; an unknown key, preset or file is the user's mistake, told in one line."""
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        if _CONFIG.value is not None:
+            _CONFIG.value.to_dict()  # what a missing file raises is kept until it is looked at
+        return rest
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-        raise UserError(" ".join(str(error).split())) from error
+        told = str(error).strip()
+        if "Traceback" in told:  # ml_collections hands on a whole one: its last line tells
+            told = told.splitlines()[-1].partition(": ")[2]
+        raise UserError(" ".join(told.split())) from error
 
 
 def join() -> None:
@@ -65,7 +71,11 @@ def main() -> None:
     if _DISTRIBUTED.value:
         join()
     config = config_lib.typed(_CONFIG.value)
-    run = start.set_up(config, pathlib.Path(_WORKDIR.value or config.workdir))
+    workdir = _WORKDIR.value or config.workdir
+    for key, place in (("--workdir", workdir), ("config.init_from", config.init_from)):
+        if "://" in place:
+            raise UserError(f"{key}: {place} is no folder; mount the bucket and name its folder")
+    run = start.set_up(config, pathlib.Path(workdir))
     with jax.set_mesh(run.mesh):
         summary = loop.train(run, watch.make(run) if config.laws_every else None)
     if "last_loss" in summary:

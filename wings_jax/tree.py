@@ -33,16 +33,20 @@ def label(paths: Mapping[str, Any], table: Mapping[str, str], *, name: str) -> d
     """Returns path -> name of the first row whose expression matches the whole path.
 
     Raises:
-      UserError: a path without a row, or a row that matches no path; `name` is the table's.
+      UserError: a path without a row, a row that matches no path, or one that is no regular
+        expression; `name` is the table's.
     """
-    rows = {row: re.compile(pattern) for row, pattern in table.items()}
+    try:
+        rows = {row: re.compile(pattern) for row, pattern in table.items()}
+    except re.error as error:
+        raise UserError(f"{name}: {error.pattern!r} is no regular expression: {error}") from error
     found = {
         path: next((row for row, pattern in rows.items() if pattern.fullmatch(path)), None)
         for path in paths
     }
     lost = [path for path, row in found.items() if row is None]
     if lost:
-        raise UserError(f"{name}: no row matches {_some(lost)}")
+        raise UserError(f"{name}: no row matches {some(lost)}")
     dead = [row for row, pattern in rows.items() if row not in found.values()]
     if dead:
         listed = ", ".join(f"{row} ({table[row]})" for row in dead)
@@ -87,6 +91,7 @@ def describe(flat: Mapping[str, Any], columns: Mapping[str, Mapping[str, str]]) 
     )
 
 
-def _some(names: list[str], most: int = 4) -> str:
+def some(names: list[str], most: int = 4) -> str:
+    """Returns the first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

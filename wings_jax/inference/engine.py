@@ -16,11 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from wings_jax import tree
 from wings_jax.inference import memory as memory_lib
 from wings_jax.inference.memory import Memory
 from wings_jax.model import attention, decoder
 from wings_jax.model.decoder import DecoderLayer, Source, Surroundings
-from wings_jax.model.layers import RMSNorm
+from wings_jax.model.layers import RMSNorm, is_matrix
 from wings_jax.model.layout import IMAGE, LEARNERS, MAIN, NEVER, PADDING, TEXT, Sight
 from wings_jax.model.presets import WingsArch
 from wings_jax.model.wings import Wings
@@ -78,13 +79,10 @@ class Chunk:
 
 def split_layers(params: Mapping[str, Any], spec: Spec) -> Weights:
     """Returns nested parameters with the decoder's layers apart, matrices in `spec.dtype`."""
-
-    def cast(path: tuple, x: jax.Array) -> jax.Array:
-        is_matrix = path[-1].key in ("kernel", "a", "b", "embedding", "k", "v")  # a prefix's too
-        is_router = any(getattr(part, "key", None) == "router" for part in path)
-        return jnp.asarray(x, spec.dtype if is_matrix and not is_router else jnp.float32)
-
-    params = jax.tree_util.tree_map_with_path(cast, dict(params))
+    flat = tree.flatten(params)
+    params = tree.nest(
+        {p: jnp.asarray(x, spec.dtype if is_matrix(p) else jnp.float32) for p, x in flat.items()}
+    )
     above = dict(params["decoder"])
     stacked = above.pop("layers")
     layers = tuple(

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 
 from wings_jax import axes, errors
-from wings_jax.inference import compilation
+from wings_jax.inference import compilation, generator
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.sampling import Sampling
 from wings_jax.training import checkpoint
@@ -33,11 +33,12 @@ def add(parser: argparse.ArgumentParser) -> None:
 
 def open_generator(flags: argparse.Namespace, *, rows: int) -> Generator:
     """Returns the generator that the flags say. Raises UserError naming what does not fit."""
-    options = {"sampling": sampling_of(flags), "dtype": flags.dtype, "rows": rows}
+    dtype = flags.dtype or generator.usual_dtype()
+    options = {"sampling": sampling_of(flags), "dtype": dtype, "rows": rows}
     compilation.keep()
     mesh = axes.make_mesh(axes.parse_mesh(flags.mesh)) if flags.mesh else None
     with errors.full_memory("use --dtype bfloat16, or share the model among devices with --mesh"):
-        restored = checkpoint.load(flags.checkpoint, mesh=mesh)
+        restored = checkpoint.load(flags.checkpoint, dtype=dtype, mesh=mesh)
         return Generator.of(restored, mesh=mesh, **options)
 
 

@@ -95,9 +95,10 @@ def _sampling(record: Mapping[str, Any], sampling: Sampling) -> Sampling:
     known = {field.name for field in dataclasses.fields(Sampling)}
     if not isinstance(wishes, Mapping) or not set(wishes) <= known:
         raise UserError(f"sampling is {samples.brief(wishes)}; it may hold {', '.join(known)}")
-    if "stop" in wishes:
-        wishes = {**wishes, "stop": tuple(wishes["stop"])}
     try:
+        if "stop" in wishes:
+            stop = wishes["stop"]
+            wishes = {**wishes, "stop": (stop,) if isinstance(stop, str) else tuple(stop)}
         return dataclasses.replace(sampling, **wishes)
     except TypeError as error:
         raise UserError(f"sampling: {samples.brief(wishes)}: {error}") from error

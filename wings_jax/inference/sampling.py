@@ -43,6 +43,12 @@ class Sampling:
     logprobs: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("max_new_tokens", "top_k", "seed"):
+            value = getattr(self, name)
+            if not isinstance(value, int | np.integer):
+                raise UserError(f"{name}: {value!r} is not a whole number")
+        if isinstance(self.stop, str) or not all(isinstance(part, str) for part in self.stop):
+            raise UserError(f"stop: {self.stop!r} is not a list of strings")
         bounds = {
             "max_new_tokens": (1, None),
             "temperature": (0, None),

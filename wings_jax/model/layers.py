@@ -30,6 +30,12 @@ ACTIVATIONS = {
 }
 
 
+def is_matrix(path: str) -> bool:
+    """Returns whether a parameter's products are made in the compute dtype; the rest is float32."""
+    *above, name = path.split("/")
+    return name in ("kernel", "a", "b", "embedding", "k", "v") and "router" not in above
+
+
 class Projection(nn.Module):
     """Returns einsum(eqn, x, kernel), in x's dtype, plus bias and low-rank update.
 

@@ -17,14 +17,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import orbax.checkpoint as ocp
 import transformers
 
 from wings_jax import config as config_lib
 from wings_jax import tree
 from wings_jax.errors import UserError
-from wings_jax.model import presets
+from wings_jax.model import layers, presets
 from wings_jax.model.wings import Wings
 from wings_jax.training import state as state_lib
 from wings_jax.training.step import TrainState
@@ -214,9 +213,8 @@ def read_params(
     the first device in the dtype they were saved in.
     """
     if targets is None:
-        here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         targets = {
-            path: jax.ShapeDtypeStruct(meta.shape, meta.dtype, sharding=here)
+            path: jax.ShapeDtypeStruct(meta.shape, meta.dtype, sharding=_first_device())
             for path, meta in read_shapes(step).items()
         }
     nested = tree.nest(targets)
@@ -241,7 +239,7 @@ def load(
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
 ) -> Restored:
-    """Returns a checkpoint ready for use on the first device; floats cast to `dtype` if given.
+    """Returns a checkpoint ready for use on the first device; matrices in `dtype` if given.
 
     With a mesh every parameter is read straight to where training would keep it.
 
@@ -251,22 +249,32 @@ def load(
     """
     step = find(directory, flag=flag)
     config, arch, number = read_meta(step)
-    flat = read_params(step, mesh and _targets(step, arch, mesh))
-    if dtype is not None:
-        flat = {path: jnp.asarray(value, dtype) for path, value in flat.items()}
+    flat = read_params(step, _targets(step, arch, dtype, mesh))
     tokenizer = open_tokenizer(read_tokenizer_files(step))
     return Restored(config, arch, tree.nest(flat), tokenizer, step, number)
 
 
 def _targets(
-    step: pathlib.Path, arch: presets.WingsArch, mesh: jax.sharding.Mesh
+    step: pathlib.Path, arch: presets.WingsArch, dtype: Any, mesh: jax.sharding.Mesh | None
 ) -> dict[str, jax.ShapeDtypeStruct]:
-    state_lib.check_mesh(arch, mesh, flag="--mesh")
-    shardings = state_lib.plan(Wings(arch), mesh).shardings
+    shapes = read_shapes(step)
+    if mesh is None:
+        shardings = dict.fromkeys(shapes, _first_device())
+    else:
+        state_lib.check_mesh(arch, mesh, flag="--mesh")
+        shardings = state_lib.plan(Wings(arch), mesh).shardings
     return {
-        path: jax.ShapeDtypeStruct(meta.shape, meta.dtype, sharding=shardings[path])
-        for path, meta in read_shapes(step).items()
+        path: jax.ShapeDtypeStruct(
+            meta.shape,
+            dtype if dtype and layers.is_matrix(path) else meta.dtype,
+            sharding=shardings[path],
+        )
+        for path, meta in shapes.items()
     }
+
+
+def _first_device() -> jax.sharding.Sharding:
+    return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
 def write(

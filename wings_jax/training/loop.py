@@ -75,14 +75,16 @@ def train(run: Run, watch: Watch | None = None) -> dict[str, Any]:
                     clock.start()  # the first step compiles, which says nothing about the others
                 else:
                     clock.tick(waited=waited, tokens=_slots(batch) * jax.process_count())
-                if step % config.checkpoint_every == 0:
+                is_last = step == run.steps
+                is_stopped = is_preempted(step) and not is_last
+                if is_stopped or is_last or step % config.checkpoint_every == 0:
+                    tell(*pending)  # first, so that a run that goes on from here lacks no line
+                    pending = None
                     run.writer.save(run.state, step)
-                if is_preempted(step) and step < run.steps:
-                    run.writer.save(run.state, step)
+                if is_stopped:
                     raise SystemExit(143)
-            if pending:
-                tell(*pending)
-            run.writer.save(run.state, run.steps)
+            if done >= run.steps:
+                run.writer.save(run.state, run.steps)
     finally:
         _close(batches)
         if lines:
@@ -151,7 +153,8 @@ def _summarise(run: Run, history: list[dict[str, float]], seconds: float) -> dic
         },
         "data": run.loader.stats,
     }
-    if jax.process_index() == 0:
+    is_news = history or not (run.workdir / "summary.json").exists()
+    if jax.process_index() == 0 and is_news:
         passing = run.workdir / "summary.json.tmp"
         passing.write_text(json.dumps(summary, indent=2) + "\n")
         passing.replace(run.workdir / "summary.json")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -55,6 +56,7 @@ def set_up(config: config_lib.Config, workdir: pathlib.Path) -> Run:
     arch = state.resolve_arch(config.model)
     mesh = axes.make_mesh(dataclasses.asdict(config.mesh))
     state.check_mesh(arch, mesh, config.batch_size // config.optimizer.accumulation)
+    axes.check_hosts(mesh, config.batch_size)
     model = Wings(arch, dtypes(config)[0], config.attention, config.remat)
     plan = state.plan(model, mesh)
     labels = optim.label_groups(plan.shapes, config.optimizer)
@@ -189,8 +191,10 @@ def start_params(
         state.check_sources(plan, loaded, start)
     else:
         start = str(source)
-        state.check_sources(plan, checkpoint.read_shapes(source), start)
-        wanted = checkpoint.read_shapes(source).keys() & plan.shapes.keys()
+        saved = checkpoint.read_shapes(source)
+        state.check_sources(plan, saved, start)
+        check_start(plan, checkpoint.read_meta(source)[1], saved, start)
+        wanted = saved.keys() & plan.shapes.keys()
         targets = {
             path: jax.ShapeDtypeStruct(
                 plan.shapes[path].shape,
@@ -201,6 +205,12 @@ def start_params(
         }
         loaded = checkpoint.read_params(source, targets)
     missing = [path for path in plan.shapes if path not in loaded]
+    idle = [path for path in missing if state.is_adapter(path) and path not in chosen]
+    if idle:
+        raise UserError(
+            f"config.optimizer.learning_rates.{labels[idle[0]]}: {idle[0]} begins anew and would "
+            "stay so, as its group is frozen"
+        )
     flat = {**loaded, **state.fresh(plan, missing, config.seed)}
     rates = config.optimizer.learning_rates
     columns = {
@@ -214,6 +224,43 @@ def start_params(
     print(tree.describe(plan.shapes, columns), flush=True)
     trained, frozen = tree.split({path: flat[path] for path in plan.shapes}, chosen.__contains__)
     return state.place(plan, trained, jnp.float32), state.place(plan, frozen, kept)
+
+
+def check_start(plan: state.Plan, theirs: WingsArch, saved: Mapping[str, Any], start: str) -> None:
+    """Tells what of a checkpoint is not gone on with.
+
+    Raises:
+      UserError: it is of another LLM or tower, in a value that no shape shows, or what it learned
+        lies in adapters that the config does not have.
+    """
+    mine = plan.model.arch
+    for part in ("decoder", "vision"):
+        values = (config_lib.plain(getattr(arch, part)) for arch in (theirs, mine))
+        old, new = (dict(config_lib.leaves(value)) for value in values)
+        for key in sorted((old.keys() | new.keys()) - {"max_positions"}):
+            if not _same(old.get(key), new.get(key)):
+                name = "llm" if part == "decoder" else "vision"
+                raise UserError(
+                    f"{start}: its {part} has {key} {old.get(key)}, that of config.model.{name} "
+                    f"{new.get(key)}"
+                )
+    left = sorted(saved.keys() - plan.shapes.keys())
+    adapters = [path for path in left if state.is_adapter(path)]
+    if adapters:
+        raise UserError(
+            f"{start}: {adapters[0]} is not in the config's model and would be lost: go on with "
+            "the same LoRA or prefix, or merge LoRA with python -m wings_jax.convert"
+        )
+    if left:
+        print(f"not gone on with, of {start}: {tree.some(left)}", flush=True)
+    shared = theirs.learners and mine.learners
+    if shared and theirs.semantics != mine.semantics:
+        print(f"other semantics than those of {start}: config.model.semantics", flush=True)
+
+
+def _same(old: Any, new: Any) -> bool:
+    is_number = isinstance(old, float) and isinstance(new, float)
+    return math.isclose(old, new, rel_tol=1e-6) if is_number else old == new
 
 
 def check_claim(workdir: pathlib.Path, config: config_lib.Config) -> None:

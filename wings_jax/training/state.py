@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import importlib.resources
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,7 @@ from wings_jax.weights import hf, store
 _ADDED = ("visual", "textual", "router", "prefix")
 MAY_BE_FRESH = ("projector/", *(f"decoder/layers/{part}/" for part in _ADDED))
 LORA = ("/a", "/b")
+ADAPTERS = re.compile("decoder/layers/(prefix/.*|(attn|mlp)/.*/[ab])")  # there to be trained
 
 
 def folder(name: str, half: str) -> pathlib.Path | None:
@@ -189,6 +191,11 @@ def check_sources(plan: Plan, loaded: Mapping[str, Any], start: str) -> list[str
             found = tuple(loaded[path].shape)
             raise UserError(f"{start}: {path} has shape {found}, the config's {shape.shape}")
     return missing
+
+
+def is_adapter(path: str) -> bool:
+    """Returns whether a parameter is LoRA's or a prefix's."""
+    return ADAPTERS.fullmatch(path) is not None
 
 
 def place(plan: Plan, flat: Mapping[str, Any], dtype: jnp.dtype) -> dict[str, jax.Array]:
