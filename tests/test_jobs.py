@@ -82,6 +82,17 @@ def test_two_processes_train_as_one_does(tmp_path):
 
 
 @pytest.mark.slow
+def test_hosts_that_would_share_their_rows_are_refused(tmp_path):
+    """The batch would be half as large, and the halves of a tensor would see other rows."""
+    shape = {"mesh__data": "1", "mesh__fsdp": "1", "mesh__tensor": "2"}
+    together = job(options(tmp_path / "run", **shape), processes=2, devices=1)
+    said = [process.communicate(timeout=300)[0] for process in together]
+    assert [process.returncode for process in together] == [2, 2], said
+    assert "of a batch of 8 the hosts would hold 8, 8 rows" in said[0]
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
 def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, processes):
     arguments = options(tmp_path / "run", steps="2000", checkpoint_every="5000")

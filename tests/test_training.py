@@ -145,6 +145,19 @@ def test_checkpoint_describes_itself(whole):
         np.testing.assert_array_equal(value, wanted[path], err_msg=path)
 
 
+def test_a_checkpoint_is_read_in_the_dtype_of_the_matmuls(whole):
+    """Norms, biases and the router stay float32, as decoding wants them."""
+    flat = tree.flatten(checkpoint.load(whole[1], dtype="bfloat16").params)
+    kinds = {path: str(value.dtype) for path, value in flat.items()}
+    assert kinds["decoder/layers/attn/q/kernel"] == kinds["decoder/embed/embedding"] == "bfloat16"
+    assert kinds["decoder/layers/visual/q/a"] == "bfloat16"
+    assert {kinds[f"decoder/layers/{p}"] for p in ("router/kernel", "norm_mlp/scale")} == {
+        "float32"
+    }
+    plain = tree.flatten(checkpoint.load(whole[1]).params)
+    assert {str(value.dtype) for value in plain.values()} == {"float32"}
+
+
 def test_golden_losses(whole):
     """Update golden_training.json only for a change that is meant to change training's numbers."""
     golden = json.loads(GOLDEN.read_text())
