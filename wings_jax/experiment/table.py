@@ -40,7 +40,8 @@ PICTURES_TOLD = """\
 TEXT_TOLD = {
     "scenes_text": """\
 - text: skills that the base had, right if the whole answer is; those that a replay in stage 2
-  refreshes apart from those that are never replayed, for replay hides what is forgotten""",
+  refreshes (plus and minus by the very questions asked here, lookup by others) apart from those
+  that are never replayed, for replay hides what is forgotten""",
     "iit": """\
 - (T) to (V): interleaved conversations with true answers before the last question, which is scored:
   after a last T about text, of skills never replayed, after a last V about a picture""",
