@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -53,18 +54,21 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_run(whole, tmp_path):
 
 
 def test_a_stopped_run_lacks_no_metrics_and_a_finished_one_keeps_its_summary(tmp_path, monkeypatch):
-    ready = cases.set_up(tmp_path / "run", steps=4)
+    cases.run(tmp_path / "one", "stage1", steps=1)
+    options = {"steps": 4, "init_from": str(tmp_path / "one")}
+    ready = cases.set_up(tmp_path / "run", **options)
     monkeypatch.setattr(loop, "_preemption", lambda: lambda step: step == 2)
     with jax.set_mesh(ready.mesh), pytest.raises(SystemExit) as stopped:
         loop.train(ready)
     assert stopped.value.code == 143
     assert len(cases.losses(tmp_path / "run")) == 2
     monkeypatch.undo()
-    cases.run(tmp_path / "run", steps=4)
+    cases.run(tmp_path / "run", **options)
     lines = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
+    shutil.rmtree(tmp_path / "one")  # what it began from is needed no more
     summary = (tmp_path / "run/summary.json").read_text()
-    cases.run(tmp_path / "run", steps=4)  # nothing is left to be done
+    cases.run(tmp_path / "run", **options)  # nothing is left to be done
     assert (tmp_path / "run/summary.json").read_text() == summary
 
 

@@ -35,7 +35,7 @@ def make(run: start.Run) -> Callable[[TrainState], Callable[[], Scalars]]:
     config = run.config
     arch = state.resolve_arch(config.model)
     laws.check_layers(arch.decoder.num_layers, "config.laws_every")
-    files = start.tokenizer_files(config, start.find_start(config))
+    files = start.tokenizer_files(config, start.find_start(config, run.workdir))
     recipe = probes.make_recipe(config, arch, checkpoint.open_tokenizer(files), LONGEST)
     found, tally = probes.read(probes.embedded(COUNT), recipe, Variant())
     probes.check_any(len(found), tally, "config.laws_every: embedded probes")

@@ -60,7 +60,7 @@ def set_up(config: config_lib.Config, workdir: pathlib.Path) -> Run:
     model = Wings(arch, dtypes(config)[0], config.attention, config.remat)
     plan = state.plan(model, mesh)
     labels = optim.label_groups(plan.shapes, config.optimizer)
-    source = find_start(config)
+    source = find_start(config, workdir)
     files = tokenizer_files(config, source)
     check_claim(workdir, config)
     loader = open_data(config, arch, checkpoint.open_tokenizer(files))
@@ -91,10 +91,11 @@ def dtypes(config: config_lib.Config) -> tuple[jnp.dtype, jnp.dtype]:
     return jnp.dtype(config.compute_dtype or usual), jnp.dtype(config.frozen_dtype or usual)
 
 
-def find_start(config: config_lib.Config) -> pathlib.Path | None:
-    """Returns the checkpoint to start from, None for the folders of `config.model`."""
-    if not config.init_from:
-        return None
+def find_start(config: config_lib.Config, workdir: pathlib.Path) -> pathlib.Path | None:
+    """Returns the checkpoint to start or to go on from, None for the folders of `config.model`."""
+    begun = checkpoint.newest(workdir)
+    if begun is not None or not config.init_from:
+        return begun
     found = checkpoint.newest(config.init_from)
     if found is None:
         raise UserError(
