@@ -339,6 +339,9 @@ def test_progress_counts_runs_and_foresees_the_rest(tmp_path):
         run.file.write_text("{}")
     # 60 s for 2 runs; left are one like them, 30 s, and one of a kind not seen, 30 s as well
     assert runner.progress(runs) == "2 of 4 runs done, 0:30 a run, ETA 1:00"
+    training.folder.mkdir()
+    training.note.write_text(json.dumps({"seconds": 70}))  # of a run that is not done: 160 s in all
+    assert runner.progress(runs) == "2 of 4 runs done, 0:40 a run, ETA 0:30"
 
 
 # ---- the table ----

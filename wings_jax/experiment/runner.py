@@ -121,8 +121,9 @@ def progress(runs: Sequence[Run]) -> str:
     line = f"{done} of {len(runs)} runs done"
     if not done or not took:
         return line
-    line += f", {metrics.duration(sum(took) / done)} a run"
-    return line + (f", ETA {metrics.duration(remaining(jobs))}" if done < len(runs) else "")
+    left = remaining(jobs)
+    line += f", {metrics.duration((sum(took) + left) / len(runs))} a run"
+    return line + (f", ETA {metrics.duration(left)}" if done < len(runs) else "")
 
 
 def remaining(jobs: dict[Job, float | None]) -> float:
