@@ -50,7 +50,7 @@ RATE_NAMES = {"lr_smaller": "smaller", "lr_larger": "larger", "wings": "partitio
 
 def write(out: pathlib.Path, runs: Sequence[Scored], base: Base, note: str) -> list[pathlib.Path]:
     """Writes all plots that the runs allow; `note` stands below each. Returns the paths."""
-    pages = {"shift.png": ("a point per run", shifts(runs, base.text))}
+    pages = {"shift.png": ("a point per run; line: least squares", shifts(runs, base.text))}
     for regime in table.regimes(runs):
         told = f"stage 2 on {REGIMES[regime].title}; lines: 95 % intervals"
         pages[f"accuracy-{regime}.png"] = (told, accuracies(runs, regime, base))
@@ -284,4 +284,4 @@ def _correlated(panel: mpl_axes.Axes, runs: Sequence[Scored], text: Measure) -> 
     fitted = np.polyval(np.polyfit(x, y, 1), ends)
     panel.plot(ends, 100 * fitted, color=FAINT, lw=2, zorder=0)
     rank = stats.spearmanr(x, y).statistic
-    return f"{title}; {len(x)} runs, Spearman {rank:+.2f}, line: least squares"
+    return f"{title}: {len(x)} runs, Spearman {rank:+.2f}"
