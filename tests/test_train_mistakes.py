@@ -124,6 +124,10 @@ def test_a_checkpoint_of_another_model_or_with_adapters(tmp_path, capsys):
     capsys.readouterr()
     cases.set_up(tmp_path / "run", "llava", init_from=init_from)
     assert "not gone on with, of " in capsys.readouterr().out
+    cases.run(tmp_path / "stage2", steps=1)
+    capsys.readouterr()
+    cases.set_up(tmp_path / "gain", "gain2", init_from=str(tmp_path / "stage2"))
+    assert "config.model.gain is another than that of " in capsys.readouterr().out
 
 
 def test_a_batch_that_hosts_would_share():

@@ -254,9 +254,11 @@ def check_start(plan: state.Plan, theirs: WingsArch, saved: Mapping[str, Any], s
         )
     if left:
         print(f"not gone on with, of {start}: {tree.some(left)}", flush=True)
-    shared = theirs.learners and mine.learners
-    if shared and theirs.semantics != mine.semantics:
-        print(f"other semantics than those of {start}: config.model.semantics", flush=True)
+    compared = ("semantics",) * bool(theirs.learners and mine.learners)
+    compared += ("gain",) * bool(theirs.router and mine.router)
+    for name in compared:
+        if getattr(theirs, name) != getattr(mine, name):
+            print(f"config.model.{name} is another than that of {start}", flush=True)
 
 
 def _same(old: Any, new: Any) -> bool:
