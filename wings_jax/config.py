@@ -249,6 +249,12 @@ def _build_dataclass(kind: Any, value: Any, key: str) -> Any:
 
 
 def _validate(config: Config) -> None:
+    _check_choices(config)
+    _check_bounds(config)
+    _check_fit(config)
+
+
+def _check_choices(config: Config) -> None:
     model, optimizer = config.model, config.optimizer
     one_of = {
         "config.remat": (config.remat, tuple(decoder.REMAT)),
@@ -264,16 +270,13 @@ def _validate(config: Config) -> None:
             raise UserError(f"{key}: {value!r} is not one of {', '.join(map(repr, allowed))}")
     if model.learners not in ((), ("visual",), ("textual",), ("visual", "textual")):
         raise UserError(f"config.model.learners: {model.learners} is no subset of visual, textual")
-    if model.router and len(model.learners) < 2:
-        raise UserError("config.model.router: there is nothing to route with fewer than 2 learners")
-    if model.router and config.data.sequence_length > model.router_positions:
-        raise UserError(
-            f"config.data.sequence_length: {config.data.sequence_length} is more than "
-            f"config.model.router_positions, {model.router_positions}"
-        )
-    if set(optimizer.groups) != set(optimizer.learning_rates):
-        odd = sorted(set(optimizer.groups) ^ set(optimizer.learning_rates))
-        raise UserError(f"config.optimizer: {odd[0]!r} is not in both groups and learning_rates")
+    unknown = sorted(set(model.lora_targets) - set(Model.lora_targets))
+    if unknown:
+        raise UserError(f"config.model.lora_targets: there is no {unknown[0]!r}")
+
+
+def _check_bounds(config: Config) -> None:
+    model, optimizer = config.model, config.optimizer
     at_least = {
         "config.batch_size": (config.batch_size, 1),
         "config.steps": (config.steps, -1),
@@ -308,9 +311,21 @@ def _validate(config: Config) -> None:
             raise UserError(f"{key}: {value} is not at least 0 and less than 1")
     if config.steps < 0 and not config.epochs > 0:
         raise UserError(f"config.epochs: {config.epochs} is not more than 0")
-    unknown = sorted(set(model.lora_targets) - set(Model.lora_targets))
-    if unknown:
-        raise UserError(f"config.model.lora_targets: there is no {unknown[0]!r}")
+
+
+def _check_fit(config: Config) -> None:
+    """Raises UserError where one key does not fit another."""
+    model, optimizer = config.model, config.optimizer
+    if model.router and len(model.learners) < 2:
+        raise UserError("config.model.router: there is nothing to route with fewer than 2 learners")
+    if model.router and config.data.sequence_length > model.router_positions:
+        raise UserError(
+            f"config.data.sequence_length: {config.data.sequence_length} is more than "
+            f"config.model.router_positions, {model.router_positions}"
+        )
+    if set(optimizer.groups) != set(optimizer.learning_rates):
+        odd = sorted(set(optimizer.groups) ^ set(optimizer.learning_rates))
+        raise UserError(f"config.optimizer: {odd[0]!r} is not in both groups and learning_rates")
     if config.batch_size % optimizer.accumulation:
         raise UserError(
             f"config.batch_size: {config.batch_size} is not a multiple of "

@@ -16,6 +16,8 @@ from wings_jax.experiment.methods import (
     PERPLEXITY,
     REFERENCE,
     REGIMES,
+    SHIFT,
+    SHIFT_AFTER,
     Base,
     Measure,
     find,
@@ -33,7 +35,8 @@ DETAILS = {
 FAST = (
     "**This is the fast form**. It shows how the experiment goes; what it finds needs the full one."
 )
-OVER = {"laws": "probes"}  # what an interval of one run is over, where it is not questions
+# What the interval of one run is over, where that is not questions.
+OVER = {SHIFT.row: "probes", SHIFT_AFTER.row: "probes", PERPLEXITY.row: "passages"}
 PICTURES_TOLD = """\
 - pictures: questions about held-out digits and drawings; sums stand apart. Right answers in %: the
   whole answer matches exactly"""
@@ -238,7 +241,7 @@ def _plain(found: Estimate, measure: Measure) -> dict[str, Any]:
     A difference has another interval over the questions, where it is known.
     """
     mean, *ends = (_rounded(value) for value in (found.mean, found.low, found.high))
-    alone = "passages" if measure.row == PERPLEXITY.row else OVER.get(measure.task, "questions")
+    alone = OVER.get(measure.row, "questions")
     over = None if ends[0] is None else "seeds" if found.runs > 1 else alone
     told = {"mean": mean, "interval95": ends, "over": over, "seeds": found.runs}
     if found.questions:
