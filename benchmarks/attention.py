@@ -23,10 +23,13 @@ def measure(kernel: str, slots: int, heads: int, width: int, repeat: int) -> tup
     probes = jax.random.normal(keys[3], (1, slots, 2))
     modality = np.full((1, slots), layout.TEXT)
     rows = layout.make_layout(modality, modality)
-    sights = {"query": layout.queries(rows), "key": layout.keys(rows, layout.MAIN)}
+    visibility = {
+        "query": layout.query_visibility(rows),
+        "key": layout.key_visibility(rows, layout.MAIN),
+    }
 
     def scalar(q, k, v, probes):
-        out, probed = attention.attend(q, k, v, probes=probes, kernel=kernel, **sights)
+        out, probed = attention.attend(q, k, v, probes=probes, kernel=kernel, **visibility)
         return (out**2).sum() + probed.sum()
 
     run = jax.jit(jax.value_and_grad(scalar, argnums=(0, 1, 2, 3))).lower(q, k, v, probes).compile()

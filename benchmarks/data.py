@@ -16,10 +16,12 @@ import time
 import numpy as np
 from absl import app, flags
 
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
-
+from wings_jax import checkpoint
 from wings_jax import config as config_lib
-from wings_jax.training import checkpoint, start, state
+from wings_jax.training import start
+from wings_jax.weights import starting
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 _CONFIG = flags.DEFINE_string("config", "configs/stage2.py", "A config file.")
 _STEPS = flags.DEFINE_integer("steps", 60, "Batches to read.")
@@ -31,9 +33,9 @@ def main(_: list[str]) -> None:
     spec = importlib.util.spec_from_file_location("config", _CONFIG.value)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = config_lib.typed(module.get_config())
-    arch = state.resolve_arch(config.model)
-    tokenizer = checkpoint.open_tokenizer(start.tokenizer_files(config, None))
+    config = config_lib.from_config_dict(module.get_config())
+    arch = starting.resolve_arch(config.model)
+    tokenizer = checkpoint.open_tokenizer(starting.tokenizer_files(config, None))
     loader = start.open_data(config, arch, tokenizer)
     batches = loader.iterate()
     for _ in range(5):

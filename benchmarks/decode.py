@@ -30,13 +30,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import jax
 import numpy as np
 
-from wings_jax import axes, tree
+from wings_jax import tree
 from wings_jax.data import conversation
-from wings_jax.inference import batch, decode, engine, prompts, sampling
-from wings_jax.inference.memory import Memory
-from wings_jax.model import presets
-from wings_jax.model.wings import Wings
-from wings_jax.training import state
+from wings_jax.inference import decode, engine, prompts, sampling, scheduler
+from wings_jax.inference.kv_cache import KVCache
+from wings_jax.model import parameters, presets
 
 try:
     import torch
@@ -68,7 +66,7 @@ TOWER = dataclasses.replace(
     ffn_size=128,
     image_size=128,
 )
-STEPS = batch.Plan().steps
+STEPS = scheduler.SchedulerOptions().steps
 NEW = 3 * STEPS  # timed tokens of an answer
 FEW = 3  # timed tokens without a cache
 TARGET_MS, TARGET_GROWTH, TARGET_HF = 8.0, 2.0, 1.5
@@ -83,9 +81,9 @@ class Times:
     cpu: float
 
 
-def random_weights(spec: engine.Spec) -> engine.Weights:
+def random_weights(spec: engine.ModelSpec) -> engine.Weights:
     """Returns weights as decoding reads them, each array born in its dtype."""
-    shapes = tree.nest(state.plan(Wings(spec.arch), axes.make_mesh({"data": -1})).shapes)
+    shapes = tree.nest(parameters.abstract_params(spec.arch))
     leaves, treedef = jax.tree.flatten(
         jax.eval_shape(lambda p: engine.split_layers(p, spec), shapes)
     )
@@ -98,7 +96,7 @@ def random_weights(spec: engine.Spec) -> engine.Weights:
     return treedef.unflatten(map(draw, keys, leaves))
 
 
-def random_prompt(arch: presets.WingsArch, length: int, seed: int) -> prompts.Slots:
+def random_prompt(arch: presets.WingsArch, length: int, seed: int) -> prompts.PromptSlots:
     """Returns `length` slots: text, an image, text."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, arch.decoder.vocab_size, length - arch.vision.num_patches)
@@ -121,24 +119,26 @@ class Clock:
 class Ours:
     """Our model over some rows; what it returns is times, and `memory` is what was left behind."""
 
-    def __init__(self, spec: engine.Spec, weights: engine.Weights, rows: int, length: int):
+    def __init__(self, spec: engine.ModelSpec, weights: engine.Weights, rows: int, length: int):
         self.spec, self.weights = spec, weights
         self.rows = [random_prompt(spec.arch, length, seed) for seed in range(rows)]
         room = prompts.bucket(length) + prompts.bucket(NEW + 1)
         slots = {"main": room, "visual": spec.arch.vision.num_patches, "textual": room}
         self.slots = tuple(sorted(slots.items()))
-        self.memory: Memory | None = None
+        self.memory: KVCache | None = None
 
     def cached(self) -> Times:
         """Reads the prompts and goes on for NEW tokens, as `batch` does."""
         arch, rows = self.spec.arch, self.rows
         starts, length = np.zeros(len(rows), np.int32), prompts.bucket(rows[0].count)
-        choice = sampling.gather([sampling.Sampling(max_new_tokens=NEW + 1)] * len(rows), 0)
+        choice = sampling.stack_params(
+            [sampling.SamplingParams(max_new_tokens=NEW + 1)] * len(rows), 0
+        )
         stops = np.array([-1], np.int32)
         pictures = [row.images[0] for row in rows]
         clock = Clock()
         chunk = prompts.make_chunk(rows, starts, arch, length=length, images=1)
-        features = batch.encode(
+        features = scheduler.encode(
             self.spec, self.weights, pictures, at_once=len(rows), room=len(rows)
         )
         memory, logits = decode.prefill(self.spec, self.weights, chunk, features, slots=self.slots)
@@ -158,9 +158,9 @@ class Ours:
     def uncached(self) -> Times:
         """Goes on for FEW tokens, of one row, without a cache."""
         prompt = self.rows[0]
-        features = batch.encode_all(self.spec, self.weights, prompt)
-        wish = sampling.Sampling(max_new_tokens=FEW + 1)
-        tokens = batch.recompute(self.spec, self.weights, prompt, features, wish, ())
+        features = scheduler.encode_all(self.spec, self.weights, prompt)
+        wish = sampling.SamplingParams(max_new_tokens=FEW + 1)
+        tokens = scheduler.recompute(self.spec, self.weights, prompt, features, wish, ())
         return timed(tokens, FEW)
 
 
@@ -221,7 +221,7 @@ def repeat(runs: Mapping[str, Callable[[], Times]], count: int) -> dict[str, Tim
     }
 
 
-def nbytes(spec: engine.Spec, weights: engine.Weights, memory: Memory) -> tuple[int, int]:
+def nbytes(spec: engine.ModelSpec, weights: engine.Weights, memory: KVCache) -> tuple[int, int]:
     """Returns the bytes that one token's step reads: of weights, and of all rows' caches.
 
     Of the embeddings and the router's table it reads a few rows, which are not counted.
@@ -234,7 +234,7 @@ def nbytes(spec: engine.Spec, weights: engine.Weights, memory: Memory) -> tuple[
 
 
 def one_row(
-    spec: engine.Spec, weights: engine.Weights, flags: argparse.Namespace
+    spec: engine.ModelSpec, weights: engine.Weights, flags: argparse.Namespace
 ) -> dict[int, dict[str, Times]]:
     """Prints and returns times by prompt length, for a single conversation."""
     is_small = flags.size == "small"
@@ -284,7 +284,7 @@ def targets(found: Mapping[int, Mapping[str, Times]]) -> None:
         print(f"- growth from 128 to 1024: {growth}, target {TARGET_GROWTH:g}")
 
 
-def rows(spec: engine.Spec, weights: engine.Weights, flags: argparse.Namespace) -> None:
+def rows(spec: engine.ModelSpec, weights: engine.Weights, flags: argparse.Namespace) -> None:
     """Prints tokens per second and memory traffic by batch size."""
     print(f"\nBatches, prompts of {flags.batch_prompt} slots, ours cached\n")
     print(
@@ -324,7 +324,7 @@ def main() -> None:
     if min([*flags.prompts, flags.batch_prompt]) <= TOWER.num_patches:
         parser.error(f"a prompt is longer than its image, {TOWER.num_patches} slots")
     arch = presets.WingsArch(SIZES[flags.size], TOWER, learners=("visual", "textual"), router=True)
-    spec = engine.Spec(arch, flags.dtype)
+    spec = engine.ModelSpec(arch, flags.dtype)
     device = jax.devices()[0].device_kind
     print(f"{flags.size}, {flags.dtype}, {device}, {os.cpu_count()} cores", end="")
     weights = random_weights(spec)

@@ -14,13 +14,12 @@ import numpy as np
 import transformers
 from flax import linen as nn
 
-from wings_jax import config, tree
+from wings_jax import checkpoint, config, tree
 from wings_jax.data import conversation
 from wings_jax.inference import decode, engine, prompts, sampling
 from wings_jax.inference import generator as generator_lib
 from wings_jax.model import layout, presets
 from wings_jax.model.wings import Wings
-from wings_jax.training import checkpoint
 
 VISION = presets.VisionArch(
     hidden_size=12,
@@ -106,17 +105,19 @@ def make(arch: presets.WingsArch, *, scale: float = 0.35, seed: int = 0):
     batch = layout.Batch(rows, np.zeros((1, 5), np.int32), np.zeros((1, 1, 8, 8, 3), np.uint8))
     model = Wings(arch)
     shapes = jax.eval_shape(
-        lambda: nn.unbox(model.init(jax.random.key(0), batch, method=Wings.initialise)["params"])
+        lambda: nn.unbox(model.init(jax.random.key(0), batch, method=Wings.initialize)["params"])
     )
     rng = np.random.default_rng(seed)
     params = jax.tree.map(
         lambda x: jnp.asarray(rng.normal(0, scale, x.shape).astype(np.float32)), shapes
     )
-    spec = engine.Spec(arch)
+    spec = engine.ModelSpec(arch)
     return spec, engine.split_layers(params, spec), params
 
 
-def random_rows(arch: presets.WingsArch, shapes: Sequence[str], seed: int) -> list[prompts.Slots]:
+def random_rows(
+    arch: presets.WingsArch, shapes: Sequence[str], seed: int
+) -> list[prompts.PromptSlots]:
     """Returns rows as "tiit" draws them: t a text slot, each run of "ii" one image of SLOTS."""
     rng = np.random.default_rng(seed)
     found = []
@@ -132,11 +133,13 @@ def random_rows(arch: presets.WingsArch, shapes: Sequence[str], seed: int) -> li
     return found
 
 
-def text(ids: Sequence[int]) -> prompts.Slots:
+def text(ids: Sequence[int]) -> prompts.PromptSlots:
     return prompts.from_ids(list(ids), [], SLOTS)
 
 
-def uncached_logits(spec: engine.Spec, params, rows: Sequence[prompts.Slots]) -> list[np.ndarray]:
+def uncached_logits(
+    spec: engine.ModelSpec, params, rows: Sequence[prompts.PromptSlots]
+) -> list[np.ndarray]:
     """Returns f32[n,V] of every row by the training forward, padded to one shape."""
     tokens, modality = (np.zeros((len(rows), LENGTH), np.int32) for _ in range(2))
     pictures = np.zeros((len(rows), IMAGES, 8, 8, 3), np.uint8)
@@ -150,7 +153,7 @@ def uncached_logits(spec: engine.Spec, params, rows: Sequence[prompts.Slots]) ->
 
 
 def uncached_greedy(
-    spec: engine.Spec, params, rows: Sequence[prompts.Slots], steps: int
+    spec: engine.ModelSpec, params, rows: Sequence[prompts.PromptSlots], steps: int
 ) -> list[list[int]]:
     """Returns greedy ids; everything is read again for every token."""
     ids: list[list[int]] = [[] for _ in rows]
@@ -187,8 +190,8 @@ def greedy(spec, weights, rows, steps: int) -> list[list[int]]:
     names = {"main", *chunk.picks}
     slots = tuple((name, size) for name, size in slots if name in names)
     grown, logits = decode.prefill(spec, weights, chunk, features, slots=slots)
-    wishes = [sampling.Sampling(max_new_tokens=steps)] * len(rows)
-    choice = sampling.gather(wishes, spec.arch.decoder.vocab_size)
+    wishes = [sampling.SamplingParams(max_new_tokens=steps)] * len(rows)
+    choice = sampling.stack_params(wishes, spec.arch.decoder.vocab_size)
     stops = jnp.array([-1])
     running = decode.begin(logits, choice, stops, None)
     first = np.asarray(running.tokens)[None]
@@ -223,7 +226,7 @@ def write_checkpoint(
     arch = with_vocabulary(ARCHS[case], len(tokenizer()))
     _, _, params = make(arch)
     flat = tree.flatten({part: params[part] for part in parts})
-    checkpoint.write(directory, flat, config.Config(), arch, files)
+    checkpoint.write_checkpoint(directory, flat, config.Config(), arch, files)
     return directory
 
 

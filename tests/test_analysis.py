@@ -16,7 +16,7 @@ import tiny_model
 
 from wings_jax import config
 from wings_jax.analysis import laws, probes
-from wings_jax.analysis.probes import CLASSES, GROUPS, Rows, Variant
+from wings_jax.analysis.probes import CLASSES, GROUPS, ProbeRows, Variant
 from wings_jax.data import pipeline, samples
 from wings_jax.model import attention, layout
 from wings_jax.model.wings import Wings
@@ -29,7 +29,7 @@ ALL = GROUPS.index("all")
 # --- masses ----------------------------------------------------------------------------------
 
 
-def rows_of(texts: list[str], length: int = 24, images: int = 2, exclude: int = 0) -> Rows:
+def rows_of(texts: list[str], length: int = 24, images: int = 2, exclude: int = 0) -> ProbeRows:
     """Returns the drawn conversations as probes, padded to one shape."""
     batch = tiny_model.batch(texts, length=length, images=images)
     classes = np.zeros((*batch.layout.tokens.shape, len(CLASSES)), np.float32)
@@ -40,7 +40,7 @@ def rows_of(texts: list[str], length: int = 24, images: int = 2, exclude: int = 
             continue
         classes[row, used, probes.classify(modality[used], exclude)] = 1
         groups[row, used] = probes.group(modality[used], len(used))
-    return Rows(batch, classes, groups)
+    return ProbeRows(batch, classes, groups)
 
 
 def build(name: str = "router", **settings) -> tuple[Wings, dict]:
@@ -48,7 +48,7 @@ def build(name: str = "router", **settings) -> tuple[Wings, dict]:
     return model, tiny_model.init(model)
 
 
-def measure(model: Wings, params: dict, rows: Rows) -> laws.Reading:
+def measure(model: Wings, params: dict, rows: ProbeRows) -> laws.Measurement:
     return jax.device_get(laws.measure(model, params, rows))
 
 
@@ -57,7 +57,7 @@ def embed(model: Wings, params: dict, batch: layout.Batch) -> jax.Array:
     return model.apply({"params": params}, batch.layout, batch.images, method=Wings.embed)
 
 
-def materialised(model: Wings, params: dict, rows: Rows) -> np.ndarray:
+def materialised(model: Wings, params: dict, rows: ProbeRows) -> np.ndarray:
     """Returns f64[B,L,N,T,T], the attention itself, from the states that the model passes on."""
     arch, batch = model.arch.decoder, rows.batch
     x0 = embed(model, params, batch)
@@ -155,7 +155,7 @@ def test_a_reading_depends_on_its_own_conversation_only():
     classes, groups = joined(lambda s: s.classes), joined(lambda s: s.groups)
     for number, wanted in enumerate(alone[:2]):
         mine = np.where(segments[..., None] == number + 1, groups, 0)
-        found = measure(model, params, Rows(batch, classes, mine))
+        found = measure(model, params, ProbeRows(batch, classes, mine))
         jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=2e-6), found, wanted)
 
 
@@ -181,7 +181,7 @@ def test_gates_and_norms_are_means_of_what_the_layers_do():
     seen = tiny_model.intermediates(model, params, rows.batch)
     modality = rows.batch.layout.modality
     batches = [([2, 0, 1], jax.tree.map(lambda x: x[[2, 0, 1]], rows))]
-    found = laws.read(model, params, batches)
+    found = laws.measure_batches(model, params, batches)
     assert np.isnan(found.gates[:, 1]).all()  # this layer carries no learners
     assert not found.norms[:, 1].any()
     for layer in (0, 2):
@@ -222,8 +222,8 @@ def test_attention_made_by_hand_has_the_shift_it_was_made_for(trend, shift):
             q,
             k,
             k,
-            query=layout.queries(slots),
-            key=layout.keys(slots, layout.MAIN),
+            query=layout.query_visibility(slots),
+            key=layout.key_visibility(slots, layout.MAIN),
             probes=jnp.asarray(classes),
         )[1]
         curves.append(masses[0, -1, 0])
@@ -277,7 +277,7 @@ def test_a_prompt_ends_where_its_last_answer_begins():
 
 def recipe(longest: int = 200):
     spec = tiny_data.spec(sources=(), sequence_length=longest)
-    return pipeline.make_recipe(spec, tiny_data.byte_tokenizer())
+    return pipeline.recipe_from_spec(spec, tiny_data.byte_tokenizer())
 
 
 def conversation(name: str, *texts: str, images: int = 1) -> samples.Sample:
@@ -298,7 +298,7 @@ def test_what_is_no_probe_is_skipped_and_counted():
         samples.BadSample(samples.MALFORMED, "record 5: image is 7"),
         conversation("no turn"),
     ]
-    read, tally = probes.read(found, recipe(), Variant())
+    read, tally = probes.read_probes(found, recipe(), Variant())
     assert [probe.example.id for probe in read] == ["good"]
     assert tally.seen == len(found)
     assert tally.causes == {
@@ -324,14 +324,16 @@ def test_what_is_no_probe_is_skipped_and_counted():
 def test_enough_text_is_asked_for_on_both_sides(question, variant, cause):
     """Of the byte tokenizer's slots: system 8 + 13 and a newline, header 1 + 5."""
     spec = tiny_data.spec(sources=(), system="You are here.", sequence_length=200)
-    ours = pipeline.make_recipe(spec, tiny_data.byte_tokenizer())
-    _, tally = probes.read([conversation("one", question, "yes")], ours, variant)
+    ours = pipeline.recipe_from_spec(spec, tiny_data.byte_tokenizer())
+    _, tally = probes.read_probes([conversation("one", question, "yes")], ours, variant)
     assert list(tally.causes) == ([] if cause is None else [cause])
 
 
 def test_only_the_prompt_is_queried_where_asked():
     one = conversation("one", LONG, "yes", "<image>" + LONG, "no")
-    whole, part = (probes.make(one, recipe(), Variant(prompt_only=only)) for only in (False, True))
+    whole, part = (
+        probes.make_probe(one, recipe(), Variant(prompt_only=only)) for only in (False, True)
+    )
     np.testing.assert_array_equal(whole.classes, part.classes)
     asked = np.flatnonzero(part.groups[:, ALL])
     answer = [*b"no", 257]  # bytes have ids of their own; 257 is the end of a turn
@@ -350,7 +352,7 @@ def test_the_embedded_probes_are_the_same_every_time_and_all_of_use():
     arch = inference_cases.ARCHS["plain"]
     arch = dataclasses.replace(arch, decoder=dataclasses.replace(arch.decoder, max_positions=1024))
     ours = probes.make_recipe(config.Config(), arch, inference_cases.tokenizer(), 2048)
-    read, tally = probes.read(again, ours, Variant())
+    read, tally = probes.read_probes(again, ours, Variant())
     assert len(read) == len(again)
     assert not tally.bad
     for probe in read:

@@ -17,13 +17,12 @@ import training_cases
 from absl import flags as absl_flags
 from PIL import Image
 
-from wings_jax import analyze, config, errors, train, tree
+from wings_jax import analyze, checkpoint, cli, config, errors, train, tree
 from wings_jax.analysis import laws, plots, probes, results, watch
 from wings_jax.analysis.probes import CLASSES, GROUPS, Variant
 from wings_jax.data import samples
 from wings_jax.model import presets
 from wings_jax.model.wings import Wings
-from wings_jax.training import checkpoint
 from wings_jax.weights import hf
 
 BEFORE, IMAGE, AFTER = (CLASSES.index(name) for name in ("before", "image", "after"))
@@ -31,10 +30,10 @@ ALL = GROUPS.index("all")
 LONG = "a long question"
 
 
-def make_result(name: str, masses: np.ndarray, **changes) -> results.Result:
+def make_result(name: str, masses: np.ndarray, **changes) -> results.ShiftResult:
     """Returns a result with these curves f32[n,L,C] for every group."""
     count, layers = masses.shape[:2]
-    reading = laws.Reading(
+    reading = laws.Measurement(
         masses=np.repeat(masses[:, :, None], len(GROUPS), 2),
         heads=np.repeat(np.repeat(masses[:, :, None, None], 2, 2), 3, 3),
         gates=None,
@@ -42,7 +41,7 @@ def make_result(name: str, masses: np.ndarray, **changes) -> results.Result:
     )
     tally = samples.Tally(seen=count)
     values = {"origin": name, "step": 1, "variant": Variant(), "learners": (), **changes}
-    return results.Result(
+    return results.ShiftResult(
         name=name, ids=[str(i) for i in range(count)], reading=reading, tally=tally, **values
     )
 
@@ -81,7 +80,7 @@ def test_one_probe_has_no_interval():
     assert found["shift"]["mean"] is not None
     assert found["shift"]["interval95"] == [None, None]
     assert "nan" not in results.as_text([result])
-    point = plots.Point("some", result.shift, (50.0, 40.0, 60.0))
+    point = plots.ShiftPoint("some", result.shift, (50.0, 40.0, 60.0))
     for page in (plots.curves([result]), plots.scatter([point], "score", result.variant)):
         page.savefig(io.BytesIO())
 
@@ -89,7 +88,9 @@ def test_one_probe_has_no_interval():
 def test_the_scatter_fits_any_number_of_points():
     for count in (1, 3):
         points = [
-            plots.Point(str(i), (0.1 * i, 0.1 * i - 0.05, 0.1 * i + 0.05), (9.0 - i, 8 - i, 10 - i))
+            plots.ShiftPoint(
+                str(i), (0.1 * i, 0.1 * i - 0.05, 0.1 * i + 0.05), (9.0 - i, 8 - i, 10 - i)
+            )
             for i in range(count)
         ]
         page = plots.scatter(points, "text", Variant())
@@ -108,14 +109,14 @@ def workdir(tmp_path_factory):
     _, _, params = inference_cases.make(arch)
     folder = tmp_path_factory.mktemp("run") / "random"
     source = inference_cases.write_checkpoint(folder.with_name("other"))
-    files = checkpoint.read_tokenizer_files(checkpoint.newest(source))
-    checkpoint.write(folder, tree.flatten(params), config.Config(), arch, files)
+    files = checkpoint.read_tokenizer_files(checkpoint.newest_step(source))
+    checkpoint.write_checkpoint(folder, tree.flatten(params), config.Config(), arch, files)
     return folder
 
 
 def run_analyze(monkeypatch, *arguments: object) -> None:
     monkeypatch.setattr(sys, "argv", ["analyze", "laws", *map(str, arguments)])
-    errors.entry("wings_jax.analyze", analyze.main)
+    cli.run_main("wings_jax.analyze", analyze.main)
 
 
 def test_the_command_writes_curves_and_plots(workdir, tmp_path, monkeypatch, capsys):
@@ -282,7 +283,7 @@ def run_train(monkeypatch, workdir, llm, **changes: object) -> list[dict]:
     for name in list(absl_flags.FLAGS):
         if name.startswith("config."):  # the overrides that an earlier command defined
             delattr(absl_flags.FLAGS, name)
-    errors.entry("wings_jax.train", train.main)
+    cli.run_main("wings_jax.train", train.main)
     return [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
 
 
@@ -297,9 +298,9 @@ def test_watching_changes_nothing_and_tells_the_shift(llm, tmp_path, monkeypatch
     assert [told <= set(line) for line in watched] == [True, True, False, True, True]
     assert not any(told & set(line) for line in plain)
     ours = probes.make_recipe(found.config, found.arch, found.tokenizer, watch.LONGEST)
-    read, _ = probes.read(probes.embedded(watch.COUNT), ours, Variant())
+    read, _ = probes.read_probes(probes.embedded(watch.COUNT), ours, Variant())
     model, batches = Wings(found.arch), probes.in_batches(read, ours, 5)
-    curves = laws.read(model, found.params, batches).masses[:, :, ALL]
+    curves = laws.measure_batches(model, found.params, batches).masses[:, :, ALL]
     assert watched[-1]["laws/shift"] == pytest.approx(laws.shifts(curves).mean(), abs=1e-3)
     assert watched[-1]["laws/image"] == pytest.approx(curves[..., IMAGE].mean(), abs=1e-5)
 
@@ -307,4 +308,4 @@ def test_watching_changes_nothing_and_tells_the_shift(llm, tmp_path, monkeypatch
 def test_a_model_of_two_layers_cannot_be_watched(tmp_path):
     ready = training_cases.set_up(tmp_path / "run", laws_every=2)
     with pytest.raises(errors.UserError, match=r"config\.laws_every: 2 layers"):
-        watch.make(ready)
+        watch.make_metric(ready.config, ready.arch, ready.tokenizer, ready.mesh)

@@ -55,9 +55,9 @@ def naive(q, k, v, probes, seen):
 def test_kernels_equal_loops_over_slots(which, kv_heads, kernel):
     q, k, v, probes = make_inputs(4, kv_heads)
     rows = make_rows()
-    sights = {"query": layout.queries(rows), "key": layout.keys(rows, which)}
-    out, probed = attention.attend(q, k, v, probes=probes, kernel=kernel, block=16, **sights)
-    seen = np.asarray(layout.visible(*sights.values()))
+    visibility = {"query": layout.query_visibility(rows), "key": layout.key_visibility(rows, which)}
+    out, probed = attention.attend(q, k, v, probes=probes, kernel=kernel, block=16, **visibility)
+    seen = np.asarray(layout.visible(*visibility.values()))
     wanted, wanted_probed = naive(q, k, v, probes, seen)
     np.testing.assert_allclose(out, wanted, atol=1e-5)
     np.testing.assert_allclose(probed, wanted_probed, atol=1e-5)
@@ -71,12 +71,12 @@ def test_kernels_equal_loops_over_slots(which, kv_heads, kernel):
 def test_chunked_gradients_equal_the_reference(which, block):
     inputs = make_inputs(4, 2)
     rows = make_rows()
-    sights = {"query": layout.queries(rows), "key": layout.keys(rows, which)}
+    visibility = {"query": layout.query_visibility(rows), "key": layout.key_visibility(rows, which)}
 
     def scalar(kernel):
         def run(q, k, v, probes):
             out, probed = attention.attend(
-                q, k, v, probes=probes, kernel=kernel, block=block, **sights
+                q, k, v, probes=probes, kernel=kernel, block=block, **visibility
             )
             return (out * jnp.cos(jnp.arange(H))).sum() / T + (probed**2).sum() / T
 
@@ -98,10 +98,13 @@ def test_chunked_without_sights_sees_everything():
 def test_cache_form_equals_the_reference():
     q, k, v, probes = make_inputs(4, 2)
     rows = make_rows()
-    sights = {"query": layout.queries(rows), "key": layout.keys(rows, layout.MAIN)}
+    visibility = {
+        "query": layout.query_visibility(rows),
+        "key": layout.key_visibility(rows, layout.MAIN),
+    }
     merged = [attention.merge_heads(x) for x in (k, v)]
-    wanted = attention.attend(q, k, v, probes=probes, kernel="einsum", **sights)
-    found = attention.attend(q, *merged, probes=probes, **sights)
+    wanted = attention.attend(q, k, v, probes=probes, kernel="einsum", **visibility)
+    found = attention.attend(q, *merged, probes=probes, **visibility)
     for ours, reference in zip(found, wanted, strict=True):
         np.testing.assert_allclose(ours, reference, atol=1e-6)
 
@@ -110,10 +113,13 @@ def test_cache_form_equals_the_reference():
 def test_bfloat16_keeps_probes_in_float32(kernel):
     q, k, v, probes = make_inputs(4, 2, jnp.bfloat16)
     rows = make_rows()
-    sights = {"query": layout.queries(rows), "key": layout.keys(rows, layout.MAIN)}
-    out, probed = attention.attend(q, k, v, probes=probes, kernel=kernel, block=16, **sights)
+    visibility = {
+        "query": layout.query_visibility(rows),
+        "key": layout.key_visibility(rows, layout.MAIN),
+    }
+    out, probed = attention.attend(q, k, v, probes=probes, kernel=kernel, block=16, **visibility)
     assert (out.dtype, probed.dtype) == (jnp.bfloat16, jnp.float32)
-    wanted, wanted_probed = naive(q, k, v, probes, np.asarray(layout.visible(*sights.values())))
+    wanted, wanted_probed = naive(q, k, v, probes, np.asarray(layout.visible(*visibility.values())))
     np.testing.assert_allclose(out.astype(jnp.float32), wanted, atol=0.05)
     np.testing.assert_allclose(probed, wanted_probed, atol=0.01)
 
@@ -129,8 +135,8 @@ def temporary_bytes(kernel: str, slots: int) -> int:
             q,
             k,
             v,
-            query=layout.queries(rows),
-            key=layout.keys(rows, layout.MAIN),
+            query=layout.query_visibility(rows),
+            key=layout.key_visibility(rows, layout.MAIN),
             probes=probes,
             kernel=kernel,
         )
@@ -159,10 +165,15 @@ def test_float32_products_are_exact_beside_bfloat16(kernel):
     """Else a GPU or TPU rounds the router's input and the attention shares, forward and back."""
     q, k, v, probes = make_inputs(4, 2, jnp.bfloat16)
     rows = make_rows()
-    sights = {"query": layout.queries(rows), "key": layout.keys(rows, layout.MAIN)}
+    visibility = {
+        "query": layout.query_visibility(rows),
+        "key": layout.key_visibility(rows, layout.MAIN),
+    }
 
     def total(q, k, v, probes):
-        out, probed = attention.attend(q, k, v, probes=probes, kernel=kernel, block=16, **sights)
+        out, probed = attention.attend(
+            q, k, v, probes=probes, kernel=kernel, block=16, **visibility
+        )
         return out.astype(jnp.float32).sum() + (probed**2).sum()
 
     traced = jax.make_jaxpr(jax.grad(total, argnums=(0, 1, 2, 3)))(q, k, v, probes)
@@ -176,11 +187,14 @@ def test_float32_products_are_exact_beside_bfloat16(kernel):
 def test_float32_products_are_exact_in_the_cache_form():
     q, k, v, probes = make_inputs(4, 2, jnp.bfloat16)
     rows = make_rows()
-    sights = {"query": layout.queries(rows), "key": layout.keys(rows, layout.MAIN)}
+    visibility = {
+        "query": layout.query_visibility(rows),
+        "key": layout.key_visibility(rows, layout.MAIN),
+    }
 
     def run(q, k, v, probes):
         merged = (attention.merge_heads(x) for x in (k, v))
-        return attention.attend(q, *merged, probes=probes, **sights)
+        return attention.attend(q, *merged, probes=probes, **visibility)
 
     traced = jax.make_jaxpr(run)(q, k, v, probes)
     found = [p.params["precision"] for p in products(traced.jaxpr) if is_float32(p)]

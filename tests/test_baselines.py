@@ -23,16 +23,16 @@ import training_cases as cases
 from PIL import Image
 
 from configs import base
-from wings_jax import axes, tree
+from wings_jax import axes, checkpoint, tree
 from wings_jax import config as config_lib
-from wings_jax.data import skills
 from wings_jax.inference import prompts
 from wings_jax.inference.generator import Generator
-from wings_jax.inference.sampling import Sampling
-from wings_jax.model import layers, layout, presets
+from wings_jax.inference.sampling import SamplingParams
+from wings_jax.model import layers, layout, parameters, presets
 from wings_jax.model.wings import Wings
-from wings_jax.training import checkpoint, loop, optim, state, step
-from wings_jax.weights import exports, rules, wings
+from wings_jax.scenes import skills
+from wings_jax.training import loop, optim, step
+from wings_jax.weights import exports, rules, starting
 
 # config -> what of the model trains; WINGS in the paper is stage1 and stage2
 TRAINS = {
@@ -63,17 +63,19 @@ every_config = pytest.mark.parametrize("name", TRAINS)
 
 @functools.cache
 def read(name: str, preset: str = "tiny") -> config_lib.Config:
-    return config_lib.typed(importlib.import_module(f"configs.{name}").get_config(preset))
+    return config_lib.from_config_dict(
+        importlib.import_module(f"configs.{name}").get_config(preset)
+    )
 
 
 @functools.cache
 def shapes(arch: presets.WingsArch) -> dict[str, jax.ShapeDtypeStruct]:
-    return wings.abstract(arch)
+    return parameters.abstract_params(arch)
 
 
 def model_of(name: str, preset: str = "tiny") -> tuple[presets.WingsArch, dict]:
     """Returns the architecture of a config, and the shapes of its parameters at full size."""
-    arch = state.resolve_arch(read(name, preset).model)
+    arch = starting.resolve_arch(read(name, preset).model)
     return arch, shapes(dataclasses.replace(arch, gain=1.0))
 
 
@@ -128,7 +130,7 @@ def test_the_meshes_fit(name):
         config, arch = read(name, preset), model_of(name, preset)[0]
         count = config.mesh.fsdp * config.mesh.tensor
         mesh = axes.make_mesh(dataclasses.asdict(config.mesh), jax.devices()[:count])
-        state.check_mesh(arch, mesh, config.batch_size)
+        parameters.check_mesh(arch, mesh, config.batch_size, flag="config.mesh")
 
 
 @every_config
@@ -140,11 +142,10 @@ def test_it_starts_from_the_stage_that_trained_its_parts(name):
         return
     (before,) = (other for other in TRAINS if read(other).workdir == start)
     for preset in PRESETS:
-        arch, ours = model_of(name, preset)
+        _, ours = model_of(name, preset)
         assert read(name, preset).init_from == start
         assert trained(before, preset) <= set(ours)
-        plan = state.Plan(Wings(arch), ours, {})
-        missing = state.check_sources(plan, model_of(before, preset)[1], start)
+        missing = starting.check_sources(ours, model_of(before, preset)[1], start)
         assert {part(p) for p in missing} == {part(p) for p in ours} - {
             part(p) for p in model_of(before, preset)[1]
         }
@@ -207,7 +208,7 @@ def test_every_conversation_sees_the_prefix_and_padding_does_not():
         "v": jax.random.normal(jax.random.key(2), (5, 2, 8)),
         "gate": jnp.array([0.0, 0.5, 1.0, -2.0]),
     }
-    out = np.asarray(module.apply({"params": made}, q, layout.queries(rows)))
+    out = np.asarray(module.apply({"params": made}, q, layout.query_visibility(rows)))
     is_used = rows.modality != layout.PADDING
     assert not out[~is_used].any()
     assert not out[:, :, 0].any()
@@ -242,8 +243,10 @@ def test_the_masses_and_the_router_know_no_prefix():
 
 def test_the_prefix_lies_where_its_heads_do():
     mesh = axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    plan = state.plan(Wings(tiny_model.arch(prefix_length=3)), mesh)
-    specs = {path: plan.shardings[f"decoder/layers/prefix/{path}"].spec for path in ("k", "gate")}
+    abstract = parameters.abstract_params(tiny_model.arch(prefix_length=3), mesh=mesh)
+    specs = {
+        path: abstract[f"decoder/layers/prefix/{path}"].sharding.spec for path in ("k", "gate")
+    }
     assert tuple(specs["k"]) == (None, None, "tensor", None)
     assert tuple(specs["gate"]) == (None, "tensor")
 
@@ -292,7 +295,7 @@ def test_every_baseline_starts_as_llava(aligned, tmp_path):
     for name in ("llava", "lora", "prefix", "textual_only"):
         ready = cases.set_up(tmp_path / name, name, init_from=str(aligned))
         assert set(ready.rates) == TRAINS[name]
-        model = Wings(state.resolve_arch(ready.config.model))
+        model = Wings(starting.resolve_arch(ready.config.model))
         batch = ready.loader[0]
         assert (batch.layout.modality == layout.IMAGE).any(1).any()
 
@@ -322,7 +325,7 @@ def test_a_baseline_trains_and_goes_on_where_it_was_stopped(aligned, tmp_path, n
     assert ADDS[name] <= moved
 
     shutil.rmtree(workdir / checkpoint.FOLDER / "6")  # as if it had been stopped after step 4
-    assert checkpoint.newest(workdir).name == "4"
+    assert checkpoint.newest_step(workdir).name == "4"
     resumed = cases.run(workdir, name, steps=6, **changes)
     assert cases.losses(workdir) == losses
     for path, value in cases.flat(resumed).items():
@@ -347,12 +350,11 @@ def text_questions(count: int) -> list[str]:
 def test_a_frozen_llm_answers_text_as_before_token_for_token():
     """Whatever the visual path learns: here it is noise. Pictures are asked about in between."""
     model = read("frozen_llm").model
-    arch = state.resolve_arch(model)
-    plan = state.plan(Wings(arch), axes.make_mesh({}, jax.devices()[:1]))
-    loaded, rng = state.load_base(plan, model), np.random.default_rng(0)
+    arch = starting.resolve_arch(model)
+    loaded, rng = starting.load_base(arch, model), np.random.default_rng(0)
     flat = {
         path: loaded[path] if path in loaded else rng.normal(0, 0.3, shape.shape).astype("f4")
-        for path, shape in plan.shapes.items()
+        for path, shape in parameters.abstract_params(arch).items()
     }
     assert {part(path) for path in set(flat) - set(loaded)} == TRAINS["frozen_llm"]
     texts = [prompts.Request(question) for question in text_questions(208)]
@@ -368,7 +370,7 @@ def test_a_frozen_llm_answers_text_as_before_token_for_token():
             inference_cases.tokenizer(),
             "chatml",
             rows=64,
-            sampling=Sampling(max_new_tokens=8),
+            sampling=SamplingParams(max_new_tokens=8),
         )
         said[name] = [answer.tokens for answer in generator.generate(asked)]
     assert said["wings"][: len(texts)] == said["base"][: len(texts)]

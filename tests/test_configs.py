@@ -14,8 +14,9 @@ from configs import base
 from wings_jax import axes, train, tree
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
-from wings_jax.model.wings import Wings
-from wings_jax.training import loop, optim, state
+from wings_jax.model import parameters
+from wings_jax.training import loop, optim
+from wings_jax.weights import starting
 
 PRESETS = [*base.ON_SCENES, *base.REAL]
 
@@ -23,43 +24,43 @@ PRESETS = [*base.ON_SCENES, *base.REAL]
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("stage", cases.STAGES)
 def test_every_config_fits_its_preset(stage, preset):
-    config = config_lib.typed(cases.STAGES[stage](preset))
-    arch = state.resolve_arch(config.model)
+    config = config_lib.from_config_dict(cases.STAGES[stage](preset))
+    arch = starting.resolve_arch(config.model)
     devices = max(config.mesh.fsdp, 1) * config.mesh.tensor
     mesh = axes.make_mesh({"fsdp": config.mesh.fsdp}, jax.devices()[:devices])
-    state.check_mesh(arch, mesh, config.batch_size)
-    plan = state.plan(Wings(arch), mesh)
-    labels = optim.label_groups(plan.shapes, config.optimizer)  # total, and no dead row
-    trained = {p for p in plan.shapes if optim.is_trained(labels, config.optimizer, p)}
+    parameters.check_mesh(arch, mesh, config.batch_size, flag="config.mesh")
+    abstract = parameters.abstract_params(arch, mesh=mesh)
+    labels = optim.label_groups(abstract, config.optimizer)  # total, and no dead row
+    trained = {p for p in abstract if optim.is_trained(labels, config.optimizer, p)}
     assert not any(p.startswith("vision/") for p in trained)
     assert any(p.startswith("projector/") for p in trained)
     trains_llm = any(p.startswith("decoder/embed") for p in trained)
     assert trains_llm == (stage == "stage2")
-    total = tree.count({p: s for p, s in plan.shapes.items() if p.startswith("decoder/embed")})
+    total = tree.count({p: s for p, s in abstract.items() if p.startswith("decoder/embed")})
     assert total == arch.decoder.vocab_size * arch.decoder.hidden_size
 
 
 @pytest.mark.parametrize("preset", base.REAL)
 def test_the_learning_rates_of_the_real_presets_are_the_papers(preset):
-    rates = config_lib.typed(cases.STAGES["stage1"](preset)).optimizer.learning_rates
+    rates = config_lib.from_config_dict(cases.STAGES["stage1"](preset)).optimizer.learning_rates
     assert rates == {"vision": 0.0, "projector": 1e-3, "visual": 1e-3, "llm": 0.0}
-    rates = config_lib.typed(cases.STAGES["stage2"](preset)).optimizer.learning_rates
+    rates = config_lib.from_config_dict(cases.STAGES["stage2"](preset)).optimizer.learning_rates
     assert rates["projector"] == 1e-5
     assert {rates[g] for g in ("visual", "textual", "router", "llm")} == {2e-6}
 
 
 def test_config_survives_json():
-    config = config_lib.typed(cases.STAGES["stage2"]("qwen1_5_7b"))
-    again = config_lib.build(config_lib.Config, config_lib.plain(config), "config")
+    config = config_lib.from_config_dict(cases.STAGES["stage2"]("qwen1_5_7b"))
+    again = config_lib.from_dict(config_lib.Config, config_lib.to_dict(config), "config")
     assert again == config
     assert config_lib.differences(config, again) == []
 
 
 def test_parameter_paths_are_public():
     """These paths stand in checkpoints and in people's configs: a change breaks both."""
-    arch = state.resolve_arch(config_lib.typed(cases.STAGES["stage2"]()).model)
-    plan = state.plan(Wings(arch), axes.make_mesh({}, jax.devices()[:1]))
-    roots = sorted({re.sub(r"/(kernel|bias|scale|a|b)$", "", path) for path in plan.shapes})
+    arch = starting.resolve_arch(config_lib.from_config_dict(cases.STAGES["stage2"]()).model)
+    abstract = parameters.abstract_params(arch)
+    roots = sorted({re.sub(r"/(kernel|bias|scale|a|b)$", "", path) for path in abstract})
     attention = [f"decoder/layers/attn/{name}" for name in "kovq"]
     mlp = [f"decoder/layers/mlp/{name}" for name in ("down", "gate", "up")]
     wings = [f"decoder/layers/{w}/{name}" for w in ("textual", "visual") for name in "kovq"]
@@ -99,12 +100,12 @@ def test_parameter_paths_are_public():
 )
 def test_values_that_do_not_fit_are_named(change, message):
     with pytest.raises(UserError, match=message):
-        state.resolve_arch(config_lib.typed(cases.tree_of("stage2", **change)).model)
+        starting.resolve_arch(config_lib.from_config_dict(cases.tree_of("stage2", **change)).model)
 
 
 def test_every_leaf_of_the_tree_is_read(tmp_path, monkeypatch):
     """A key that nothing reads would do nothing; what checks and writes configs does not count."""
-    kinds = ("Config", "Model", "Data", "Source", "Optimizer", "Mesh")
+    kinds = ("Config", *(f"{n}Config" for n in ("Model", "Data", "Source", "Optimizer", "Mesh")))
     read = set()
 
     def recording(self, name: str):
@@ -117,7 +118,9 @@ def test_every_leaf_of_the_tree_is_read(tmp_path, monkeypatch):
     changes = {"steps": -1, "epochs": 0.5, "laws_every": 1}
     ready = cases.set_up(tmp_path / "run", **changes)
     loop.train(ready, lambda state: lambda: {})
-    state.resolve_arch(config_lib.typed(cases.tree_of("stage2", model__semantics="release")).model)
+    starting.resolve_arch(
+        config_lib.from_config_dict(cases.tree_of("stage2", model__semantics="release")).model
+    )
     monkeypatch.undo()
     fields = {(kind, f) for kind in kinds for f in getattr(config_lib, kind).__dataclass_fields__}
     main = pathlib.Path(train.__file__).read_text()

@@ -11,7 +11,7 @@ import pytest
 import tiny_data
 import transformers
 
-from wings_jax import errors
+from wings_jax import cli
 from wings_jax.data import check, prepare, samples
 
 
@@ -19,7 +19,7 @@ def call(module, *arguments, monkeypatch) -> int:
     """Runs a command as `python -m` would; returns its exit status."""
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
     try:
-        errors.entry(module.__name__.rsplit(".", 1)[-1], module.main)
+        cli.run_main(module.__name__.rsplit(".", 1)[-1], module.main)
     except SystemExit as ended:
         return ended.code or 0
     return 0
@@ -55,7 +55,7 @@ def test_check_of_good_data(folder, tokenizer, monkeypatch, capsys):
     assert found["slots"]["least"] <= found["slots"]["median"] <= found["slots"]["most"]
     assert found["slots"]["cut"] == sum(
         one.slots > 90
-        for one in check.inspect_all(
+        for one in check.inspect_source(
             check.sources.open_source(folder / "good.json"), recipe_of(tokenizer)
         )
     )

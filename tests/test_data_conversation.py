@@ -179,7 +179,7 @@ def test_text_tokenizer_crosses_processes_and_leaves_the_original_alone():
 @pytest.mark.parametrize("name", sorted(conversation.TEMPLATES))
 def test_the_template_is_found_by_its_control_tokens(name):
     backend = tiny_data.byte_tokenizer(*conversation.TEMPLATES[name].controls)
-    assert conversation.template_for(backend) == name
+    assert conversation.get_template_for(backend) == name
     others = [t for other, t in conversation.TEMPLATES.items() if other != name]
     with pytest.raises(UserError, match="the tokenizer lacks"):
         conversation.encode(TALK, backend, others[0])
@@ -187,7 +187,7 @@ def test_the_template_is_found_by_its_control_tokens(name):
 
 def test_unknown_template_names_the_known():
     with pytest.raises(UserError, match=r"'alpaca' is unknown; known are chatml, llama3, vicuna"):
-        conversation.template_named("alpaca")
+        conversation.get_template("alpaca")
 
 
 # --- images as slots ---------------------------------------------------------------------------
@@ -252,7 +252,7 @@ def sample(images: int, *texts: str, first: str = "human") -> samples.Sample:
     ],
 )
 def test_markers_after_normalising(images, before, after):
-    got = conversation.normalise(sample(images, *before))
+    got = conversation.normalize_sample(sample(images, *before))
     assert [turn["value"] for turn in got] == list(after)
 
 
@@ -274,20 +274,20 @@ def test_markers_after_normalising(images, before, after):
 )
 def test_bad_turns_have_a_cause(bad, cause):
     with pytest.raises(samples.BadSample) as raised:
-        conversation.normalise(bad)
+        conversation.normalize_sample(bad)
     assert raised.value.cause == cause
     assert pickle.loads(pickle.dumps(raised.value)).detail == raised.value.detail
 
 
 def test_a_prompt_needs_no_answer():
-    assert conversation.normalise(sample(1, "q"), needs_answer=False) == [
+    assert conversation.normalize_sample(sample(1, "q"), needs_answer=False) == [
         {"from": "human", "value": "<image>\nq"}
     ]
 
 
 def test_another_system_text():
     backend = tiny_data.byte_tokenizer()
-    template = conversation.template_named("chatml", system="")
+    template = conversation.get_template("chatml", system="")
     assert dataclasses.replace(template, system=CHATML.system) == CHATML
     ids = conversation.encode(tiny_data.turns("q", "a"), backend, template).ids
     text = backend.decode(ids, skip_special_tokens=False)

@@ -37,7 +37,7 @@ def test_equal_to_hugging_face_bit_for_bit(name, size):
     make, mean, settings = PROCESSORS[name]
     image = random_image(*size)
     square = images.pad_to_square(image, mean)
-    ours = images.prepare(image, 28, mean)
+    ours = images.prepare_image(image, 28, mean)
     bare = make(do_rescale=False, do_normalize=False, **settings)
     theirs = np.asarray(bare(square)["pixel_values"][0])
     assert ours.dtype == np.uint8
@@ -54,7 +54,7 @@ def test_equal_to_hugging_face_bit_for_bit(name, size):
 @pytest.mark.parametrize("number", [0, 1])
 def test_release_golden_pictures(number):
     golden = np.load(GOLDEN)
-    ours = images.prepare(Image.fromarray(golden[f"image{number}_uint8"]), 28, HALF)
+    ours = images.prepare_image(Image.fromarray(golden[f"image{number}_uint8"]), 28, HALF)
     normalised = (ours.astype(np.float32) / 255 - 0.5) / 0.5
     assert np.abs(normalised.transpose(2, 0, 1) - golden[f"image{number}_pixel_values"]).max() == 0
 
@@ -71,14 +71,14 @@ def test_padding_is_centred_and_has_the_mean_colour():
 def test_every_mode_becomes_rgb(tmp_path, mode):
     path = tmp_path / ("x.tif" if mode == "CMYK" else "x.png")
     random_image(6, 4).convert(mode).save(path)
-    assert (images.load(path).mode, images.load(path).size) == ("RGB", (6, 4))
+    assert (images.load_image(path).mode, images.load_image(path).size) == ("RGB", (6, 4))
 
 
 def test_paths_bytes_and_arrays_read_alike(tmp_path):
     path = tmp_path / "x.png"
     random_image(6, 4).save(path)
-    as_path, as_bytes = images.load(path), images.load(path.read_bytes())
-    as_array = images.load(np.asarray(random_image(6, 4)))
+    as_path, as_bytes = images.load_image(path), images.load_image(path.read_bytes())
+    as_array = images.load_image(np.asarray(random_image(6, 4)))
     assert as_path.tobytes() == as_bytes.tobytes() == as_array.tobytes()
 
 
@@ -87,7 +87,7 @@ def test_photographs_are_turned_upright():
     exif[0x0112] = 6  # turn by 90 degrees
     file = io.BytesIO()
     random_image(6, 4).save(file, "jpeg", exif=exif)
-    assert images.load(file.getvalue()).size == (4, 6)
+    assert images.load_image(file.getvalue()).size == (4, 6)
 
 
 def break_file(path: pathlib.Path, kind: str) -> None:
@@ -119,7 +119,7 @@ def test_broken_files_are_named(tmp_path, kind, suffix):
     path = tmp_path / f"x.{suffix}"
     break_file(path, kind)
     with pytest.raises(samples.BadSample, match=f"x.{suffix}") as raised:
-        images.load(path)
+        images.load_image(path)
     expected = samples.MISSING_IMAGE if kind == "missing" else samples.UNREADABLE_IMAGE
     assert raised.value.cause == expected
     assert "\n" not in str(raised.value)

@@ -61,9 +61,9 @@ def conversations(batch: layout.Batch) -> list[tuple[bytes, ...]]:
 
 def alone(file, spec: pipeline.DataSpec) -> list[tuple[bytes, ...]]:
     """Returns the same of every sample of the file, made on its own."""
-    recipe = pipeline.make_recipe(spec, tiny_data.byte_tokenizer())
+    recipe = pipeline.recipe_from_spec(spec, tiny_data.byte_tokenizer())
     source = sources.open_source(file)
-    made = [examples.make(source[number], recipe) for number in range(len(source))]
+    made = [examples.make_example(source[number], recipe) for number in range(len(source))]
     return [
         (
             one.tokens.tobytes(),
@@ -149,7 +149,7 @@ def test_every_member_has_one_place_and_no_row_overflows(found):
     for row in range(len(rows)):
         assert slots[rows[row] - 5].sum() <= 20
         assert images[rows[row] - 5].sum() <= 3
-    joined = packing.join([rows, packing.one_each(400, 3), rows])
+    joined = packing.concatenate([rows, packing.one_each(400, 3), rows])
     assert [joined[r].tolist() for r in range(len(rows), len(rows) + 3)] == [[400], [401], [402]]
     assert joined[len(joined) - 1].tolist() == rows[len(rows) - 1].tolist()
 
@@ -246,7 +246,7 @@ def test_too_many_bad_samples_stop_the_run(tmp_path, is_packed):
 
 
 def test_a_prepared_folder_gives_the_same_batches(tmp_path, file):
-    prepare.write(file, tmp_path / "out")
+    prepare.write_dataset(file, tmp_path / "out")
     ours, theirs = loader(file), loader(tmp_path / "out")
     for step in range(3):
         assert_equal(ours[step], theirs[step])

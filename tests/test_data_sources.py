@@ -125,7 +125,7 @@ def test_an_image_that_is_no_path(tmp_path, image):
 
 def test_a_prepared_folder_holds_the_same_samples(tmp_path):
     path = tiny_data.write_json(tmp_path / "x.json", tiny_data.write_records(tmp_path, 9))
-    prepare.write(path, tmp_path / "out", split="test")
+    prepare.write_dataset(path, tmp_path / "out", split="test")
     before, after = (
         sources.open_source(path),
         sources.open_source(tmp_path / "out", split="test"),
@@ -135,7 +135,7 @@ def test_a_prepared_folder_holds_the_same_samples(tmp_path):
         assert after[number].id == before[number].id
         assert after[number].conversations == before[number].conversations
         ours, theirs = before[number].images, after[number].images
-        assert [images.encoded(a) for a in ours] == list(theirs)
+        assert [images.image_bytes(a) for a in ours] == list(theirs)
     assert pickle.loads(pickle.dumps(after))[4] == after[4]
     assert len(sources.open_source(tmp_path / "out", split="test[:3]")) == 3
     with pytest.raises(UserError, match="split 'train': Unknown split"):
@@ -171,5 +171,5 @@ def test_decoded_image_features_are_read_too(tmp_path):
     _Photos(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
     source = sources.open_source(tmp_path / "photos")
     assert source[0].id == "photos[train]#0"
-    assert images.load(source[0].images[0]).getcolors() == [(12, (7, 7, 7))]
+    assert images.load_image(source[0].images[0]).getcolors() == [(12, (7, 7, 7))]
     assert source[0].conversations == tiny_data.turns("q", "a")

@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from wings_jax.data import questions as kinds
-from wings_jax.data import skills
+from wings_jax import cli
 from wings_jax.errors import UserError
-from wings_jax.evaluation import forgetting, iit, picture, report, scoring, tasks
+from wings_jax.evaluation import comparison, iit, picture, report, scoring, tasks
 from wings_jax.evaluation.scoring import Paired, Score
+from wings_jax.scenes import questions as kinds
+from wings_jax.scenes import skills
 
 
 def test_wilson_intervals_are_the_published_ones():
@@ -97,8 +98,8 @@ def root(tmp_path_factory):
 
 def test_every_question_counts_in_its_rows(root):
     task = tasks.TASKS["scenes_images"]
-    asked = tasks.read(task, root)
-    scores = scoring.count(task, asked, ["yes"] * len(asked))
+    asked = tasks.read_questions(task, root)
+    scores = scoring.score_answers(task, asked, ["yes"] * len(asked))
     plain = len(kinds.KINDS) - 1
     assert scores["digit"] == Score(1, 1)
     assert scores["several"] == Score(plain, plain)
@@ -106,8 +107,8 @@ def test_every_question_counts_in_its_rows(root):
     assert scores["sum"] == Score(2, 2)
     assert "interleaved" not in scores
     task = tasks.TASKS["scenes_text"]
-    asked = tasks.read(task, root)
-    scores = scoring.count(task, asked, ["no"] + ["yes"] * (len(asked) - 1))
+    asked = tasks.read_questions(task, root)
+    scores = scoring.score_answers(task, asked, ["no"] + ["yes"] * (len(asked) - 1))
     replayed, never = scores["replayed in stage 2"], scores["never replayed"]
     assert replayed.total + never.total == scores["all text"].total == len(asked)
     assert replayed.total == len(skills.REPLAYED)
@@ -116,21 +117,21 @@ def test_every_question_counts_in_its_rows(root):
 
 
 def test_a_limit_spreads_over_the_file(root):
-    asked = tasks.read(tasks.TASKS["scenes_images"], root, limit=4)
+    asked = tasks.read_questions(tasks.TASKS["scenes_images"], root, limit=4)
     assert len(asked) == 4
     assert len({question.labels[0] for question in asked}) > 1
 
 
 def test_tables_stand_side_by_side(root):
     task = tasks.TASKS["scenes_text"]
-    asked = {"scenes_text": tasks.read(task, root)}
+    asked = {"scenes_text": tasks.read_questions(task, root)}
     results = [
-        report.Result(
+        report.TaskResult(
             name,
             f"runs/{name}",
             step,
             {"scenes_text": answers},
-            {"scenes_text": scoring.count(task, asked["scenes_text"], answers)},
+            {"scenes_text": scoring.score_answers(task, asked["scenes_text"], answers)},
             {"scenes_text": 0.5},
         )
         for name, step, answers in (
@@ -150,30 +151,30 @@ def test_tables_stand_side_by_side(root):
 
 def test_forgetting_is_counted_question_by_question(root, tmp_path):
     task = tasks.TASKS["scenes_text"]
-    asked = {"scenes_text": tasks.read(task, root)}
+    asked = {"scenes_text": tasks.read_questions(task, root)}
     count = len(skills.SKILLS)
     before, after = (
-        report.Result(name, f"runs/{name}", 1, {"scenes_text": answers}, {}, {})
+        report.TaskResult(name, f"runs/{name}", 1, {"scenes_text": answers}, {}, {})
         for name, answers in (
             ("before", ["no"] * (count - 1) + ["yes"]),
             ("after", ["yes"] + ["no"] * (count - 1)),
         )
     )
-    changes = forgetting.compare(asked, before, after)
+    changes = comparison.compare(asked, before, after)
     rows = changes["scenes_text"]
     first, *_, last = skills.SKILLS
     assert rows[first] == Paired(0, 1, 0, 0)
     assert rows[last] == Paired(0, 0, 1, 0)
     assert rows["all text"] == Paired(count - 2, 1, 1, 0)
-    assert "+0.0 [" in forgetting.as_text(before, after, changes).splitlines()[-1]
-    forgetting.save(tmp_path, before, [(after, changes)])
+    assert "+0.0 [" in comparison.as_text(before, after, changes).splitlines()[-1]
+    comparison.save(tmp_path, before, [(after, changes)])
     found = json.loads((tmp_path / "forgetting.json").read_text())["models"][0]["tasks"]
     assert found["scenes_text"][first]["change"] == -1.0
     assert (tmp_path / "forgetting.md").read_text().count("| **all text** |") == 1
 
 
 def test_the_picture_shows_right_and_wrong(root, tmp_path):
-    asked = tasks.read(tasks.TASKS["scenes_images"], root)
+    asked = tasks.read_questions(tasks.TASKS["scenes_images"], root)
     answers = ["yes", "no"] * (len(asked) // 2)
     file = tmp_path / "new" / "answers.png"
     picture.draw(file, asked, answers, count=6)
@@ -244,12 +245,12 @@ def test_forgetting_and_conversations_by_command(workdir, root, tmp_path, monkey
     ],
 )
 def test_a_mistake_is_one_line(workdir, root, monkeypatch, capsys, flags, message):
-    from wings_jax import errors, evaluate  # the entry point, imported only to be run
+    from wings_jax import evaluate  # the entry point, imported only to be run
 
     known = {"RUN": str(workdir), "ROOT": str(root), "FILE/x": f"{root}/test_text.json/x"}
     monkeypatch.setattr(sys, "argv", ["evaluate", *(known.get(flag, flag) for flag in flags)])
     with pytest.raises(SystemExit) as caught:
-        errors.entry("wings_jax.evaluate", evaluate.main)
+        cli.run_main("wings_jax.evaluate", evaluate.main)
     assert caught.value.code == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
@@ -262,8 +263,8 @@ def test_a_record_without_its_keys_is_named(tmp_path):
     file = tmp_path / "test_text.json"
     file.write_text(json.dumps([{"id": "odd", "conversations": turns}]))
     with pytest.raises(UserError, match=r"odd: KeyError 'kinds'"):
-        tasks.read(tasks.TASKS["scenes_text"], tmp_path)
+        tasks.read_questions(tasks.TASKS["scenes_text"], tmp_path)
     record = {"id": "new", "conversations": turns, "kinds": ["smell"], "setting": "single"}
     (tmp_path / "test_images.json").write_text(json.dumps([record]))
     with pytest.raises(UserError, match=r"new: there are no questions of kind 'smell'"):
-        tasks.read(tasks.TASKS["scenes_images"], tmp_path)
+        tasks.read_questions(tasks.TASKS["scenes_images"], tmp_path)

@@ -20,23 +20,26 @@ import training_cases as cases
 from PIL import Image
 
 from configs import replay
+from wings_jax import cli
 from wings_jax import config as config_lib
-from wings_jax import errors, forgetting
-from wings_jax.data import drawings, skills
 from wings_jax.errors import UserError
 from wings_jax.evaluation import everyday, iit, tasks
-from wings_jax.experiment import methods, plan, plots, results, runner, table
-from wings_jax.experiment.methods import BASES, METHODS, NEVER, PICTURES, REGIMES, SHIFT
-from wings_jax.experiment.plan import Job, Run
-from wings_jax.experiment.results import Scored
+from wings_jax.forgetting import __main__ as forgetting
+from wings_jax.forgetting import methods, plan, plots, results, runner, table
+from wings_jax.forgetting.methods import BASES, METHODS, NEVER, PICTURES, REGIMES, SHIFT
+from wings_jax.forgetting.plan import ExperimentRun, Job
+from wings_jax.forgetting.results import Scored
+from wings_jax.scenes import drawings, skills
 
-SETTINGS = plan.Settings("tiny", "", False, None, None, None, "runs/scenes")
+SETTINGS = plan.ExperimentSettings("tiny", "", False, None, None, None, "runs/scenes")
 TINY = BASES["tiny"]
 OUT = pathlib.Path("out")
 
 
 def read_config(name: str, preset: str = "tiny") -> config_lib.Config:
-    return config_lib.typed(importlib.import_module(f"configs.{name}").get_config(preset))
+    return config_lib.from_config_dict(
+        importlib.import_module(f"configs.{name}").get_config(preset)
+    )
 
 
 # ---- what is compared ----
@@ -85,7 +88,7 @@ OWN_RATES = ("frozen_llm", "lr_smaller", "lr_larger")
 def test_methods_differ_in_nothing_but_the_method(name, preset):
     """Data, steps, batch, optimizer, and the rates of what both train are those of Wings."""
     names = (METHODS[name].config, "stage2")
-    mine, wings = (config_lib.plain(read_config(name, preset)) for name in names)
+    mine, wings = (config_lib.to_dict(read_config(name, preset)) for name in names)
     model, of_wings = mine.pop("model"), wings.pop("model")
     assert {key for key in model if model[key] != of_wings[key]} <= CHANGES[name]
     mine_rates, rates = (config["optimizer"].pop("learning_rates") for config in (mine, wings))
@@ -102,7 +105,7 @@ def test_methods_differ_in_nothing_but_the_method(name, preset):
 
 @pytest.mark.parametrize("name", [m.config for m in METHODS.values() if m.begins])
 def test_replay_adds_text_and_changes_nothing_else(name):
-    plain, mixed = read_config(name), config_lib.typed(replay.get_config(name))
+    plain, mixed = read_config(name), config_lib.from_config_dict(replay.get_config(name))
     assert set(plain.data.sources) == set(REGIMES["images"].sources)
     assert set(mixed.data.sources) == set(REGIMES["replay"].sources)
     for source, file in REGIMES["replay"].sources.items():
@@ -121,7 +124,7 @@ def test_replay_is_of_stages():
 # ---- the plan ----
 
 
-def stages(runs: list[Run], kind: str) -> list[Job]:
+def stages(runs: list[ExperimentRun], kind: str) -> list[Job]:
     return [job for run in runs for job in run.jobs if job.kind == kind]
 
 
@@ -246,19 +249,21 @@ def test_perplexity_and_choices_are_columns_of_a_real_llm(tmp_path):
     header, *rows = table.main_cells([base, llava], "images", BASES["smollm2"])
     assert header[4:6] == ["perplexity of English", "multiple choice"]
     assert [row[4:6] for row in rows] == [["31.20 [30.00, 32.50]", "75.0 [70.0, 80.0]"]] * 2
-    made = plots.write(tmp_path, [base, llava], BASES["smollm2"], "")
+    made = plots.write_plots(tmp_path, [base, llava], BASES["smollm2"], "")
     assert {path.name for path in made} == {"shift.png", "accuracy-images.png"}
 
 
 # ---- running ----
 
 
-def fake_run(folder: pathlib.Path, name: str, *codes: str, shared: Job | None = None) -> Run:
+def fake_run(
+    folder: pathlib.Path, name: str, *codes: str, shared: Job | None = None
+) -> ExperimentRun:
     jobs = [shared] if shared else []
     for number, code in enumerate(codes):
         job = Job("evaluate", folder / name / str(number), (sys.executable, "-c", code))
         jobs.append(job)
-    return Run(name, "images", 0, folder / name, tuple(jobs))
+    return ExperimentRun(name, "images", 0, folder / name, tuple(jobs))
 
 
 @pytest.fixture
@@ -266,7 +271,7 @@ def written(monkeypatch):
     """The names of the runs whose scores were gathered."""
     names = []
 
-    def write(run: Run) -> None:
+    def write(run: ExperimentRun) -> None:
         names.append(run.method)
         run.file.write_text("{}")
 
@@ -330,7 +335,7 @@ def test_a_stopped_experiment_stops_its_command(tmp_path, written):
 def test_progress_counts_runs_and_foresees_the_rest(tmp_path):
     runs = [fake_run(tmp_path, name, "pass") for name in ("one", "two", "three")]
     training = Job("stage 2", tmp_path / "four", ("x",))
-    runs.append(Run("four", "images", 0, tmp_path / "four", (*runs[3:], training)))
+    runs.append(ExperimentRun("four", "images", 0, tmp_path / "four", (*runs[3:], training)))
     assert runner.progress(runs) == "0 of 4 runs done"
     for run, seconds in zip(runs[:2], (20, 40), strict=True):
         (job,) = run.jobs
@@ -460,7 +465,7 @@ def test_the_table_says_so():
 
 
 def test_json_and_plots_are_whole(tmp_path):
-    table.write(tmp_path, RUNS, SETTINGS, {})
+    table.write_table(tmp_path, RUNS, SETTINGS, {})
     found = json.loads((tmp_path / "forgetting.json").read_text())
     row = found["table"]["images"]["llava"]["scores"]["laws"]["shift"]
     assert (row["mean"], row["over"], row["seeds"]) == (0.4, "seeds", 3)
@@ -469,7 +474,7 @@ def test_json_and_plots_are_whole(tmp_path):
     assert base["scenes_text"][NEVER.row]["over"] == "questions"
     assert base["laws"]["shift_after"]["over"] is None  # it has no interval
     assert [run["method"] for run in found["runs"]] == [run.method for run in RUNS]
-    made = plots.write(tmp_path, RUNS, TINY, "")
+    made = plots.write_plots(tmp_path, RUNS, TINY, "")
     assert {path.name for path in made} == {
         "shift.png",
         *(f"accuracy-{regime}.png" for regime in REGIMES),
@@ -477,14 +482,14 @@ def test_json_and_plots_are_whole(tmp_path):
     }
     for path in made:
         assert len(Image.open(path).convert("RGB").getcolors(1 << 24)) > 20
-    assert plots.write(tmp_path, [], TINY, "") == []
+    assert plots.write_plots(tmp_path, [], TINY, "") == []
 
 
 def test_the_base_alone_can_be_looked_at(tmp_path):
     text = table.as_markdown(RUNS[:1], SETTINGS, {"llava, images, seed 0": ""})
     assert "Runs that are not in yet: 1." in text
     assert text.count("| base, no training |") == 3
-    (made,) = plots.write(tmp_path, RUNS[:1], TINY, "")
+    (made,) = plots.write_plots(tmp_path, RUNS[:1], TINY, "")
     assert made.name == "accuracy-images.png"
 
 
@@ -493,9 +498,9 @@ def test_runs_are_read_in_the_order_of_the_table(tmp_path):
         place = f"{run.regime}/{run.method}/seed-{run.seed}" if run.regime else run.method
         (tmp_path / place).mkdir(parents=True)
         (tmp_path / place / "run.json").write_text(json.dumps(run.plain()))
-    assert results.read(tmp_path) == RUNS
-    assert all(run.folder for run in results.read(tmp_path))
-    assert results.read(tmp_path / "nothing") == []
+    assert results.read_scores(tmp_path) == RUNS
+    assert all(run.folder for run in results.read_scores(tmp_path))
+    assert results.read_scores(tmp_path / "nothing") == []
 
 
 # ---- interleaved conversations ----
@@ -572,7 +577,7 @@ def test_conversations_never_change(conversations):
 
 
 def test_the_last_question_is_what_is_scored():
-    asked = tasks.read(tasks.TASKS["iit"], None, limit=12)
+    asked = tasks.read_questions(tasks.TASKS["iit"], None, limit=12)
     assert [question.labels for question in asked] == [(row,) for row in iit.ROWS for _ in "ab"]
     for question in asked:
         assert question.turns[-1]["from"] == "human"
@@ -585,7 +590,7 @@ def test_the_last_question_is_what_is_scored():
 
 def run_command(monkeypatch, *flags: object) -> None:
     monkeypatch.setattr(sys, "argv", ["forgetting", *map(str, flags)])
-    errors.entry("wings_jax.forgetting", forgetting.main)
+    cli.run_main("wings_jax.forgetting", forgetting.main)
 
 
 @pytest.mark.parametrize(
@@ -653,7 +658,7 @@ def test_a_folder_is_of_one_choice_of_settings(tmp_path, monkeypatch):
 
 
 def test_other_data_in_the_same_place_are_other_settings(tmp_path):
-    def settings_with(pictures: int) -> plan.Settings:
+    def settings_with(pictures: int) -> plan.ExperimentSettings:
         (tmp_path / "scenes.json").write_text(json.dumps({"pictures": pictures}))
         plan.digest.cache_clear()
         return dataclasses.replace(SETTINGS, files=plan.digest(str(tmp_path / "scenes.json")))

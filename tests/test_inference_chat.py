@@ -10,11 +10,11 @@ import pytest
 from wings_jax.errors import UserError
 from wings_jax.inference import dialogue, prompts, streaming
 from wings_jax.inference.prompts import Request
-from wings_jax.inference.sampling import Sampling
+from wings_jax.inference.sampling import SamplingParams
 
 RNG = np.random.default_rng(1)
 PICTURES = [RNG.integers(0, 256, (8, 8, 3), np.uint8) for _ in range(3)]
-WISH = Sampling(max_new_tokens=6)
+WISH = SamplingParams(max_new_tokens=6)
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +47,7 @@ def test_a_chat_equals_its_history_read_at_once(one):
 
 
 def test_an_answer_may_be_left_half_way(one):
-    chat = one.chat(sampling=Sampling(max_new_tokens=30))
+    chat = one.chat(sampling=SamplingParams(max_new_tokens=30))
     pieces = chat.ask("Hi.")
     half = next(pieces)
     pieces.close()
@@ -82,7 +82,7 @@ def test_a_wrong_turn_changes_nothing(one):
 
 
 def test_what_is_streamed_is_the_answer(one):
-    request = Request("What is this?", PICTURES[:1], Sampling(max_new_tokens=9))
+    request = Request("What is this?", PICTURES[:1], SamplingParams(max_new_tokens=9))
     assert "".join(one.stream(request)) == one.generate([request])[0].text
 
 
@@ -93,7 +93,7 @@ def test_a_long_conversation_outgrows_its_memory():
     for turn in range(4):
         wanted = cases.uncached_greedy(spec, params, [prompt], 5)[0]
         said = []
-        for piece in talk.answer(prompt, Sampling(max_new_tokens=5)):
+        for piece in talk.answer(prompt, SamplingParams(max_new_tokens=5)):
             said += piece.tokens
         assert said == wanted
         new = "iit" if turn == 1 else "tt"
@@ -104,7 +104,7 @@ def test_a_long_conversation_outgrows_its_memory():
 def test_common_starts():
     spec, _, _ = cases.make(cases.ARCHS["plain"])
     row = cases.random_rows(spec.arch, ["tiitiit"], seed=3)[0]
-    other = prompts.Slots(row.tokens, row.modality, (row.images[0], row.images[0] ^ 1))
+    other = prompts.PromptSlots(row.tokens, row.modality, (row.images[0], row.images[0] ^ 1))
     assert dialogue.common(row, row) == row.count
     assert dialogue.common(row, other) == 6
     assert dialogue.common(prompts.tail(row, 0, 4), prompts.EMPTY) == 0
@@ -134,11 +134,11 @@ def test_scores_are_sums_of_log_probabilities():
         (Request("red", ()), ["blue", "a green cat", "7"]),
         (Request("What is this?", PICTURES[:1]), ["yes"]),
     ]
-    greedy = many.generate([Request("red", (), Sampling(max_new_tokens=2))])[0]
+    greedy = many.generate([Request("red", (), SamplingParams(max_new_tokens=2))])[0]
     scored = many.score(requests)
     for (request, answers), found in zip(requests, scored, strict=True):
         prompt = many.reader.read(request)
-        prompt = prompts.Slots(prompt.tokens, prompt.modality, tuple(request.images))
+        prompt = prompts.PromptSlots(prompt.tokens, prompt.modality, tuple(request.images))
         for answer, likelihood in zip(answers, found, strict=True):
             ids = many.reader.answer_ids(request, answer)
             assert ids[-1] in many.plan.stops

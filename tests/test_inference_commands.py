@@ -12,10 +12,10 @@ import jax
 import pytest
 from PIL import Image
 
-from wings_jax import chat, errors, generate
+from wings_jax import chat, cli, generate
 from wings_jax.errors import UserError
 from wings_jax.inference import decode, engine, jobs
-from wings_jax.inference.sampling import Sampling
+from wings_jax.inference.sampling import SamplingParams
 
 LLM = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
 
@@ -34,7 +34,7 @@ def run(monkeypatch, workdir):
         monkeypatch.setattr(sys, "argv", [entry.__name__, *words])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         try:
-            errors.entry(entry.__name__, entry.main)
+            cli.run_main(entry.__name__, entry.main)
         except SystemExit as end:
             return end.code or 0
         return 0
@@ -95,7 +95,7 @@ def test_wishes_of_another_kind_are_a_lines_own_mistake(tmp_path):
     wishes = [{"stop": 5}, {"seed": None}, {"stop": ["a", 3]}, {"top_k": 0.5}, {"stop": "ab"}]
     lines = [json.dumps({"prompt": "red", "sampling": wish}) for wish in wishes]
     (tmp_path / "requests.jsonl").write_text("\n".join(lines))
-    *wrong, right = jobs.read(tmp_path / "requests.jsonl", tmp_path, Sampling())
+    *wrong, right = jobs.read_requests(tmp_path / "requests.jsonl", tmp_path, SamplingParams())
     told = [str(line.request) for line in wrong]
     parts = ("sampling: {", "seed: None is not a whole", "not a list of str", "top_k: 0.5 is not a")
     assert [part in text for part, text in zip(parts, told, strict=True)] == [True] * 4
@@ -104,8 +104,8 @@ def test_wishes_of_another_kind_are_a_lines_own_mistake(tmp_path):
 
 def test_an_interrupted_job_goes_on(requests, tmp_path):
     generator = cases.generator(2)
-    sampling = Sampling(max_new_tokens=3)
-    lines = jobs.read(requests, requests.parent, sampling)
+    sampling = SamplingParams(max_new_tokens=3)
+    lines = jobs.read_requests(requests, requests.parent, sampling)
     whole = jobs.Journal(tmp_path / "whole.jsonl", {"job": 1})
     list(jobs.run(generator, lines, whole))
     whole.finish()

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wings_jax.inference import decode, engine, memory, prompts
+from wings_jax.inference import decode, engine, kv_cache, prompts
 
 CASES = cases.ARCHS
 
@@ -37,7 +37,7 @@ def test_prefill_extend_step_equal_one_pass(case: str):
     cases.check_slots(spec, weights, hidden, wanted, more, starts)
     for index in range(tail.shape[1]):
         if index == 2:
-            grown = memory.compact(grown)
+            grown = kv_cache.compact(grown)
         at = np.asarray(grown.lengths)
         token = jnp.asarray(tail[:, index], jnp.int32)
         grown, logits = cases.step(spec, weights, grown, token, jnp.ones(3, bool))
@@ -58,7 +58,7 @@ def test_inactive_rows_and_forgotten_slots_leave_no_trace():
     other, _ = cases.step(spec, weights, first, token + 1, jnp.array([True, False]))
     np.testing.assert_array_equal(other.lengths, lengths + jnp.array([1, 0]))
     other, _ = cases.step(spec, weights, other, token + 2, jnp.array([True, True]))
-    other = memory.forget(other, lengths)
+    other = kv_cache.truncate(other, lengths)
     _, found = cases.step(spec, weights, other, token, jnp.array([True, True]))
     np.testing.assert_allclose(found, wanted, rtol=1e-6, atol=1e-6)
 
@@ -74,7 +74,7 @@ def test_a_guest_takes_the_place_of_a_row():
     guests = cases.random_rows(spec.arch, ["tttiit", "t"], seed=6)
     chunk, features = cases.make_chunk(spec, weights, guests, starts, length=8)
     alone, _ = cases.prefill(spec, weights, chunk, features, slots)
-    mixed = memory.insert(hosts, alone, jnp.array([1, 9]))
+    mixed = kv_cache.insert(hosts, alone, jnp.array([1, 9]))
     tokens, both = jnp.array([4, 7]), jnp.ones(2, bool)
     _, found = cases.step(spec, weights, mixed, tokens, both)
     _, host = cases.step(spec, weights, hosts, tokens, both)
@@ -103,7 +103,7 @@ def test_no_image_in_a_batch_needs_no_visual_slots():
     grown, hidden = decode.prefill(
         spec, weights, chunk, features, slots=(("main", 8), ("textual", 8))
     )
-    assert set(grown.sights) == {"main", "textual"}
+    assert set(grown.visibility) == {"main", "textual"}
     wanted = cases.uncached_logits(spec, params, rows)
     for row, logits in enumerate(hidden):
         np.testing.assert_allclose(logits, wanted[row][-1], rtol=1e-5, atol=1e-5)

@@ -15,23 +15,24 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from wings_jax.data import conversation, skills, tokenization
+from wings_jax.data import conversation, tokenization
 from wings_jax.errors import UserError
-from wings_jax.inference import decode, limits
+from wings_jax.inference import decode, device_memory
 from wings_jax.inference import generator as generator_lib
 from wings_jax.inference.prompts import Request
-from wings_jax.inference.sampling import Sampling
+from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model import presets
+from wings_jax.scenes import skills
 from wings_jax.weights import hf, store
 
 WORDS = ["red", "a cat", "7", "where is it?", "Is 4 even?", "<|im_end|>", "Ünïcode ☃"]
 RNG = np.random.default_rng(0)
 PICTURES = [RNG.integers(0, 256, (8 + i, 8, 3), np.uint8) for i in range(3)]
 WISHES = [
-    Sampling(max_new_tokens=7, logprobs=True),
-    Sampling(max_new_tokens=3),
-    Sampling(max_new_tokens=8, temperature=0.9, top_k=20, top_p=0.9, seed=5),
-    Sampling(max_new_tokens=8, temperature=1.3, min_p=0.01, seed=2**40 + 1),
+    SamplingParams(max_new_tokens=7, logprobs=True),
+    SamplingParams(max_new_tokens=3),
+    SamplingParams(max_new_tokens=8, temperature=0.9, top_k=20, top_p=0.9, seed=5),
+    SamplingParams(max_new_tokens=8, temperature=1.3, min_p=0.01, seed=2**40 + 1),
 ]
 
 
@@ -78,15 +79,15 @@ def test_logprobs_and_tokens_belong_together(generators):
 
 
 def test_a_repetition_penalty_forbids_what_was_said(generators):
-    wish = Sampling(max_new_tokens=12, repetition_penalty=1e6)
+    wish = SamplingParams(max_new_tokens=12, repetition_penalty=1e6)
     answer = generators[1].generate([Request("red", sampling=wish)])[0]
     assert len(set(answer.tokens)) == len(answer.tokens)
 
 
 def test_a_stop_string_ends_an_answer(generators):
-    free = generators[1].generate([Request("red", sampling=Sampling(max_new_tokens=8))])[0]
+    free = generators[1].generate([Request("red", sampling=SamplingParams(max_new_tokens=8))])[0]
     at = len(free.text) // 2
-    wish = Sampling(max_new_tokens=8, stop=(free.text[at : at + 2],))
+    wish = SamplingParams(max_new_tokens=8, stop=(free.text[at : at + 2],))
     answer = generators[1].generate([Request("red", sampling=wish)])[0]
     assert answer.reason == "string"
     assert answer.text == free.text[: free.text.find(wish.stop[0])]
@@ -119,7 +120,7 @@ def test_bfloat16_hardly_changes_what_a_trained_model_says():
     folder = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
     llm = presets.decoder_from_hf(store.read_config(folder))
     params = {"decoder": hf.load_llm(folder, llm)}
-    rng, wish = random.Random(0), Sampling(max_new_tokens=6)
+    rng, wish = random.Random(0), SamplingParams(max_new_tokens=6)
     names = [name for name in skills.SKILLS for _ in range(3)]
     asked = [Request(skills.sample(rng, name, "test")[0], (), wish) for name in names]
     arch = presets.WingsArch(llm, cases.VISION)
@@ -136,27 +137,27 @@ def test_caches_that_do_not_fit_are_refused_before_they_are_made(generators, mon
     spec, slots = generators[0].spec, {"main": 30, "textual": 20, "visual": 8}
     shapes = {"main": (16, 30, 4), "textual": (16, 20, 4), "visual": (16, 8, 4)}  # 4 rows, 4 heads
     sizes = [2 * 2 * 4 * math.prod(shape) for shape in shapes.values()]  # k and v, layers, bytes
-    assert limits.cache_bytes(spec, 4, slots) == sum(sizes)
-    monkeypatch.setattr(limits, "free_bytes", lambda _: sum(sizes) - 1)
+    assert device_memory.cache_bytes(spec, 4, slots) == sum(sizes)
+    monkeypatch.setattr(device_memory, "free_bytes", lambda _: sum(sizes) - 1)
     with pytest.raises(UserError, match=r"4 conversation.* of 30 slots .*lower --batch-size"):
-        limits.check(spec, 4, slots)
-    limits.check(spec, 3, slots)
+        device_memory.check(spec, 4, slots)
+    device_memory.check(spec, 3, slots)
     with pytest.raises(UserError, match=r"caches.*--max-new-tokens"):
-        generators[0].generate([Request("red", sampling=Sampling(max_new_tokens=100))] * 4)
+        generators[0].generate([Request("red", sampling=SamplingParams(max_new_tokens=100))] * 4)
 
 
 def test_free_memory_is_what_the_devices_say():
     device = types.SimpleNamespace(platform="gpu", process_index=0)
     device.memory_stats = lambda: {"bytes_limit": 10, "bytes_in_use": 3}
-    assert limits.free_bytes([device, device]) == 14
+    assert device_memory.free_bytes([device, device]) == 14
     device.memory_stats = lambda: None
-    assert limits.free_bytes([device]) is None
-    assert limits.free_bytes(jax.devices()) > 0
+    assert device_memory.free_bytes([device]) is None
+    assert device_memory.free_bytes(jax.devices()) > 0
 
 
 @pytest.mark.parametrize("stage", ["prefill", "decode"])
 def test_full_memory_says_what_to_lower(generators, monkeypatch, stage):
-    request = Request("red", (), Sampling(max_new_tokens=4))
+    request = Request("red", (), SamplingParams(max_new_tokens=4))
 
     def fail(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
@@ -189,7 +190,7 @@ def test_other_failures_of_the_device_stay_what_they_are(generators, monkeypatch
 def test_wishes_out_of_range_are_refused():
     for wrong in ({"temperature": -1}, {"top_p": 1.5}, {"max_new_tokens": 0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
-            Sampling(**wrong)
+            SamplingParams(**wrong)
 
 
 def test_the_end_of_turn_stops():

@@ -11,9 +11,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from wings_jax import axes, tree
-from wings_jax.inference import batch, decode, prompts
+from wings_jax.inference import decode, prompts, scheduler
 from wings_jax.inference.prompts import Request
-from wings_jax.inference.sampling import Sampling
+from wings_jax.inference.sampling import SamplingParams
 
 ARCH = cases.make_arch(learners=cases.BOTH, router=True, kv_heads=2, gain=2.0)
 MESHES = {
@@ -37,7 +37,7 @@ def read_and_step(model):
     starts = np.zeros(len(rows), np.int32)
     chunk = prompts.make_chunk(rows, starts, spec.arch, length=12, images=2)
     pictures = [picture for row in rows for picture in row.images]
-    features = batch.encode(spec, weights, pictures, at_once=4, room=8)
+    features = scheduler.encode(spec, weights, pictures, at_once=4, room=8)
     grown, first = decode.prefill(spec, weights, chunk, features, slots=SLOTS)
     more = [cases.text([7 + row]) for row in range(len(rows))]
     starts = np.array([row.count for row in rows], np.int32)
@@ -59,7 +59,7 @@ def test_logits_are_those_of_one_device(mesh: str):
 
 def test_answers_are_those_of_one_device():
     """Seven requests through four rows, so that rows are taken over, and one that is streamed."""
-    wish = Sampling(max_new_tokens=6, logprobs=True)
+    wish = SamplingParams(max_new_tokens=6, logprobs=True)
     asked = [Request("red", (), wish), Request("What is this?", PICTURES[:1], wish)]
     asked += [Request("<image> or <image>?", PICTURES[1:], wish), Request("7", (), wish)]
     asked += [Request(f"Is {n} even?", (), wish) for n in range(3)]

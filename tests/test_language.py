@@ -16,11 +16,11 @@ import jax
 import numpy as np
 import pytest
 
-from wings_jax import errors, evaluate
+from wings_jax import cli, evaluate
 from wings_jax.errors import UserError
 from wings_jax.evaluation import everyday, language, language_report, prose
 from wings_jax.evaluation.everyday import Item
-from wings_jax.evaluation.language import Decision, Reading
+from wings_jax.evaluation.language import Decision, TextLikelihood
 from wings_jax.evaluation.prose import Text
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.likelihood import Likelihood
@@ -54,7 +54,7 @@ def make(case: str, rows: int, change=lambda arch, params: (arch, params)):
 @pytest.mark.parametrize("case", ["plain", "router"])
 def test_perplexity_is_that_of_a_naive_softmax(case):
     generator, params = make(case, rows=2)
-    found = language.read(generator, PASSAGES)
+    found = language.measure_perplexity(generator, PASSAGES)
     ids = [cases.tokenizer()(text).input_ids for text in PASSAGES]
     nats = [naive_nats(generator, params, some) for some in ids]
     np.testing.assert_allclose(found.nats, nats, rtol=1e-4)
@@ -71,7 +71,7 @@ def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large():
 
     generator, _ = make("plain", 4, blank)
     vocabulary = len(cases.tokenizer())
-    found = language.read(generator, PASSAGES)
+    found = language.measure_perplexity(generator, PASSAGES)
     assert found.perplexity == pytest.approx(vocabulary, rel=1e-5)
     assert found.interval == pytest.approx((vocabulary, vocabulary), rel=1e-5)
     bits = math.log2(vocabulary) * found.tokens.sum()
@@ -80,10 +80,10 @@ def test_a_uniform_model_is_as_perplexed_as_its_vocabulary_is_large():
 
 
 def test_a_passage_does_not_depend_on_its_mates():
-    alone = language.read(make("router", 1)[0], PASSAGES)
-    together = language.read(make("router", 8)[0], PASSAGES)
+    alone = language.measure_perplexity(make("router", 1)[0], PASSAGES)
+    together = language.measure_perplexity(make("router", 8)[0], PASSAGES)
     np.testing.assert_allclose(together.nats, alone.nats, rtol=1e-5)
-    others = language.read(make("router", 2)[0], PASSAGES[::-1])
+    others = language.measure_perplexity(make("router", 2)[0], PASSAGES[::-1])
     np.testing.assert_allclose(others.nats[::-1], alone.nats, rtol=1e-5)
 
 
@@ -120,8 +120,8 @@ def test_what_is_no_two_tokens_is_refused():
             generator.score_text(["all is well", text])
 
 
-def reading(nats, tokens) -> Reading:
-    return Reading(np.array(nats, float), np.array(tokens), 4 * np.array(tokens))
+def reading(nats, tokens) -> TextLikelihood:
+    return TextLikelihood(np.array(nats, float), np.array(tokens), 4 * np.array(tokens))
 
 
 def test_an_interval_is_of_passages():
@@ -228,7 +228,7 @@ def test_passages_are_whole_paragraphs_where_they_fit():
 def test_a_text_of_ones_own(tmp_path):
     file = tmp_path / "text.txt"
     file.write_text(f"\ufeff{SENTENCE}\r\nnext\r\n\r\n# {SENTENCE}\n", encoding="utf-8")
-    text = prose.read(file)
+    text = prose.read_text(file)
     assert text.passages == (f"{SENTENCE} next\n\n# {SENTENCE}",)
     assert text.source == str(file)
     many = Text("", tuple(map(str, range(10))))
@@ -263,7 +263,7 @@ def test_the_likeliest_choice_wins():
         Item("2", "", "?", ("no", "yes of course", "yes"), 2),
         Item("3", "short", "?", ("no", "yes"), 1),
     ]
-    found = language.decide(ByHand(known), asked)
+    found = language.choose_answers(ByHand(known), asked)
     assert [one.item for one in found] == asked
     assert [one.chosen for one in found] == [0, 2, 1]
     assert [one.chosen_per_token for one in found] == [2, 1, 1]
@@ -279,7 +279,7 @@ def test_choices_are_scored_as_answers_of_the_template():
     """By hand: the chat template as text, the answer behind it, without its end."""
     generator, params = make("plain", 4)
     items = [Item("1", "", "Up?", ("yes", "top left"), 0), Item("2", "", "A?", ("no", "7", "x"), 1)]
-    for decision in language.decide(generator, items):
+    for decision in language.choose_answers(generator, items):
         for choice, found in zip(decision.item.choices, decision.found, strict=True):
             prompt = f"<|im_start|>user\n{decision.item.question}<|im_end|>\n"
             system = f"<|im_start|>system\n{generator.reader.template.system}<|im_end|>\n"
@@ -296,7 +296,7 @@ def test_a_question_that_cannot_be_read_is_named():
     generator, _ = make("plain", 4)
     items = [Item("fine", "", "Up?", ("a", "b"), 0), Item("odd", "", "up " * 400, ("a", "b"), 0)]
     with pytest.raises(UserError, match="question odd: the prompt takes"):
-        language.decide(generator, items)
+        language.choose_answers(generator, items)
 
 
 def test_changes_are_paired_by_question():
@@ -305,7 +305,7 @@ def test_changes_are_paired_by_question():
     wrong = Decision(item, right.found[::-1])
     few = reading([1.0, 2.0], [1, 1])
     before, after = (
-        language.Result(name, "", None, few, decisions, 1.0)
+        language.LanguageResult(name, "", None, few, decisions, 1.0)
         for name, decisions in (("x", [right, right, wrong]), ("y", [wrong, right, right]))
     )
     paired = language.changes(before, after)["k"]
@@ -372,7 +372,7 @@ def test_questions_of_ones_own(tmp_path):
     file = tmp_path / "mine.jsonl"
     first = {"question": "Up?", "choices": ["yes", "no"], "answer": 1}
     file.write_text(f"{json.dumps(first)}\n\n{json.dumps(first | {'id': 'x', 'kind': 'k'})}\n")
-    assert everyday.read(file) == [
+    assert everyday.read_items(file) == [
         Item("1", "", "Up?", ("yes", "no"), 1),
         Item("x", "k", "Up?", ("yes", "no"), 1),
     ]
@@ -408,7 +408,7 @@ def test_a_wrong_line_is_named(tmp_path, line, message):
     wrong = line if isinstance(line, str) else json.dumps(line)
     file.write_text(f"{json.dumps(GOOD)}\n\n{wrong}\n")
     with pytest.raises(UserError, match=rf"^--choices: {re.escape(str(file))}: line 3: {message}"):
-        everyday.read(file)
+        everyday.read_items(file)
 
 
 # ---- the command ----
@@ -421,7 +421,7 @@ def workdir(tmp_path_factory):
 
 def run_command(monkeypatch, *flags: object) -> None:
     monkeypatch.setattr(sys, "argv", ["evaluate", *map(str, flags)])
-    errors.entry("wings_jax.evaluate", evaluate.main)
+    cli.run_main("wings_jax.evaluate", evaluate.main)
 
 
 def test_the_command_compares_models(workdir, tmp_path, monkeypatch, capsys):

@@ -155,13 +155,13 @@ def test_scan_equals_a_loop_over_layers():
     x0 = model.apply({"params": params}, rows.layout, rows.images, method=Wings.embed)
     arch = model.arch.decoder
     table = decoder.rope_table(jnp.asarray(rows.layout.positions), arch.head_dim, arch.rope_theta)
-    around = decoder.Surroundings(
+    around = decoder.LayerContext(
         table,
-        layout.queries(rows.layout),
-        decoder.Source(layout.keys(rows.layout, layout.MAIN)),
+        layout.query_visibility(rows.layout),
+        decoder.KVInputs(layout.key_visibility(rows.layout, layout.MAIN)),
         jnp.asarray(rows.layout.positions),
         {
-            name: decoder.Source(layout.keys(rows.layout, which), None, x0, table)
+            name: decoder.KVInputs(layout.key_visibility(rows.layout, which), None, x0, table)
             for name, which in layout.LEARNERS.items()
         },
     )

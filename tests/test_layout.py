@@ -14,7 +14,9 @@ def see(modality, segments, which) -> list[str]:
     rows = layout.make_layout(
         np.ones((1, len(modality))), np.array([modality]), np.array([segments])
     )
-    seen = np.asarray(layout.visible(layout.queries(rows), layout.keys(rows, which)))[0]
+    seen = np.asarray(
+        layout.visible(layout.query_visibility(rows), layout.key_visibility(rows, which))
+    )[0]
     return ["".join("#" if s else "." for s in line) for line in seen]
 
 
@@ -66,4 +68,6 @@ def test_positions_count_within_segments_and_tokens_stand_in_text_slots_only():
     rows = layout.make_layout(tokens, *(np.array([x]) for x in PACKED))
     assert rows.positions.tolist() == [[0, 1, 2, 3, 0, 1, 0]]
     assert rows.tokens.tolist() == [[5, 0, 0, 8, 9, 4, 0]]
-    assert rows.orders[0, :, layout.VISUAL].tolist() == [layout.NEVER, 1, 2] + [layout.NEVER] * 4
+    assert (
+        rows.visible_from[0, :, layout.VISUAL].tolist() == [layout.NEVER, 1, 2] + [layout.NEVER] * 4
+    )

@@ -9,8 +9,8 @@ import pytest
 import torch
 import transformers
 
-from wings_jax.model import presets
-from wings_jax.weights import hf, rules, wings
+from wings_jax.model import parameters, presets
+from wings_jax.weights import hf, release, rules
 
 # Parameters of the LLMs as their makers count them.
 TOTALS = {
@@ -46,7 +46,7 @@ def test_decoders(name: str):
     entries = hf.llm_config(arch)
     theirs = on_meta(transformers.AutoConfig.for_model(**entries))
     assert presets.decoder_from_hf(entries) == arch
-    model = wings.abstract(presets.WingsArch(arch, TINY_TOWER))
+    model = parameters.abstract_params(presets.WingsArch(arch, TINY_TOWER))
     ours = {k.removeprefix("decoder/"): s for k, s in model.items() if k.startswith("decoder/")}
     assert ours == hf.decoder_shapes(arch, np.float32)
     plan = rules.plan_import(hf.decoder_rules(arch), theirs, ours)
@@ -62,7 +62,7 @@ def test_towers(name: str):
     entries.pop("vision_use_head", None)
     config = transformers.AutoConfig.for_model(**entries)
     theirs = hf.vision_tensors(on_meta(config), name)
-    model = wings.abstract(presets.WingsArch(presets.DECODERS["smollm2_135m"], arch))
+    model = parameters.abstract_params(presets.WingsArch(presets.DECODERS["smollm2_135m"], arch))
     ours = {k.removeprefix("vision/"): s for k, s in model.items() if k.startswith("vision/")}
     assert ours == hf.vision_shapes(arch, np.float32)
     plan = rules.plan_import(
@@ -86,10 +86,10 @@ def test_the_release_checkpoint():
         router=True,
         rank=64,
     )
-    ours = wings.abstract(arch)
-    keys = [key for rule in wings.release_rules(arch) for key in rule.keys(ours[rule.ours].shape)]
+    ours = parameters.abstract_params(arch)
+    keys = [key for rule in release.release_rules(arch) for key in rule.keys(ours[rule.ours].shape)]
     assert len(keys) == len(set(keys)) == 1388
-    assert {rule.ours for rule in wings.release_rules(arch)} == set(ours)
+    assert {rule.ours for rule in release.release_rules(arch)} == set(ours)
     assert round(size(ours.values()) / 1e9, 3) == 8.275
     groups = {
         "decoder/layers/visual": 67.1,

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 
 from wings_jax import tree
-from wings_jax.model import decoder, layout, presets, vision
-from wings_jax.weights import hf, rules, store, wings
+from wings_jax.model import decoder, layout, parameters, presets, vision
+from wings_jax.weights import hf, release, rules, store
 
 FIXTURES = pathlib.Path(__file__).parents[2] / "shared" / "fixtures"
 pytestmark = pytest.mark.skipif(
@@ -61,10 +61,14 @@ class Golden:
         self.rows, self.features = self.expand(config["image_token_length"])
 
     def _import(self, file: pathlib.Path) -> dict[str, np.ndarray]:
-        table = [r for r in wings.release_rules(self.arch) if r.ours.startswith("decoder/")]
-        ours = {p: s for p, s in wings.abstract(self.arch).items() if p.startswith("decoder/")}
+        table = [r for r in release.release_rules(self.arch) if r.ours.startswith("decoder/")]
+        ours = {
+            p: s
+            for p, s in parameters.abstract_params(self.arch).items()
+            if p.startswith("decoder/")
+        }
         unused = r"model\.layers\.\d+\.(attn_pool|attn_t_pool|reweight_module)\..*"
-        ignorable = [*wings.release_ignorable(self.arch), unused]
+        ignorable = [*release.release_ignorable(self.arch), unused]
         flat = rules.import_tree(table, store.open_file(file), ours, ignorable=ignorable)
         return {path.removeprefix("decoder/"): array for path, array in flat.items()}
 
@@ -166,7 +170,7 @@ def test_gradients(case: str):
 
     grads, by_feature = jax.jit(jax.grad(loss, (0, 1)))(golden.flat, golden.features)
     grads = {f"decoder/{path}": np.asarray(g) for path, g in grads.items()}
-    table = wings.release_rules(golden.arch)
+    table = release.release_rules(golden.arch)
     theirs = {key: np.asarray(t) for key, t in rules.export_tree(table, grads).items()}
     is_image = golden.rows.modality[0] == layout.IMAGE
     theirs["image_features"] = np.asarray(by_feature)[:, is_image]
@@ -240,10 +244,10 @@ def test_tower_and_projector():
     np.testing.assert_allclose(features, arrays["tower_output"], rtol=1e-5, atol=1e-5)
     head = {k[k.index("mm_projector.") + 13 :]: t for k, t in tensors.items() if "mm_proj" in k}
     shapes = rules.shapes(
-        wings.projector_rules("mlp2x_gelu"),
+        release.projector_rules("mlp2x_gelu"),
         {"E": arch.hidden_size, "D": width, "O": width},
         np.float32,
     )
-    params = tree.nest(rules.import_tree(wings.projector_rules("mlp2x_gelu"), head, shapes))
+    params = tree.nest(rules.import_tree(release.projector_rules("mlp2x_gelu"), head, shapes))
     got = vision.Projector("mlp2x_gelu", width).apply({"params": params}, features)
     np.testing.assert_allclose(got, arrays["projector_output"], rtol=1e-5, atol=1e-5)

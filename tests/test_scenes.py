@@ -13,14 +13,15 @@ import pytest
 from PIL import Image
 
 from wings_jax import errors
-from wings_jax.data import conversation, drawings, questions, samples, scenes, skills
+from wings_jax.data import conversation, samples
+from wings_jax.scenes import dataset, drawings, questions, skills
 
-SMALL = scenes.Settings(pictures=64, turns=6, replay=40, test_each=8, seed=3)
+SMALL = dataset.SceneSettings(pictures=64, turns=6, replay=40, test_each=8, seed=3)
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    return scenes.write(tmp_path_factory.mktemp("data") / "scenes", SMALL)
+    return dataset.write_scenes(tmp_path_factory.mktemp("data") / "scenes", SMALL)
 
 
 def load(directory, name):
@@ -142,7 +143,7 @@ def test_objects_stay_in_their_cells_and_show_their_colour():
             brightest = cells[placed.cell][cells[placed.cell].sum(-1).argmax()]
             distance = {
                 name: np.abs(brightest.astype(int) - colour).sum()
-                for name, colour in drawings.COLOURS.items()
+                for name, colour in drawings.COLORS.items()
             }
             assert min(distance, key=distance.get) == placed.colour
 
@@ -157,7 +158,7 @@ def test_held_out_text_questions_are_never_sampled_for_training():
 
 
 def test_text_answers_are_words_of_the_picture_questions():
-    words = {*drawings.THINGS, *drawings.COLOURS, *drawings.PLACES, *questions.ORDINALS}
+    words = {*drawings.THINGS, *drawings.COLORS, *drawings.PLACES, *questions.ORDINALS}
     words |= {"yes", "no", *map(str, range(64))}
     rng = random.Random(0)
     for name in set(skills.SKILLS) - {"lookup"}:
@@ -169,7 +170,7 @@ def test_text_answers_are_words_of_the_picture_questions():
 
 def test_facts_are_about_all_things_and_each_riddle_has_one_answer():
     assert set(skills.RIDDLES) == set(drawings.THINGS)
-    assert set(skills.COLOUR_FACTS) == set(drawings.COLOURS)
+    assert set(skills.COLOUR_FACTS) == set(drawings.COLORS)
     riddles = [q for asked in skills.RIDDLES.values() for q in asked]
     assert len(riddles) == len(set(riddles))
     for _, holders in skills.PROPERTIES.values():
@@ -177,11 +178,11 @@ def test_facts_are_about_all_things_and_each_riddle_has_one_answer():
 
 
 def test_the_data_set_is_a_function_of_its_settings(written, tmp_path):
-    again = scenes.write(tmp_path / "again", SMALL)
+    again = dataset.write_scenes(tmp_path / "again", SMALL)
     files = sorted(p.relative_to(written) for p in written.rglob("*") if p.is_file())
     assert files == sorted(p.relative_to(again) for p in again.rglob("*") if p.is_file())
     assert all((written / f).read_bytes() == (again / f).read_bytes() for f in files)
-    other = scenes.write(tmp_path / "other", dataclasses.replace(SMALL, seed=4))
+    other = dataset.write_scenes(tmp_path / "other", dataclasses.replace(SMALL, seed=4))
     assert load(other, "train_stage2") != load(written, "train_stage2")
 
 
@@ -197,7 +198,7 @@ def test_records_are_llava_records_that_the_data_path_accepts(written):
                 with Image.open(written / "images" / image) as opened:
                     assert opened.size == (64, 64)
             sample = samples.Sample(record["id"], images, record["conversations"])
-            assert conversation.normalise(sample) == record["conversations"]
+            assert conversation.normalize_sample(sample) == record["conversations"]
             assert len(record["kinds"]) == len(answers(record))
             expected = {0: ("text",), 1: ("single", "interleaved"), 2: ("several",)}
             assert record["setting"] in expected[len(images)]
@@ -232,29 +233,29 @@ def test_tests_hold_every_kind_and_training_replays_only_some_skills(written):
     assert replayed == set(skills.REPLAYED)
     mixed = {k for r in load(written, "train_interleaved") for k in r["kinds"]}
     assert mixed <= set(skills.REPLAYED) | set(questions.KINDS)
-    assert scenes.Settings().test_each >= 100
+    assert dataset.SceneSettings().test_each >= 100
 
 
 def test_what_is_there_is_kept_or_named(written, tmp_path):
     before = (written / "scenes.json").stat().st_mtime_ns
-    assert scenes.write(written, SMALL) == written
+    assert dataset.write_scenes(written, SMALL) == written
     assert (written / "scenes.json").stat().st_mtime_ns == before
     with pytest.raises(errors.UserError, match="seed"):
-        scenes.write(written, dataclasses.replace(SMALL, seed=9))
+        dataset.write_scenes(written, dataclasses.replace(SMALL, seed=9))
     with pytest.raises(errors.UserError, match="not a scenes data set"):
-        scenes.write(tmp_path, SMALL)
+        dataset.write_scenes(tmp_path, SMALL)
 
 
 def test_a_failed_write_leaves_nothing(tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     with pytest.raises(errors.UserError, match="cannot be written"):
-        scenes.write(blocked / "scenes", SMALL)
+        dataset.write_scenes(blocked / "scenes", SMALL)
     assert list(tmp_path.iterdir()) == [blocked]
 
 
 def test_command_line(tmp_path):
-    command = [sys.executable, "-m", "wings_jax.data.scenes", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "wings_jax.scenes", str(tmp_path / "out")]
     command += ["--pictures", "8", "--replay", "4", "--test-each", "2", "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == str(tmp_path / "out")

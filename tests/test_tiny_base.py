@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 import transformers
 
-from wings_jax.data import conversation, drawings, questions, skills
+from wings_jax.data import conversation
 from wings_jax.model import layout, presets, vision, wings
+from wings_jax.scenes import drawings, questions, skills
 from wings_jax.weights import hf, store
 
 BASE = pathlib.Path(str(importlib.resources.files("wings_jax"))) / "assets" / "tiny"
@@ -53,13 +54,13 @@ def test_it_is_at_most_two_megabytes():
 def test_the_tokenizer_spells_anything_and_answers_in_few_tokens(tokenizer):
     for text in ("Ünïcode 你好 🙂\n\ttabs", "7 + 12 = ?", "<image>\nWhat is red?"):
         assert tokenizer.decode(tokenizer(text).input_ids) == text
-    for word in (*drawings.DIGITS, *drawings.THINGS, *drawings.COLOURS, "yes", "no"):
+    for word in (*drawings.DIGITS, *drawings.THINGS, *drawings.COLORS, "yes", "no"):
         assert len(tokenizer(word).input_ids) == 1, word
         assert len(tokenizer(f" {word}").input_ids) <= 2, word
     for place in drawings.PLACES:
         assert len(tokenizer(place).input_ids) == 2
     assert tokenizer.eos_token == "<|im_end|>"
-    assert conversation.template_for(tokenizer) == "chatml"
+    assert conversation.get_template_for(tokenizer) == "chatml"
 
 
 def test_its_chat_template_writes_what_training_writes(tokenizer):
@@ -139,7 +140,7 @@ def test_the_tower_shows_names_and_colours_of_shapes_it_never_saw(tower):
     for what, values in (
         ("digit", drawings.DIGITS),
         ("thing", drawings.THINGS),
-        ("colour", list(drawings.COLOURS)),
+        ("colour", list(drawings.COLORS)),
     ):
         xs, ys = {}, {}
         for split in ("train", "test"):

@@ -14,7 +14,7 @@ import pytest
 import training_cases as cases
 from absl import flags
 
-from wings_jax import axes, errors, train
+from wings_jax import axes, cli, errors, train
 from wings_jax.training import loop
 
 
@@ -42,7 +42,7 @@ def fails(arguments: list[str], capsys, monkeypatch) -> str:
         if name.startswith("config."):  # the overrides that an earlier command defined
             delattr(flags.FLAGS, name)
     with pytest.raises(SystemExit) as stopped:
-        errors.entry("wings_jax.train", train.main)
+        cli.run_main("wings_jax.train", train.main)
     assert stopped.value.code == 2
     said = capsys.readouterr().err.strip().splitlines()
     lines = [line for line in said if line.startswith("wings_jax.train: ")]

@@ -14,12 +14,12 @@ import pytest
 import tiny_model
 import training_cases as cases
 
+from wings_jax import checkpoint, tree
 from wings_jax import config as config_lib
-from wings_jax import tree
 from wings_jax.errors import UserError
 from wings_jax.model import layout
 from wings_jax.model.wings import Wings
-from wings_jax.training import checkpoint, loop, metrics, optim, step
+from wings_jax.training import loop, metrics, optim, step
 
 GOLDEN = pathlib.Path(__file__).with_name("golden_training.json")
 
@@ -45,7 +45,7 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_run(whole, tmp_path):
     ready.loader.iterate = break_off
     with jax.set_mesh(ready.mesh), pytest.raises(KeyboardInterrupt):
         loop.train(ready)
-    assert checkpoint.newest(tmp_path / "run").name == "4"
+    assert checkpoint.newest_step(tmp_path / "run").name == "4"
     resumed = cases.run(tmp_path / "run", steps=6, checkpoint_every=2)
     assert cases.losses(tmp_path / "run") == cases.losses(workdir)
     wanted = cases.flat(finished)
@@ -224,11 +224,11 @@ def test_learning_rate_warms_up_and_falls_to_zero():
 
 
 def test_norms_biases_and_embeddings_are_not_decayed():
-    optimizer = config_lib.Optimizer(
+    optimizer = config_lib.OptimizerConfig(
         groups={"all": ".*"}, learning_rates={"all": 1.0}, weight_decay=0.5, warmup_ratio=0, clip=0
     )
     params = {p: jnp.ones(3) for p in ("a/kernel", "a/bias", "n/scale", "e/embedding")}
-    transform = optim.make(params, dict.fromkeys(params, "all"), optimizer, steps=10)
+    transform = optim.make_optimizer(params, dict.fromkeys(params, "all"), optimizer, steps=10)
     state = transform.init(params)
     zero = jax.tree.map(jnp.zeros_like, params)
     for _ in range(2):  # the schedule begins at 0
@@ -247,7 +247,7 @@ def test_norms_biases_and_embeddings_are_not_decayed():
 def test_path_tables_are_total_and_without_dead_rows(table, message):
     paths = dict.fromkeys(["decoder/kernel", "projector/kernel"])
     with pytest.raises(UserError, match=message):
-        tree.label(paths, table, name="groups")
+        tree.match_table(paths, table, name="groups")
 
 
 def test_clock_tells_speed_and_waiting():
@@ -261,11 +261,11 @@ def test_clock_tells_speed_and_waiting():
 
 
 def test_metrics_after_the_checkpoint_are_cut_on_resume(tmp_path):
-    writer = metrics.Writer(tmp_path, start=0)
+    writer = metrics.MetricsWriter(tmp_path, start=0)
     for number in range(1, 5):
         writer.write(number, {"loss": float(number)})
     writer.close()
     with (tmp_path / "metrics.jsonl").open("a") as torn:
         torn.write('{"step": 5, "lo')
-    metrics.Writer(tmp_path, start=2).close()
+    metrics.MetricsWriter(tmp_path, start=2).close()
     assert cases.losses(tmp_path) == [1.0, 2.0]

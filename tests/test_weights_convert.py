@@ -13,11 +13,10 @@ import transformers
 import weights_cases
 from weights_cases import LLM, RANK, run
 
-from wings_jax import convert, tree
-from wings_jax.model import layout, presets
+from wings_jax import checkpoint, convert, tree
+from wings_jax.model import layout, parameters, presets
 from wings_jax.model import wings as model_lib
-from wings_jax.training import checkpoint
-from wings_jax.weights import hf, imports, rules, store, wings
+from wings_jax.weights import hf, imports, release, rules, store
 
 
 @pytest.fixture
@@ -101,7 +100,7 @@ def test_a_tower_of_known_size_needs_no_directory(sources, monkeypatch):
     monkeypatch.setattr(presets, "VISION", presets.VISION | {"narrow": clip, "tiny": arch})
     made = imports.from_release(sources / "wings_stage2")
     assert made.arch.vision == arch
-    steps, fresh = imports.plan(made)
+    steps, fresh = imports.plan_parts(made)
     assert not fresh
     assert [step.part.name for step in steps] == ["Wings"]
 
@@ -112,12 +111,12 @@ def test_a_tower_may_come_from_elsewhere(sources, tmp_path):
     for file in (tmp_path / "blind").glob("model*"):
         file.unlink()
     tensors = store.open_tensors(sources / "llava")
-    blind = {key: t for key, t in tensors.items() if not key.startswith(wings.TOWER)}
+    blind = {key: t for key, t in tensors.items() if not key.startswith(release.TOWER)}
     store.write_shards(tmp_path / "blind", blind)
     made = imports.from_release(tmp_path / "blind", sources / "tower")
     assert [part.name for part in made.parts] == ["Wings", "tower"]
-    flat = imports.load(imports.plan(made)[0])
-    assert flat.keys() == wings.abstract(made.arch).keys()
+    flat = imports.load_parts(imports.plan_parts(made)[0])
+    assert flat.keys() == parameters.abstract_params(made.arch).keys()
     with pytest.raises(rules.WeightsError, match="holds no vision tower"):
         imports.from_release(tmp_path / "blind")
 
@@ -138,9 +137,9 @@ def test_dtype_mesh_and_projector(sources, tmp_path):
     made = imports.from_llm(
         sources / "llm", sources / "tower", projector=tmp_path / "mm_projector.bin"
     )
-    plain = imports.load(imports.plan(made, dtype=np.float32)[0])
+    plain = imports.load_parts(imports.plan_parts(made, dtype=np.float32)[0])
     mesh = convert.read_mesh("data=2,fsdp=2,tensor=2")
-    placed = imports.load(imports.plan(made, dtype=np.float32, mesh=mesh)[0])
+    placed = imports.load_parts(imports.plan_parts(made, dtype=np.float32, mesh=mesh)[0])
     assert plain.keys() == placed.keys()
     for path, array in plain.items():
         assert placed[path].sharding.mesh == mesh
@@ -167,10 +166,10 @@ def test_merged_lora_is_unmerged_lora(sources, tmp_path):
     rng = np.random.default_rng(1)
     flat = {
         path: rng.normal(0, 0.15, struct.shape).astype(np.float32)
-        for path, struct in wings.abstract(arch).items()
+        for path, struct in parameters.abstract_params(arch).items()
     }
     files = {file.name: file.read_text() for file in (sources / "llm").glob("token*.json")}
-    checkpoint.write(tmp_path / "run", flat, convert.config_lib.Config(), arch, files)
+    checkpoint.write_checkpoint(tmp_path / "run", flat, convert.config_lib.Config(), arch, files)
     out = ("--format", "llm", "--out", tmp_path / "out")
     with pytest.raises(SystemExit):
         run("export", "--checkpoint", tmp_path / "run", *out)

@@ -18,10 +18,9 @@ import tokenizers
 import torch
 import transformers
 
-from wings_jax import tree
+from wings_jax import checkpoint, tree
 from wings_jax.model import layout, presets
 from wings_jax.model import wings as model_lib
-from wings_jax.training import checkpoint
 from wings_jax.weights import gguf_file, imports, rules
 
 SIZES = {
@@ -82,7 +81,7 @@ def write_gguf(path: pathlib.Path, family: str, **changes) -> dict[str, np.ndarr
 @pytest.mark.parametrize("family", gguf_file.FAMILIES)
 def test_tensors_config_and_tokenizer(family: str, tmp_path):
     theirs = write_gguf(tmp_path / "m.gguf", family)
-    opened = gguf_file.read(tmp_path / "m.gguf")
+    opened = gguf_file.read_gguf(tmp_path / "m.gguf")
     assert opened.tensors.keys() == theirs.keys()
     for key, array in theirs.items():
         np.testing.assert_array_equal(np.asarray(opened.tensors[key]), array, err_msg=key)
@@ -95,7 +94,7 @@ def test_tensors_config_and_tokenizer(family: str, tmp_path):
     assert (ids[0], ids[-1], tokenizer.eos_token_id) == (1, 2, 2)
     assert len(ids) == 2 + len("el año 12\n".encode()) - 1  # one merge
     assert tokenizer.decode(ids) == text
-    flat = imports.load(imports.plan(imports.from_gguf(tmp_path / "m.gguf"))[0])
+    flat = imports.load_parts(imports.plan_parts(imports.from_gguf(tmp_path / "m.gguf"))[0])
     assert all(path.startswith("decoder/") for path in flat)
 
 
@@ -112,7 +111,7 @@ def test_mistakes(tmp_path):
         "e.gguf": r"cannot read .*e\.gguf",
     }.items():
         with pytest.raises(rules.WeightsError, match=message) as caught:
-            gguf_file.read(tmp_path / name)
+            gguf_file.read_gguf(tmp_path / name)
         assert "\n" not in str(caught.value)
 
 
@@ -135,7 +134,7 @@ def smollm2() -> pathlib.Path:
 def test_a_real_llm_continues_as_in_transformers():
     file = smollm2()
     made = imports.from_gguf(file)
-    params = tree.nest(imports.load(imports.plan(made)[0]))
+    params = tree.nest(imports.load_parts(imports.plan_parts(made)[0]))
     tokenizer = checkpoint.open_tokenizer(made.files)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32
@@ -152,7 +151,7 @@ def test_a_real_llm_continues_as_in_transformers():
 
     length, new = 64, 20
     positions = np.arange(length)[None]
-    orders = layout.paper_orders(positions, np.full((1, length), layout.TEXT))
+    orders = layout.paper_visible_from(positions, np.full((1, length), layout.TEXT))
     for prompt in PROMPTS:
         chat = [{"role": "user", "content": prompt}]
         text = other.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)

@@ -12,8 +12,8 @@ import torch
 import weights_cases
 from weights_cases import LLM, VISION, run
 
-from wings_jax.model import presets
-from wings_jax.weights import exports, rules, store, wings
+from wings_jax.model import parameters, presets
+from wings_jax.weights import exports, rules, store
 
 
 @pytest.fixture
@@ -178,7 +178,7 @@ def exported(tmp_path: pathlib.Path, **changes) -> None:
         presets.vision_from_hf({**VISION, "model_type": "siglip_vision_model"}),
         **{"learners": ("visual", "textual"), "router": True, **changes},
     )
-    flat = {p: np.zeros(s.shape, s.dtype) for p, s in wings.abstract(arch).items()}
+    flat = {p: np.zeros(s.shape, s.dtype) for p, s in parameters.abstract_params(arch).items()}
     exports.as_release(flat, arch)
 
 
@@ -202,7 +202,7 @@ def test_a_prefix_has_no_place(tmp_path):
     arch = presets.WingsArch(
         presets.decoder_from_hf({**LLM, "model_type": "qwen2"}), presets.VISION["siglip_base_224"]
     )
-    shapes = wings.abstract(arch)
+    shapes = parameters.abstract_params(arch)
     flat = {p: np.zeros(s.shape, s.dtype) for p, s in shapes.items() if p.startswith("decoder/")}
     flat["decoder/layers/prefix/k"] = np.zeros((2, 5, 2, 8), np.float32)
     with pytest.raises(rules.WeightsError, match="no place for decoder/layers/prefix/k"):

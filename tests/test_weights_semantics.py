@@ -19,7 +19,7 @@ from wings_jax import tree
 from wings_jax.data import pipeline
 from wings_jax.errors import UserError
 from wings_jax.model import decoder, layout, presets
-from wings_jax.training import state
+from wings_jax.weights import starting
 
 PICTURES = {
     # drawn row: textual orders with a prompt length of 2 ('.' is never)
@@ -39,24 +39,28 @@ def test_orders_of_the_release(text: str):
     )
     drawn = [layout.NEVER if mark == "." else int(mark) for mark in PICTURES[text].split()]
     drawn += [layout.NEVER] * (12 - len(drawn))
-    np.testing.assert_array_equal(rows.orders[0, :, layout.TEXTUAL], drawn)
+    np.testing.assert_array_equal(rows.visible_from[0, :, layout.TEXTUAL], drawn)
     visual = np.where(modality == layout.IMAGE, 0, layout.NEVER)
-    np.testing.assert_array_equal(rows.orders[0, :, layout.VISUAL], visual)
+    np.testing.assert_array_equal(rows.visible_from[0, :, layout.VISUAL], visual)
     paper = layout.make_layout(np.ones((1, 12), np.int32), modality[None], segments[None])
-    np.testing.assert_array_equal(rows.orders[..., layout.MAIN], paper.orders[..., layout.MAIN])
+    np.testing.assert_array_equal(
+        rows.visible_from[..., layout.MAIN], paper.visible_from[..., layout.MAIN]
+    )
 
 
 def test_a_config_names_the_semantics():
     config = config_lib.default()
-    assert state.resolve_arch(config_lib.typed(config).model).semantics == presets.PAPER
+    assert (
+        starting.resolve_arch(config_lib.from_config_dict(config).model).semantics == presets.PAPER
+    )
     config.model.semantics, config.model.prompt_length = "release", 17
-    arch = state.resolve_arch(config_lib.typed(config).model)
+    arch = starting.resolve_arch(config_lib.from_config_dict(config).model)
     assert arch.semantics == presets.release_semantics(17)
-    again = config_lib.build(presets.WingsArch, config_lib.plain(arch), "arch")
+    again = config_lib.from_dict(presets.WingsArch, config_lib.to_dict(arch), "arch")
     assert again == arch
     config.model.semantics = "mine"
     with pytest.raises(UserError, match=r"config\.model\.semantics: 'mine' is not one of"):
-        config_lib.typed(config)
+        config_lib.from_config_dict(config)
 
 
 def test_batches_carry_the_orders(tmp_path):
@@ -68,7 +72,7 @@ def test_batches_carry_the_orders(tmp_path):
         wanted = layout.make_layout(
             rows.tokens, rows.modality, rows.segments, prompt_length=prompt_length
         )
-        np.testing.assert_array_equal(rows.orders, wanted.orders)
+        np.testing.assert_array_equal(rows.visible_from, wanted.visible_from)
 
 
 SYMBOLS, ROWS, STEPS = 16, 32, 200

@@ -117,7 +117,7 @@ def initial(model: Wings, seed: int = 0):
     modality[0, 0] = layout.TEXT
     pixels = np.zeros((1, 1, vision.image_size, vision.image_size, 3), np.uint8)
     first = layout.Batch(layout.make_layout(modality, modality), modality, pixels)
-    run = jax.jit(lambda key: nn.unbox(model.init(key, first, method=Wings.initialise)["params"]))
+    run = jax.jit(lambda key: nn.unbox(model.init(key, first, method=Wings.initialize)["params"]))
     return run(jax.random.key(seed))
 
 

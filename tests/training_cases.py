@@ -13,21 +13,20 @@ import tempfile
 from collections.abc import Iterator
 
 import jax
+import tiny_model
+
+from configs import stage1, stage2
+from wings_jax import axes
+from wings_jax import config as config_lib
+from wings_jax.model import presets
+from wings_jax.model.wings import Wings
+from wings_jax.scenes import dataset
+from wings_jax.training import loop, start
+from wings_jax.weights import hf, starting
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # `configs` is no part of the installed package
     sys.path.insert(0, str(ROOT))
-
-import tiny_model  # noqa: E402
-
-from configs import stage1, stage2  # noqa: E402
-from wings_jax import axes  # noqa: E402
-from wings_jax import config as config_lib  # noqa: E402
-from wings_jax.data import scenes  # noqa: E402
-from wings_jax.model import presets  # noqa: E402
-from wings_jax.model.wings import Wings  # noqa: E402
-from wings_jax.training import loop, start, state  # noqa: E402
-from wings_jax.weights import hf  # noqa: E402
 
 STAGES = {"stage1": stage1.get_config, "stage2": stage2.get_config}
 
@@ -36,7 +35,7 @@ STAGES = {"stage1": stage1.get_config, "stage2": stage2.get_config}
 def folder(layers: int = 2) -> pathlib.Path:
     """Returns a folder with `llm` of so many layers, `vision` (Hugging Face layout), `scenes`."""
     root = pathlib.Path(tempfile.mkdtemp(prefix="wings-tests-"))
-    tokenizer = state.folder("tiny", "llm")
+    tokenizer = starting.folder("tiny", "llm")
     vocabulary = len(json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"]) + 3
     decoder = dataclasses.replace(
         tiny_model.DECODER, vocab_size=-(-vocabulary // 8) * 8, num_layers=layers
@@ -47,11 +46,11 @@ def folder(layers: int = 2) -> pathlib.Path:
     params = tiny_model.init(Wings(presets.WingsArch(decoder, vision)), scale=0.05)
     hf.save_llm(params["decoder"], decoder, root / "llm", tokenizer=tokenizer)
     hf.save_vision(params["vision"], vision, root / "vision")
-    scenes.write(root / "scenes", SETTINGS)
+    dataset.write_scenes(root / "scenes", SETTINGS)
     return root
 
 
-SETTINGS = scenes.Settings(pictures=64, turns=2, replay=8, test_each=4)
+SETTINGS = dataset.SceneSettings(pictures=64, turns=2, replay=8, test_each=4)
 
 
 def tree_of(stage: str, **changes) -> config_lib.Config:
@@ -82,7 +81,9 @@ def tree_of(stage: str, **changes) -> config_lib.Config:
     return config
 
 
-def run(workdir: pathlib.Path, stage: str = "stage2", *, devices: int = 1, **changes) -> start.Run:
+def run(
+    workdir: pathlib.Path, stage: str = "stage2", *, devices: int = 1, **changes
+) -> start.TrainingRun:
     """Trains and returns the finished run."""
     ready = set_up(workdir, stage, devices=devices, **changes)
     with jax.set_mesh(ready.mesh):
@@ -92,9 +93,9 @@ def run(workdir: pathlib.Path, stage: str = "stage2", *, devices: int = 1, **cha
 
 def set_up(
     workdir: pathlib.Path, stage: str = "stage2", *, devices: int = 1, **changes
-) -> start.Run:
+) -> start.TrainingRun:
     """Returns a run on the first `devices` devices."""
-    config = config_lib.typed(tree_of(stage, **changes))
+    config = config_lib.from_config_dict(tree_of(stage, **changes))
     with on_devices(devices):
         return start.set_up(config, workdir)
 
@@ -116,6 +117,6 @@ def losses(workdir: pathlib.Path) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
-def flat(ready: start.Run) -> dict:
+def flat(ready: start.TrainingRun) -> dict:
     """Returns all parameters of a run on the host."""
     return {k: jax.device_get(v) for k, v in {**ready.state.frozen, **ready.state.trained}.items()}

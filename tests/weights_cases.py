@@ -15,9 +15,9 @@ import tokenizers
 import torch
 import transformers
 
-from wings_jax import convert, errors
-from wings_jax.model import presets
-from wings_jax.weights import exports, hf, rules, store, wings
+from wings_jax import cli, convert
+from wings_jax.model import parameters, presets
+from wings_jax.weights import exports, hf, release, rules, store
 
 RANK = 4
 LLM = {
@@ -90,9 +90,9 @@ def save_release(root: pathlib.Path, name: str, **entries) -> None:
     rng = np.random.default_rng(7)
     flat = {
         path: rng.normal(0, 0.2, struct.shape).astype(ml_dtypes.bfloat16)
-        for path, struct in wings.abstract(arch).items()
+        for path, struct in parameters.abstract_params(arch).items()
     }
-    tensors = rules.export_tree(wings.release_rules(arch), flat)
+    tensors = rules.export_tree(release.release_rules(arch), flat)
     if entries.get("learners") == ("visual",):
         tensors |= {k.replace("attn_pool", "attn_t_pool"): t for k, t in tensors.items()}
     family = "wings_qwen2" if entries else "llava_qwen2"
@@ -101,11 +101,11 @@ def save_release(root: pathlib.Path, name: str, **entries) -> None:
     files = {
         file.name: file.read_text() for file in (root / "llm").glob("*token*") if file.is_file()
     }
-    exports.write(root / name, tensors, config, files, max_bytes=150_000)
+    exports.write_export(root / name, tensors, config, files, max_bytes=150_000)
 
 
 def run(*arguments: object) -> None:
     """Runs the command line in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["convert", *map(str, arguments)])
-        errors.entry("wings_jax.convert", convert.main)
+        cli.run_main("wings_jax.convert", convert.main)

@@ -26,13 +26,12 @@ from typing import Any
 import numpy as np
 from matplotlib import figure
 
-from wings_jax import errors
+from wings_jax import cli
 from wings_jax.analysis import laws, plots, probes, results
 from wings_jax.analysis.probes import Variant
 from wings_jax.data import samples, sources
 from wings_jax.errors import UserError
 from wings_jax.evaluation import models, report
-from wings_jax.inference import compilation
 from wings_jax.model.wings import Wings
 from wings_jax.training import start
 
@@ -83,10 +82,10 @@ def find_samples(flags: argparse.Namespace) -> list[samples.Sample | samples.Bad
 
 
 def measure(
-    named: models.Named,
+    named: models.LazyModel,
     found: Sequence[samples.Sample | samples.BadSample],
     flags: argparse.Namespace,
-) -> results.Result:
+) -> results.ShiftResult:
     """Returns what one model's attention does on the samples."""
     where = str(flags.data or "embedded probes")
     variant = Variant(flags.rows, flags.exclude_prefix, flags.prompt_only)
@@ -94,13 +93,13 @@ def measure(
     arch = restored.arch
     laws.check_layers(arch.decoder.num_layers, f"--checkpoint {named.name}")
     recipe = probes.make_recipe(restored.config, arch, restored.tokenizer, flags.longest)
-    read, tally = probes.read(found, recipe, variant)
+    read, tally = probes.read_probes(found, recipe, variant)
     probes.check_any(len(read), tally, where)
     model = Wings(arch, start.dtypes(restored.config)[0])
     batches = probes.in_batches(read, recipe, flags.batch_size)
-    reading = laws.read(model, restored.params, batches)
+    reading = laws.measure_batches(model, restored.params, batches)
     ids = [probe.example.id for probe in read]
-    result = results.Result(
+    result = results.ShiftResult(
         named.name, named.origin, named.step, variant, arch.learners, ids, reading, tally
     )
     probes.check_any(int(result.used.sum()), result.skipped, where)
@@ -147,7 +146,7 @@ def _reported(file: str) -> dict[str, dict[str, tuple[float, float, float]]]:
 
 
 def draw(
-    found: Sequence[results.Result], points: Sequence[plots.Point], score: str
+    found: Sequence[results.ShiftResult], points: Sequence[plots.ShiftPoint], score: str
 ) -> dict[str, figure.Figure]:
     """Returns the plots by file name; what no model has is left out."""
     pages = {"laws_curves.png": plots.curves(found)}
@@ -161,7 +160,7 @@ def draw(
 
 
 def save(
-    folder: pathlib.Path, found: Sequence[results.Result], pages: Mapping[str, figure.Figure]
+    folder: pathlib.Path, found: Sequence[results.ShiftResult], pages: Mapping[str, figure.Figure]
 ) -> list[pathlib.Path]:
     """Writes everything and returns the paths."""
     summary = json.dumps(results.as_json(found), indent=1, ensure_ascii=False) + "\n"
@@ -176,15 +175,15 @@ def save(
     for name, page in pages.items():
         writes[name] = lambda path, page=page: page.savefig(path, dpi=120, format="png")
     for name, write in writes.items():
-        report.replace(folder / name, write)
+        report.write_atomically(folder / name, write)
     return [folder / name for name in writes]
 
 
 def main() -> None:
     """Analyses what the flags say."""
     flags = parse()
-    compilation.keep()
-    chosen = models.find(flags.checkpoint, with_base=flags.base)
+    cli.use_compilation_cache()
+    chosen = models.find_models(flags.checkpoint, with_base=flags.base)
     report.check_writable(flags.out, "--out")
     scores = find_scores(flags)
     asked = find_samples(flags)
@@ -192,7 +191,7 @@ def main() -> None:
     shown = [result for result in found if result.name in scores]
     if scores and not shown:
         raise UserError(f"--scores: none is of {', '.join(result.name for result in found)}")
-    points = [plots.Point(result.name, result.shift, scores[result.name]) for result in shown]
+    points = [plots.ShiftPoint(result.name, result.shift, scores[result.name]) for result in shown]
     print(results.as_text(found))
     for result in found:
         if result.skipped.bad:
@@ -203,4 +202,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.entry("wings_jax.analyze", main)
+    cli.run_main("wings_jax.analyze", main)

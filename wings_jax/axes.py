@@ -89,7 +89,7 @@ def constrain(array: jax.Array, dims: str) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, spec_of(tuple(dims)))
 
 
-def lay(tree: Tree, mesh: Mesh | None, letters: str = "B") -> Tree:
+def shard_leading_axis(tree: Tree, mesh: Mesh | None, letters: str = "B") -> Tree:
     """Returns arrays whose first dimension carries these letters, asked to lie on the mesh so.
 
     Several letters are dimensions merged into one, e.g. "BK" for [B*K,S,H]. Where the mesh does

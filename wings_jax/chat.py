@@ -15,7 +15,7 @@ import json
 import pathlib
 import time
 
-from wings_jax import errors
+from wings_jax import cli
 from wings_jax.errors import UserError
 from wings_jax.inference import flags as flags_lib
 from wings_jax.inference.chat import Chat
@@ -110,7 +110,7 @@ class Terminal:
 def main() -> None:
     """Chats until the end of input."""
     parser = argparse.ArgumentParser(prog="wings_jax.chat", description="A chat in the terminal.")
-    flags_lib.add(parser)
+    flags_lib.add_flags(parser)
     flags = parser.parse_args()
     generator = flags_lib.open_generator(flags, rows=1)
     terminal = Terminal(generator.chat(system=flags.system))
@@ -135,4 +135,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.entry("wings_jax.chat", main)
+    cli.run_main("wings_jax.chat", main)

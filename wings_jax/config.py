@@ -23,7 +23,7 @@ SEMANTICS = ("paper", "release")
 
 
 @dataclasses.dataclass(frozen=True)
-class Model:
+class ModelConfig:
     """Which model is built. The wings' fields are those of `presets.WingsArch`.
 
     llm, vision   a preset's name (`presets.DECODERS`, `presets.VISION`), a folder with a Hugging
@@ -50,7 +50,7 @@ class Model:
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class SourceConfig:
     """One data file: LLaVA JSON or JSONL with its image folder, or a TFDS array_record folder."""
 
     path: str = ""
@@ -60,7 +60,7 @@ class Source:
 
 
 @dataclasses.dataclass(frozen=True)
-class Data:
+class DataConfig:
     """What the batches are made of.
 
     scenes   folder of the embedded data set; it is written there when missing; '' for none
@@ -68,7 +68,7 @@ class Data:
     images_per_row   image slots are reserved for so many; a row with more is skipped
     """
 
-    sources: Mapping[str, Source] = dataclasses.field(default_factory=dict)
+    sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
     scenes: str = ""
     tokenizer: str = ""
     template: str = "chatml"
@@ -81,7 +81,7 @@ class Data:
 
 
 @dataclasses.dataclass(frozen=True)
-class Optimizer:
+class OptimizerConfig:
     """AdamW with a learning rate per parameter group; 0 freezes the group.
 
     kind             'adamw', or 'muon': orthogonalised updates for matrices, AdamW for the rest;
@@ -108,7 +108,7 @@ class Optimizer:
 
 
 @dataclasses.dataclass(frozen=True)
-class Mesh:
+class MeshConfig:
     """Devices along each mesh axis; -1 takes what is left."""
 
     data: int = -1
@@ -142,10 +142,10 @@ class Config:
     checkpoint_every: int = 1000
     keep: int = 2
     laws_every: int = 0
-    model: Model = Model()
-    data: Data = Data()
-    optimizer: Optimizer = Optimizer()
-    mesh: Mesh = Mesh()
+    model: ModelConfig = ModelConfig()
+    data: DataConfig = DataConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    mesh: MeshConfig = MeshConfig()
 
 
 # What may differ between a run and its resumption: it changes no number of the run.
@@ -162,25 +162,29 @@ FREE = (
 )
 
 
+# Class -> old field name -> new one, for what older versions wrote.
+RENAMED: Mapping[str, Mapping[str, str]] = {"Semantics": {"lone_weight": "ungated_when_alone"}}
+
+
 def default() -> config_dict.ConfigDict:
     """Returns the tree's defaults, open for editing; a key that is not there cannot be set."""
-    return config_dict.ConfigDict(plain(Config()), sort_keys=False).lock()
+    return config_dict.ConfigDict(to_dict(Config()), sort_keys=False).lock()
 
 
-def typed(tree: config_dict.ConfigDict) -> Config:
+def from_config_dict(tree: config_dict.ConfigDict) -> Config:
     """Returns the validated dataclasses of an edited tree.
 
     Raises:
       UserError: an unknown key, a value of the wrong type, or values that do not fit together.
     """
-    config = build(Config, tree.to_dict(), "config")
+    config = from_dict(Config, tree.to_dict(), "config")
     _validate(config)
     return config
 
 
 def differences(old: Config, new: Config) -> list[str]:
     """Returns 'key: old -> new' for every leaf that differs and is not free to."""
-    left, right = leaves(plain(old)), leaves(plain(new))
+    left, right = flatten(to_dict(old)), flatten(to_dict(new))
     return [
         f"{key}: {left.get(key)!r} -> {right.get(key)!r}"
         for key in sorted({**left, **right})
@@ -190,27 +194,27 @@ def differences(old: Config, new: Config) -> list[str]:
     ]
 
 
-def plain(value: Any) -> Any:
+def to_dict(value: Any) -> Any:
     """Returns nested dataclasses as nested dicts, which JSON can hold; `build` reads them."""
     if dataclasses.is_dataclass(value):
-        return {f.name: plain(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
+        return {key: to_dict(item) for key, item in value.items()}
     return value
 
 
-def leaves(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns {'a.b': value} of nested mappings."""
     found: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            found.update(leaves(value, f"{prefix}{key}."))
+            found.update(flatten(value, f"{prefix}{key}."))
         else:
             found[prefix + key] = list(value) if isinstance(value, tuple) else value
     return found
 
 
-def build(kind: Any, value: Any, key: str) -> Any:
+def from_dict(kind: Any, value: Any, key: str) -> Any:
     """Returns `value`, as JSON or a ConfigDict holds it, as the type `kind`.
 
     Dataclasses, mappings, tuples and optional values are built from the inside out.
@@ -219,18 +223,18 @@ def build(kind: Any, value: Any, key: str) -> Any:
       UserError: naming the key that is unknown, or whose value has another type.
     """
     if dataclasses.is_dataclass(kind):
-        return _build_dataclass(kind, value, key)
+        return _dataclass_from_dict(kind, value, key)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):  # X | None
-        return None if value is None else build(arguments[0], value, key)
+        return None if value is None else from_dict(arguments[0], value, key)
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
             raise UserError(f"{key}: {value!r} is not a tuple")
-        return tuple(build(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+        return tuple(from_dict(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
     if origin is not None:  # Mapping[str, X]
         if not isinstance(value, Mapping):
             raise UserError(f"{key}: {value!r} is not a mapping")
-        return {k: build(arguments[1], item, f"{key}.{k}") for k, item in value.items()}
+        return {k: from_dict(arguments[1], item, f"{key}.{k}") for k, item in value.items()}
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
@@ -238,14 +242,16 @@ def build(kind: Any, value: Any, key: str) -> Any:
     return value
 
 
-def _build_dataclass(kind: Any, value: Any, key: str) -> Any:
+def _dataclass_from_dict(kind: Any, value: Any, key: str) -> Any:
     if not isinstance(value, Mapping):
         raise UserError(f"{key}: {value!r} is not a mapping")
+    names = RENAMED.get(kind.__name__, {})
+    value = {names.get(name, name): item for name, item in value.items()}
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(value) - set(hints))
     if unknown:
         raise UserError(f"{key}.{unknown[0]}: no such key; there are {', '.join(sorted(hints))}")
-    return kind(**{k: build(hints[k], item, f"{key}.{k}") for k, item in value.items()})
+    return kind(**{k: from_dict(hints[k], item, f"{key}.{k}") for k, item in value.items()})
 
 
 def _validate(config: Config) -> None:
@@ -270,7 +276,7 @@ def _check_choices(config: Config) -> None:
             raise UserError(f"{key}: {value!r} is not one of {', '.join(map(repr, allowed))}")
     if model.learners not in ((), ("visual",), ("textual",), ("visual", "textual")):
         raise UserError(f"config.model.learners: {model.learners} is no subset of visual, textual")
-    unknown = sorted(set(model.lora_targets) - set(Model.lora_targets))
+    unknown = sorted(set(model.lora_targets) - set(ModelConfig.lora_targets))
     if unknown:
         raise UserError(f"config.model.lora_targets: there is no {unknown[0]!r}")
 

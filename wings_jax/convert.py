@@ -28,12 +28,11 @@ import numpy as np
 import tqdm
 import transformers
 
-from wings_jax import axes, errors, tree
+from wings_jax import axes, checkpoint, cli, tree
 from wings_jax import config as config_lib
 from wings_jax.data import conversation
 from wings_jax.errors import UserError
 from wings_jax.model import presets
-from wings_jax.training import checkpoint
 from wings_jax.weights import exports, hf, imports, inspection, rules, store
 
 DTYPES = {
@@ -94,7 +93,7 @@ def run_import(arguments: argparse.Namespace) -> None:
     """Imports, checks and writes a checkpoint."""
     made = open_sources(arguments)
     mesh = read_mesh(arguments.mesh)
-    steps, fresh = imports.plan(made, dtype=DTYPES[arguments.dtype], mesh=mesh)
+    steps, fresh = imports.plan_parts(made, dtype=DTYPES[arguments.dtype], mesh=mesh)
     for line in inspection.fit_lines(made, steps, fresh):
         print(line)
     files = tokenizer_files(made, arguments.tokenizer)
@@ -106,14 +105,16 @@ def run_import(arguments: argparse.Namespace) -> None:
     began = time.monotonic()
     with store.new_directory(out, need_bytes=imports.nbytes(steps)) as passing:
         with progress("reading", imports.nbytes(steps)) as advance:
-            flat = imports.load(steps, advance)
-        checkpoint.write(passing, flat, config, made.arch, files, hf_config=made.hf_config)
+            flat = imports.load_parts(steps, advance)
+        checkpoint.write_checkpoint(
+            passing, flat, config, made.arch, files, hf_config=made.hf_config
+        )
     size = sum(array.nbytes for array in flat.values())
     seconds = time.monotonic() - began
     print(f"{out}: {tree.count(flat):,} parameters, {size / 1e9:.2f} GB, in {seconds:.0f} s")
 
 
-def open_sources(arguments: argparse.Namespace) -> imports.Import:
+def open_sources(arguments: argparse.Namespace) -> imports.ImportSpec:
     """Returns the import that the flags describe."""
     vision = arguments.vision and fetch(arguments.vision, "--vision")
     if arguments.wings:
@@ -149,7 +150,7 @@ def read_mesh(text: str) -> jax.sharding.Mesh:
     return axes.make_mesh(axes.parse_mesh(text))
 
 
-def tokenizer_files(made: imports.Import, other: str | None) -> dict[str, str]:
+def tokenizer_files(made: imports.ImportSpec, other: str | None) -> dict[str, str]:
     """Returns the tokenizer's files, name -> content, checked against the LLM's vocabulary."""
     source = pathlib.Path(other) if other else made.tokenizer
     if source is None:
@@ -192,14 +193,14 @@ def converted_tokenizer(directory: pathlib.Path) -> dict[str, str]:
 
 
 def import_config(
-    made: imports.Import, files: Mapping[str, str], template: str | None
+    made: imports.ImportSpec, files: Mapping[str, str], template: str | None
 ) -> config_lib.Config:
     """Returns the config that travels with an imported checkpoint."""
     if template is None:
-        template = conversation.template_for(checkpoint.open_tokenizer(files))
-    conversation.template_named(template)
+        template = conversation.get_template_for(checkpoint.open_tokenizer(files))
+    conversation.get_template(template)
     arch = made.arch
-    model = config_lib.Model(
+    model = config_lib.ModelConfig(
         llm=preset_name(presets.DECODERS, arch.decoder) or made.parts[0].source,
         vision=preset_name(presets.VISION, arch.vision) or made.parts[-1].source,
         projector=arch.projector,
@@ -208,10 +209,12 @@ def import_config(
         rank=arch.rank,
         gain=arch.gain,
         semantics="paper" if arch.semantics == presets.PAPER else "release",
-        prompt_length=arch.semantics.prompt_length or config_lib.Model.prompt_length,
+        prompt_length=arch.semantics.prompt_length or config_lib.ModelConfig.prompt_length,
         router_positions=arch.router_positions,
     )
-    return config_lib.Config(stage="import", model=model, data=config_lib.Data(template=template))
+    return config_lib.Config(
+        stage="import", model=model, data=config_lib.DataConfig(template=template)
+    )
 
 
 def preset_name(known: Mapping[str, Any], arch: Any) -> str:
@@ -221,7 +224,7 @@ def preset_name(known: Mapping[str, Any], arch: Any) -> str:
 
 def run_export(arguments: argparse.Namespace) -> None:
     """Writes a checkpoint in a foreign layout."""
-    step = checkpoint.find(arguments.checkpoint, flag="--checkpoint")
+    step = checkpoint.find_step(arguments.checkpoint, flag="--checkpoint")
     _, arch, _ = checkpoint.read_meta(step)
     kept = checkpoint.read_hf_config(step)
     flat = read_params(step)
@@ -231,8 +234,8 @@ def run_export(arguments: argparse.Namespace) -> None:
     if arguments.format == "llm":
         tensors, left = exports.as_llm(flat, arch, dtype=dtype)
         config = {**kept, **hf.llm_config(arch.decoder)}
-        groups = {rules.group(path) for path in left}
-        print(f"left out: {rules.names(groups)}" if groups else "nothing is left out")
+        groups = {rules.group_keys(path) for path in left}
+        print(f"left out: {rules.format_keys(groups)}" if groups else "nothing is left out")
     else:
         tensors = exports.as_release(flat, arch, dtype=dtype)
         config = exports.release_config(arch, kept)
@@ -248,7 +251,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     files = checkpoint.read_tokenizer_files(step)
     most = int(arguments.shard_gb * 1e9)
     with progress("writing", size) as advance:
-        exports.write(out, tensors, config, files, max_bytes=most, on_write=advance)
+        exports.write_export(out, tensors, config, files, max_bytes=most, on_write=advance)
     print(out)
 
 
@@ -264,7 +267,7 @@ def read_params(step: pathlib.Path) -> dict[str, np.ndarray]:
 
 def run_inspect(arguments: argparse.Namespace) -> None:
     """Prints what a path is."""
-    step = checkpoint.newest(arguments.path)
+    step = checkpoint.newest_step(arguments.path)
     if step is None:
         path = pathlib.Path(arguments.path)
         path = path if path.is_file() else fetch(arguments.path, "inspect")
@@ -277,7 +280,7 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     has_tower = any(path.startswith("vision/") for path in shapes)
     for line in inspection.arch_lines(arch, has_tower=has_tower):
         print(f"  {line}")
-    group = {path: rules.group(path) for path in shapes}
+    group = {path: rules.group_keys(path) for path in shapes}
     dtype = {path: str(np.dtype(meta.dtype)) for path, meta in shapes.items()}
     print(tree.describe(shapes, {"group": group, "dtype": dtype}))
     for name, export in (("wings", exports.as_release), ("llm", exports.as_llm)):
@@ -303,4 +306,4 @@ def progress(what: str, total: int) -> Iterator[Callable[[str, int], None]]:
 
 
 if __name__ == "__main__":
-    errors.entry("wings_jax.convert", main)
+    cli.run_main("wings_jax.convert", main)

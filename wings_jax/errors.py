@@ -1,10 +1,9 @@
-"""A user's mistake, and how an entry point tells of it: one line on stderr, exit status 2."""
+"""Errors that a user can fix. Entry points print them in one line (`cli.run_main`)."""
 
 from __future__ import annotations
 
 import contextlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 
 class UserError(ValueError):
@@ -25,15 +24,3 @@ def full_memory(advice: str) -> Iterator[None]:
             raise
         reason = str(error).partition("RESOURCE_EXHAUSTED: ")[2].splitlines() or ["no more"]
         raise UserError(f"out of memory ({reason[0][:100].rstrip('. ')}): {advice}") from error
-
-
-def entry(program: str, main: Callable[[], None]) -> None:
-    """Runs `main`; a UserError becomes one line and exit status 2, a traceback with `--debug`."""
-    try:
-        main()
-    except UserError as error:
-        if "--debug" in sys.argv:
-            raise
-        sys.stdout.flush()
-        print(f"{program}: {error}", file=sys.stderr, flush=True)
-        sys.exit(2)

@@ -32,12 +32,11 @@ from collections.abc import Mapping, Sequence
 
 import tqdm
 
-from wings_jax import errors
-from wings_jax.data import scenes
+from wings_jax import cli
 from wings_jax.errors import UserError
 from wings_jax.evaluation import (
+    comparison,
     everyday,
-    forgetting,
     language,
     language_report,
     models,
@@ -48,10 +47,10 @@ from wings_jax.evaluation import (
     tasks,
 )
 from wings_jax.evaluation.tasks import Question
-from wings_jax.inference import compilation
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.prompts import Request
-from wings_jax.inference.sampling import Sampling
+from wings_jax.inference.sampling import SamplingParams
+from wings_jax.scenes import dataset
 
 LONGEST = 16  # tokens of an answer
 ASKED = {"tasks": "scenes_images,scenes_text", "iit": "iit", "forgetting": "scenes_text"}
@@ -111,13 +110,13 @@ def parse() -> argparse.Namespace:
 
 def find_questions(flags: argparse.Namespace, scenes_at: str) -> dict[str, list[Question]]:
     """Returns the questions of every task; the embedded data set is written if it is missing."""
-    chosen = tasks.named(flags.tasks)
+    chosen = tasks.find_tasks(flags.tasks)
     root = flags.data_root
     if root is None and any(task.file for task in chosen.values()):
         if not scenes_at:
             raise UserError("--data-root is missing: the checkpoint names no scenes")
-        root = scenes.write(scenes_at)
-    return {name: tasks.read(task, root, flags.limit) for name, task in chosen.items()}
+        root = dataset.write_scenes(scenes_at)
+    return {name: tasks.read_questions(task, root, flags.limit) for name, task in chosen.items()}
 
 
 def with_pictures(questions: Mapping[str, Sequence[Question]]) -> str | None:
@@ -138,10 +137,12 @@ def check_outputs(flags: argparse.Namespace, questions: Mapping[str, Sequence[Qu
 
 
 def ask(
-    named: models.Named, questions: Mapping[str, Sequence[Question]], rows: int
-) -> report.Result:
+    named: models.LazyModel, questions: Mapping[str, Sequence[Question]], rows: int
+) -> report.TaskResult:
     """Returns one model's answers and scores."""
-    generator = Generator.of(named.open(), rows=rows, sampling=Sampling(max_new_tokens=LONGEST))
+    generator = Generator.of(
+        named.open(), rows=rows, sampling=SamplingParams(max_new_tokens=LONGEST)
+    )
     answers, scores, seconds = {}, {}, {}
     for task, asked in questions.items():
         started = time.perf_counter()
@@ -155,14 +156,14 @@ def ask(
                 raise UserError(f"{task}: {asked[index].id}: {answer}") from answer
             said[index] = answer.text
         answers[task] = said
-        scores[task] = scoring.count(tasks.TASKS[task], asked, said)
+        scores[task] = scoring.score_answers(tasks.TASKS[task], asked, said)
         seconds[task] = time.perf_counter() - started
-    return report.Result(named.name, named.origin, named.step, answers, scores, seconds)
+    return report.TaskResult(named.name, named.origin, named.step, answers, scores, seconds)
 
 
 def tell(
     flags: argparse.Namespace,
-    results: Sequence[report.Result],
+    results: Sequence[report.TaskResult],
     questions: Mapping[str, Sequence[Question]],
 ) -> list[pathlib.Path]:
     """Prints the results, writes them if asked to, and returns the paths."""
@@ -171,15 +172,15 @@ def tell(
         print(report.as_text(results))
         return made
     before, *others = results
-    changes = [(after, forgetting.compare(questions, before, after)) for after in others]
-    print("\n\n".join(forgetting.as_text(before, *found) for found in changes))
-    return made + (forgetting.save(flags.out, before, changes) if flags.out else [])
+    changes = [(after, comparison.compare(questions, before, after)) for after in others]
+    print("\n\n".join(comparison.as_text(before, *found) for found in changes))
+    return made + (comparison.save(flags.out, before, changes) if flags.out else [])
 
 
-def measure_language(flags: argparse.Namespace, found: Sequence[models.Named]) -> None:
+def measure_language(flags: argparse.Namespace, found: Sequence[models.LazyModel]) -> None:
     """Prints what the models know of language, and writes it if asked to."""
-    text = (prose.read(flags.text) if flags.text else prose.installed()).some(flags.limit)
-    items = everyday.read(flags.choices) if flags.choices else everyday.items()
+    text = (prose.read_text(flags.text) if flags.text else prose.installed()).some(flags.limit)
+    items = everyday.read_items(flags.choices) if flags.choices else everyday.items()
     items = [items[index] for index in tasks.spread(len(items), flags.limit)]
     if flags.out:
         report.check_writable(flags.out, "--out")
@@ -193,8 +194,10 @@ def measure_language(flags: argparse.Namespace, found: Sequence[models.Named]) -
 def main() -> None:
     """Evaluates what the flags say."""
     flags = parse()
-    compilation.keep()
-    found = models.find(flags.checkpoint, with_base=flags.base is not None, base=flags.base or None)
+    cli.use_compilation_cache()
+    found = models.find_models(
+        flags.checkpoint, with_base=flags.base is not None, base=flags.base or None
+    )
     if flags.what == LANGUAGE:
         measure_language(flags, found)
         return
@@ -212,4 +215,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.entry("wings_jax.evaluate", main)
+    cli.run_main("wings_jax.evaluate", main)

@@ -21,13 +21,12 @@ from typing import Any
 
 import tqdm
 
-from wings_jax import errors
+from wings_jax import checkpoint, cli
 from wings_jax.errors import UserError
 from wings_jax.inference import flags as flags_lib
 from wings_jax.inference import jobs
 from wings_jax.inference.prompts import Request
-from wings_jax.inference.sampling import Sampling
-from wings_jax.training import checkpoint
+from wings_jax.inference.sampling import SamplingParams
 
 
 def parse() -> argparse.Namespace:
@@ -41,7 +40,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--output", type=pathlib.Path, metavar="FILE.jsonl")
     parser.add_argument("--images", type=pathlib.Path, metavar="DIR", help="of --input's images")
     parser.add_argument("--batch-size", type=int, default=16, help="default: %(default)s")
-    flags_lib.add(parser)
+    flags_lib.add_flags(parser)
     flags = parser.parse_args()
     if (flags.prompt is None) == (flags.input is None):
         raise UserError("give either --prompt or --input")
@@ -54,7 +53,7 @@ def parse() -> argparse.Namespace:
     return flags
 
 
-def answer_one(flags: argparse.Namespace, sampling: Sampling) -> None:
+def answer_one(flags: argparse.Namespace, sampling: SamplingParams) -> None:
     """Prints the answer to `--prompt` while it is written."""
     prompt = sys.stdin.read() if flags.prompt == "-" else flags.prompt
     if not prompt.strip():
@@ -74,11 +73,11 @@ def answer_one(flags: argparse.Namespace, sampling: Sampling) -> None:
     print()
 
 
-def answer_file(flags: argparse.Namespace, sampling: Sampling) -> int:
+def answer_file(flags: argparse.Namespace, sampling: SamplingParams) -> int:
     """Answers the lines of `--input`; returns how many could not be answered."""
     folder = flags.images or flags.input.parent
-    lines = jobs.read(flags.input, folder, sampling)
-    where = checkpoint.find(flags.checkpoint, flag="--checkpoint")
+    lines = jobs.read_requests(flags.input, folder, sampling)
+    where = checkpoint.find_step(flags.checkpoint, flag="--checkpoint")
     job: dict[str, Any] = {
         "input": flags.input.read_text(encoding="utf-8"),
         "images": str(folder),
@@ -116,4 +115,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.entry("wings_jax.generate", main)
+    cli.run_main("wings_jax.generate", main)

@@ -19,11 +19,11 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
+from wings_jax import cli, formatting
 from wings_jax import config as config_lib
-from wings_jax import errors
 from wings_jax.analysis import watch
 from wings_jax.errors import UserError
-from wings_jax.training import loop, metrics, start
+from wings_jax.training import loop, start
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "File, and after ':' its preset.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; the config's by default.")
@@ -70,17 +70,20 @@ def main() -> None:
         raise UserError("--config is missing: for instance --config=configs/stage1.py")
     if _DISTRIBUTED.value:
         join()
-    config = config_lib.typed(_CONFIG.value)
+    config = config_lib.from_config_dict(_CONFIG.value)
     workdir = _WORKDIR.value or config.workdir
     for key, place in (("--workdir", workdir), ("config.init_from", config.init_from)):
         if "://" in place:
             raise UserError(f"{key}: {place} is no folder; mount the bucket and name its folder")
     run = start.set_up(config, pathlib.Path(workdir))
+    metric = None
+    if config.laws_every:
+        metric = watch.make_metric(config, run.arch, run.tokenizer, run.mesh)
     with jax.set_mesh(run.mesh):
-        summary = loop.train(run, watch.make(run) if config.laws_every else None)
+        summary = loop.train(run, metric)
     if "last_loss" in summary:
         print(
-            f"{summary['steps']} steps in {metrics.duration(summary['seconds'])}, "
+            f"{summary['steps']} steps in {formatting.format_duration(summary['seconds'])}, "
             f"loss {summary['last_loss']:.4f}, accuracy {summary['last_accuracy']:.3f}, "
             f"{summary['last_tokens_per_s']:,.0f} tokens/s"
         )
@@ -88,4 +91,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.entry("wings_jax.train", main)
+    cli.run_main("wings_jax.train", main)

@@ -29,7 +29,7 @@ def nest(flat: Mapping[str, Leaf]) -> dict[str, Any]:
     return traverse_util.unflatten_dict(dict(flat), sep="/")
 
 
-def label(paths: Mapping[str, Any], table: Mapping[str, str], *, name: str) -> dict[str, str]:
+def match_table(paths: Mapping[str, Any], table: Mapping[str, str], *, name: str) -> dict[str, str]:
     """Returns path -> name of the first row whose expression matches the whole path.
 
     Raises:
@@ -46,7 +46,7 @@ def label(paths: Mapping[str, Any], table: Mapping[str, str], *, name: str) -> d
     }
     lost = [path for path, row in found.items() if row is None]
     if lost:
-        raise UserError(f"{name}: no row matches {some(lost)}")
+        raise UserError(f"{name}: no row matches {format_names(lost)}")
     dead = [row for row, pattern in rows.items() if row not in found.values()]
     if dead:
         listed = ", ".join(f"{row} ({table[row]})" for row in dead)
@@ -91,7 +91,7 @@ def describe(flat: Mapping[str, Any], columns: Mapping[str, Mapping[str, str]]) 
     )
 
 
-def some(names: list[str], most: int = 4) -> str:
+def format_names(names: list[str], most: int = 4) -> str:
     """Returns the first names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wings_jax.analysis.probes import CLASSES, GROUPS, KINDS, ROWS, Rows
+from wings_jax.analysis.probes import CLASSES, GROUPS, KINDS, ROWS, ProbeRows
 from wings_jax.errors import UserError
 from wings_jax.model import decoder
 from wings_jax.model.wings import Wings
@@ -34,7 +34,7 @@ DRAWS = 2000
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class Measurement:
     """What one model does on B probes; means are over the queries of a group (`probes.GROUPS`).
 
     masses  f32[B,L,Q,C]   mean over heads
@@ -50,7 +50,7 @@ class Reading:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def measure(model: Wings, params: Mapping[str, Any], rows: Rows) -> Reading:
+def measure(model: Wings, params: Mapping[str, Any], rows: ProbeRows) -> Measurement:
     """Returns the reading of B rows; one of padding only gives zeros."""
     sown = _sow(model, params, rows)
 
@@ -61,7 +61,7 @@ def measure(model: Wings, params: Mapping[str, Any], rows: Rows) -> Reading:
 
     main = jnp.maximum(sown["main_norm"], 1e-30)
     norms = [sown.get(f"{name}_norm", 0 * main) / main for name in model.arch.learners]
-    return Reading(
+    return Measurement(
         masses=mean(sown["masses"], GROUPS),
         heads=mean(sown["head_masses"], ROWS),
         gates=mean(sown["gates"], KINDS) if "gates" in sown else None,
@@ -70,12 +70,12 @@ def measure(model: Wings, params: Mapping[str, Any], rows: Rows) -> Reading:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def measure_masses(model: Wings, params: Mapping[str, Any], rows: Rows) -> jax.Array:
+def measure_masses(model: Wings, params: Mapping[str, Any], rows: ProbeRows) -> jax.Array:
     """Returns f32[B,L,Q,C], the masses of a reading alone."""
     return _mean(_sow(model, params, rows)["masses"], jnp.asarray(rows.groups))
 
 
-def _sow(model: Wings, params: Mapping[str, Any], rows: Rows) -> dict[str, jax.Array]:
+def _sow(model: Wings, params: Mapping[str, Any], rows: ProbeRows) -> dict[str, jax.Array]:
     """Returns what the layers sow, by name, [L,B,T,...] each."""
     with jax.default_matmul_precision("float32"):  # float32 operands are not to be rounded
         _, seen = model.apply(
@@ -89,14 +89,14 @@ def _mean(x: jax.Array, weights: jax.Array) -> jax.Array:
     return jnp.einsum("LBT...,BTQ->BLQ...", x, weights, precision="highest")
 
 
-def read(
-    model: Wings, params: Mapping[str, Any], batches: Iterable[tuple[Sequence[int], Rows]]
-) -> Reading:
+def measure_batches(
+    model: Wings, params: Mapping[str, Any], batches: Iterable[tuple[Sequence[int], ProbeRows]]
+) -> Measurement:
     """Returns the reading of all probes on the host, in the order of their numbers.
 
     `batches` are those of `probes.in_batches`. Gates of layers that carry no learners are NaN.
     """
-    found: dict[int, Reading] = {}
+    found: dict[int, Measurement] = {}
     for numbers, rows in batches:
         reading = jax.device_get(measure(model, params, rows))
         for row, number in enumerate(numbers):
@@ -104,7 +104,7 @@ def read(
     whole = jax.tree.map(lambda *rows: np.stack(rows), *(found[i] for i in sorted(found)))
     if whole.gates is None:
         return whole
-    carries = np.asarray(decoder.switches(model.arch))[:, None, None] > 0
+    carries = np.asarray(decoder.learner_switches(model.arch))[:, None, None] > 0
     return dataclasses.replace(whole, gates=np.where(carries, whole.gates, np.nan))
 
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 from wings_jax.analysis import laws
 from wings_jax.analysis.probes import BINS, CLASSES, GROUPS, KINDS, SPANS
-from wings_jax.analysis.results import Result
+from wings_jax.analysis.results import ShiftResult
 
 COLOURS = ("#0969da", "#bc4c00", "#1a7f37", "#8250df", "#57606a", "#bf3989", "#9a6700", "#0e8a8a")
 MARKERS = "osD^vPX*"
@@ -32,7 +32,7 @@ COLUMNS = 8  # of small multiples, at most
 
 
 @dataclasses.dataclass(frozen=True)
-class Point:
+class ShiftPoint:
     """A checkpoint in figure 2c: its attention shift and its score on text, each with ends."""
 
     name: str
@@ -40,7 +40,7 @@ class Point:
     score: tuple[float, float, float]
 
 
-def curves(results: Sequence[Result]) -> figure.Figure:
+def curves(results: Sequence[ShiftResult]) -> figure.Figure:
     """Returns figure 2b: attention on before, image and after by layer, a line per model."""
     page, panels = _page(1, 3, width=4.0, height=3.6)
     titles = {"before": "before the image", "image": "the image", "after": "after the image"}
@@ -79,7 +79,7 @@ def _line(panel: mpl_axes.Axes, values: np.ndarray, number: int, label: str) -> 
     )
 
 
-def scatter(points: Sequence[Point], score: str, variant: object) -> figure.Figure:
+def scatter(points: Sequence[ShiftPoint], score: str, variant: object) -> figure.Figure:
     """Returns figure 2c: a score on text against attention shift, a point per checkpoint."""
     page, panels = _page(1, 1, width=5.6, height=4.2)
     panel = panels[0][0]
@@ -111,7 +111,7 @@ def scatter(points: Sequence[Point], score: str, variant: object) -> figure.Figu
     return _noted(page, f"{variant}; bars: 95 % intervals")
 
 
-def shares(result: Result) -> figure.Figure:
+def shares(result: ShiftResult) -> figure.Figure:
     """Returns figure 7: for each layer, whom the queries attend to, from first to last."""
     masses = _by_position(result)
     count = len(masses)
@@ -152,7 +152,7 @@ def shares(result: Result) -> figure.Figure:
     return page
 
 
-def _by_position(result: Result) -> np.ndarray:
+def _by_position(result: ShiftResult) -> np.ndarray:
     """Returns f64[L,spans x BINS,C], the mean over the samples that have a query there."""
     first = GROUPS.index(f"{SPANS[0]}-0")
     masses = result.reading.masses[result.used][:, :, first:].astype(np.float64)
@@ -160,7 +160,7 @@ def _by_position(result: Result) -> np.ndarray:
     return (masses * has_query).sum(0) / np.maximum(has_query.sum(0), 1)
 
 
-def router(results: Sequence[Result]) -> figure.Figure | None:
+def router(results: Sequence[ShiftResult]) -> figure.Figure | None:
     """Returns the router's weight by layer and kind of query; None where no model has a router."""
     routed = [(i, result) for i, result in enumerate(results) if result.reading.gates is not None]
     if not routed:
@@ -180,7 +180,7 @@ def router(results: Sequence[Result]) -> figure.Figure | None:
     return _noted(page, f"{results[0].variant.beside_rows}; {note}")
 
 
-def norms(results: Sequence[Result]) -> figure.Figure | None:
+def norms(results: Sequence[ShiftResult]) -> figure.Figure | None:
     """Returns the learners' share of the stream by layer; None where no model has learners."""
     names = [n for n in ("visual", "textual") if any(n in result.learners for result in results)]
     if not names:

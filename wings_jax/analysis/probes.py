@@ -19,21 +19,11 @@ import jax
 import numpy as np
 
 from wings_jax import config as config_lib
-from wings_jax.data import (
-    conversation,
-    drawings,
-    examples,
-    images,
-    pipeline,
-    questions,
-    samples,
-    scenes,
-    skills,
-    sources,
-)
+from wings_jax.data import conversation, examples, images, pipeline, samples, sources
 from wings_jax.errors import UserError
 from wings_jax.model.layout import IGNORE, IMAGE, TEXT, Batch
 from wings_jax.model.presets import WingsArch
+from wings_jax.scenes import dataset, drawings, questions, skills
 
 CLASSES = ("excluded", "before", "image", "between", "after")
 ROWS = ("all", "after")
@@ -89,7 +79,7 @@ class Probe:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class ProbeRows:
     """Probes as the model reads them, one a row, rows of padding at the end.
 
     batch    Batch of [B,T]
@@ -106,19 +96,23 @@ def embedded(count: int, seed: int = 0) -> list[samples.Sample]:
     """Returns conversations with a held-out picture in the middle: two text-only turns, two
     questions about the picture, two text-only turns, all answered."""
     rng = random.Random(f"{seed}-laws")
-    album = scenes.Album("test", rng)
+    album = dataset.Album("test", rng)
     found = []
     for number in range(count):
         name, scene = album.add()
-        before, after = (scenes.text_turns(rng, list(skills.SKILLS), "test", 2) for _ in range(2))
+        before, after = (dataset.text_turns(rng, list(skills.SKILLS), "test", 2) for _ in range(2))
         turns = [*before, *questions.ask_turns(rng, [scene], 2), *after]
-        record = scenes.make_record(f"probe-{number}", "interleaved", turns, [name], at=len(before))
+        record = dataset.make_record(
+            f"probe-{number}", "interleaved", turns, [name], at=len(before)
+        )
         picture = drawings.render(scene, album.glyphs)
         found.append(samples.Sample(record["id"], (picture,), record["conversations"]))
     return found
 
 
-def sample(source: sources.Source, limit: int) -> Iterator[samples.Sample | samples.BadSample]:
+def sample(
+    source: sources.SampleSource, limit: int
+) -> Iterator[samples.Sample | samples.BadSample]:
     """Yields up to `limit` samples, spread over the source, or what is wrong with them."""
     count = len(source)
     for index in sorted({i * count // limit for i in range(limit)}):
@@ -128,7 +122,7 @@ def sample(source: sources.Source, limit: int) -> Iterator[samples.Sample | samp
             yield samples.BadSample(reason.cause, f"record {index}: {reason.detail}")
 
 
-def read(
+def read_probes(
     found: Iterable[samples.Sample | samples.BadSample],
     recipe: examples.Recipe,
     variant: Variant,
@@ -142,7 +136,7 @@ def read(
         try:
             if isinstance(one, samples.BadSample):
                 raise one
-            probes.append(make(one, recipe, variant))
+            probes.append(make_probe(one, recipe, variant))
             tally.add(1, [])
         except samples.BadSample as reason:
             name = one.id if isinstance(one, samples.Sample) else f"sample {number + 1}"
@@ -150,13 +144,13 @@ def read(
     return probes, tally
 
 
-def make(one: samples.Sample, recipe: examples.Recipe, variant: Variant) -> Probe:
+def make_probe(one: samples.Sample, recipe: examples.Recipe, variant: Variant) -> Probe:
     """Returns the probe of a sample; one whose last answer is missing ends where it would begin.
 
     Raises:
       BadSample: it is malformed, text only, too long, or has too little text around its images.
     """
-    turns = conversation.normalise(one, needs_answer=False)
+    turns = conversation.normalize_sample(one, needs_answer=False)
     if not one.images:
         raise samples.BadSample(TEXT_ONLY, "no image")
     is_open = turns[-1]["from"] != "gpt"
@@ -171,7 +165,7 @@ def make(one: samples.Sample, recipe: examples.Recipe, variant: Variant) -> Prob
     system = _system_slots(turns, recipe)
     _check_text(slots.modality[:end], max(system, variant.exclude_prefix))
     pictures = [
-        images.prepare(images.load(picture), recipe.image_size, recipe.image_mean)
+        images.prepare_image(images.load_image(picture), recipe.image_size, recipe.image_mean)
         for picture in one.images
     ]
     example = examples.Example(one.id, slots.tokens, slots.modality, slots.targets, pictures)
@@ -259,12 +253,12 @@ def make_recipe(
         template=config.data.template,
         prompt_length=arch.semantics.prompt_length,
     )
-    return pipeline.make_recipe(spec, tokenizer)
+    return pipeline.recipe_from_spec(spec, tokenizer)
 
 
 def in_batches(
     probes: Sequence[Probe], recipe: examples.Recipe, rows: int
-) -> Iterator[tuple[list[int], Rows]]:
+) -> Iterator[tuple[list[int], ProbeRows]]:
     """Yields the numbers of up to `rows` probes of similar length, and them as a batch."""
     order = sorted(range(len(probes)), key=lambda i: len(probes[i].classes))
     for start in range(0, len(order), rows):
@@ -272,7 +266,7 @@ def in_batches(
         yield chosen, assemble([probes[i] for i in chosen], recipe, rows)
 
 
-def assemble(probes: Sequence[Probe], recipe: examples.Recipe, rows: int) -> Rows:
+def assemble(probes: Sequence[Probe], recipe: examples.Recipe, rows: int) -> ProbeRows:
     """Returns `rows` rows, one probe in each, filled up with padding to one of few lengths."""
     length = SHORTEST
     while length < max(len(probe.classes) for probe in probes):
@@ -290,7 +284,7 @@ def assemble(probes: Sequence[Probe], recipe: examples.Recipe, rows: int) -> Row
         slots = np.arange(len(probe.classes))
         classes[row, slots, probe.classes] = 1.0
         groups[row, slots] = probe.groups
-    return Rows(batch, classes, groups)
+    return ProbeRows(batch, classes, groups)
 
 
 def check_any(count: int, tally: samples.Tally, where: str) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from wings_jax.analysis import laws
-from wings_jax.analysis.laws import Reading
+from wings_jax.analysis.laws import Measurement
 from wings_jax.analysis.probes import CLASSES, KINDS, ROWS, Variant
 from wings_jax.data import samples
 
@@ -18,7 +18,7 @@ FLAT = "a curve is flat over the layers"
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class ShiftResult:
     """One model's attention on n probes.
 
     name, origin, step   how it is called, where it comes from, its steps (None for a base)
@@ -34,7 +34,7 @@ class Result:
     variant: Variant
     learners: tuple[str, ...]
     ids: Sequence[str]
-    reading: Reading
+    reading: Measurement
     tally: samples.Tally
 
     def curves(self, rows: str | None = None) -> np.ndarray:
@@ -72,12 +72,12 @@ def _mean(values: np.ndarray) -> tuple[float, float, float]:
     return (float(finite.mean()), *map(float, laws.interval(finite)))
 
 
-def as_json(results: Sequence[Result]) -> dict[str, Any]:
+def as_json(results: Sequence[ShiftResult]) -> dict[str, Any]:
     """Returns every model's means over its samples, with 95 % intervals, for machines."""
     return {"models": [_model(result) for result in results]}
 
 
-def _model(result: Result) -> dict[str, Any]:
+def _model(result: ShiftResult) -> dict[str, Any]:
     used, skipped = result.used, result.skipped
     curves = result.curves()[used]
     ends = laws.interval(curves) if len(curves) else None
@@ -103,12 +103,12 @@ def _model(result: Result) -> dict[str, Any]:
     }
 
 
-def _by_rows(result: Result, rows: str) -> dict[str, Any]:
+def _by_rows(result: ShiftResult, rows: str) -> dict[str, Any]:
     shifts = result.shifts(rows)
     return {**_interval(*_mean(shifts)), "n_used": int(np.isfinite(shifts).sum())}
 
 
-def _by_learner(result: Result, values: np.ndarray | None) -> dict[str, Any]:
+def _by_learner(result: ShiftResult, values: np.ndarray | None) -> dict[str, Any]:
     """Returns learner -> kind of query -> mean by layer, of f32[n,L,2,M], over the used probes."""
     if values is None:
         return {}
@@ -119,7 +119,7 @@ def _by_learner(result: Result, values: np.ndarray | None) -> dict[str, Any]:
     }
 
 
-def _variant(result: Result) -> dict[str, Any]:
+def _variant(result: ShiftResult) -> dict[str, Any]:
     return dataclasses.asdict(result.variant)
 
 
@@ -134,7 +134,7 @@ def _plain(values: Any) -> Any:
     return round(float(values), 6) if np.isfinite(values) else None
 
 
-def as_lines(results: Sequence[Result]) -> str:
+def as_lines(results: Sequence[ShiftResult]) -> str:
     """Returns JSON lines: the curves, rho and shift of every probe, null where a curve is flat."""
     lines = []
     for result in results:
@@ -155,7 +155,7 @@ def as_lines(results: Sequence[Result]) -> str:
     return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
 
-def heads(result: Result) -> dict[str, np.ndarray]:
+def heads(result: ShiftResult) -> dict[str, np.ndarray]:
     """Returns the dump by sample, and what its dimensions are called.
 
     masses       f32[n,L,N,C] of every head, over the variant's rows
@@ -174,7 +174,7 @@ def heads(result: Result) -> dict[str, np.ndarray]:
     }
 
 
-def as_text(results: Sequence[Result]) -> str:
+def as_text(results: Sequence[ShiftResult]) -> str:
     """Returns a table for a terminal."""
     variant = results[0].variant
     other = next(rows for rows in ROWS if rows != variant.rows)

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wings_jax import axes, tree
 from wings_jax.analysis import laws, probes
-from wings_jax.analysis.probes import CLASSES, ROWS, Rows, Variant
+from wings_jax.analysis.probes import CLASSES, ROWS, ProbeRows, Variant
+from wings_jax.config import Config
+from wings_jax.model import parameters
+from wings_jax.model.presets import WingsArch
 from wings_jax.model.wings import Wings
-from wings_jax.training import checkpoint, start, state
-from wings_jax.training.step import TrainState
 
 COUNT = 16  # probes
 AT_ONCE = 8  # probes, or more where a mesh shares the batch out among more
@@ -23,42 +26,43 @@ LONGEST = 2048  # slots of a probe
 Scalars = dict[str, float]
 
 
-def make(run: start.Run) -> Callable[[TrainState], Callable[[], Scalars]]:
-    """Returns watch(state), which begins to measure and returns what waits for the scalars.
+def make_metric(
+    config: Config, arch: WingsArch, tokenizer: Any, mesh: Mesh
+) -> Callable[[Mapping[str, jax.Array]], Callable[[], Scalars]]:
+    """Returns start(flat parameters), which starts to measure; it returns what fetches scalars.
 
-    The state is only read, so training goes on as if nothing had been measured. The probes are
+    The parameters are only read, so training goes on as if nothing had been measured. The probes are
     the first of the embedded set and their variant is the default one, the same for every run.
 
     Raises:
       UserError: the model has too few layers, or the probes do not fit it.
     """
-    config = run.config
-    arch = state.resolve_arch(config.model)
     laws.check_layers(arch.decoder.num_layers, "config.laws_every")
-    files = start.tokenizer_files(config, start.find_start(config, run.workdir))
-    recipe = probes.make_recipe(config, arch, checkpoint.open_tokenizer(files), LONGEST)
-    found, tally = probes.read(probes.embedded(COUNT), recipe, Variant())
+    recipe = probes.make_recipe(config, arch, tokenizer, LONGEST)
+    found, tally = probes.read_probes(probes.embedded(COUNT), recipe, Variant())
     probes.check_any(len(found), tally, "config.laws_every: embedded probes")
-    shares = run.mesh.shape["data"] * run.mesh.shape["fsdp"]
+    shares = mesh.shape["data"] * mesh.shape["fsdp"]
     batches = [
-        (len(numbers), _place(rows, run))
+        (len(numbers), _place(rows, mesh))
         for numbers, rows in probes.in_batches(found, recipe, -(-AT_ONCE // shares) * shares)
     ]
-    model = Wings(arch, start.dtypes(config)[0], config.attention)
-    everywhere = NamedSharding(run.mesh, PartitionSpec())
+    model = Wings(
+        arch, jnp.dtype(config.compute_dtype or parameters.default_dtype()), config.attention
+    )
+    everywhere = NamedSharding(mesh, PartitionSpec())
     measure = jax.jit(functools.partial(laws.measure_masses, model), out_shardings=everywhere)
 
-    def watch(now: TrainState) -> Callable[[], Scalars]:
-        params = tree.nest({**now.frozen, **now.trained})
+    def start(flat: Mapping[str, jax.Array]) -> Callable[[], Scalars]:
+        params = tree.nest(flat)
         measured = [(count, measure(params, rows)) for count, rows in batches]
         return lambda: scalars([np.asarray(masses)[:count] for count, masses in measured])
 
-    return watch
+    return start
 
 
-def _place(rows: Rows, run: start.Run) -> Rows:
+def _place(rows: ProbeRows, mesh: Mesh) -> ProbeRows:
     """Returns the rows on the mesh; every host holds all of them and gives its part."""
-    sharding = axes.sharding_of(run.mesh, ("B",))
+    sharding = axes.sharding_of(mesh, ("B",))
     return jax.tree.map(
         lambda x: jax.make_array_from_callback(x.shape, sharding, lambda index: x[index]), rows
     )

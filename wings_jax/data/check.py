@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import tqdm
 
-from wings_jax import errors
+from wings_jax import cli, errors
 from wings_jax.data import conversation, examples, images, samples, sources, tokenization
 
 _AT_ONCE = 256  # samples handed to the threads at a time
@@ -45,7 +45,9 @@ class Finding:
     reason: samples.BadSample | None
 
 
-def inspect(source: sources.Source, index: int, recipe: examples.Recipe | None) -> Finding:
+def inspect_sample(
+    source: sources.SampleSource, index: int, recipe: examples.Recipe | None
+) -> Finding:
     """Returns what is wrong with a sample, or its size; lengths only with a recipe."""
     identity, pictures = f"#{index}", 0
     try:
@@ -53,20 +55,20 @@ def inspect(source: sources.Source, index: int, recipe: examples.Recipe | None) 
         identity, pictures = sample.id, len(sample.images)
         slots = None
         if recipe is None:
-            conversation.normalise(sample)
+            conversation.normalize_sample(sample)
         else:
-            encoded = examples.encode(sample, recipe)
+            encoded = examples.encode_sample(sample, recipe)
             slots = len(encoded.ids) + pictures * (recipe.image_slots - 1)
-            examples.fit(encoded, recipe)
+            examples.truncate(encoded, recipe)
         for picture in sample.images:
-            images.load(picture)
+            images.load_image(picture)
         return Finding(identity, pictures, slots, None)
     except samples.BadSample as reason:
         return Finding(identity, pictures, None, reason)
 
 
-def inspect_all(
-    source: sources.Source, recipe: examples.Recipe | None = None, *, threads: int = 8
+def inspect_source(
+    source: sources.SampleSource, recipe: examples.Recipe | None = None, *, threads: int = 8
 ) -> list[Finding]:
     """Returns the findings of all samples in order, with a progress bar on a terminal."""
     findings: list[Finding] = []
@@ -76,12 +78,12 @@ def inspect_all(
     ):
         for first in range(0, len(source), _AT_ONCE):
             span = range(first, min(first + _AT_ONCE, len(source)))
-            findings += pool.map(lambda index: inspect(source, index, recipe), span)
+            findings += pool.map(lambda index: inspect_sample(source, index, recipe), span)
             bar.update(len(span))
     return findings
 
 
-def summarise(
+def summarize(
     name: str, findings: Sequence[Finding], recipe: examples.Recipe | None
 ) -> dict[str, Any]:
     """Returns the report: counts by cause with all ids, images per sample, lengths."""
@@ -130,10 +132,10 @@ def make_recipe(
 ) -> examples.Recipe:
     """Returns the recipe by which lengths are measured; the tokenizer's own template if None."""
     text_tokenizer = tokenization.as_text_tokenizer(tokenizer)
-    name = template or conversation.template_for(text_tokenizer)
+    name = template or conversation.get_template_for(text_tokenizer)
     return examples.Recipe(
         tokenizer=text_tokenizer,
-        template=conversation.template_named(name),
+        template=conversation.get_template(name),
         length=length,
         image_slots=image_slots,
         images_per_row=images_per_row,
@@ -147,7 +149,7 @@ def main() -> None:
     args = _parse()
     recipe = _recipe(args) if args.tokenizer else None
     source = sources.open_source(args.file, images=args.images, split=args.split)
-    report = summarise(args.file, inspect_all(source, recipe, threads=args.threads), recipe)
+    report = summarize(args.file, inspect_source(source, recipe, threads=args.threads), recipe)
     print(as_table(report))
     if args.output:
         _write(pathlib.Path(args.output), report)
@@ -210,4 +212,4 @@ def _parse() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    errors.entry("check", main)
+    cli.run_main("check", main)

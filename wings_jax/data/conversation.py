@@ -29,7 +29,7 @@ Turns = Sequence[Mapping[str, str]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class TurnMarkup:
     """What stands before and after the text of a speaker."""
 
     before: str
@@ -52,7 +52,7 @@ class Template:
     controls: tuple[str, ...]
     start: str
     system: str
-    speakers: Mapping[str, Form]
+    speakers: Mapping[str, TurnMarkup]
     lead: str = ""
     between: str = ""
     strip: bool = False
@@ -65,9 +65,9 @@ TEMPLATES: Mapping[str, Template] = {
         start="",
         system="You are a helpful assistant.",
         speakers={
-            "system": Form("<|im_start|>system\n", "<|im_end|>"),
-            "human": Form("<|im_start|>user\n", "<|im_end|>"),
-            "gpt": Form("<|im_start|>assistant\n", "<|im_end|>"),
+            "system": TurnMarkup("<|im_start|>system\n", "<|im_end|>"),
+            "human": TurnMarkup("<|im_start|>user\n", "<|im_end|>"),
+            "gpt": TurnMarkup("<|im_start|>assistant\n", "<|im_end|>"),
         },
         between="\n",
     ),
@@ -77,9 +77,9 @@ TEMPLATES: Mapping[str, Template] = {
         start="<|begin_of_text|>",
         system="",
         speakers={
-            "system": Form("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
-            "human": Form("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
-            "gpt": Form("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
+            "system": TurnMarkup("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
+            "human": TurnMarkup("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
+            "gpt": TurnMarkup("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
         },
         strip=True,
     ),
@@ -90,16 +90,16 @@ TEMPLATES: Mapping[str, Template] = {
         system="A chat between a curious user and an artificial intelligence assistant. "
         "The assistant gives helpful, detailed, and polite answers to the user's questions.",
         speakers={
-            "system": Form("", " "),
-            "human": Form("USER: ", " "),
-            "gpt": Form("ASSISTANT:", "</s>"),
+            "system": TurnMarkup("", " "),
+            "human": TurnMarkup("USER: ", " "),
+            "gpt": TurnMarkup("ASSISTANT:", "</s>"),
         },
         lead=" ",
     ),
 }
 
 
-def template_named(name: str, *, system: str | None = None) -> Template:
+def get_template(name: str, *, system: str | None = None) -> Template:
     """Returns the template called `name`, with another default system text where one is given.
 
     Raises:
@@ -111,7 +111,7 @@ def template_named(name: str, *, system: str | None = None) -> Template:
     return found if system is None else dataclasses.replace(found, system=system)
 
 
-def template_for(tokenizer: Any) -> str:
+def get_template_for(tokenizer: Any) -> str:
     """Returns the name of the first template whose control tokens the tokenizer has."""
     vocabulary = tokenization.as_text_tokenizer(tokenizer)
     for name, template in TEMPLATES.items():
@@ -279,7 +279,7 @@ def expand(encoded: Encoded, image_slots: int, *, length: int | None = None) -> 
     return Expanded(tokens, modality, targets, int(is_image.sum()))
 
 
-def normalise(sample: samples.Sample, *, needs_answer: bool = True) -> list[dict[str, str]]:
+def normalize_sample(sample: samples.Sample, *, needs_answer: bool = True) -> list[dict[str, str]]:
     """Returns the turns with as many markers as the sample has images, each in a human turn.
 
     One image: the first marker of the first human turn that has one stays where it is, all
@@ -340,12 +340,12 @@ def _keep_first(text: str, count: int) -> str:
 
 def _turn(turn: Any, strip: bool) -> tuple[str, str]:
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
-        detail = f'a turn is {samples.brief(turn)}, not {{"from", "value"}}'
+        detail = f'a turn is {samples.shorten(turn)}, not {{"from", "value"}}'
         raise samples.BadSample(samples.MALFORMED, detail)
     speaker, text = turn["from"], turn["value"]
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
         known = ", ".join(SPEAKERS)
         raise samples.BadSample(samples.MALFORMED, f"speaker {speaker!r} is none of {known}")
     if not isinstance(text, str):
-        raise samples.BadSample(samples.MALFORMED, f"a turn's value is {samples.brief(text)}")
+        raise samples.BadSample(samples.MALFORMED, f"a turn's value is {samples.shorten(text)}")
     return SPEAKERS[speaker], text.strip() if strip else text

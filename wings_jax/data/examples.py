@@ -51,20 +51,20 @@ class Example:
     images: Sequence[np.ndarray]
 
 
-def encode(sample: samples.Sample, recipe: Recipe) -> conversation.Encoded:
+def encode_sample(sample: samples.Sample, recipe: Recipe) -> conversation.Encoded:
     """Returns the sample's ids and labels, uncut.
 
     Raises:
       BadSample: its turns or their markers are wrong, or it has too many images.
     """
-    turns = conversation.normalise(sample)
+    turns = conversation.normalize_sample(sample)
     if len(sample.images) > recipe.images_per_row:
         detail = f"{len(sample.images)} images, at most {recipe.images_per_row} go into a row"
         raise samples.BadSample(samples.TOO_MANY_IMAGES, detail)
     return conversation.encode(turns, recipe.tokenizer, recipe.template)
 
 
-def fit(encoded: conversation.Encoded, recipe: Recipe) -> conversation.Expanded:
+def truncate(encoded: conversation.Encoded, recipe: Recipe) -> conversation.Expanded:
     """Returns the slots of an encoded sample, cut to the recipe's length.
 
     Raises:
@@ -77,15 +77,15 @@ def fit(encoded: conversation.Encoded, recipe: Recipe) -> conversation.Expanded:
     return expanded
 
 
-def make(sample: samples.Sample, recipe: Recipe) -> Example:
+def make_example(sample: samples.Sample, recipe: Recipe) -> Example:
     """Returns the example of a sample, its pictures read and resized.
 
     Raises:
       BadSample: as `encode` and `fit`, or a picture is missing or unreadable.
     """
-    slots = fit(encode(sample, recipe), recipe)
+    slots = truncate(encode_sample(sample, recipe), recipe)
     pictures = [
-        images.prepare(images.load(picture), recipe.image_size, recipe.image_mean)
+        images.prepare_image(images.load_image(picture), recipe.image_size, recipe.image_mean)
         for picture in sample.images[: slots.images]
     ]
     return Example(sample.id, slots.tokens, slots.modality, slots.targets, pictures)

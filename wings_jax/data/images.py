@@ -32,7 +32,7 @@ _DECODING_ERRORS = (
 )
 
 
-def load(source: str | os.PathLike | bytes | np.ndarray) -> Image.Image:
+def load_image(source: str | os.PathLike | bytes | np.ndarray) -> Image.Image:
     """Returns the whole picture in RGB, turned upright as its EXIF says.
 
     Args:
@@ -44,7 +44,7 @@ def load(source: str | os.PathLike | bytes | np.ndarray) -> Image.Image:
     if isinstance(source, np.ndarray):
         return Image.fromarray(source).convert("RGB")
     name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
-    file = encoded(source)
+    file = image_bytes(source)
     try:
         with Image.open(io.BytesIO(file)) as image:
             return ImageOps.exif_transpose(image).convert("RGB")
@@ -53,7 +53,7 @@ def load(source: str | os.PathLike | bytes | np.ndarray) -> Image.Image:
         raise samples.BadSample(samples.UNREADABLE_IMAGE, f"{name}: {reason}") from error
 
 
-def encoded(source: str | os.PathLike | bytes) -> bytes:
+def image_bytes(source: str | os.PathLike | bytes) -> bytes:
     """Returns the picture's file as it is.
 
     Raises:
@@ -81,7 +81,7 @@ def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     return square
 
 
-def prepare(image: Image.Image, size: int, mean: Sequence[float]) -> np.ndarray:
+def prepare_image(image: Image.Image, size: int, mean: Sequence[float]) -> np.ndarray:
     """Returns u8[size,size,3]: padded to a square with the mean colour, resized bicubically."""
     square = pad_to_square(image, mean)
     if square.size != (size, size):

@@ -26,7 +26,7 @@ Bad = tuple[str, samples.BadSample]
 class Mixture:
     """Samples numbered through all sources, in the order of the sources."""
 
-    def __init__(self, parts: Sequence[sources.Source], names: Sequence[str]):
+    def __init__(self, parts: Sequence[sources.SampleSource], names: Sequence[str]):
         self._parts, self._names = tuple(parts), tuple(names)
         self.starts = np.cumsum([0] + [len(part) for part in parts])
 
@@ -43,7 +43,7 @@ class Mixture:
         try:
             sample = self[number]
             name = sample.id
-            return examples.make(sample, recipe)
+            return examples.make_example(sample, recipe)
         except samples.BadSample as reason:
             return name, reason
 
@@ -53,7 +53,7 @@ class Mixture:
         try:
             sample = self[number]
             name = sample.id
-            slots = examples.fit(examples.encode(sample, recipe), recipe)
+            slots = examples.truncate(examples.encode_sample(sample, recipe), recipe)
             return len(slots.tokens), slots.images
         except samples.BadSample as reason:
             return name, reason
@@ -72,7 +72,7 @@ class Mixture:
         return f"{self._names[part]}#{index}"
 
 
-def measure_all(
+def measure_mixture(
     mixture: Mixture, recipe: examples.Recipe, *, workers: int = 0, cache: str | None = None
 ) -> tuple[np.ndarray, samples.Tally]:
     """Returns i32[n,2], slots and images of every sample (0, 0 where it is bad), and a tally.

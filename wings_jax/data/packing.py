@@ -18,7 +18,7 @@ OPEN_ROWS = 64  # rows considered for a sample; more of them fill rows better, a
 
 
 @dataclasses.dataclass(frozen=True)
-class Rows:
+class PackedRows:
     """Rows of sample numbers: row r holds `members[offsets[r]:offsets[r + 1]]`."""
 
     members: np.ndarray
@@ -31,22 +31,22 @@ class Rows:
         return self.members[self.offsets[row] : self.offsets[row + 1]]
 
 
-def one_each(first: int, count: int) -> Rows:
+def one_each(first: int, count: int) -> PackedRows:
     """Returns the rows of unpacked data: samples first..first+count-1, one in each."""
-    return Rows(np.arange(first, first + count), np.arange(count + 1))
+    return PackedRows(np.arange(first, first + count), np.arange(count + 1))
 
 
-def join(pools: Sequence[Rows]) -> Rows:
+def concatenate(pools: Sequence[PackedRows]) -> PackedRows:
     """Returns the rows of all pools, one pool after another."""
     before = np.cumsum([0] + [len(pool.members) for pool in pools])
     offsets = [pool.offsets[:-1] + start for pool, start in zip(pools, before, strict=False)]
     members = np.concatenate([pool.members for pool in pools])
-    return Rows(members, np.concatenate([*offsets, before[-1:]]))
+    return PackedRows(members, np.concatenate([*offsets, before[-1:]]))
 
 
 def first_fit(
     members: np.ndarray, slots: np.ndarray, images: np.ndarray, *, length: int, images_per_row: int
-) -> Rows:
+) -> PackedRows:
     """Returns rows of at most `length` slots and `images_per_row` images that hold every member.
 
     A member goes into the oldest open row with room for it; where none has room, the fullest of
@@ -77,8 +77,8 @@ def first_fit(
     return _rows(closed + open_rows)
 
 
-def _rows(groups: Iterable[list[int]]) -> Rows:
+def _rows(groups: Iterable[list[int]]) -> PackedRows:
     groups = list(groups)
     sizes = np.array([0] + [len(group) for group in groups])
     members = np.array([member for group in groups for member in group], np.int64)
-    return Rows(members, np.cumsum(sizes))
+    return PackedRows(members, np.cumsum(sizes))

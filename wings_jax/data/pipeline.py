@@ -91,7 +91,7 @@ class Steps:
         self,
         mixture: mixing.Mixture,
         recipe: examples.Recipe,
-        rows: packing.Rows,
+        rows: packing.PackedRows,
         order: grain.MapDataset,
         *,
         batch: int,
@@ -160,12 +160,12 @@ class Loader:
         self.spec = spec
         self._tally, self._survey = samples.Tally(), samples.Tally()
         self._logged: set[str] = set()
-        recipe = make_recipe(spec, tokenizer)
+        recipe = recipe_from_spec(spec, tokenizer)
         opened = [sources.open_source(s.path, images=s.images, split=s.split) for s in spec.sources]
         mixture = mixing.Mixture(opened, [part.path for part in spec.sources])
         self._samples = len(mixture)
         pools = self._pools(mixture, recipe)
-        rows = packing.join(pools)
+        rows = packing.concatenate(pools)
         order = _order(spec, [len(pool) for pool in pools])
         self.steps_per_epoch = max(1, len(rows) // spec.rows)
         size = spec.rows // hosts
@@ -219,14 +219,14 @@ class Loader:
             share = f"more than max_bad_share = {self.spec.max_bad_share:g}"
             raise UserError(f"{tally.summary()}; {share}")
 
-    def _pools(self, mixture: mixing.Mixture, recipe: examples.Recipe) -> list[packing.Rows]:
+    def _pools(self, mixture: mixing.Mixture, recipe: examples.Recipe) -> list[packing.PackedRows]:
         """Returns the rows of each pool: of every source if they have weights, else of all."""
         is_weighted = self.spec.sources[0].weight is not None
         ends = mixture.starts if is_weighted else mixture.starts[[0, -1]]
         spans = list(itertools.pairwise(ends.tolist()))
         if not self.spec.packing:
             return [packing.one_each(first, last - first) for first, last in spans]
-        sizes, tally = mixing.measure_all(
+        sizes, tally = mixing.measure_mixture(
             mixture, recipe, workers=self.spec.workers, cache=self.spec.cache
         )
         self._survey = tally
@@ -247,13 +247,13 @@ class Loader:
         return pools
 
 
-def make_recipe(spec: DataSpec, tokenizer: Any) -> examples.Recipe:
+def recipe_from_spec(spec: DataSpec, tokenizer: Any) -> examples.Recipe:
     """Returns how the samples of `spec` become examples.
 
     Raises:
       UserError: the template is unknown, or does not fit the tokenizer.
     """
-    template = conversation.template_named(spec.template, system=spec.system)
+    template = conversation.get_template(spec.template, system=spec.system)
     text_tokenizer = tokenization.as_text_tokenizer(tokenizer)
     text_tokenizer.controls(template.controls)
     return examples.Recipe(

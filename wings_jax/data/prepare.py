@@ -23,7 +23,7 @@ from typing import Any
 import tensorflow_datasets as tfds
 import tqdm
 
-from wings_jax import errors
+from wings_jax import cli, errors
 from wings_jax.data import conversation, images, samples, sources
 
 VERSION = "1.0.0"
@@ -62,7 +62,7 @@ class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return self._examples
 
 
-def write(
+def write_dataset(
     path: str | os.PathLike,
     out: str | os.PathLike,
     *,
@@ -104,7 +104,7 @@ def _build(builder: _Builder) -> None:
 
 
 def _examples(
-    source: sources.Source, tally: samples.Tally, *, skip_bad: bool
+    source: sources.SampleSource, tally: samples.Tally, *, skip_bad: bool
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     for number in tqdm.trange(len(source), desc="writing samples", disable=None):
         identity = f"#{number}"
@@ -126,12 +126,12 @@ def _examples(
 
 def _example(sample: samples.Sample) -> dict[str, Any]:
     """Returns the sample's features, having seen that its turns and pictures are sound."""
-    conversation.normalise(sample)
+    conversation.normalize_sample(sample)
     for picture in sample.images:
-        images.load(picture)
+        images.load_image(picture)
     return {
         "id": sample.id,
-        "images": [images.encoded(picture) for picture in sample.images],
+        "images": [images.image_bytes(picture) for picture in sample.images],
         "conversations": [
             {"from": turn["from"], "value": turn["value"]} for turn in sample.conversations
         ],
@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--skip-bad", action="store_true", help="leave bad samples out")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
     args = parser.parse_args()
-    tally = write(
+    tally = write_dataset(
         args.file,
         args.out,
         images=args.images,
@@ -165,4 +165,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.entry("prepare", main)
+    cli.run_main("prepare", main)

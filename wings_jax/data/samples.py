@@ -104,7 +104,7 @@ class Tally:
         return cls(seen=counts["seen"], causes=causes, first=first)
 
 
-def brief(value: Any, limit: int = 60) -> str:
+def shorten(value: Any, limit: int = 60) -> str:
     """Returns `value` as JSON on one line, shortened, to be quoted in a message."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= limit else text[: limit - 3] + "..."

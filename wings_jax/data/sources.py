@@ -21,7 +21,7 @@ _IMAGE_KEYS = ("image", "images")
 _SPACE = " \t\r\n"
 
 
-class Source(Protocol):
+class SampleSource(Protocol):
     """Samples by index. Reading index i gives the same sample from any thread or process."""
 
     @property
@@ -34,7 +34,7 @@ class Source(Protocol):
 
 def open_source(
     path: str | os.PathLike, *, images: str | os.PathLike | None = None, split: str = "train"
-) -> Source:
+) -> SampleSource:
     """Returns the samples of `path`.
 
     Args:
@@ -50,7 +50,7 @@ def open_source(
     if not path.exists():
         raise UserError(f"data file {path} does not exist")
     if path.is_dir():
-        source: Source = PreparedSource(path, split)
+        source: SampleSource = PreparedSource(path, split)
     else:
         source = JsonSource(path, path.parent if images is None else pathlib.Path(images))
     if not len(source):
@@ -102,7 +102,7 @@ def to_sample(record: Mapping[str, Any], name: str, images: pathlib.Path) -> sam
     listed = next((record[key] for key in _IMAGE_KEYS if record.get(key)), [])
     listed = [listed] if isinstance(listed, str) else listed
     if not isinstance(listed, list) or not all(isinstance(part, str) for part in listed):
-        raise samples.BadSample(samples.MALFORMED, f"image is {samples.brief(listed)}")
+        raise samples.BadSample(samples.MALFORMED, f"image is {samples.shorten(listed)}")
     paths = tuple(images / part for part in listed)
     extra = {k: v for k, v in record.items() if k not in (*_IMAGE_KEYS, "id", "conversations")}
     identity = str(record["id"]) if record.get("id") is not None else name
@@ -130,7 +130,7 @@ def _spans(path: pathlib.Path) -> Iterator[tuple[int, int]]:
     try:
         for start, end, record in find(text):
             if not isinstance(record, dict):
-                message = f"a record must be an object, this is {samples.brief(record)}"
+                message = f"a record must be an object, this is {samples.shorten(record)}"
                 raise json.JSONDecodeError(message, text, start)
             if is_ascii:
                 yield start, end

@@ -18,7 +18,7 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from wings_jax.data.samples import brief
+from wings_jax.data.samples import shorten
 from wings_jax.errors import UserError
 
 CHOICES = 4
@@ -260,7 +260,7 @@ def _item(
     return Item(f"{kind}-{number}", kind, question, tuple(shuffled), shuffled.index(choices[-1]))
 
 
-def read(path: pathlib.Path) -> list[Item]:
+def read_items(path: pathlib.Path) -> list[Item]:
     """Returns the questions of a user's JSONL file; empty lines are passed over.
 
     Raises:
@@ -279,7 +279,7 @@ def read(path: pathlib.Path) -> list[Item]:
         try:
             item = _parsed(line, number)
             if item.id in found:
-                raise UserError(f"id {brief(item.id)} is there twice")
+                raise UserError(f"id {shorten(item.id)} is there twice")
         except UserError as error:
             raise UserError(f"--choices: {path}: line {number}: {error}") from error
         found[item.id] = item
@@ -294,27 +294,27 @@ def _parsed(line: str, number: int) -> Item:
     except json.JSONDecodeError as error:
         raise UserError(f"malformed JSON: {error.msg}, column {error.colno}") from error
     if not isinstance(record, Mapping):
-        raise UserError(f"is {brief(record)}, not an object")
+        raise UserError(f"is {shorten(record)}, not an object")
     unknown = sorted(set(record) - KEYS)
     if unknown:
         raise UserError(f"unknown key {unknown[0]!r}; there are {', '.join(sorted(KEYS))}")
     texts = {"id": str(number), "kind": "", **record}
     for key in ("id", "kind", "question"):
         if not isinstance(texts.get(key), str) or not (texts[key].strip() or key == "kind"):
-            raise UserError(f"{key} is {brief(texts.get(key))}, not a text")
+            raise UserError(f"{key} is {shorten(texts.get(key))}, not a text")
     if texts["kind"] in (ALL, PER_TOKEN):
-        raise UserError(f"kind is {brief(texts['kind'])}, which is a row of its own")
+        raise UserError(f"kind is {shorten(texts['kind'])}, which is a row of its own")
     choices = _choices(record.get("choices"))
     answer = record.get("answer")
     if type(answer) is not int or not 0 <= answer < len(choices):
-        raise UserError(f"answer is {brief(answer)}, not a number from 0 to {len(choices) - 1}")
+        raise UserError(f"answer is {shorten(answer)}, not a number from 0 to {len(choices) - 1}")
     return Item(texts["id"], texts["kind"], texts["question"], choices, answer)
 
 
 def _choices(found: Any) -> tuple[str, ...]:
     is_list = isinstance(found, list) and len(found) > 1
     if not is_list or not all(isinstance(one, str) and one.strip() for one in found):
-        raise UserError(f"choices is {brief(found)}, not a list of two or more texts")
+        raise UserError(f"choices is {shorten(found)}, not a list of two or more texts")
     if len({one.strip() for one in found}) < len(found):
-        raise UserError(f"choices is {brief(found)}: two are the same")
+        raise UserError(f"choices is {shorten(found)}: two are the same")
     return tuple(found)

@@ -24,8 +24,9 @@ import random
 import re
 from collections.abc import Sequence
 
-from wings_jax.data import drawings, questions, samples, scenes, skills
-from wings_jax.data.questions import Turn
+from wings_jax.data import samples
+from wings_jax.scenes import dataset, drawings, questions, skills
+from wings_jax.scenes.questions import QuestionTurn
 
 SETTINGS = ("T", "TT", "TTT", "TTV", "TV", "V")
 EACH = 120  # conversations of a setting
@@ -48,40 +49,40 @@ def conversations(each: int = EACH, seed: int = 0) -> list[samples.Sample]:
     `extra` has `kinds`, one for each answer, and `setting`. Pictures are u8[64,64,3].
     """
     rng = random.Random(f"{seed}-iit")
-    album = scenes.Album("test", rng)
+    album = dataset.Album("test", rng)
     return [_make(album, setting, number) for setting in SETTINGS for number in range(each)]
 
 
-def _make(album: scenes.Album, setting: str, number: int) -> samples.Sample:
+def _make(album: dataset.Album, setting: str, number: int) -> samples.Sample:
     rng, pictures, names = album.rng, (), ()
     if setting[-1] == "V":
         kind = PICTURE_KINDS[number % len(PICTURE_KINDS)]
         name, scene = album.add(with_kind=kind)
         names, pictures = (name,), (drawings.render(scene, album.glyphs),)
-        last = Turn(kind, *questions.ask(rng, scene, kind))
+        last = QuestionTurn(kind, *questions.ask(rng, scene, kind))
     else:
         kind = TEXT_KINDS[number % len(TEXT_KINDS)]
-        last = Turn(kind, *skills.sample(rng, kind, "test"))
-    turns: list[Turn] = [last]
+        last = QuestionTurn(kind, *skills.sample(rng, kind, "test"))
+    turns: list[QuestionTurn] = [last]
     while len(turns) < len(setting):
         turns.insert(-1, neighbour(rng, turns))
     identity = f"iit-{setting}-{number}"
-    record = scenes.make_record(identity, title(setting), turns, names, at=len(turns) - 1)
+    record = dataset.make_record(identity, title(setting), turns, names, at=len(turns) - 1)
     extra = {key: record[key] for key in ("kinds", "setting")}
     return samples.Sample(identity, pictures, record["conversations"], extra)
 
 
-def neighbour(rng: random.Random, turns: Sequence[Turn]) -> Turn:
+def neighbour(rng: random.Random, turns: Sequence[QuestionTurn]) -> QuestionTurn:
     """Returns a text turn close to the last of `turns`, which it neither repeats nor gives away."""
-    drawn: list[Turn] = []
+    drawn: list[QuestionTurn] = []
     while len(drawn) < DRAWN:
-        (turn,) = scenes.text_turns(rng, earlier_kinds(), "test", 1)
+        (turn,) = dataset.text_turns(rng, earlier_kinds(), "test", 1)
         if _may_precede(turn, turns):
             drawn.append(turn)
     counts = collections.Counter(word for turn in drawn for word in _words(turn.question))
     asked = _words(turns[-1].question)
 
-    def closeness(turn: Turn) -> float:
+    def closeness(turn: QuestionTurn) -> float:
         return sum(1 / counts[word] for word in sorted(asked & _words(turn.question)))
 
     return max(drawn, key=closeness)
@@ -94,7 +95,7 @@ def earlier_kinds() -> tuple[str, ...]:
     return tuple(n for n in skills.SKILLS if "\n" not in skills.sample(rng, n, "test")[0])
 
 
-def _may_precede(turn: Turn, turns: Sequence[Turn]) -> bool:
+def _may_precede(turn: QuestionTurn, turns: Sequence[QuestionTurn]) -> bool:
     is_asked = any(turn.question == other.question for other in turns)
     gives_away = turn.answer not in ("yes", "no") and _words(turn.answer) <= _words(
         turns[-1].answer

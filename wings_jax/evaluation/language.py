@@ -23,7 +23,7 @@ import tqdm
 
 from wings_jax.errors import UserError
 from wings_jax.evaluation.everyday import ALL, PER_TOKEN, Item
-from wings_jax.evaluation.models import Named
+from wings_jax.evaluation.models import LazyModel
 from wings_jax.evaluation.prose import Text
 from wings_jax.evaluation.scoring import Paired
 from wings_jax.inference.generator import Generator
@@ -34,7 +34,7 @@ RESAMPLES, SEED = 1000, 0  # of the bootstrap
 
 
 @dataclasses.dataclass(frozen=True)
-class Reading:
+class TextLikelihood:
     """Passages under a model: f64[n] nats, i64[n] tokens and i64[n] bytes that were scored."""
 
     nats: np.ndarray
@@ -64,7 +64,7 @@ class Reading:
         """
         return self._bootstrap(self.nats)
 
-    def ratio(self, before: Reading) -> tuple[float, tuple[float, float] | None] | None:
+    def ratio(self, before: TextLikelihood) -> tuple[float, tuple[float, float] | None] | None:
         """Returns this perplexity by another's, and its interval by the same passages.
 
         None where the tokenizers differ: perplexities are then of different tokens.
@@ -102,18 +102,18 @@ class Decision:
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class LanguageResult:
     """One model's numbers; `step` as in `report.Result`."""
 
     name: str
     origin: str
     step: int | None
-    reading: Reading
+    reading: TextLikelihood
     decisions: Sequence[Decision]
     seconds: float
 
 
-def ask(named: Named, text: Text, items: Sequence[Item], rows: int) -> Result:
+def ask(named: LazyModel, text: Text, items: Sequence[Item], rows: int) -> LanguageResult:
     """Returns what one model makes of the text and of the questions, `rows` at a time.
 
     Raises:
@@ -121,13 +121,15 @@ def ask(named: Named, text: Text, items: Sequence[Item], rows: int) -> Result:
     """
     started = time.perf_counter()
     generator = Generator.of(named.open(), rows=rows)
-    reading = read(generator, text.passages, f"{named.name}: text")
-    decisions = decide(generator, items, f"{named.name}: choices")
+    reading = measure_perplexity(generator, text.passages, f"{named.name}: text")
+    decisions = choose_answers(generator, items, f"{named.name}: choices")
     seconds = time.perf_counter() - started
-    return Result(named.name, named.origin, named.step, reading, decisions, seconds)
+    return LanguageResult(named.name, named.origin, named.step, reading, decisions, seconds)
 
 
-def read(generator: Generator, passages: Sequence[str], title: str = "") -> Reading:
+def measure_perplexity(
+    generator: Generator, passages: Sequence[str], title: str = ""
+) -> TextLikelihood:
     """Returns the passages under a model. Raises UserError if one is less than two tokens."""
     found: list[Likelihood] = []
     rows, reader = generator.plan.rows, generator.reader
@@ -138,14 +140,14 @@ def read(generator: Generator, passages: Sequence[str], title: str = "") -> Read
             bar.update(len(some))
     context = [len(reader.text(reader.windows(text)[0][:1]).encode()) for text in passages]
     sizes = np.array([len(text.encode()) for text in passages])
-    return Reading(
+    return TextLikelihood(
         np.array([-one.logprob for one in found]),
         np.array([one.tokens for one in found]),
         sizes - context,
     )
 
 
-def decide(generator: Generator, items: Sequence[Item], title: str = "") -> list[Decision]:
+def choose_answers(generator: Generator, items: Sequence[Item], title: str = "") -> list[Decision]:
     """Returns a model's decisions. Raises UserError naming the question that it cannot read."""
     found: list[Sequence[Likelihood]] = [()] * len(items)
     asked = [(Request(item.question), item.choices) for item in items]
@@ -168,7 +170,7 @@ def outcomes(decisions: Sequence[Decision]) -> dict[str, list[bool]]:
     return found
 
 
-def changes(before: Result, after: Result) -> dict[str, Paired]:
+def changes(before: LanguageResult, after: LanguageResult) -> dict[str, Paired]:
     """Returns row -> both models' decisions compared."""
     now = outcomes(after.decisions)
     paired = {}

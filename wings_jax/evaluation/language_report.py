@@ -7,9 +7,9 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from wings_jax.evaluation import forgetting, language, report
+from wings_jax.evaluation import comparison, language, report
 from wings_jax.evaluation.everyday import ALL, PER_TOKEN
-from wings_jax.evaluation.language import Decision, Reading, Result
+from wings_jax.evaluation.language import Decision, LanguageResult, TextLikelihood
 from wings_jax.evaluation.prose import Text
 from wings_jax.evaluation.scoring import Score
 
@@ -20,7 +20,7 @@ MEANING = (
 )
 
 
-def tables(text: Text, results: Sequence[Result]) -> list[Table]:
+def tables(text: Text, results: Sequence[LanguageResult]) -> list[Table]:
     """Returns the tables with their titles: a column per model, changes are from the first."""
     made = [_of_text(text, results), _of_choices(results)]
     if len(results) > 1:
@@ -28,7 +28,7 @@ def tables(text: Text, results: Sequence[Result]) -> list[Table]:
     return made
 
 
-def _of_text(text: Text, results: Sequence[Result]) -> Table:
+def _of_text(text: Text, results: Sequence[LanguageResult]) -> Table:
     readings = [result.reading for result in results]
     cells = [
         ["", *(result.name for result in results)],
@@ -46,7 +46,7 @@ def _of_text(text: Text, results: Sequence[Result]) -> Table:
     return f"Plain text: {text.source}, {size} passages, SHA-256 {checksum}... [95 %]", cells
 
 
-def _of_choices(results: Sequence[Result]) -> Table:
+def _of_choices(results: Sequence[LanguageResult]) -> Table:
     found = [language.outcomes(result.decisions) for result in results]
     cells = [["", "n", *(result.name for result in results)]]
     for row, first in found[0].items():
@@ -55,11 +55,11 @@ def _of_choices(results: Sequence[Result]) -> Table:
     return MEANING, cells
 
 
-def _of_changes(first: Result, *others: Result) -> Table:
+def _of_changes(first: LanguageResult, *others: LanguageResult) -> Table:
     found = [language.changes(first, other) for other in others]
     cells = [["", *(other.name for other in others)]]
     for row in found[0]:
-        cells.append([_label(row), *(forgetting.shown(rows[row]) for rows in found)])
+        cells.append([_label(row), *(comparison.shown(rows[row]) for rows in found)])
     return f"Change from {first.name} in points [95 % interval, paired, Newcombe]", cells
 
 
@@ -72,13 +72,13 @@ def _shown(value: float, interval: tuple[float, float] | None, digits: int = 3) 
     return f"{value:.{digits}f}{ends}"
 
 
-def as_text(text: Text, results: Sequence[Result]) -> str:
+def as_text(text: Text, results: Sequence[LanguageResult]) -> str:
     """Returns the tables for a terminal."""
     made = (f"{title}\n{report.text_table(cells)}" for title, cells in tables(text, results))
     return "\n\n".join(made)
 
 
-def as_markdown(text: Text, results: Sequence[Result]) -> str:
+def as_markdown(text: Text, results: Sequence[LanguageResult]) -> str:
     """Returns the tables in Markdown, with where each model comes from."""
     lines = ["# Language", ""]
     for result in results:
@@ -89,7 +89,7 @@ def as_markdown(text: Text, results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def as_json(text: Text, results: Sequence[Result]) -> dict[str, Any]:
+def as_json(text: Text, results: Sequence[LanguageResult]) -> dict[str, Any]:
     """Returns every number, for machines; `change` is from the first model to each other."""
     first, *others = results
     models = [
@@ -112,12 +112,12 @@ def as_json(text: Text, results: Sequence[Result]) -> dict[str, Any]:
         model["change"] = {
             "from": first.name,
             "perplexity": {"ratio": _rounded(ratio), "interval95": _ends(interval)},
-            "choices": {row: forgetting.plain(found) for row, found in paired.items()},
+            "choices": {row: comparison.plain(found) for row, found in paired.items()},
         }
     return {"models": models}
 
 
-def _plain(text: Text, reading: Reading) -> dict[str, Any]:
+def _plain(text: Text, reading: TextLikelihood) -> dict[str, Any]:
     return {
         "value": _rounded(reading.perplexity),
         "interval95": _ends(reading.interval),
@@ -139,7 +139,9 @@ def _ends(interval: tuple[float, float] | None) -> list[float] | None:
     return None if interval is None else [round(end, 6) for end in interval]
 
 
-def save(directory: pathlib.Path, text: Text, results: Sequence[Result]) -> list[pathlib.Path]:
+def save(
+    directory: pathlib.Path, text: Text, results: Sequence[LanguageResult]
+) -> list[pathlib.Path]:
     """Writes language.md, language.json and every model's decisions; returns the paths."""
     made = {
         "language.md": as_markdown(text, results),
@@ -148,7 +150,7 @@ def save(directory: pathlib.Path, text: Text, results: Sequence[Result]) -> list
     for result in results:
         lines = (json.dumps(_line(one), ensure_ascii=False) for one in result.decisions)
         made[f"choices-{result.name}.jsonl"] = "".join(f"{line}\n" for line in lines)
-    return [report.write(directory / name, content) for name, content in made.items()]
+    return [report.write_text(directory / name, content) for name, content in made.items()]
 
 
 def _line(one: Decision) -> dict[str, Any]:

@@ -74,12 +74,12 @@ def draw(
         )
     right = sum(scoring.is_right(answers[i], questions[i].truth) for i in chosen)
     page.suptitle(f"{title}{right} of these {len(chosen)} right", fontsize=13, color=INK)
-    report.replace(path, lambda passing: page.savefig(passing, dpi=110, format="png"))
+    report.write_atomically(path, lambda passing: page.savefig(passing, dpi=110, format="png"))
 
 
 def _side_by_side(question: Question) -> np.ndarray:
     """Returns the question's pictures next to each other, u8[h,w,3]."""
-    pictures = [images.load(picture) for picture in question.images]
+    pictures = [images.load_image(picture) for picture in question.images]
     height = max(picture.height for picture in pictures)
     width = sum(picture.width for picture in pictures) + GAP * (len(pictures) - 1)
     whole = Image.new("RGB", (width, height), "white")

@@ -92,7 +92,7 @@ def _version() -> str:
         return "of unknown version"
 
 
-def read(path: pathlib.Path) -> Text:
+def read_text(path: pathlib.Path) -> Text:
     """Returns a UTF-8 text file; empty lines part its paragraphs, other white space is one space.
 
     Raises:

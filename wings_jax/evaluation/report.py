@@ -16,7 +16,7 @@ from wings_jax.evaluation.tasks import TASKS, Question
 
 
 @dataclasses.dataclass(frozen=True)
-class Result:
+class TaskResult:
     """One model's answers.
 
     name, origin  how it is called in the table, and where it comes from
@@ -34,7 +34,7 @@ class Result:
     seconds: Mapping[str, float]
 
 
-def _cells(task: str, results: Sequence[Result]) -> list[list[str]]:
+def _cells(task: str, results: Sequence[TaskResult]) -> list[list[str]]:
     """Returns the table of a task: a row per kind, a column per model."""
     rows = [["", "n", *(result.name for result in results)]]
     for row in results[0].scores[task]:
@@ -54,7 +54,7 @@ def shown(score: Score) -> str:
     return f"{100 * score.accuracy:.1f} [{low}, {high}]"
 
 
-def as_text(results: Sequence[Result]) -> str:
+def as_text(results: Sequence[TaskResult]) -> str:
     """Returns tables for a terminal: accuracy in %, with its 95 % interval."""
     parts = []
     for task in results[0].scores:
@@ -85,7 +85,7 @@ def markdown_table(cells: Sequence[Sequence[str]]) -> str:
     return "\n".join(lines)
 
 
-def as_markdown(results: Sequence[Result]) -> str:
+def as_markdown(results: Sequence[TaskResult]) -> str:
     """Returns the same tables in Markdown, with where each model comes from."""
     lines = ["# Evaluation", "", "Right answers in %, with the 95 % interval (Wilson).", ""]
     for result in results:
@@ -106,7 +106,7 @@ def plain(score: Score) -> dict[str, Any]:
     }
 
 
-def as_json(results: Sequence[Result]) -> dict[str, Any]:
+def as_json(results: Sequence[TaskResult]) -> dict[str, Any]:
     """Returns counts, accuracies and intervals, for machines."""
     return {
         "models": [
@@ -127,7 +127,7 @@ def as_json(results: Sequence[Result]) -> dict[str, Any]:
 
 def save(
     directory: pathlib.Path,
-    results: Sequence[Result],
+    results: Sequence[TaskResult],
     questions: Mapping[str, Sequence[Question]],
 ) -> list[pathlib.Path]:
     """Writes report.md, report.json and every answer; returns the paths."""
@@ -153,7 +153,7 @@ def save(
             for question, answer in zip(questions[task], answers, strict=True)
         ]
         made[f"answers-{result.name}.jsonl"] = "".join(f"{line}\n" for line in lines)
-    return [write(directory / name, text) for name, text in made.items()]
+    return [write_text(directory / name, text) for name, text in made.items()]
 
 
 def check_writable(folder: pathlib.Path, flag: str) -> None:
@@ -164,13 +164,13 @@ def check_writable(folder: pathlib.Path, flag: str) -> None:
         raise UserError(f"{flag}: cannot write to {folder}")
 
 
-def write(path: pathlib.Path, text: str) -> pathlib.Path:
+def write_text(path: pathlib.Path, text: str) -> pathlib.Path:
     """Returns `path`, which now holds the text. Raises UserError as `replace` does."""
-    replace(path, lambda passing: passing.write_text(text, encoding="utf-8"))
+    write_atomically(path, lambda passing: passing.write_text(text, encoding="utf-8"))
     return path
 
 
-def replace(path: pathlib.Path, make: Callable[[pathlib.Path], Any]) -> None:
+def write_atomically(path: pathlib.Path, make: Callable[[pathlib.Path], Any]) -> None:
     """Has `make` make a file under a passing name, which then takes `path`'s place.
 
     Raises:

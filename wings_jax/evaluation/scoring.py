@@ -97,7 +97,9 @@ def is_right(answer: str, truth: str) -> bool:
     return answer.strip() == truth.strip()
 
 
-def count(task: Task, questions: Sequence[Question], answers: Iterable[str]) -> Mapping[str, Score]:
+def score_answers(
+    task: Task, questions: Sequence[Question], answers: Iterable[str]
+) -> Mapping[str, Score]:
     """Returns row -> score, for the rows of the task that have questions, in its order."""
     right, total = dict.fromkeys(task.rows, 0), dict.fromkeys(task.rows, 0)
     for question, answer in zip(questions, answers, strict=True):
@@ -107,7 +109,7 @@ def count(task: Task, questions: Sequence[Question], answers: Iterable[str]) -> 
     return {row: Score(right[row], total[row]) for row in task.rows if total[row]}
 
 
-def pair(
+def score_pairs(
     task: Task, questions: Sequence[Question], before: Sequence[str], after: Sequence[str]
 ) -> Mapping[str, Paired]:
     """Returns row -> both answers compared, for the rows that have questions."""

@@ -11,9 +11,10 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from wings_jax.data import questions, samples, skills, sources
+from wings_jax.data import samples, sources
 from wings_jax.errors import UserError
 from wings_jax.evaluation import iit
+from wings_jax.scenes import questions, skills
 
 ALL_BUT_SUMS = "all but sums"
 REPLAYED, NOT_REPLAYED, ALL_TEXT = "replayed in stage 2", "never replayed", "all text"
@@ -98,7 +99,7 @@ TASKS: Mapping[str, Task] = {
 }
 
 
-def named(names: str) -> dict[str, Task]:
+def find_tasks(names: str) -> dict[str, Task]:
     """Returns the tasks of a comma-separated list.
 
     Raises:
@@ -112,7 +113,9 @@ def named(names: str) -> dict[str, Task]:
     return {name: TASKS[name] for name in chosen}
 
 
-def read(task: Task, root: pathlib.Path | None, limit: int | None = None) -> list[Question]:
+def read_questions(
+    task: Task, root: pathlib.Path | None, limit: int | None = None
+) -> list[Question]:
     """Returns the task's questions; with `limit` about so many, spread over them.
 
     `root` is the folder of the data set, None if the task has no file.

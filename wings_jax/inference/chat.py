@@ -11,8 +11,8 @@ import numpy as np
 from wings_jax.data import conversation
 from wings_jax.errors import UserError
 from wings_jax.inference.dialogue import Dialogue
-from wings_jax.inference.prompts import Reader, Request
-from wings_jax.inference.sampling import Sampling
+from wings_jax.inference.prompts import PromptProcessor, Request
+from wings_jax.inference.sampling import SamplingParams
 from wings_jax.inference.streaming import TextStream
 
 
@@ -23,7 +23,13 @@ class Chat:
     images  the pictures as the tower reads them
     """
 
-    def __init__(self, reader: Reader, dialogue: Dialogue, sampling: Sampling, system: str = ""):
+    def __init__(
+        self,
+        reader: PromptProcessor,
+        dialogue: Dialogue,
+        sampling: SamplingParams,
+        system: str = "",
+    ):
         self._reader, self._dialogue = reader, dialogue
         self._sampling, self._system = sampling, system
         self.reset()
@@ -41,7 +47,7 @@ class Chat:
         self.images: list[np.ndarray] = []
 
     def ask(
-        self, text: str, images: Sequence[Any] = (), sampling: Sampling | None = None
+        self, text: str, images: Sequence[Any] = (), sampling: SamplingParams | None = None
     ) -> Iterator[str]:
         """Yields the answer piece by piece; what was yielded is what is remembered.
 

@@ -13,15 +13,15 @@ import jax
 import jax.numpy as jnp
 
 from wings_jax import axes
-from wings_jax.inference import engine, memory, sampling
-from wings_jax.inference.engine import Chunk, Spec, Weights
-from wings_jax.inference.memory import Memory
-from wings_jax.inference.sampling import Choice
+from wings_jax.inference import engine, kv_cache, sampling
+from wings_jax.inference.engine import Chunk, ModelSpec, Weights
+from wings_jax.inference.kv_cache import KVCache
+from wings_jax.inference.sampling import BatchSamplingParams
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Running:
+class DecodeState:
     """B answers in the making.
 
     tokens   i32[B]    the newest token of each: chosen, but not yet in the memory
@@ -38,16 +38,16 @@ class Running:
     seen: jax.Array | None
 
 
-compact = jax.jit(memory.compact)
-forget = jax.jit(memory.forget, donate_argnums=0)
-insert = jax.jit(memory.insert, donate_argnums=0)
-grow = jax.jit(lambda before, slots: memory.grow(before, dict(slots)), static_argnums=1)
+compact = jax.jit(kv_cache.compact)
+truncate = jax.jit(kv_cache.truncate, donate_argnums=0)
+insert = jax.jit(kv_cache.insert, donate_argnums=0)
+grow = jax.jit(lambda before, slots: kv_cache.grow(before, dict(slots)), static_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnames="spec")
-def encode(spec: Spec, weights: Weights, images: jax.Array) -> jax.Array:
+def encode(spec: ModelSpec, weights: Weights, images: jax.Array) -> jax.Array:
     """Returns f32[n*P,D], the projected features of images u8[n,h,w,3]."""
-    return engine.encode(spec, weights, axes.lay(images, spec.mesh))
+    return engine.encode(spec, weights, axes.shard_leading_axis(images, spec.mesh))
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
@@ -58,41 +58,47 @@ def stack(features: tuple[jax.Array, ...], width: int, rows: int) -> jax.Array:
 
 
 @jax.jit
-def put(running: Running, guests: Running, rows: jax.Array) -> Running:
+def put(running: DecodeState, guests: DecodeState, rows: jax.Array) -> DecodeState:
     """Returns the answers with guest g in place of row `rows[g]`; past the end: nowhere."""
     return jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), running, guests)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "slots"))
 def prefill(
-    spec: Spec,
+    spec: ModelSpec,
     weights: Weights,
     chunk: Chunk,
     features: jax.Array | None,
     *,
     slots: tuple[tuple[str, int], ...],
-) -> tuple[Memory, jax.Array]:
+) -> tuple[KVCache, jax.Array]:
     """Returns new conversations' memory and f32[B,V] behind the last slot of each."""
-    chunk = axes.lay(chunk, spec.mesh)
+    chunk = axes.shard_leading_axis(chunk, spec.mesh)
     grown, hidden = engine.prefill(spec, weights, chunk, features, dict(slots))
-    return memory.lay(grown, spec.mesh), engine.logits(spec, weights, _last(chunk, hidden))
+    return kv_cache.shard_cache(grown, spec.mesh), engine.logits(
+        spec, weights, _last(chunk, hidden)
+    )
 
 
 @functools.partial(jax.jit, static_argnames="spec")
-def read(spec: Spec, weights: Weights, chunk: Chunk, features: jax.Array | None) -> jax.Array:
+def forward(
+    spec: ModelSpec, weights: Weights, chunk: Chunk, features: jax.Array | None
+) -> jax.Array:
     """Returns f32[B,V] behind the last slot of each conversation, of which nothing is kept."""
-    hidden = engine.read(spec, weights, chunk, features)
+    hidden = engine.forward(spec, weights, chunk, features)
     return engine.logits(spec, weights, _last(chunk, hidden))
 
 
 @functools.partial(jax.jit, static_argnames=("spec",), donate_argnames=("before",))
 def extend(
-    spec: Spec, weights: Weights, before: Memory, chunk: Chunk, features: jax.Array | None
-) -> tuple[Memory, jax.Array]:
+    spec: ModelSpec, weights: Weights, before: KVCache, chunk: Chunk, features: jax.Array | None
+) -> tuple[KVCache, jax.Array]:
     """Returns the memory with the chunk appended and f32[B,V] behind the last slot of each."""
-    chunk = axes.lay(chunk, spec.mesh)
+    chunk = axes.shard_leading_axis(chunk, spec.mesh)
     grown, hidden = engine.extend(spec, weights, before, chunk, features)
-    return memory.lay(grown, spec.mesh), engine.logits(spec, weights, _last(chunk, hidden))
+    return kv_cache.shard_cache(grown, spec.mesh), engine.logits(
+        spec, weights, _last(chunk, hidden)
+    )
 
 
 def _last(chunk: Chunk, hidden: jax.Array) -> jax.Array:
@@ -102,7 +108,9 @@ def _last(chunk: Chunk, hidden: jax.Array) -> jax.Array:
 
 
 @jax.jit
-def begin(logits: jax.Array, choice: Choice, stops: jax.Array, seen: jax.Array | None) -> Running:
+def begin(
+    logits: jax.Array, choice: BatchSamplingParams, stops: jax.Array, seen: jax.Array | None
+) -> DecodeState:
     """Returns the answers with their first tokens, chosen from f32[B,V].
 
     `stops` i32[n] are the tokens that end an answer. A row whose limit is 0 is done at once.
@@ -113,20 +121,22 @@ def begin(logits: jax.Array, choice: Choice, stops: jax.Array, seen: jax.Array |
 @jax.jit
 def resume(
     logits: jax.Array,
-    choice: Choice,
+    choice: BatchSamplingParams,
     stops: jax.Array,
     count: jax.Array,
     seen: jax.Array | None,
-) -> Running:
+) -> DecodeState:
     """Returns the answers, of which count i32[B] tokens have been said, with the next tokens."""
     blank = jnp.zeros(count.shape, jnp.int32)
-    before = Running(blank, jnp.zeros(count.shape), count, choice.limits <= count, seen)
+    before = DecodeState(blank, jnp.zeros(count.shape), count, choice.limits <= count, seen)
     return _advance(before, logits, choice, stops)
 
 
-def _advance(before: Running, logits: jax.Array, choice: Choice, stops: jax.Array) -> Running:
+def _advance(
+    before: DecodeState, logits: jax.Array, choice: BatchSamplingParams, stops: jax.Array
+) -> DecodeState:
     """Returns the answers with one more token each, where they are not done."""
-    tokens = sampling.choose(logits, choice, before.count, before.seen)
+    tokens = sampling.sample_tokens(logits, choice, before.count, before.seen)
     picked = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
     logprobs = picked - jax.nn.logsumexp(logits, axis=-1)
     tokens = jnp.where(before.done, before.tokens, tokens)
@@ -135,22 +145,22 @@ def _advance(before: Running, logits: jax.Array, choice: Choice, stops: jax.Arra
     seen = before.seen
     if seen is not None:
         seen = seen.at[jnp.arange(tokens.shape[0]), tokens].set(True)
-    return Running(tokens, logprobs, count, before.done | ended, seen)
+    return DecodeState(tokens, logprobs, count, before.done | ended, seen)
 
 
 @functools.partial(
     jax.jit, static_argnames=("spec", "steps"), donate_argnames=("before", "running")
 )
 def decode(
-    spec: Spec,
+    spec: ModelSpec,
     weights: Weights,
-    before: Memory,
-    running: Running,
-    choice: Choice,
+    before: KVCache,
+    running: DecodeState,
+    choice: BatchSamplingParams,
     stops: jax.Array,
     *,
     steps: int,
-) -> tuple[Memory, Running, Mapping[str, jax.Array]]:
+) -> tuple[KVCache, DecodeState, Mapping[str, jax.Array]]:
     """Goes on for up to `steps` tokens, or until all rows are done.
 
     Returns:
@@ -170,7 +180,7 @@ def decode(
     def body(carry: tuple) -> tuple:
         index, before, running, said = carry
         after, logits = engine.step(spec, weights, before, running.tokens, ~running.done)
-        after = memory.lay(after, spec.mesh)
+        after = kv_cache.shard_cache(after, spec.mesh)
         running = _advance(running, logits, choice, stops)
         said = {
             "tokens": said["tokens"].at[index].set(running.tokens),

@@ -14,18 +14,18 @@ import numpy as np
 
 from wings_jax import errors
 from wings_jax.errors import UserError
-from wings_jax.inference import batch, decode, limits, memory, prompts, sampling
-from wings_jax.inference.engine import Spec, Weights
-from wings_jax.inference.memory import Memory
-from wings_jax.inference.prompts import Slots
-from wings_jax.inference.sampling import Sampling
+from wings_jax.inference import decode, device_memory, kv_cache, prompts, sampling, scheduler
+from wings_jax.inference.engine import ModelSpec, Weights
+from wings_jax.inference.kv_cache import KVCache
+from wings_jax.inference.prompts import PromptSlots
+from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model.layout import IMAGE
 
 STEPS = 4  # tokens between two looks: few enough to stream, and to stop at once
 
 
 @dataclasses.dataclass(frozen=True)
-class Piece:
+class OutputPiece:
     """Tokens that were just written, their log-probabilities, and whether they end the answer."""
 
     tokens: tuple[int, ...]
@@ -40,46 +40,46 @@ class Dialogue:
       stops: token ids that end an answer.
     """
 
-    def __init__(self, spec: Spec, weights: Weights, stops: Sequence[int]):
+    def __init__(self, spec: ModelSpec, weights: Weights, stops: Sequence[int]):
         self.spec, self.weights = spec, weights
         self.stops = np.asarray(stops or (-1,), np.int32)
         self.reset()
 
     def reset(self) -> None:
         """Forgets everything."""
-        self.known: Slots = prompts.EMPTY
-        self.memory: Memory | None = None
+        self.known: PromptSlots = prompts.EMPTY
+        self.memory: KVCache | None = None
         self.read = 0  # slots that the last `answer` had to read
 
-    def answer(self, prompt: Slots, wish: Sampling) -> Iterator[Piece]:
+    def answer(self, prompt: PromptSlots, wish: SamplingParams) -> Iterator[OutputPiece]:
         """Yields the tokens of the answer to a prompt, which is the whole conversation so far.
 
         Raises:
           UserError: the conversation does not fit the devices' memory; nothing of it is known then.
         """
         try:
-            with errors.full_memory(limits.ADVICE):
+            with errors.full_memory(device_memory.ADVICE):
                 yield from self._answer(prompt, wish)
         except UserError:
             self.reset()
             raise
 
-    def _answer(self, prompt: Slots, wish: Sampling) -> Iterator[Piece]:
-        if not batch.is_causal(self.spec, len(prompt.images)):
+    def _answer(self, prompt: PromptSlots, wish: SamplingParams) -> Iterator[OutputPiece]:
+        if not scheduler.is_causal(self.spec, len(prompt.images)):
             self.read = prompt.count
-            features = batch.encode_all(self.spec, self.weights, prompt)
-            for token, logprob, is_last in batch.recompute(
+            features = scheduler.encode_all(self.spec, self.weights, prompt)
+            for token, logprob, is_last in scheduler.recompute(
                 self.spec, self.weights, prompt, features, wish, self.stops.tolist()
             ):
-                yield Piece((token,), (logprob,), is_last)
+                yield OutputPiece((token,), (logprob,), is_last)
             return
         logits = self._enter(prompt, wish.max_new_tokens)
         arch = self.spec.arch
-        choice = sampling.gather([wish], arch.decoder.vocab_size)
+        choice = sampling.stack_params([wish], arch.decoder.vocab_size)
         seen = None if choice.penalty is None else prompts.seen([prompt], arch)
         running = decode.begin(logits, choice, self.stops, seen)
         done = bool(running.done[0])
-        yield Piece((int(running.tokens[0]),), (float(running.logprobs[0]),), done)
+        yield OutputPiece((int(running.tokens[0]),), (float(running.logprobs[0]),), done)
         while not done:
             before = int(running.count[0])
             pending = int(running.tokens[0])
@@ -94,34 +94,34 @@ class Dialogue:
             tokens = said["tokens"][:count, 0].tolist()
             self._note([pending, *tokens][:count])
             done = bool(running.done[0])
-            yield Piece(tuple(tokens), tuple(said["logprobs"][:count, 0].tolist()), done)
+            yield OutputPiece(tuple(tokens), tuple(said["logprobs"][:count, 0].tolist()), done)
 
     def _note(self, tokens: Sequence[int]) -> None:
         """Adds text that has been entered into the memory to what is known."""
         fresh = prompts.from_ids(tokens, (), 1)
         self.known = prompts.join(self.known, fresh)
 
-    def _enter(self, prompt: Slots, answer: int) -> np.ndarray:
+    def _enter(self, prompt: PromptSlots, answer: int) -> np.ndarray:
         """Brings the memory up to the prompt; returns f32[1,V] behind it."""
         kept = min(common(self.known, prompt), prompt.count - 1)
         patches = self.spec.arch.vision.num_patches
         kept = not_within_image(prompt, kept, patches)
         rest = prompts.tail(prompt, kept, patches)
-        if self.memory is None or (rest.images and "visual" not in self.memory.sights):
+        if self.memory is None or (rest.images and "visual" not in self.memory.visibility):
             kept, rest = 0, prompt
         self.read = rest.count
         length, images = prompts.bucket(rest.count), prompts.power(len(rest.images))
         starts = np.array([kept], np.int32)
         arch = self.spec.arch
         chunk = prompts.make_chunk([rest], starts, arch, length=length, images=images)
-        features = batch.encode_all(self.spec, self.weights, rest)
+        features = scheduler.encode_all(self.spec, self.weights, rest)
         if kept == 0:
             slots = self._capacity(chunk, length + prompts.bucket(answer + STEPS))
             self.memory, logits = decode.prefill(
                 self.spec, self.weights, chunk, features, slots=slots
             )
         else:
-            self.memory = decode.forget(self.memory, starts)
+            self.memory = decode.truncate(self.memory, starts)
             state, self.memory = self._make_room(length, images * patches), None
             self.memory, logits = decode.extend(self.spec, self.weights, state, chunk, features)
         self.known = prompt
@@ -130,19 +130,19 @@ class Dialogue:
     def _capacity(self, chunk: prompts.Chunk, room: int) -> tuple[tuple[str, int], ...]:
         slots = {name: picks.shape[1] for name, picks in chunk.picks.items()}
         slots |= {"main": room} | ({"textual": room} if "textual" in slots else {})
-        limits.check(self.spec, 1, slots)
+        device_memory.check(self.spec, 1, slots)
         return tuple(sorted(slots.items()))
 
-    def _make_room(self, slots: int, visual: int = 0) -> Memory:
+    def _make_room(self, slots: int, visual: int = 0) -> KVCache:
         """Returns the memory with room for so many more slots; half of it stays free."""
         needs = {"main": slots, "textual": slots, "visual": visual}
 
-        def lacks(state: Memory) -> dict[str, int]:
-            have = memory.capacities(state)
+        def lacks(state: KVCache) -> dict[str, int]:
+            have = kv_cache.capacities(state)
             return {n: int(state.used[n]) + needs[n] for n in have if needs[n]}
 
-        def fits(state: Memory) -> bool:
-            have = memory.capacities(state)
+        def fits(state: KVCache) -> bool:
+            have = kv_cache.capacities(state)
             return all(size <= have[name] for name, size in lacks(state).items())
 
         if fits(self.memory):
@@ -154,7 +154,7 @@ class Dialogue:
         return state
 
 
-def common(known: Slots, now: Slots) -> int:
+def common(known: PromptSlots, now: PromptSlots) -> int:
     """Returns how many slots two conversations share from the start."""
     count = min(known.count, now.count)
     same = known.tokens[:count] == now.tokens[:count]
@@ -172,7 +172,7 @@ def common(known: Slots, now: Slots) -> int:
     return end
 
 
-def not_within_image(slots: Slots, at: int, patches: int) -> int:
+def not_within_image(slots: PromptSlots, at: int, patches: int) -> int:
     """Returns `at`, or where the image begins that it would cut through."""
     if at >= slots.count or slots.modality[at] != IMAGE:
         return at

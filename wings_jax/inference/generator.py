@@ -11,22 +11,20 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from wings_jax import tree
 from wings_jax.data import conversation, tokenization
 from wings_jax.errors import UserError
-from wings_jax.inference import batch, engine, likelihood, prompts, streaming
+from wings_jax.inference import engine, likelihood, prompts, scheduler, streaming
 from wings_jax.inference.chat import Chat
 from wings_jax.inference.dialogue import Dialogue
 from wings_jax.inference.likelihood import Likelihood
-from wings_jax.inference.prompts import Reader, Request
-from wings_jax.inference.sampling import Sampling
+from wings_jax.inference.prompts import PromptProcessor, Request
+from wings_jax.inference.sampling import SamplingParams
 from wings_jax.inference.streaming import TextStream
+from wings_jax.model import parameters
 from wings_jax.model.presets import WingsArch
-from wings_jax.model.wings import Wings
-from wings_jax.training import state
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,17 +72,17 @@ class Generator:
         dtype: str | None = None,
         kernel: str = "auto",
         rows: int = 16,
-        sampling: Sampling | None = None,
+        sampling: SamplingParams | None = None,
         mesh: Mesh | None = None,
     ):
         if isinstance(template, str):
-            template = conversation.template_named(template)
-        self.spec = engine.Spec(arch, dtype or usual_dtype(), kernel, mesh)
-        params = params if mesh is None else place(params, arch, mesh)
+            template = conversation.get_template(template)
+        self.spec = engine.ModelSpec(arch, dtype or parameters.default_dtype(), kernel, mesh)
+        params = params if mesh is None else place_params(params, arch, mesh)
         self.weights = engine.split_layers(params, self.spec)
-        self.sampling = sampling or Sampling()
-        self.reader = Reader(arch, tokenizer, template, _lacks(arch, params))
-        self.plan = batch.Plan(rows, stops=stop_tokens(tokenizer, template))
+        self.sampling = sampling or SamplingParams()
+        self.reader = PromptProcessor(arch, tokenizer, template, _lacks(arch, params))
+        self.plan = scheduler.SchedulerOptions(rows, stops=stop_tokens(tokenizer, template))
 
     @classmethod
     def of(cls, restored: Any, **options: Any) -> Generator:
@@ -114,7 +112,7 @@ class Generator:
                 tasks.append(self._task(index, request))
             except UserError as error:
                 yield index, error
-        for task, draft in batch.run(self.spec, self.weights, tasks, self.plan):
+        for task, draft in scheduler.run(self.spec, self.weights, tasks, self.plan):
             is_error = isinstance(draft, UserError)
             yield task.index, draft if is_error else self._answer(draft)
 
@@ -136,7 +134,7 @@ class Generator:
             if stream.is_cut:
                 return
 
-    def chat(self, *, system: str = "", sampling: Sampling | None = None) -> Chat:
+    def chat(self, *, system: str = "", sampling: SamplingParams | None = None) -> Chat:
         """Returns a conversation whose past is never read twice."""
         dialogue = Dialogue(self.spec, self.weights, self.plan.stops)
         return Chat(self.reader, dialogue, sampling or self.sampling, system)
@@ -186,7 +184,8 @@ class Generator:
         """
         windows = [(i, ids) for i, text in enumerate(texts) for ids in self.reader.windows(text)]
         offers = [
-            likelihood.Offer(prompts.from_ids(ids[:1], (), 1), [ids[1:]]) for _, ids in windows
+            likelihood.ScoringRequest(prompts.from_ids(ids[:1], (), 1), [ids[1:]])
+            for _, ids in windows
         ]
         found = [Likelihood(0.0, 0, True)] * len(texts)
         for number, (part,) in likelihood.score(self.spec, self.weights, offers, self.plan.rows):
@@ -194,24 +193,26 @@ class Generator:
             found[index] = found[index] + part
         return found
 
-    def _offer(self, request: Request, answers: Sequence[str], with_end: bool) -> likelihood.Offer:
+    def _offer(
+        self, request: Request, answers: Sequence[str], with_end: bool
+    ) -> likelihood.ScoringRequest:
         prompt = self.reader.read(request)
         prompt = dataclasses.replace(prompt, images=self.reader.load(request.images))
         ids = [self.reader.answer_ids(request, answer) for answer in answers]
         if not with_end:
             ids = [[token for token in some if token not in self.plan.stops] for some in ids]
-        offer = likelihood.Offer(prompt, ids)
+        offer = likelihood.ScoringRequest(prompt, ids)
         self.reader.check(sum(offer.size))
         return offer
 
-    def _task(self, index: int, request: Request) -> batch.Task:
+    def _task(self, index: int, request: Request) -> scheduler.GenerationTask:
         slots = self.reader.read(request)
         wish = self.reader.fit(request.sampling or self.sampling, slots)
 
         def ended(tokens: Sequence[int]) -> bool:
-            return streaming.cut(self.reader.text(tokens), wish.stop)[1]
+            return streaming.cut_at_stop(self.reader.text(tokens), wish.stop)[1]
 
-        return batch.Task(
+        return scheduler.GenerationTask(
             index,
             slots,
             len(request.images),
@@ -220,12 +221,12 @@ class Generator:
             ended if wish.stop else None,
         )
 
-    def _answer(self, draft: batch.Draft) -> Answer:
+    def _answer(self, draft: scheduler.PartialOutput) -> Answer:
         tokens, wish = list(draft.tokens), draft.task.sampling
         reason = "length"
         if tokens and tokens[-1] in self.plan.stops:
             tokens, reason = tokens[:-1], "stop"
-        text, is_cut = streaming.cut(self.reader.text(tokens), wish.stop)
+        text, is_cut = streaming.cut_at_stop(self.reader.text(tokens), wish.stop)
         return Answer(
             text,
             tuple(tokens),
@@ -241,17 +242,11 @@ def _lacks(arch: WingsArch, params: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(part for part in needed if part not in params)
 
 
-def place(params: Mapping[str, Any], arch: WingsArch, mesh: Mesh) -> dict[str, Any]:
+def place_params(params: Mapping[str, Any], arch: WingsArch, mesh: Mesh) -> dict[str, Any]:
     """Returns nested parameters on the mesh, each where training would keep it."""
-    state.check_mesh(arch, mesh, flag="mesh")
-    shardings = state.plan(Wings(arch), mesh).shardings
-    flat = tree.flatten(params)
-    return tree.nest({path: jax.device_put(x, shardings[path]) for path, x in flat.items()})
-
-
-def usual_dtype() -> str:
-    """Returns the dtype of the matmuls where none is asked for."""
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    parameters.check_mesh(arch, mesh, flag="mesh")
+    abstract = parameters.abstract_params(arch, mesh=mesh)
+    return tree.nest(parameters.place_params(tree.flatten(params), abstract))
 
 
 def stop_tokens(tokenizer: Any, template: conversation.Template) -> tuple[int, ...]:

@@ -19,7 +19,7 @@ from wings_jax.data import samples
 from wings_jax.errors import UserError
 from wings_jax.inference.generator import Answer, Generator
 from wings_jax.inference.prompts import Request
-from wings_jax.inference.sampling import Sampling
+from wings_jax.inference.sampling import SamplingParams
 
 KEYS = {"id", "prompt", "conversations", "image", "images", "sampling"}
 
@@ -33,7 +33,7 @@ class Line:
     request: Request | UserError
 
 
-def read(path: pathlib.Path, images: pathlib.Path, sampling: Sampling) -> list[Line]:
+def read_requests(path: pathlib.Path, images: pathlib.Path, sampling: SamplingParams) -> list[Line]:
     """Returns the lines of a JSONL file; empty ones are passed over.
 
     Args:
@@ -57,12 +57,12 @@ def read(path: pathlib.Path, images: pathlib.Path, sampling: Sampling) -> list[L
     return lines
 
 
-def _line(number: int, text: str, images: pathlib.Path, sampling: Sampling) -> Line:
+def _line(number: int, text: str, images: pathlib.Path, sampling: SamplingParams) -> Line:
     identity: Any = number
     try:
         record = json.loads(text)
         if not isinstance(record, Mapping):
-            raise UserError(f"is {samples.brief(record)}, not an object")
+            raise UserError(f"is {samples.shorten(record)}, not an object")
         identity = record.get("id", number)
         return Line(number, identity, _request(record, images, sampling))
     except json.JSONDecodeError as error:
@@ -73,7 +73,7 @@ def _line(number: int, text: str, images: pathlib.Path, sampling: Sampling) -> L
         return Line(number, identity, error)
 
 
-def _request(record: Mapping[str, Any], images: pathlib.Path, sampling: Sampling) -> Request:
+def _request(record: Mapping[str, Any], images: pathlib.Path, sampling: SamplingParams) -> Request:
     unknown = sorted(set(record) - KEYS)
     if unknown:
         raise UserError(f"unknown key {unknown[0]!r}; there are {', '.join(sorted(KEYS))}")
@@ -82,26 +82,26 @@ def _request(record: Mapping[str, Any], images: pathlib.Path, sampling: Sampling
         raise UserError('needs either "prompt" or "conversations"')
     question = record[asked[0]]
     if not isinstance(question, str if asked == ["prompt"] else list):
-        raise UserError(f"{asked[0]} is {samples.brief(question)}")
+        raise UserError(f"{asked[0]} is {samples.shorten(question)}")
     names = record.get("images", record.get("image")) or []
     names = [names] if isinstance(names, str) else names
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise UserError(f"images is {samples.brief(names)}, not a list of paths")
+        raise UserError(f"images is {samples.shorten(names)}, not a list of paths")
     return Request(question, [images / name for name in names], _sampling(record, sampling))
 
 
-def _sampling(record: Mapping[str, Any], sampling: Sampling) -> Sampling:
+def _sampling(record: Mapping[str, Any], sampling: SamplingParams) -> SamplingParams:
     wishes = record.get("sampling", {})
-    known = {field.name for field in dataclasses.fields(Sampling)}
+    known = {field.name for field in dataclasses.fields(SamplingParams)}
     if not isinstance(wishes, Mapping) or not set(wishes) <= known:
-        raise UserError(f"sampling is {samples.brief(wishes)}; it may hold {', '.join(known)}")
+        raise UserError(f"sampling is {samples.shorten(wishes)}; it may hold {', '.join(known)}")
     try:
         if "stop" in wishes:
             stop = wishes["stop"]
             wishes = {**wishes, "stop": (stop,) if isinstance(stop, str) else tuple(stop)}
         return dataclasses.replace(sampling, **wishes)
     except TypeError as error:
-        raise UserError(f"sampling: {samples.brief(wishes)}: {error}") from error
+        raise UserError(f"sampling: {samples.shorten(wishes)}: {error}") from error
 
 
 class Journal:

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from wings_jax import errors
-from wings_jax.inference import batch, decode, engine, limits, prompts
-from wings_jax.inference.engine import Chunk, Spec, Weights
-from wings_jax.inference.memory import Memory
-from wings_jax.inference.prompts import Slots
+from wings_jax.inference import decode, device_memory, engine, prompts, scheduler
+from wings_jax.inference.engine import Chunk, ModelSpec, Weights
+from wings_jax.inference.kv_cache import KVCache
+from wings_jax.inference.prompts import PromptSlots
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +40,10 @@ class Likelihood:
 
 
 @dataclasses.dataclass(frozen=True)
-class Offer:
+class ScoringRequest:
     """A prompt, and the answers that are offered for it, as ids."""
 
-    prompt: Slots
+    prompt: PromptSlots
     answers: Sequence[Sequence[int]]
 
     @property
@@ -54,7 +54,7 @@ class Offer:
 
 @functools.partial(jax.jit, static_argnames="spec")
 def read_answers(
-    spec: Spec, weights: Weights, memory: Memory, first: jax.Array, chunk: Chunk
+    spec: ModelSpec, weights: Weights, memory: KVCache, first: jax.Array, chunk: Chunk
 ) -> tuple[jax.Array, jax.Array]:
     """Returns f32[B], i32[B]: log-probability of the chunk's tokens, and how many are likeliest.
 
@@ -84,7 +84,7 @@ def judge(logits: jax.Array, tokens: jax.Array, used: jax.Array) -> tuple[jax.Ar
 
 
 def score(
-    spec: Spec, weights: Weights, offers: Sequence[Offer], rows: int
+    spec: ModelSpec, weights: Weights, offers: Sequence[ScoringRequest], rows: int
 ) -> Iterator[tuple[int, list[Likelihood]]]:
     """Yields (index, the likelihood of every answer) of every offer, the short ones first.
 
@@ -94,12 +94,14 @@ def score(
     order = sorted(range(len(offers)), key=lambda i: offers[i].size)
     for first in range(0, len(order), rows):
         chosen = order[first : first + rows]
-        with errors.full_memory(limits.ADVICE):
+        with errors.full_memory(device_memory.ADVICE):
             scored = _score_some(spec, weights, [offers[i] for i in chosen])
         yield from zip(chosen, scored, strict=True)
 
 
-def _score_some(spec: Spec, weights: Weights, offers: Sequence[Offer]) -> list[list[Likelihood]]:
+def _score_some(
+    spec: ModelSpec, weights: Weights, offers: Sequence[ScoringRequest]
+) -> list[list[Likelihood]]:
     size, arch = prompts.power(len(offers)), spec.arch
     rows = [offer.prompt for offer in offers] + [prompts.EMPTY] * (size - len(offers))
     length = prompts.bucket(max(row.count for row in rows))
@@ -107,12 +109,12 @@ def _score_some(spec: Spec, weights: Weights, offers: Sequence[Offer]) -> list[l
     starts = np.zeros(size, np.int32)
     chunk = prompts.make_chunk(rows, starts, arch, length=length, images=images)
     pictures = [picture for row in rows for picture in row.images]
-    features = batch.encode(spec, weights, pictures, at_once=size, room=size * images)
+    features = scheduler.encode(spec, weights, pictures, at_once=size, room=size * images)
     longest = max((len(ids) for offer in offers for ids in offer.answers), default=1)
     room = prompts.bucket(longest)
     slots = {name: picks.shape[1] for name, picks in chunk.picks.items()}
     slots |= {"main": length + room} | ({"textual": length + room} if "textual" in slots else {})
-    limits.check(spec, size, slots)
+    device_memory.check(spec, size, slots)
     memory, logits = decode.prefill(
         spec, weights, chunk, features, slots=tuple(sorted(slots.items()))
     )

@@ -13,14 +13,14 @@ from wings_jax.data import conversation, samples, tokenization
 from wings_jax.data import images as image_files
 from wings_jax.errors import UserError
 from wings_jax.inference.engine import Chunk
-from wings_jax.inference.sampling import Sampling
+from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model import layout
 from wings_jax.model.layout import LEARNERS, VISUAL
 from wings_jax.model.presets import WingsArch
 
 
 @dataclasses.dataclass(frozen=True)
-class Slots:
+class PromptSlots:
     """A piece of conversation as slots of one row.
 
     tokens    i32[n]  0 in image slots
@@ -38,34 +38,34 @@ class Slots:
         return len(self.tokens)
 
 
-EMPTY = Slots(np.zeros(0, np.int32), np.zeros(0, np.int32))
+EMPTY = PromptSlots(np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
-def from_ids(ids: Sequence[int], images: Sequence[np.ndarray], image_slots: int) -> Slots:
+def from_ids(ids: Sequence[int], images: Sequence[np.ndarray], image_slots: int) -> PromptSlots:
     """Returns the slots of ids, in which `conversation.IMAGE_ID` stands for an image."""
     ids = np.asarray(ids, np.int32).reshape(-1)
     labels = np.full_like(ids, layout.IGNORE)
     expanded = conversation.expand(conversation.Encoded(ids, labels), image_slots)
-    return Slots(expanded.tokens, expanded.modality, tuple(images))
+    return PromptSlots(expanded.tokens, expanded.modality, tuple(images))
 
 
-def join(*parts: Slots) -> Slots:
+def join(*parts: PromptSlots) -> PromptSlots:
     """Returns one conversation made of several pieces."""
-    return Slots(
+    return PromptSlots(
         np.concatenate([part.tokens for part in parts]),
         np.concatenate([part.modality for part in parts]),
         tuple(picture for part in parts for picture in part.images),
     )
 
 
-def tail(slots: Slots, start: int, patches: int) -> Slots:
+def tail(slots: PromptSlots, start: int, patches: int) -> PromptSlots:
     """Returns the slots from `start` on, which is not within an image of `patches` slots."""
     gone = int((slots.modality[:start] == layout.IMAGE).sum()) // patches
-    return Slots(slots.tokens[start:], slots.modality[start:], slots.images[gone:])
+    return PromptSlots(slots.tokens[start:], slots.modality[start:], slots.images[gone:])
 
 
 def make_chunk(
-    rows: Sequence[Slots],
+    rows: Sequence[PromptSlots],
     starts: np.ndarray,
     arch: WingsArch,
     *,
@@ -102,19 +102,19 @@ def make_chunk(
         tokens,
         modality,
         positions.astype(np.int32),
-        _orders(positions, modality, used, arch),
+        _visible_from(positions, modality, used, arch),
         np.where(is_image, features, 0).astype(np.int32),
         picks,
     )
 
 
-def _orders(
+def _visible_from(
     positions: np.ndarray, modality: np.ndarray, used: np.ndarray, arch: WingsArch
 ) -> np.ndarray:
     prompt_length = arch.semantics.prompt_length
     if prompt_length is None:
-        return layout.paper_orders(positions, modality)
-    return layout.release_orders(positions, modality, used.astype(np.int32), prompt_length)
+        return layout.paper_visible_from(positions, modality)
+    return layout.release_visible_from(positions, modality, used.astype(np.int32), prompt_length)
 
 
 def _pick(chosen: np.ndarray, width: int) -> np.ndarray:
@@ -138,7 +138,7 @@ class Request:
 
     conversations: Sequence[Mapping[str, str]] | str
     images: Sequence[Any] = ()
-    sampling: Sampling | None = None
+    sampling: SamplingParams | None = None
 
     @property
     def turns(self) -> Sequence[Mapping[str, str]]:
@@ -149,7 +149,7 @@ class Request:
 
 
 @dataclasses.dataclass(frozen=True)
-class Reader:
+class PromptProcessor:
     """Reads requests into slots, for one model.
 
     tokenizer  a fast tokenizer of `transformers`
@@ -168,7 +168,7 @@ class Reader:
         llm = self.arch.decoder.max_positions
         return min(llm, self.arch.router_positions) if self.arch.router else llm
 
-    def read(self, request: Request) -> Slots:
+    def read(self, request: Request) -> PromptSlots:
         """Returns the slots of a request up to the open answer; its images are not loaded yet.
 
         Raises:
@@ -194,7 +194,7 @@ class Reader:
         Data may hold markers too many, which training passes over; who asks so is told.
         """
         sample = samples.Sample("", tuple(request.images), request.turns)
-        turns = conversation.normalise(sample, needs_answer=False)
+        turns = conversation.normalize_sample(sample, needs_answer=False)
         asked = zip(request.turns, turns, strict=True)
         texts = [said["value"] for said, turn in asked if turn["from"] == "human"]
         have = sum(text.count(conversation.MARKER) for text in texts)
@@ -215,7 +215,7 @@ class Reader:
             f"{self.limit - 1} before an answer: {length - self.limit + 1} too many"
         )
 
-    def fit(self, wish: Sampling, prompt: Slots) -> Sampling:
+    def fit(self, wish: SamplingParams, prompt: PromptSlots) -> SamplingParams:
         """Returns the wish with no more new tokens than the model can read."""
         room = self.limit - prompt.count
         return dataclasses.replace(wish, max_new_tokens=min(wish.max_new_tokens, room))
@@ -262,8 +262,10 @@ class Reader:
         """Returns the pictures as the tower reads them, u8[h,w,3] each."""
         vision = self.arch.vision
         return tuple(
-            image_files.prepare(
-                image.convert("RGB") if isinstance(image, Image.Image) else image_files.load(image),
+            image_files.prepare_image(
+                image.convert("RGB")
+                if isinstance(image, Image.Image)
+                else image_files.load_image(image),
                 vision.image_size,
                 vision.mean,
             )
@@ -271,7 +273,7 @@ class Reader:
         )
 
 
-def seen(rows: Sequence[Slots], arch: WingsArch) -> np.ndarray:
+def seen(rows: Sequence[PromptSlots], arch: WingsArch) -> np.ndarray:
     """Returns bool[B,V]: the tokens that each row has."""
     found = np.zeros((len(rows), arch.decoder.vocab_size), bool)
     for index, row in enumerate(rows):

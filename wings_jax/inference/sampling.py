@@ -18,7 +18,7 @@ from wings_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class SamplingParams:
     """One request's wishes. The defaults are greedy.
 
     max_new_tokens      an answer ends after so many, if not before
@@ -67,7 +67,7 @@ class Sampling:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Choice:
+class BatchSamplingParams:
     """The wishes of B rows. What no row asks for is None, and costs nothing.
 
     limits       i32[B]    most tokens of an answer
@@ -87,7 +87,7 @@ class Choice:
     penalty: jax.Array | None = None
 
 
-def gather(wishes: Sequence[Sampling], vocab_size: int) -> Choice:
+def stack_params(wishes: Sequence[SamplingParams], vocab_size: int) -> BatchSamplingParams:
     """Returns the wishes of a batch as arrays (numpy)."""
 
     def column(name: str, dtype: type) -> np.ndarray:
@@ -98,10 +98,10 @@ def gather(wishes: Sequence[Sampling], vocab_size: int) -> Choice:
     penalty = None if (penalty == 1).all() else penalty
     temperature = column("temperature", np.float32)
     if not temperature.any():
-        return Choice(limits, penalty=penalty)
+        return BatchSamplingParams(limits, penalty=penalty)
     top_k = column("top_k", np.int32)
     seeds = column("seed", np.int64) & 0xFFFFFFFFFFFFFFF
-    return Choice(
+    return BatchSamplingParams(
         limits=limits,
         keys=np.stack([seeds >> 32, seeds & 0xFFFFFFFF], axis=-1).astype(np.uint32),
         temperature=temperature,
@@ -112,8 +112,8 @@ def gather(wishes: Sequence[Sampling], vocab_size: int) -> Choice:
     )
 
 
-def choose(
-    logits: jax.Array, choice: Choice, count: jax.Array, seen: jax.Array | None
+def sample_tokens(
+    logits: jax.Array, choice: BatchSamplingParams, count: jax.Array, seen: jax.Array | None
 ) -> jax.Array:
     """Returns the next tokens i32[B].
 
@@ -130,13 +130,13 @@ def choose(
     if choice.keys is None:
         return likeliest
     warm = choice.temperature > 0
-    logits = filtered(logits / jnp.where(warm, choice.temperature, 1.0)[:, None], choice)
+    logits = filter_logits(logits / jnp.where(warm, choice.temperature, 1.0)[:, None], choice)
     keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(choice.keys), count)
     drawn = jax.vmap(jax.random.categorical)(keys, logits)
     return jnp.where(warm, drawn, likeliest).astype(jnp.int32)
 
 
-def filtered(logits: jax.Array, choice: Choice) -> jax.Array:
+def filter_logits(logits: jax.Array, choice: BatchSamplingParams) -> jax.Array:
     """Returns f32[B,V] with -inf where top-k, top-p or min-p rules a token out."""
     ordered = -jnp.sort(-logits, axis=-1)
     rank = jnp.arange(logits.shape[-1])

@@ -27,7 +27,7 @@ class TextStream:
     def add(self, tokens: Sequence[int], *, is_last: bool = False) -> str:
         """Returns the text to show after these tokens have been written too."""
         self._tokens += tokens
-        self.text, self.is_cut = cut(self._decode(self._tokens), self._stop)
+        self.text, self.is_cut = cut_at_stop(self._decode(self._tokens), self._stop)
         safe = len(self.text) if is_last or self.is_cut else self._safe()
         fresh = self.text[self._shown : safe]
         self._shown = max(self._shown, safe)
@@ -42,7 +42,7 @@ class TextStream:
         return len(text) - held
 
 
-def cut(text: str, stop: Sequence[str]) -> tuple[str, bool]:
+def cut_at_stop(text: str, stop: Sequence[str]) -> tuple[str, bool]:
     """Returns the text before the first stop string in it, and whether there was one."""
     ends = [at for at in (text.find(string) for string in stop if string) if at >= 0]
     return (text[: min(ends)], True) if ends else (text, False)

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from wings_jax.model import layout as layout_lib
-from wings_jax.model.layout import Sight
+from wings_jax.model.layout import Visibility
 
 KERNELS = ("auto", "einsum", "chunked")
 BLOCK = 256
@@ -33,8 +33,8 @@ def attend(
     k: jax.Array,
     v: jax.Array,
     *,
-    query: Sight | None = None,
-    key: Sight | None = None,
+    query: Visibility | None = None,
+    key: Visibility | None = None,
     probes: jax.Array | None = None,
     kernel: str = "auto",
     block: int = BLOCK,
@@ -75,9 +75,9 @@ def attend(
     return out, probed if has_probes else None
 
 
-def _everyone(x: jax.Array) -> Sight:
+def _everyone(x: jax.Array) -> Visibility:
     zeros = jnp.zeros(x.shape[:2], jnp.int32)
-    return Sight(zeros, zeros)
+    return Visibility(zeros, zeros)
 
 
 # Products of float32 with probes: GPUs and TPUs would round their operands to fewer bits.
@@ -85,7 +85,7 @@ _exact = functools.partial(jnp.einsum, precision="highest")
 
 
 def _einsum(
-    q: jax.Array, k: jax.Array, v: jax.Array, probes: jax.Array, query: Sight, key: Sight
+    q: jax.Array, k: jax.Array, v: jax.Array, probes: jax.Array, query: Visibility, key: Visibility
 ) -> tuple[jax.Array, jax.Array]:
     groups = _grouped(q, k.shape[2])
     logits = jnp.einsum("BTKGH,BSKH->BKGTS", groups, k, preferred_element_type=jnp.float32)
@@ -116,8 +116,8 @@ def _merged(
     k: jax.Array,
     v: jax.Array,
     probes: jax.Array | None,
-    query: Sight,
-    key: Sight,
+    query: Visibility,
+    key: Visibility,
 ) -> tuple[jax.Array, jax.Array | None]:
     """`_einsum` for few queries and a cache: k, v [B*K,S,H]."""
     (rows, slots, heads, width), kv_heads = q.shape, k.shape[0] // q.shape[0]
@@ -149,14 +149,14 @@ def _chunked(
     k: jax.Array,
     v: jax.Array,
     probes: jax.Array,
-    query: Sight,
-    key: Sight,
+    query: Visibility,
+    key: Visibility,
     block: int,
 ) -> tuple[jax.Array, jax.Array]:
     slots = q.shape[1]
     groups = _grouped(q, k.shape[2]) / math.sqrt(q.shape[-1])
-    query = _sight_blocks(query, block, -1)
-    key = _sight_blocks(key, block, -2)
+    query = _visibility_blocks(query, block, -1)
+    key = _visibility_blocks(key, block, -2)
     out, probed = _flash(
         _blocks(groups, block),
         _blocks(k, block),
@@ -177,10 +177,10 @@ def _blocks(x: jax.Array, block: int, fill: int = 0) -> jax.Array:
     return jnp.moveaxis(x, 1, 0)
 
 
-def _sight_blocks(sight: Sight, block: int, segment: int) -> Sight:
-    """Blocks of a sight; the filling is in a segment of its own, so it neither sees nor is seen."""
-    order = _blocks(sight.order, block, layout_lib.NEVER)
-    return Sight(_blocks(sight.segments, block, segment), order)
+def _visibility_blocks(visibility: Visibility, block: int, segment: int) -> Visibility:
+    """Blocks of a visibility; padding gets a segment of its own, so nothing attends to it."""
+    order = _blocks(visibility.visible_from, block, layout_lib.NEVER)
+    return Visibility(_blocks(visibility.segments, block, segment), order)
 
 
 def _join(x: jax.Array, slots: int) -> jax.Array:
@@ -188,7 +188,7 @@ def _join(x: jax.Array, slots: int) -> jax.Array:
     return x.reshape(x.shape[0], x.shape[1] * x.shape[2], *x.shape[3:])[:, :slots]
 
 
-def _reach(query: Sight, key: Sight) -> tuple[jax.Array, jax.Array]:
+def _reach(query: Visibility, key: Visibility) -> tuple[jax.Array, jax.Array]:
     """Returns i32[query blocks], twice: the first key block each may see, and one past the last.
 
     A block is ruled out when its earliest key comes after the last query, or when the ranges of
@@ -196,8 +196,8 @@ def _reach(query: Sight, key: Sight) -> tuple[jax.Array, jax.Array]:
     """
     q_low, q_high = query.segments.min(2), query.segments.max(2)
     k_low, k_high = key.segments.min(2), key.segments.max(2)
-    last = jnp.where(query.order < layout_lib.NEVER, query.order, -1).max(2)
-    seen = key.order.min(2)[None] <= last[:, None]
+    last = jnp.where(query.visible_from < layout_lib.NEVER, query.visible_from, -1).max(2)
+    seen = key.visible_from.min(2)[None] <= last[:, None]
     seen &= (k_low[None] <= q_high[:, None]) & (q_low[:, None] <= k_high[None])
     seen = seen.any(2)
     count = seen.shape[1]
@@ -206,7 +206,9 @@ def _reach(query: Sight, key: Sight) -> tuple[jax.Array, jax.Array]:
     return first, past
 
 
-def _scores(q: jax.Array, k: jax.Array, query: Sight, key: Sight) -> tuple[jax.Array, jax.Array]:
+def _scores(
+    q: jax.Array, k: jax.Array, query: Visibility, key: Visibility
+) -> tuple[jax.Array, jax.Array]:
     """One block pair: f32[B,K,G,t,s] logits and bool[B,1,1,t,s], where a key is seen."""
     logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
     seen = layout_lib.visible(query, key)[:, None, None]
@@ -225,7 +227,7 @@ def _flash_forward(q, k, v, probes, query, key):
 
         def column(j, carry):
             top, total, out, probed = carry
-            key_j = Sight(key.segments[j], key.order[j])
+            key_j = Visibility(key.segments[j], key.visible_from[j])
             logits, seen = _scores(q_i, k[j], query_i, key_j)
             new = jnp.maximum(top, logits.max(-1))
             weights = jnp.where(seen, jnp.exp(logits - new[..., None]), 0.0)
@@ -268,7 +270,7 @@ def _flash_backward(saved, cotangents):
 
         def column(j, carry):
             d_q, d_k, d_v, d_probes = carry
-            key_j = Sight(key.segments[j], key.order[j])
+            key_j = Visibility(key.segments[j], key.visible_from[j])
             logits, seen = _scores(q_i, k[j], query_i, key_j)
             weights = jnp.where(seen, jnp.exp(logits - lse_i[..., None]), 0.0)
             d_weights = jnp.einsum(

@@ -27,7 +27,7 @@ from wings_jax import axes
 from wings_jax.model import attention
 from wings_jax.model import layout as layout_lib
 from wings_jax.model.layers import INIT, GatedMlp, Prefix, Projection, RMSNorm, rope, rope_table
-from wings_jax.model.layout import IMAGE, LEARNERS, MAIN, Layout, Sight
+from wings_jax.model.layout import IMAGE, LEARNERS, MAIN, Layout, Visibility
 from wings_jax.model.presets import WingsArch
 
 # Attention -> keys and values of the slots that it has seen, each [B*K,S,H] (`attention.attend`).
@@ -42,20 +42,20 @@ REMAT = {
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Source:
+class KVInputs:
     """What one attention's keys and values are made from, and how they are seen.
 
     Without a cache the keys are the fresh ones; with one they are the cache's S slots with the
     fresh ones written in from slot `start` on. A learner's slots may be packed: those of other
     modalities need not be among them.
 
-    sight  Sight [B,S]   of all slots that may be seen
+    visibility  Sight [B,S]   of all slots that may be seen
     start  i32[]         where in the cache the fresh keys go; None without a cache
     x0     f32[B,F,D]    a learner's fresh layer-0 features; None where nothing is written
     table  cos, sin      f32[B,F,H/2] at their positions
     """
 
-    sight: Sight
+    visibility: Visibility
     start: jax.Array | None = None
     x0: jax.Array | None = None
     table: tuple[jax.Array, jax.Array] | None = None
@@ -63,7 +63,7 @@ class Source:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Surroundings:
+class LayerContext:
     """What every layer reads besides the residual stream of its T slots.
 
     table      cos, sin    f32[B,T,H/2] at their positions
@@ -77,13 +77,13 @@ class Surroundings:
     """
 
     table: tuple[jax.Array, jax.Array]
-    query: Sight
-    main: Source
+    query: Visibility
+    main: KVInputs
     positions: jax.Array
-    learners: Mapping[str, Source]
+    learners: Mapping[str, KVInputs]
     classes: jax.Array | None = None
     wing_table: tuple[jax.Array, jax.Array] | None = None
-    alone: jax.Array | None = None
+    ungated: jax.Array | None = None
 
 
 def _extend(
@@ -112,7 +112,7 @@ class Attention(nn.Module):
     def __call__(
         self,
         h: jax.Array,
-        around: Surroundings,
+        ctx: LayerContext,
         probes: jax.Array | None,
         cached: tuple[jax.Array, jax.Array] | None,
         prefix: Prefix | None,
@@ -126,15 +126,15 @@ class Attention(nn.Module):
 
         heads = {"N": decoder.num_heads, "K": decoder.num_kv_heads, "H": decoder.head_dim}
         bias = decoder.qkv_bias
-        q = rope(project("q", "BTD,DNH->BTNH", heads, bias=bias)(h), around.table)
-        k = rope(project("k", "BTD,DKH->BTKH", heads, bias=bias)(h), around.table)
+        q = rope(project("q", "BTD,DNH->BTNH", heads, bias=bias)(h), ctx.table)
+        k = rope(project("k", "BTD,DKH->BTKH", heads, bias=bias)(h), ctx.table)
         v = project("v", "BTD,DKH->BTKH", heads, bias=bias)(h)
-        kept = _extend(cached, (k, v), around.main.start)
+        kept = _extend(cached, (k, v), ctx.main.start)
         out, probed = attention.attend(
-            q, *kept, query=around.query, key=around.main.sight, probes=probes, kernel=self.kernel
+            q, *kept, query=ctx.query, key=ctx.main.visibility, probes=probes, kernel=self.kernel
         )
         if prefix is not None:
-            out = out + prefix(q, around.query)
+            out = out + prefix(q, ctx.query)
         width = {"D": decoder.hidden_size}
         return project("o", "BTNH,NHD->BTD", width, bias=False)(out), probed, kept
 
@@ -153,8 +153,8 @@ class Learner(nn.Module):
     def __call__(
         self,
         h: jax.Array,
-        around: Surroundings,
-        source: Source,
+        ctx: LayerContext,
+        source: KVInputs,
         cached: tuple[jax.Array, jax.Array] | None,
     ) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         decoder, rank = self.arch.decoder, self.arch.rank
@@ -163,14 +163,14 @@ class Learner(nn.Module):
         def residual(name: str, x: jax.Array) -> jax.Array:
             return Projection("BTD,DNH->BTNH", heads, base="identity", rank=rank, name=name)(x)
 
-        q = rope(residual("q", h), around.wing_table or around.table)
+        q = rope(residual("q", h), ctx.wing_table or ctx.table)
         kept = cached
         if source.x0 is not None:
             x0 = source.x0.astype(h.dtype)
             k = rope(residual("k", x0), source.table)
             kept = _extend(cached, (k, residual("v", x0)), source.start)
         out, _ = attention.attend(
-            q, *kept, query=around.query, key=source.sight, kernel=self.kernel
+            q, *kept, query=ctx.query, key=source.visibility, kernel=self.kernel
         )
         width = {"D": decoder.hidden_size}
         return Projection("BTNH,NHD->BTD", width, base="none", rank=rank, name="o")(out), kept
@@ -222,42 +222,42 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, layer: tuple[jax.Array, Cache | None], around: Surroundings
+        self, x: jax.Array, layer: tuple[jax.Array, Cache | None], ctx: LayerContext
     ) -> tuple[jax.Array, Cache | None]:
         switch, cache = layer
         arch, decoder = self.arch, self.arch.decoder
         cached = dict(cache) if cache is not None else {}
         h = RMSNorm(decoder.norm_eps, name="norm_attn")(x)
         router = Router(len(arch.learners), arch.router_positions, name="router")
-        probes = [router.values(around.positions)] if arch.router else []
-        probes += [around.classes] if around.classes is not None else []
+        probes = [router.values(ctx.positions)] if arch.router else []
+        probes += [ctx.classes] if ctx.classes is not None else []
         probes = jnp.concatenate(probes, axis=-1) if probes else None
         prefix = None
         if arch.prefix_length:
             prefix = Prefix(arch.prefix_length, decoder.num_kv_heads, name="prefix")
         attend = Attention(arch, self.kernel, name="attn")
-        main, probed, kept = attend(h, around, probes, cached.get("main"), prefix)
+        main, probed, kept = attend(h, ctx, probes, cached.get("main"), prefix)
         fresh = {"main": kept}
         gates = jnp.ones((*x.shape[:2], len(arch.learners)), jnp.float32)
         if arch.router:
             gates = router(probed[..., : len(arch.learners)].sum(2))
             self.sow("intermediates", "gates", gates)
-        if around.classes is not None:
-            masses = probed[..., -around.classes.shape[-1] :]
+        if ctx.classes is not None:
+            masses = probed[..., -ctx.classes.shape[-1] :]
             self.sow("intermediates", "head_masses", masses)
             self.sow("intermediates", "masses", masses.mean(2))
         gates = gates * (arch.gain * switch)
-        if around.alone is not None:
-            gates = jnp.where(around.alone[..., None], switch, gates)
+        if ctx.ungated is not None:
+            gates = jnp.where(ctx.ungated[..., None], switch, gates)
         gates = gates.astype(x.dtype)
         update = main
         self.sow("intermediates", "main_norm", _norm(main))
         asking = h if arch.semantics.query == "normed" else x + main
         for m, name in enumerate(arch.learners):
-            if name not in around.learners:
+            if name not in ctx.learners:
                 continue
             learner = Learner(arch, self.kernel, name=name)
-            wing, fresh[name] = learner(asking, around, around.learners[name], cached.get(name))
+            wing, fresh[name] = learner(asking, ctx, ctx.learners[name], cached.get(name))
             self.sow("intermediates", f"{name}_wing", wing)
             added = gates[..., m : m + 1] * wing
             self.sow("intermediates", f"{name}_norm", _norm(added))
@@ -294,7 +294,7 @@ class Embed(nn.Module):
         return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
 
 
-def switches(arch: WingsArch) -> jax.Array:
+def learner_switches(arch: WingsArch) -> jax.Array:
     """Returns f32[L]: 1 where a layer carries learners, else 0."""
     count = arch.decoder.num_layers
     carriers = range(count) if arch.learner_layers is None else arch.learner_layers
@@ -312,15 +312,17 @@ def rope_tables(
     return table, rope_table(positions, llm.head_dim, llm.rope_theta)
 
 
-def alone(arch: WingsArch, query: Sight, learners: Mapping[str, Source]) -> jax.Array | None:
+def ungated_tokens(
+    arch: WingsArch, query: Visibility, learners: Mapping[str, KVInputs]
+) -> jax.Array | None:
     """Returns bool[B,T], where exactly one learner sees anything, if the semantics ask for it."""
-    if not (arch.semantics.lone_weight and learners):
+    if not (arch.semantics.ungated_when_alone and learners):
         return None
-    seeing = [layout_lib.visible(query, source.sight).any(-1) for source in learners.values()]
+    seeing = [layout_lib.visible(query, source.visibility).any(-1) for source in learners.values()]
     return sum(sees.astype(jnp.int32) for sees in seeing) == 1
 
 
-def _pack(visual: Source, rows: Layout, count: int) -> Source:
+def _pack(visual: KVInputs, rows: Layout, count: int) -> KVInputs:
     """Returns the visual learner's source without text slots: its first `count` image slots."""
     is_other = (rows.modality != IMAGE).astype(jnp.int32)
     index = jnp.argsort(is_other, axis=1, stable=True)[:, :count]
@@ -376,21 +378,21 @@ class Decoder(nn.Module):
         """
         table, wing_table = rope_tables(self.arch, rows.positions)
         learners = {
-            name: Source(layout_lib.keys(rows, LEARNERS[name]), None, x0, wing_table or table)
+            name: KVInputs(
+                layout_lib.key_visibility(rows, LEARNERS[name]), None, x0, wing_table or table
+            )
             for name in self.arch.learners
         }
         if image_slots == 0:
             learners.pop("visual", None)
         elif "visual" in learners and image_slots is not None and image_slots < x0.shape[1]:
             learners["visual"] = _pack(learners["visual"], rows, image_slots)
-        main = Source(layout_lib.keys(rows, MAIN))
-        query = layout_lib.queries(rows)
-        lone = alone(self.arch, query, learners)
-        around = Surroundings(
-            table, query, main, rows.positions, learners, classes, wing_table, lone
-        )
+        main = KVInputs(layout_lib.key_visibility(rows, MAIN))
+        query = layout_lib.query_visibility(rows)
+        lone = ungated_tokens(self.arch, query, learners)
+        ctx = LayerContext(table, query, main, rows.positions, learners, classes, wing_table, lone)
         x = axes.constrain(x0.astype(self.dtype), "BTD")
-        x, _ = self._layers(x, (switches(self.arch), None), around)
+        x, _ = self._layers(x, (learner_switches(self.arch), None), ctx)
         return self._norm(x)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from wings_jax.model import attention
-from wings_jax.model.layout import Sight
+from wings_jax.model.layout import Visibility
 from wings_jax.model.presets import RopeScaling
 
 INIT = nn.initializers.normal(stddev=0.02)
@@ -191,7 +191,7 @@ class Prefix(nn.Module):
     kv_heads: int
 
     @nn.compact
-    def __call__(self, q: jax.Array, query: Sight) -> jax.Array:
+    def __call__(self, q: jax.Array, query: Visibility) -> jax.Array:
         rows, _, heads, width = q.shape
 
         def trained(name: str) -> jax.Array:
@@ -205,8 +205,8 @@ class Prefix(nn.Module):
             q,
             trained("k"),
             trained("v"),
-            query=Sight(jnp.minimum(query.segments, 1), query.order),
-            key=Sight(nowhere + 1, nowhere),
+            query=Visibility(jnp.minimum(query.segments, 1), query.visible_from),
+            key=Visibility(nowhere + 1, nowhere),
             kernel="einsum",  # T x length logits, not T x S
         )
         zero = nn.with_logical_partitioning(nn.initializers.zeros, ("N",))

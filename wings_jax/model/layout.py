@@ -11,7 +11,7 @@ Example: one packed row with a conversation "a <image> b" (P = 2), another "c d"
     positions  0    1     2     3    0    1    0
     targets    -100 -100  b     ...            (the target of a slot is the *next* token)
 
-`orders[..., m]` says from which position on a key may be seen by attention m (main, visual,
+`visible_from[..., m]` says from which position on a key may be seen by attention m (main, visual,
 textual), `NEVER` if it may not be. With the paper's semantics that is the key's own position
 where the modality fits:
 
@@ -50,14 +50,14 @@ class Layout:
     positions  i32[B,T]    index of the slot within its conversation
     modality   i32[B,T]    PADDING, TEXT or IMAGE
     segments   i32[B,T]    conversation number within the row, from 1; 0 for padding
-    orders     i32[B,T,3]  see the module's docstring
+    visible_from     i32[B,T,3]  see the module's docstring
     """
 
     tokens: Array
     positions: Array
     modality: Array
     segments: Array
-    orders: Array
+    visible_from: Array
 
 
 @jax.tree_util.register_dataclass
@@ -77,20 +77,20 @@ class Batch:
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Sight:
+class Visibility:
     """What decides visibility on one side: segments i32[B,T] and order i32[B,T]."""
 
     segments: Array
-    order: Array
+    visible_from: Array
 
 
-def paper_orders(positions: np.ndarray, modality: np.ndarray) -> np.ndarray:
+def paper_visible_from(positions: np.ndarray, modality: np.ndarray) -> np.ndarray:
     """Returns i32[...,3]: a key is seen from its own position on, by the attention it fits."""
     seen_by = [modality != PADDING, modality == IMAGE, modality == TEXT]
     return np.stack([np.where(m, positions, NEVER) for m in seen_by], axis=-1).astype(np.int32)
 
 
-def release_orders(
+def release_visible_from(
     positions: np.ndarray, modality: np.ndarray, segments: np.ndarray, prompt_length: int
 ) -> np.ndarray:
     """Returns i32[B,T,3] as the authors' release sees: not causal where there is an image.
@@ -106,8 +106,8 @@ def release_orders(
         visual     NEV  NEV   0     0    NEVER
         textual    NEV  0     NEV   NEV  1
     """
-    orders = paper_orders(positions, modality)
-    orders[..., VISUAL] = np.where(modality == IMAGE, 0, NEVER)
+    visible_from = paper_visible_from(positions, modality)
+    visible_from[..., VISUAL] = np.where(modality == IMAGE, 0, NEVER)
     for row in range(len(positions)):
         for segment in np.unique(segments[row][modality[row] != PADDING]):
             inside = np.flatnonzero(segments[row] == segment)
@@ -116,8 +116,8 @@ def release_orders(
             chosen = np.ones(len(inside), bool)
             if 0 < first < NEVER:
                 chosen = (kind == TEXT) & ((where >= prompt_length) | (where > first))
-            orders[row, inside, TEXTUAL] = np.where(chosen, np.cumsum(chosen) - 1, NEVER)
-    return orders
+            visible_from[row, inside, TEXTUAL] = np.where(chosen, np.cumsum(chosen) - 1, NEVER)
+    return visible_from
 
 
 def make_layout(
@@ -130,7 +130,7 @@ def make_layout(
     """Returns the layout of rows [B,T]; without segments, each row is one.
 
     Positions count the slots of each segment from 0. A segment's slots must be adjacent. The
-    orders are the paper's, or with `prompt_length` the release's (`presets.Semantics`).
+    visible_from are the paper's, or with `prompt_length` the release's (`presets.Semantics`).
     """
     modality = np.asarray(modality, np.int32)
     used = modality != PADDING
@@ -142,23 +142,23 @@ def make_layout(
     positions = np.where(used, slots - first, 0).astype(np.int32)
     tokens = np.where(modality == TEXT, tokens, 0).astype(np.int32)
     if prompt_length is None:
-        orders = paper_orders(positions, modality)
+        visible_from = paper_visible_from(positions, modality)
     else:
-        orders = release_orders(positions, modality, segments, prompt_length)
-    return Layout(tokens, positions, modality, segments, orders)
+        visible_from = release_visible_from(positions, modality, segments, prompt_length)
+    return Layout(tokens, positions, modality, segments, visible_from)
 
 
-def queries(layout: Layout) -> Sight:
+def query_visibility(layout: Layout) -> Visibility:
     """Returns how the slots look out: every attention sees up to the slot's own position."""
-    return Sight(layout.segments, layout.positions)
+    return Visibility(layout.segments, layout.positions)
 
 
-def keys(layout: Layout, attention: int) -> Sight:
+def key_visibility(layout: Layout, attention: int) -> Visibility:
     """Returns how the slots are seen by `attention` (MAIN, VISUAL or TEXTUAL)."""
-    return Sight(layout.segments, layout.orders[..., attention])
+    return Visibility(layout.segments, layout.visible_from[..., attention])
 
 
-def visible(query: Sight, key: Sight) -> jax.Array:
+def visible(query: Visibility, key: Visibility) -> jax.Array:
     """Returns bool[B,T,S]: which keys a query may see. The one visibility function."""
     same = query.segments[:, :, None] == key.segments[:, None, :]
-    return jnp.logical_and(same, key.order[:, None, :] <= query.order[:, :, None])
+    return jnp.logical_and(same, key.visible_from[:, None, :] <= query.visible_from[:, :, None])

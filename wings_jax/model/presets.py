@@ -86,14 +86,14 @@ class Semantics:
     query          what learners ask with: 'normed', the input of the main attention (eq. 5), or
                    'residual', the stream behind the main attention
     scaled_rope    whether the learners' rope is scaled as the LLM's is
-    lone_weight    whether a learner that alone sees anything counts 1, whatever gate and gain
-    prompt_length  None for the paper's visibility; else the release's (`layout.release_orders`),
-                   with the length of its system prompt
+    ungated_when_alone  whether gate x gain is 1 where only one learner has visible keys
+    prompt_length  None for the paper's visibility; else the length of the system prompt in the
+                   release's (`layout.release_visible_from`)
     """
 
     query: str = "normed"
     scaled_rope: bool = True
-    lone_weight: bool = False
+    ungated_when_alone: bool = False
     prompt_length: int | None = None
 
 
@@ -102,12 +102,14 @@ PAPER = Semantics()
 
 def release_semantics(prompt_length: int = 14) -> Semantics:
     """Returns the semantics of the authors' release, to which a gain of 2 belongs."""
-    return Semantics("residual", scaled_rope=False, lone_weight=True, prompt_length=prompt_length)
+    return Semantics(
+        "residual", scaled_rope=False, ungated_when_alone=True, prompt_length=prompt_length
+    )
 
 
 @dataclasses.dataclass(frozen=True)
 class WingsArch:
-    """A decoder with sight. `learners=()` is LLaVA; ('visual',) is stage 1; both and a router, 2.
+    """A decoder with wings. `learners=()` is LLaVA; ('visual',) stage 1; both, with a router, 2.
 
     learners         subset of ('visual', 'textual')
     router           weigh the two learners by the main attention's rows; else both count 1

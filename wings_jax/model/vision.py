@@ -14,7 +14,7 @@ from wings_jax.model.presets import VisionArch
 PROJECTORS = ("identity", "linear", "mlp2x_gelu", "mlp3x_gelu")
 
 
-def normalise(pixels: jax.Array, arch: VisionArch) -> jax.Array:
+def normalize(pixels: jax.Array, arch: VisionArch) -> jax.Array:
     """Returns f32 (pixels / 255 - mean) / std from u8[...,h,w,3] (HF image processors)."""
     mean, std = jnp.asarray(arch.mean), jnp.asarray(arch.std)
     return (pixels.astype(jnp.float32) * (1 / 255) - mean) / std
@@ -88,7 +88,7 @@ class VisionTower(nn.Module):
     @nn.compact
     def __call__(self, pixels: jax.Array) -> jax.Array:
         arch = self.arch
-        x = patches(normalise(pixels, arch).astype(self.dtype), arch.patch_size)
+        x = patches(normalize(pixels, arch).astype(self.dtype), arch.patch_size)
         width = {"E": arch.hidden_size}
         x = Projection("BPhwc,hwcE->BPE", width, bias=arch.patch_bias, name="patch")(x)
         if arch.class_token:

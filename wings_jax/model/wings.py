@@ -1,7 +1,7 @@
 """The whole model: vision tower, projector, decoder with wings.
 
 model = Wings(arch)
-params = model.init(key, batch, method=Wings.initialise)['params']
+params = model.init(key, batch, method=Wings.initialize)['params']
 hidden = model.apply({'params': params}, batch)                        # [B,T,D]
 logits = model.apply({'params': params}, hidden, method=Wings.logits)  # f32[B,T,V]
 """
@@ -67,6 +67,6 @@ class Wings(nn.Module):
         """Returns f32[B,T,V] of states [B,T,D]."""
         return self.decoder.logits(hidden)
 
-    def initialise(self, batch: Batch) -> jax.Array:
+    def initialize(self, batch: Batch) -> jax.Array:
         """Touches every parameter; for `init` only. `batch` must hold at least one image."""
         return self.logits(self(batch))

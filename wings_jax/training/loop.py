@@ -18,14 +18,15 @@ from wings_jax import axes
 from wings_jax.errors import UserError
 from wings_jax.model.layout import PADDING, Batch
 from wings_jax.training import metrics
-from wings_jax.training.start import Run
+from wings_jax.training import state as state_lib
+from wings_jax.training.start import TrainingRun
 from wings_jax.training.step import TrainState
 
 # Begins to measure a state, which it only reads, and returns what waits for the scalars.
 Watch = Callable[[TrainState], Callable[[], Mapping[str, float]]]
 
 
-def train(run: Run, watch: Watch | None = None) -> dict[str, Any]:
+def train(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
     """Goes through all steps that are left and returns the summary, which it also writes.
 
     Metrics are fetched one step late, so the device never waits for them. What `watch` measures
@@ -38,7 +39,7 @@ def train(run: Run, watch: Watch | None = None) -> dict[str, Any]:
     config, done = run.config, int(run.state.step)
     is_first = jax.process_index() == 0
     is_preempted = _preemption()
-    lines = metrics.Writer(run.workdir, start=done) if is_first else None
+    lines = metrics.MetricsWriter(run.workdir, start=done) if is_first else None
     guard = _Guard(
         config.optimizer.skip_limit, config.optimizer.skip_window, (done, int(run.state.skipped))
     )
@@ -54,7 +55,7 @@ def train(run: Run, watch: Watch | None = None) -> dict[str, Any]:
         if lines:
             lines.write(step, scalars)
             if step % config.log_every == 0 or step in (1, run.steps):
-                print(metrics.line(step, run.steps, scalars), flush=True)
+                print(metrics.format_line(step, run.steps, scalars), flush=True)
         guard.check(step, scalars["skipped"])
 
     started, pending = time.perf_counter(), None
@@ -69,7 +70,11 @@ def train(run: Run, watch: Watch | None = None) -> dict[str, Any]:
                 if pending:
                     tell(*pending)
                 is_watched = watch and (step in (1, run.steps) or step % config.laws_every == 0)
-                pending = (step, measured, watch(run.state) if is_watched else None)
+                pending = (
+                    step,
+                    measured,
+                    watch({**run.state.frozen, **run.state.trained}) if is_watched else None,
+                )
                 if step == done + 1:
                     jax.block_until_ready(measured)
                     clock.start()  # the first step compiles, which says nothing about the others
@@ -80,16 +85,16 @@ def train(run: Run, watch: Watch | None = None) -> dict[str, Any]:
                 if is_stopped or is_last or step % config.checkpoint_every == 0:
                     tell(*pending)  # first, so that a run that goes on from here lacks no line
                     pending = None
-                    run.writer.save(run.state, step)
+                    run.writer.save(step, *state_lib.to_checkpoint(run.state))
                 if is_stopped:
                     raise SystemExit(143)
             if done >= run.steps:
-                run.writer.save(run.state, run.steps)
+                run.writer.save(run.steps, *state_lib.to_checkpoint(run.state))
     finally:
         _close(batches)
         if lines:
             lines.close()
-    return _summarise(run, history, time.perf_counter() - started)
+    return _summarize(run, history, time.perf_counter() - started)
 
 
 def _preemption() -> Callable[[int], bool]:
@@ -116,7 +121,7 @@ def _slots(batch: Batch) -> int:
     return int((np.asarray(batch.layout.modality) != PADDING).sum())
 
 
-def _place(batch: Batch, run: Run) -> Batch:
+def _place(batch: Batch, run: TrainingRun) -> Batch:
     """Returns the global batch on the mesh, from this host's rows."""
     sharding = axes.sharding_of(run.mesh, ("B",))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
@@ -139,7 +144,7 @@ class _Guard:
             )
 
 
-def _summarise(run: Run, history: list[dict[str, float]], seconds: float) -> dict[str, Any]:
+def _summarize(run: TrainingRun, history: list[dict[str, float]], seconds: float) -> dict[str, Any]:
     last = history[-min(len(history), 50) :]
     summary = {
         "stage": run.config.stage,

@@ -12,8 +12,10 @@ from collections.abc import Mapping
 
 import tensorboardX
 
+from wings_jax import formatting
 
-class Writer:
+
+class MetricsWriter:
     """Appends scalars by step to `workdir/metrics.jsonl` and to TensorBoard's event files."""
 
     def __init__(self, workdir: str | pathlib.Path, *, start: int):
@@ -82,14 +84,7 @@ class Clock:
         }
 
 
-def duration(seconds: float) -> str:
-    """Returns '1:02:03' or '2:03'."""
-    minutes, rest = divmod(round(max(seconds, 0)), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
-
-
-def line(step: int, steps: int, scalars: Mapping[str, float]) -> str:
+def format_line(step: int, steps: int, scalars: Mapping[str, float]) -> str:
     """Returns the line that the terminal shows for a step."""
     rates = {k.removeprefix("lr/"): v for k, v in scalars.items() if k.startswith("lr/")}
     shown = " ".join(f"{name}={rate:.1e}" for name, rate in rates.items())
@@ -97,5 +92,5 @@ def line(step: int, steps: int, scalars: Mapping[str, float]) -> str:
         f"step {step:>{len(str(steps))}}/{steps}  loss {scalars['loss']:.4f}  "
         f"acc {scalars['accuracy']:.3f}  grad {scalars['grad_norm']:.2f}  "
         f"{scalars['tokens_per_s']:,.0f} tok/s  wait {scalars['data_wait']:.0%}  "
-        f"ETA {duration(scalars['eta_s'])}  lr {shown}"
+        f"ETA {formatting.format_duration(scalars['eta_s'])}  lr {shown}"
     )

@@ -16,12 +16,12 @@ from wings_jax.errors import UserError
 Labels = dict[str, str]
 
 
-def label_groups(paths: Mapping[str, object], optimizer: config_lib.Optimizer) -> Labels:
+def label_groups(paths: Mapping[str, object], optimizer: config_lib.OptimizerConfig) -> Labels:
     """Returns path -> group for all parameters. Raises UserError as `tree.label` does."""
-    return tree.label(paths, optimizer.groups, name="config.optimizer.groups")
+    return tree.match_table(paths, optimizer.groups, name="config.optimizer.groups")
 
 
-def is_trained(labels: Labels, optimizer: config_lib.Optimizer, path: str) -> bool:
+def is_trained(labels: Labels, optimizer: config_lib.OptimizerConfig, path: str) -> bool:
     """Returns whether the group of `path` has a learning rate."""
     return optimizer.learning_rates[labels[path]] > 0
 
@@ -32,14 +32,14 @@ def schedule(peak: float, steps: int, warmup_ratio: float) -> optax.Schedule:
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), 0.0)
 
 
-def schedules(optimizer: config_lib.Optimizer, steps: int) -> dict[str, optax.Schedule]:
+def schedules(optimizer: config_lib.OptimizerConfig, steps: int) -> dict[str, optax.Schedule]:
     """Returns the schedule of each group that trains."""
     rates = optimizer.learning_rates
     return {g: schedule(r, steps, optimizer.warmup_ratio) for g, r in rates.items() if r > 0}
 
 
-def make(
-    trained: Mapping[str, object], labels: Labels, optimizer: config_lib.Optimizer, steps: int
+def make_optimizer(
+    trained: Mapping[str, object], labels: Labels, optimizer: config_lib.OptimizerConfig, steps: int
 ) -> optax.GradientTransformation:
     """Returns the optimizer of a flat tree of trained parameters.
 
@@ -72,7 +72,7 @@ def make(
 
 
 def _transform(
-    rate: optax.Schedule, optimizer: config_lib.Optimizer, decay: float
+    rate: optax.Schedule, optimizer: config_lib.OptimizerConfig, decay: float
 ) -> optax.GradientTransformation:
     """Returns AdamW, or Muon for matrices with AdamW for the rest (optax.contrib.muon)."""
     if optimizer.kind == "adamw":

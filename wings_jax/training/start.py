@@ -13,22 +13,23 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import transformers
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from wings_jax import axes, tree
+from wings_jax import axes, checkpoint, tree
 from wings_jax import config as config_lib
-from wings_jax.data import pipeline, scenes
+from wings_jax.data import pipeline
 from wings_jax.errors import UserError
+from wings_jax.model import parameters
 from wings_jax.model.presets import WingsArch
 from wings_jax.model.wings import Wings
-from wings_jax.training import checkpoint, optim, state, step
-from wings_jax.weights import hf
+from wings_jax.scenes import dataset
+from wings_jax.training import optim, state, step
+from wings_jax.weights import starting
 
 
 @dataclasses.dataclass
-class Run:
+class TrainingRun:
     """One run, ready to start or to go on.
 
     steps    optimizer steps in all; `state.step` of them are done
@@ -38,40 +39,45 @@ class Run:
 
     config: config_lib.Config
     workdir: pathlib.Path
+    arch: WingsArch
+    tokenizer: Any
     mesh: Mesh
     loader: pipeline.Loader
     steps: int
     state: step.TrainState
     update: Callable
     rates: Mapping[str, Callable]
-    writer: checkpoint.Writer
+    writer: checkpoint.CheckpointWriter
 
 
-def set_up(config: config_lib.Config, workdir: pathlib.Path) -> Run:
+def set_up(config: config_lib.Config, workdir: pathlib.Path) -> TrainingRun:
     """Returns the run of a config in its workdir, resumed if it had begun.
 
     Raises:
       UserError: whatever does not fit, by name; the workdir is not touched before that is known.
     """
-    arch = state.resolve_arch(config.model)
+    arch = starting.resolve_arch(config.model)
     mesh = axes.make_mesh(dataclasses.asdict(config.mesh))
-    state.check_mesh(arch, mesh, config.batch_size // config.optimizer.accumulation)
+    parameters.check_mesh(
+        arch, mesh, config.batch_size // config.optimizer.accumulation, flag="config.mesh"
+    )
     axes.check_hosts(mesh, config.batch_size)
     model = Wings(arch, dtypes(config)[0], config.attention, config.remat)
-    plan = state.plan(model, mesh)
-    labels = optim.label_groups(plan.shapes, config.optimizer)
+    abstract = parameters.abstract_params(arch, mesh=mesh)
+    labels = optim.label_groups(abstract, config.optimizer)
     source = find_start(config, workdir)
-    files = tokenizer_files(config, source)
+    files = starting.tokenizer_files(config, source)
     check_claim(workdir, config)
-    loader = open_data(config, arch, checkpoint.open_tokenizer(files))
+    tokenizer = checkpoint.open_tokenizer(files)
+    loader = open_data(config, arch, tokenizer)
     steps = config.steps
     if steps < 0:
         steps = max(1, round(config.epochs * loader.steps_per_epoch))
-    trained, frozen = start_params(config, plan, labels, source)
-    optimizer = optim.make(trained, labels, config.optimizer, steps)
+    trained, frozen = start_params(config, arch, abstract, labels, source)
+    optimizer = optim.make_optimizer(trained, labels, config.optimizer, steps)
     first = state.make_state(trained, frozen, optimizer, mesh)
     claim(workdir, config)
-    writer = checkpoint.Writer(workdir, config, arch, files)
+    writer = checkpoint.CheckpointWriter(workdir, config, arch, files)
     resumed = resume(writer, first, workdir)
     update = step.make_train_step(
         model,
@@ -82,7 +88,9 @@ def set_up(config: config_lib.Config, workdir: pathlib.Path) -> Run:
     shardings = jax.tree.map(lambda x: x.sharding, resumed)
     update = jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
     rates = optim.schedules(config.optimizer, steps)
-    return Run(config, workdir, mesh, loader, steps, resumed, update, rates, writer)
+    return TrainingRun(
+        config, workdir, arch, tokenizer, mesh, loader, steps, resumed, update, rates, writer
+    )
 
 
 def dtypes(config: config_lib.Config) -> tuple[jnp.dtype, jnp.dtype]:
@@ -93,10 +101,10 @@ def dtypes(config: config_lib.Config) -> tuple[jnp.dtype, jnp.dtype]:
 
 def find_start(config: config_lib.Config, workdir: pathlib.Path) -> pathlib.Path | None:
     """Returns the checkpoint to start or to go on from, None for the folders of `config.model`."""
-    begun = checkpoint.newest(workdir)
+    begun = checkpoint.newest_step(workdir)
     if begun is not None or not config.init_from:
         return begun
-    found = checkpoint.newest(config.init_from)
+    found = checkpoint.newest_step(config.init_from)
     if found is None:
         raise UserError(
             f"config.init_from: {config.init_from} holds no checkpoint; run the stage before "
@@ -105,47 +113,11 @@ def find_start(config: config_lib.Config, workdir: pathlib.Path) -> pathlib.Path
     return found
 
 
-def tokenizer_files(config: config_lib.Config, source: pathlib.Path | None) -> dict[str, str]:
-    """Returns the tokenizer's files, name -> content: the config's, the LLM's or the checkpoint's.
-
-    Raises:
-      UserError: there is none, or it cannot be read.
-    """
-    named = config.data.tokenizer or state.folder(config.model.llm, "llm")
-    if named is None and source is not None:
-        return checkpoint.read_tokenizer_files(source)
-    if named is None:
-        raise UserError(
-            "config.data.tokenizer: name a folder or hub id, or start from a checkpoint"
-        )
-    if not pathlib.Path(named).is_dir():
-        named = _fetch_tokenizer(str(named))
-    found = {
-        name: (pathlib.Path(named) / name).read_text(encoding="utf-8")
-        for name in hf.TOKENIZER_FILES
-        if (pathlib.Path(named) / name).is_file() and name != "tokenizer.model"
-    }
-    if "tokenizer.json" not in found:
-        raise UserError(f"config.data.tokenizer: {named} has no tokenizer.json")
-    return found
-
-
-def _fetch_tokenizer(name: str) -> pathlib.Path:
-    """Returns the folder with the files of a hub tokenizer."""
-    try:
-        path = transformers.utils.cached_file(name, "tokenizer.json")
-        transformers.utils.cached_file(name, "tokenizer_config.json")
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"config.data.tokenizer: {name}: {reason}") from error
-    return pathlib.Path(path).parent
-
-
 def open_data(config: config_lib.Config, arch: WingsArch, tokenizer: Any) -> pipeline.Loader:
     """Returns the batches of a config, this host's part; writes the scenes first if they lack."""
     data, vision = config.data, arch.vision
     if data.scenes and jax.process_index() == 0:
-        scenes.write(data.scenes)
+        dataset.write_scenes(data.scenes)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("scenes")
     if not data.sources:
@@ -180,39 +152,40 @@ def open_data(config: config_lib.Config, arch: WingsArch, tokenizer: Any) -> pip
 
 def start_params(
     config: config_lib.Config,
-    plan: state.Plan,
+    arch: WingsArch,
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
     labels: Mapping[str, str],
     source: pathlib.Path | None,
 ) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
     """Returns trained (float32) and frozen parameters, flat, where they belong; tells of them."""
-    chosen = {path for path in plan.shapes if optim.is_trained(labels, config.optimizer, path)}
+    chosen = {path for path in abstract if optim.is_trained(labels, config.optimizer, path)}
     kept = dtypes(config)[1]
     if source is None:
-        loaded, start = state.load_base(plan, config.model), "config.model"
-        state.check_sources(plan, loaded, start)
+        loaded, start = starting.load_base(arch, config.model), "config.model"
+        starting.check_sources(abstract, loaded, start)
     else:
         start = str(source)
         saved = checkpoint.read_shapes(source)
-        state.check_sources(plan, saved, start)
-        check_start(plan, checkpoint.read_meta(source)[1], saved, start)
-        wanted = saved.keys() & plan.shapes.keys()
+        starting.check_sources(abstract, saved, start)
+        check_start(arch, abstract, checkpoint.read_meta(source)[1], saved, start)
+        wanted = saved.keys() & abstract.keys()
         targets = {
             path: jax.ShapeDtypeStruct(
-                plan.shapes[path].shape,
+                abstract[path].shape,
                 jnp.float32 if path in chosen else kept,
-                sharding=plan.shardings[path],
+                sharding=abstract[path].sharding,
             )
             for path in wanted
         }
         loaded = checkpoint.read_params(source, targets)
-    missing = [path for path in plan.shapes if path not in loaded]
-    idle = [path for path in missing if state.is_adapter(path) and path not in chosen]
+    missing = [path for path in abstract if path not in loaded]
+    idle = [path for path in missing if starting.is_adapter(path) and path not in chosen]
     if idle:
         raise UserError(
             f"config.optimizer.learning_rates.{labels[idle[0]]}: {idle[0]} begins anew and would "
             "stay so, as its group is frozen"
         )
-    flat = {**loaded, **state.fresh(plan, missing, config.seed)}
+    flat = {**loaded, **parameters.initialize_params(arch, missing, abstract, config.seed)}
     rates = config.optimizer.learning_rates
     columns = {
         "group": labels,
@@ -220,24 +193,33 @@ def start_params(
             path: f"{rates[group]:g}" if rates[group] else "frozen"
             for path, group in labels.items()
         },
-        "starts from": {path: "fresh" if path in missing else start for path in plan.shapes},
+        "starts from": {path: "fresh" if path in missing else start for path in abstract},
     }
-    print(tree.describe(plan.shapes, columns), flush=True)
-    trained, frozen = tree.split({path: flat[path] for path in plan.shapes}, chosen.__contains__)
-    return state.place(plan, trained, jnp.float32), state.place(plan, frozen, kept)
+    print(tree.describe(abstract, columns), flush=True)
+    trained, frozen = tree.split({path: flat[path] for path in abstract}, chosen.__contains__)
+    return (
+        parameters.place_params(trained, abstract, jnp.float32),
+        parameters.place_params(frozen, abstract, kept),
+    )
 
 
-def check_start(plan: state.Plan, theirs: WingsArch, saved: Mapping[str, Any], start: str) -> None:
+def check_start(
+    arch: WingsArch,
+    abstract: Mapping[str, Any],
+    theirs: WingsArch,
+    saved: Mapping[str, Any],
+    start: str,
+) -> None:
     """Tells what of a checkpoint is not gone on with.
 
     Raises:
       UserError: it is of another LLM or tower, in a value that no shape shows, or what it learned
         lies in adapters that the config does not have.
     """
-    mine = plan.model.arch
+    mine = arch
     for part in ("decoder", "vision"):
-        values = (config_lib.plain(getattr(arch, part)) for arch in (theirs, mine))
-        old, new = (dict(config_lib.leaves(value)) for value in values)
+        values = (config_lib.to_dict(getattr(arch, part)) for arch in (theirs, mine))
+        old, new = (dict(config_lib.flatten(value)) for value in values)
         for key in sorted((old.keys() | new.keys()) - {"max_positions"}):
             if not _same(old.get(key), new.get(key)):
                 name = "llm" if part == "decoder" else "vision"
@@ -245,15 +227,15 @@ def check_start(plan: state.Plan, theirs: WingsArch, saved: Mapping[str, Any], s
                     f"{start}: its {part} has {key} {old.get(key)}, that of config.model.{name} "
                     f"{new.get(key)}"
                 )
-    left = sorted(saved.keys() - plan.shapes.keys())
-    adapters = [path for path in left if state.is_adapter(path)]
+    left = sorted(saved.keys() - abstract.keys())
+    adapters = [path for path in left if starting.is_adapter(path)]
     if adapters:
         raise UserError(
             f"{start}: {adapters[0]} is not in the config's model and would be lost: go on with "
             "the same LoRA or prefix, or merge LoRA with python -m wings_jax.convert"
         )
     if left:
-        print(f"not gone on with, of {start}: {tree.some(left)}", flush=True)
+        print(f"not gone on with, of {start}: {tree.format_names(left)}", flush=True)
     compared = ("semantics",) * bool(theirs.learners and mine.learners)
     compared += ("gain",) * bool(theirs.router and mine.router)
     for name in compared:
@@ -284,8 +266,8 @@ def check_claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
         text = note.read_text(encoding="utf-8") if note.exists() else None
     except OSError as error:
         raise UserError(f"--workdir: cannot read {note}: {error.strerror}") from error
-    if text is not None and checkpoint.newest(workdir) is not None:
-        old = config_lib.build(config_lib.Config, json.loads(text), str(note))
+    if text is not None and checkpoint.newest_step(workdir) is not None:
+        old = config_lib.from_dict(config_lib.Config, json.loads(text), str(note))
         changed = config_lib.differences(old, config)
         if changed:
             raise UserError(
@@ -301,20 +283,22 @@ def claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
     try:
         workdir.mkdir(parents=True, exist_ok=True)
         passing = workdir / "config.json.tmp"
-        passing.write_text(json.dumps(config_lib.plain(config), indent=2) + "\n")
+        passing.write_text(json.dumps(config_lib.to_dict(config), indent=2) + "\n")
         passing.replace(workdir / "config.json")
     except OSError as error:
         raise UserError(f"--workdir: cannot write to {workdir}: {error.strerror}") from error
 
 
 def resume(
-    writer: checkpoint.Writer, first: step.TrainState, workdir: pathlib.Path
+    writer: checkpoint.CheckpointWriter, first: step.TrainState, workdir: pathlib.Path
 ) -> step.TrainState:
     """Returns the newest state in the workdir; `first` if there is none."""
-    found = checkpoint.newest(workdir)
+    found = checkpoint.newest_step(workdir)
     if found is None:
         return first
-    resumed = writer.restore(first, int(found.name))
+    resumed = state.from_checkpoint(
+        first, *writer.restore(int(found.name), *state.to_checkpoint(first))
+    )
     logging.info("resumed %s", found)
     print(f"going on after step {found.name} of {workdir}", flush=True)
     return resumed

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from wings_jax.model import presets
-from wings_jax.weights import hf, rules, store, wings
+from wings_jax.weights import hf, release, rules, store
 
 ROUTER_POSITIONS = 4096  # fixed in the release's code
 # Paths of a Wings model that an LLM has no place for.
@@ -80,15 +80,15 @@ def as_release(
             f"the release's router reads {ROUTER_POSITIONS} positions, "
             f"this model's {arch.router_positions}"
         )
-    table = wings.release_rules(arch)
+    table = release.release_rules(arch)
     _check_whole(table, flat, "a checkpoint of the release")
     return rules.export_tree(table, flat, dtype=dtype)
 
 
 def _check_whole(table: tuple[rules.Rule, ...], flat: Mapping[str, Any], what: str) -> None:
-    missing = {rules.group(rule.ours) for rule in table if rule.ours not in flat}
+    missing = {rules.group_keys(rule.ours) for rule in table if rule.ours not in flat}
     if missing:
-        raise rules.WeightsError(f"{what} needs {rules.names(missing)}, which is not there")
+        raise rules.WeightsError(f"{what} needs {rules.format_keys(missing)}, which is not there")
 
 
 def _check_added(flat: Mapping[str, Any], arch: presets.WingsArch) -> None:
@@ -102,7 +102,8 @@ def _check_added(flat: Mapping[str, Any], arch: presets.WingsArch) -> None:
     ]
     if pairs:
         raise rules.WeightsError(
-            f"LoRA is not merged ({rules.names(pairs, 2)}); add --merge-lora to put it into the LLM"
+            f"LoRA is not merged ({rules.format_keys(pairs, 2)}); "
+            "add --merge-lora to put it into the LLM"
         )
 
 
@@ -135,7 +136,7 @@ def release_config(arch: presets.WingsArch, kept: Mapping[str, Any]) -> dict[str
     return {**usual, **kept, **decided}
 
 
-def write(
+def write_export(
     directory: str | os.PathLike,
     tensors: Mapping[str, rules.Tensor],
     config: Mapping[str, Any],

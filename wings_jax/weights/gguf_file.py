@@ -55,7 +55,7 @@ class Opened:
     tokenizer_files: dict[str, str]
 
 
-def read(file: str | os.PathLike) -> Opened:
+def read_gguf(file: str | os.PathLike) -> Opened:
     """Returns the content of a GGUF file of the Llama or Qwen2 family.
 
     Raises:

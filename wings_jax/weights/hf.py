@@ -17,7 +17,7 @@ import numpy as np
 
 from wings_jax import tree
 from wings_jax.model import presets
-from wings_jax.weights import clip, llama, qwen2, rules, siglip, store
+from wings_jax.weights import rules, store, tables
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -35,7 +35,7 @@ PROCESSOR_FILE = "preprocessor_config.json"
 
 def decoder_rules(arch: presets.DecoderArch) -> tuple[rules.Rule, ...]:
     """Returns the table of a decoder; ours are paths below `decoder/`."""
-    rows = qwen2.RULES if arch.qkv_bias else llama.RULES
+    rows = tables.QWEN2 if arch.qkv_bias else tables.LLAMA
     return tuple(r for r in rows if not (arch.tie_embeddings and r.ours.startswith("head/")))
 
 
@@ -55,12 +55,12 @@ def decoder_shapes(arch: presets.DecoderArch, dtype: Any) -> dict[str, jax.Shape
 
 def decoder_ignorable(arch: presets.DecoderArch) -> tuple[str, ...]:
     """Returns the keys (regular expressions) that an LLM's files may hold beyond its table."""
-    return llama.IGNORABLE_TIED if arch.tie_embeddings else llama.IGNORABLE
+    return tables.LLAMA_IGNORABLE_TIED if arch.tie_embeddings else tables.LLAMA_IGNORABLE
 
 
 def vision_rules(arch: presets.VisionArch) -> tuple[rules.Rule, ...]:
     """Returns the table of a tower (keys without prefix); ours are paths below `vision/`."""
-    return clip.RULES if arch.class_token else siglip.RULES
+    return tables.CLIP if arch.class_token else tables.SIGLIP
 
 
 def vision_shapes(arch: presets.VisionArch, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
@@ -81,7 +81,7 @@ def vision_shapes(arch: presets.VisionArch, dtype: Any) -> dict[str, jax.ShapeDt
 
 def vision_ignorable(arch: presets.VisionArch) -> tuple[str, ...]:
     """Returns the keys that a tower's files may hold: its head, and the layers never read."""
-    table = clip.IGNORABLE if arch.class_token else siglip.IGNORABLE
+    table = tables.CLIP_IGNORABLE if arch.class_token else tables.SIGLIP_IGNORABLE
     unread = range(arch.built_layers, arch.num_layers)
     return (*table, *(rf"encoder\.layers\.{layer}\..*" for layer in unread))
 

@@ -16,8 +16,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from wings_jax.model import presets
-from wings_jax.weights import gguf_file, hf, rules, store, wings
+from wings_jax.model import parameters, presets
+from wings_jax.weights import gguf_file, hf, release, rules, store
 
 # What a base LLM and its tower leave for training to initialise.
 FRESH = (r"projector/.*", r"decoder/layers/(visual|textual|router)/.*")
@@ -31,7 +31,7 @@ RELEASE_FAMILIES = {
 
 
 @dataclasses.dataclass(frozen=True)
-class Part:
+class ImportPart:
     """Tensors from one source, and the table that reads them.
 
     name        'LLM', 'tower', 'projector' or 'Wings'
@@ -47,7 +47,7 @@ class Part:
 
 
 @dataclasses.dataclass(frozen=True)
-class Import:
+class ImportSpec:
     """A model to be, and where its parameters come from.
 
     fresh       paths (regular expressions) that no part needs to fill
@@ -57,7 +57,7 @@ class Import:
     """
 
     arch: presets.WingsArch
-    parts: tuple[Part, ...]
+    parts: tuple[ImportPart, ...]
     fresh: tuple[str, ...]
     hf_config: Mapping[str, Any]
     tokenizer: pathlib.Path | None = None
@@ -65,11 +65,11 @@ class Import:
 
 
 @dataclasses.dataclass(frozen=True)
-class Step:
+class ImportStep:
     """One part's plan, with the dtype and shape of each path it makes."""
 
-    part: Part
-    plan: rules.Plan
+    part: ImportPart
+    plan: rules.TablePlan
     ours: dict[str, jax.ShapeDtypeStruct]
 
 
@@ -79,7 +79,7 @@ def from_llm(
     *,
     projector: str | os.PathLike | None = None,
     projector_kind: str = "mlp2x_gelu",
-) -> Import:
+) -> ImportSpec:
     """Returns the import of an LLM's directory, and if given a tower's and a `mm_projector.bin`.
 
     Raises:
@@ -98,22 +98,22 @@ def from_gguf(
     *,
     projector: str | os.PathLike | None = None,
     projector_kind: str = "mlp2x_gelu",
-) -> Import:
+) -> ImportSpec:
     """Returns the import of an LLM in a GGUF file, dequantised; else as `from_llm`."""
-    opened = gguf_file.read(file)
+    opened = gguf_file.read_gguf(file)
     decoder = presets.decoder_from_hf(opened.config)
     part = _decoder_part(decoder, opened.tensors, str(file))
     made = _base(part, decoder, opened.config, vision, projector, projector_kind, tokenizer=None)
     return dataclasses.replace(made, files=opened.tokenizer_files)
 
 
-def _decoder_part(arch: presets.DecoderArch, tensors: Mapping, source: str) -> Part:
+def _decoder_part(arch: presets.DecoderArch, tensors: Mapping, source: str) -> ImportPart:
     table = rules.under(hf.decoder_rules(arch), ours="decoder/")
-    return Part("LLM", source, table, tensors, hf.decoder_ignorable(arch))
+    return ImportPart("LLM", source, table, tensors, hf.decoder_ignorable(arch))
 
 
 def _base(
-    part: Part,
+    part: ImportPart,
     decoder: presets.DecoderArch,
     config: Mapping[str, Any],
     vision: str | os.PathLike | None,
@@ -121,7 +121,7 @@ def _base(
     kind: str,
     *,
     tokenizer: str | os.PathLike | None,
-) -> Import:
+) -> ImportSpec:
     parts = [part]
     tower = presets.VISION["siglip_so400m_384"]
     if vision is not None:
@@ -130,7 +130,7 @@ def _base(
     arch = presets.WingsArch(decoder, tower, projector=kind)
     if projector is not None:
         parts.append(_projector_part(arch, projector))
-    return Import(
+    return ImportSpec(
         arch=arch,
         parts=tuple(parts),
         fresh=NO_TOWER if vision is None else FRESH,
@@ -147,20 +147,20 @@ def vision_arch(directory: str | os.PathLike) -> presets.VisionArch:
     return presets.vision_from_hf(store.read_config(directory), processor)
 
 
-def vision_part(directory: str | os.PathLike) -> tuple[presets.VisionArch, Part]:
+def vision_part(directory: str | os.PathLike) -> tuple[presets.VisionArch, ImportPart]:
     """Returns the architecture of a directory with a SigLIP or CLIP tower, and its part."""
     arch = vision_arch(directory)
     tensors = hf.vision_tensors(store.open_tensors(directory), str(directory))
     table = rules.under(hf.vision_rules(arch), ours="vision/")
-    return arch, Part("tower", str(directory), table, tensors, hf.vision_ignorable(arch))
+    return arch, ImportPart("tower", str(directory), table, tensors, hf.vision_ignorable(arch))
 
 
-def _projector_part(arch: presets.WingsArch, source: str | os.PathLike) -> Part:
+def _projector_part(arch: presets.WingsArch, source: str | os.PathLike) -> ImportPart:
     """Reads LLaVA's `mm_projector.bin`, whose keys may begin with `model.`."""
     tensors = {}
     for key, tensor in store.open_tensors(source).items():
         tensors[re.sub(r"^(.*\.)?mm_projector\.", "", key)] = tensor
-    table = rules.under(wings.projector_rules(arch.projector), ours="projector/")
+    table = rules.under(release.projector_rules(arch.projector), ours="projector/")
     first = tensors.get(table[0].foreign) if table else None
     width = arch.vision.hidden_size
     if first is not None and len(first.shape) == 2 and first.shape[1] != width:
@@ -168,10 +168,12 @@ def _projector_part(arch: presets.WingsArch, source: str | os.PathLike) -> Part:
             f"the projector in {source} reads features of width {first.shape[1]}, "
             f"the vision tower gives {width}"
         )
-    return Part("projector", str(source), table, tensors)
+    return ImportPart("projector", str(source), table, tensors)
 
 
-def from_release(directory: str | os.PathLike, vision: str | os.PathLike | None = None) -> Import:
+def from_release(
+    directory: str | os.PathLike, vision: str | os.PathLike | None = None
+) -> ImportSpec:
     """Returns the import of a checkpoint of the authors' release: Wings or their LLaVA.
 
     What it holds decides the architecture: learners, router, rank, projector, tower. With
@@ -193,7 +195,7 @@ def from_release(directory: str | os.PathLike, vision: str | os.PathLike | None 
         projector=_projector_kind(tensors, config),
         **_wings_entries(tensors, config, source),
     )
-    has_tower = any(key.startswith(wings.TOWER) for key in tensors)
+    has_tower = any(key.startswith(release.TOWER) for key in tensors)
     parts = []
     if has_tower:
         tower = _known_tower(tensors, source) if vision is None else vision_arch(vision)
@@ -205,11 +207,11 @@ def from_release(directory: str | os.PathLike, vision: str | os.PathLike | None 
     arch = dataclasses.replace(arch, vision=tower)
     table = tuple(
         rule
-        for rule in wings.release_rules(arch)
+        for rule in release.release_rules(arch)
         if has_tower or not rule.ours.startswith("vision/")
     )
-    parts.insert(0, Part("Wings", source, table, tensors, wings.release_ignorable(arch)))
-    return Import(arch, tuple(parts), (), config, pathlib.Path(directory))
+    parts.insert(0, ImportPart("Wings", source, table, tensors, release.release_ignorable(arch)))
+    return ImportSpec(arch, tuple(parts), (), config, pathlib.Path(directory))
 
 
 def _wings_entries(tensors: Mapping, config: Mapping, source: str) -> dict[str, Any]:
@@ -240,7 +242,9 @@ def _wings_entries(tensors: Mapping, config: Mapping, source: str) -> dict[str, 
 
 def _projector_kind(tensors: Mapping, config: Mapping) -> str:
     """Returns the projector's kind as the keys tell it, the config's where there are none."""
-    keys = {key.removeprefix(wings.PROJECTOR) for key in tensors if key.startswith(wings.PROJECTOR)}
+    keys = {
+        key.removeprefix(release.PROJECTOR) for key in tensors if key.startswith(release.PROJECTOR)
+    }
     if "weight" in keys:
         return "linear"
     depth = sum(key.endswith(".weight") for key in keys)
@@ -249,7 +253,7 @@ def _projector_kind(tensors: Mapping, config: Mapping) -> str:
 
 def _known_tower(tensors: Mapping, source: str) -> presets.VisionArch:
     """Returns the preset whose shapes the checkpoint's tower has; heads are not in the shapes."""
-    inside = {k.removeprefix(wings.TOWER): t for k, t in tensors.items()}
+    inside = {k.removeprefix(release.TOWER): t for k, t in tensors.items()}
     for arch in presets.VISION.values():
         table, shapes = hf.vision_rules(arch), hf.vision_shapes(arch, np.float32)
         wanted = {
@@ -267,7 +271,9 @@ def _known_tower(tensors: Mapping, source: str) -> presets.VisionArch:
     )
 
 
-def plan(made: Import, *, dtype: Any = None, mesh: Any = None) -> tuple[list[Step], list[str]]:
+def plan_parts(
+    made: ImportSpec, *, dtype: Any = None, mesh: Any = None
+) -> tuple[list[ImportStep], list[str]]:
     """Returns each part's plan, and the paths that stay fresh; no tensor is read.
 
     Args:
@@ -277,7 +283,7 @@ def plan(made: Import, *, dtype: Any = None, mesh: Any = None) -> tuple[list[Ste
     Raises:
       WeightsError: naming whatever does not fit.
     """
-    model = wings.abstract(made.arch, mesh=mesh)
+    model = parameters.abstract_params(made.arch, mesh=mesh)
     steps, filled = [], set()
     for part in made.parts:
         table = {rule.ours for rule in part.rules}
@@ -289,13 +295,13 @@ def plan(made: Import, *, dtype: Any = None, mesh: Any = None) -> tuple[list[Ste
             path: _with_dtype(ours[path], dtype or part.tensors[keys[0]].dtype)
             for path, (_, keys) in found.made.items()
         }
-        steps.append(Step(part, found, final))
+        steps.append(ImportStep(part, found, final))
         filled |= set(final)
     left = [path for path in model if path not in filled]
     unmade = [path for path in left if not rules.any_match(made.fresh, path)]
     if unmade:
         sources = " and ".join(part.source for part in made.parts)
-        raise rules.WeightsError(f"nothing in {sources} makes our {rules.names(unmade)}")
+        raise rules.WeightsError(f"nothing in {sources} makes our {rules.format_keys(unmade)}")
     return steps, left
 
 
@@ -303,8 +309,8 @@ def _with_dtype(struct: jax.ShapeDtypeStruct, dtype: Any) -> jax.ShapeDtypeStruc
     return jax.ShapeDtypeStruct(struct.shape, dtype, sharding=struct.sharding)
 
 
-def load(
-    steps: Sequence[Step], on_read: Callable[[str, int], None] = lambda key, size: None
+def load_parts(
+    steps: Sequence[ImportStep], on_read: Callable[[str, int], None] = lambda key, size: None
 ) -> dict[str, np.ndarray | jax.Array]:
     """Returns path -> array of all that the plan makes."""
     flat: dict[str, np.ndarray | jax.Array] = {}
@@ -321,7 +327,7 @@ def load(
     return flat
 
 
-def nbytes(steps: Sequence[Step]) -> int:
+def nbytes(steps: Sequence[ImportStep]) -> int:
     """Returns the bytes that loading these plans will read."""
     return sum(
         step.part.tensors[key].nbytes

@@ -11,7 +11,7 @@ from typing import Any
 
 from wings_jax.errors import UserError
 from wings_jax.model import presets
-from wings_jax.weights import hf, imports, rules, store, wings
+from wings_jax.weights import hf, imports, release, rules, store
 
 
 def describe(path: str | os.PathLike, vision: str | os.PathLike | None = None) -> list[str]:
@@ -35,7 +35,7 @@ def describe(path: str | os.PathLike, vision: str | os.PathLike | None = None) -
         return [f"{path}: an LLM ({family})", *lines, *_try(imports.from_llm, path, vision)]
     if "vision_config" in config or family.endswith("_vision_model"):
         return [f"{path}: a vision tower ({family})", *lines, *_tower(path)]
-    if any(wings.PROJECTOR.split(".")[1] in key for key in tensors):
+    if any(release.PROJECTOR.split(".")[1] in key for key in tensors):
         return [f"{path}: a projector", *lines, *_keys(tensors)]
     kind = f"model_type {family!r}" if family else "no config.json"
     return [f"{path}: weights that no table here reads ({kind})", *lines, *_keys(tensors)]
@@ -60,16 +60,16 @@ def _try(reader: Any, *sources: Any) -> list[str]:
         return [f"  cannot be imported: {error}"]
 
 
-def _fit(made: imports.Import) -> list[str]:
+def _fit(made: imports.ImportSpec) -> list[str]:
     try:
-        steps, fresh = imports.plan(made)
+        steps, fresh = imports.plan_parts(made)
     except rules.WeightsError as error:
         return [*_indented(arch_lines(made.arch)), f"  does not fit: {error}"]
     return _indented(fit_lines(made, steps, fresh))
 
 
 def fit_lines(
-    made: imports.Import, steps: Sequence[imports.Step], fresh: Sequence[str]
+    made: imports.ImportSpec, steps: Sequence[imports.ImportStep], fresh: Sequence[str]
 ) -> list[str]:
     """Returns the architecture, what each part fills, and what stays fresh."""
     has_tower = any(path.startswith("vision/") for step in steps for path in step.ours)
@@ -79,10 +79,10 @@ def fit_lines(
         name = step.part.name
         lines.append(f"{name}: {read} tensors of {step.part.source} fill {len(step.ours)} arrays")
         if step.plan.ignored:
-            lines.append(f"  left unread: {rules.names(step.plan.ignored)}")
+            lines.append(f"  left unread: {rules.format_keys(step.plan.ignored)}")
     if fresh:
-        groups = {rules.group(path) for path in fresh}
-        lines.append(f"not in it, fresh in training: {rules.names(groups)}")
+        groups = {rules.group_keys(path) for path in fresh}
+        lines.append(f"not in it, fresh in training: {rules.format_keys(groups)}")
     return lines
 
 
@@ -102,7 +102,7 @@ def _tower(path: pathlib.Path) -> list[str]:
         return [f"  cannot be imported: {error}"]
     lines = [f"  {tower_line(arch)}", f"  all {len(plan.made)} of our arrays are in it"]
     if plan.ignored:
-        lines.append(f"    left unread: {rules.names(plan.ignored)}")
+        lines.append(f"    left unread: {rules.format_keys(plan.ignored)}")
     return lines
 
 

@@ -77,7 +77,9 @@ class Rule:
     def foreign_shape(self, shape: Sequence[int]) -> tuple[int, ...]:
         """Returns the shape of one foreign tensor, given the shape of our whole array."""
         pattern, sizes = self._bind(shape)
-        return tuple(math.prod(sizes[name] for name in group) for group in pattern.foreign)
+        return tuple(
+            math.prod(sizes[name] for name in group_keys) for group_keys in pattern.foreign
+        )
 
     def to_ours(self, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
         """Returns a view of one foreign tensor in our order (without the layers' dimension)."""
@@ -154,14 +156,14 @@ def shapes(
     return result
 
 
-def names(many: Iterable[str], limit: int = 6) -> str:
+def format_keys(many: Iterable[str], limit: int = 6) -> str:
     """Returns the first few names and how many more there are, for a message."""
     many = sorted(many)
     rest = f" and {len(many) - limit} more" if len(many) > limit else ""
     return ", ".join(many[:limit]) + rest
 
 
-def group(path: str) -> str:
+def group_keys(path: str) -> str:
     """Returns the part of the model that one of our paths belongs to, for people."""
     parts = path.split("/")
     return "/".join(parts[: 3 if parts[:2] == ["decoder", "layers"] else 1])
@@ -173,7 +175,7 @@ def any_match(patterns: Iterable[str], name: str) -> bool:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class TablePlan:
     """What an import would do, before a byte of a tensor is read.
 
     made      our path -> (rule, the foreign keys that make it)
@@ -194,7 +196,7 @@ def plan_import(
     ignorable: Sequence[str] = (),
     fresh: Sequence[str] = (),
     source: str = "the checkpoint",
-) -> Plan:
+) -> TablePlan:
     """Returns the plan that reads every key of `foreign` and makes every path of `ours`.
 
     Args:
@@ -223,14 +225,16 @@ def plan_import(
     unknown = [key for key in unread if not any_match(ignorable, key)]
     unmade = [path for path in left if not any_match(fresh, path)]
     if absent:
-        hint = f"; it has unread keys: {names(unknown, 3)}" if unknown else ""
-        raise WeightsError(f"{source} lacks {names(absent)}{hint}")
+        hint = f"; it has unread keys: {format_keys(unknown, 3)}" if unknown else ""
+        raise WeightsError(f"{source} lacks {format_keys(absent)}{hint}")
     if unmade:
-        raise WeightsError(f"nothing in {source} makes our {names(unmade)}")
+        raise WeightsError(f"nothing in {source} makes our {format_keys(unmade)}")
     if unknown:
-        raise WeightsError(f"{source} has keys that this model has no place for: {names(unknown)}")
+        raise WeightsError(
+            f"{source} has keys that this model has no place for: {format_keys(unknown)}"
+        )
     _check_shapes(made, foreign, ours, source)
-    return Plan(made, left, unread)
+    return TablePlan(made, left, unread)
 
 
 def _check_shapes(made: Mapping, foreign: Mapping, ours: Mapping, source: str) -> None:
@@ -350,7 +354,7 @@ def export_tree(
         by_path.setdefault(rule.ours, rule)
     homeless = [p for p in ours if p not in by_path and not any_match(dropped, p)]
     if homeless:
-        raise WeightsError(f"the format has no place for {names(homeless)}")
+        raise WeightsError(f"the format has no place for {format_keys(homeless)}")
     result = {}
     for path, rule in by_path.items():
         if path not in ours:

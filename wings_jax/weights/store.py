@@ -164,11 +164,11 @@ def _open_index(index: pathlib.Path) -> Tensors:
     files = [index.parent / name for name in sorted(set(weight_map.values()))]
     missing = [file.name for file in files if not file.is_file()]
     if missing:
-        raise rules.WeightsError(f"{index.parent} lacks the shard {rules.names(missing)}")
+        raise rules.WeightsError(f"{index.parent} lacks the shard {rules.format_keys(missing)}")
     tensors = _merge(files)
     lost = [key for key in weight_map if key not in tensors]
     if lost:
-        raise rules.WeightsError(f"{index} promises {rules.names(lost)}, no shard has it")
+        raise rules.WeightsError(f"{index} promises {rules.format_keys(lost)}, no shard has it")
     return tensors
 
 
@@ -182,7 +182,9 @@ def _check_shards(files: list[pathlib.Path]) -> None:
         ends = f"-of-{match['total']}{file.suffix}"
         wanted = {f"{match['stem']}-{n:05d}{ends}" for n in range(1, total + 1)}
         if wanted - here:
-            raise rules.WeightsError(f"{file.parent} lacks the shard {rules.names(wanted - here)}")
+            raise rules.WeightsError(
+                f"{file.parent} lacks the shard {rules.format_keys(wanted - here)}"
+            )
 
 
 def _merge(files: list[pathlib.Path]) -> Tensors:
@@ -192,7 +194,7 @@ def _merge(files: list[pathlib.Path]) -> Tensors:
         twice = [key for key in opened if key in tensors]
         if twice:
             other = tensors[twice[0]].origin
-            raise rules.WeightsError(f"{rules.names(twice, 2)} is in both {other} and {file}")
+            raise rules.WeightsError(f"{rules.format_keys(twice, 2)} is in both {other} and {file}")
         tensors.update(opened)
     return tensors
 

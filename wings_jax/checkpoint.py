@@ -23,10 +23,7 @@ import transformers
 from wings_jax import config as config_lib
 from wings_jax import tree
 from wings_jax.errors import UserError
-from wings_jax.model import layers, presets
-from wings_jax.model.wings import Wings
-from wings_jax.training import state as state_lib
-from wings_jax.training.step import TrainState
+from wings_jax.model import layers, parameters, presets
 
 FOLDER = "checkpoints"
 ITEMS = ("params", "opt_state", "meta", "tokenizer")
@@ -34,7 +31,7 @@ FOREIGN = (".safetensors", ".bin", ".pth", ".gguf")  # weights that have to be i
 
 
 @dataclasses.dataclass(frozen=True)
-class Restored:
+class Checkpoint:
     """What a tool reads from a checkpoint.
 
     params      nested dicts of arrays, in the dtypes they were saved in unless asked otherwise
@@ -50,7 +47,7 @@ class Restored:
     step: int
 
 
-class Writer:
+class CheckpointWriter:
     """Saves a run's states into its workdir, in the background, and keeps the last few."""
 
     def __init__(
@@ -60,7 +57,7 @@ class Writer:
         arch: presets.WingsArch,
         tokenizer_files: Mapping[str, str],
     ):
-        self._meta = {"config": config_lib.plain(config), "arch": config_lib.plain(arch)}
+        self._meta = {"config": config_lib.to_dict(config), "arch": config_lib.to_dict(arch)}
         self._tokenizer = dict(tokenizer_files)
         self._manager = ocp.CheckpointManager(
             pathlib.Path(workdir).absolute() / FOLDER,
@@ -68,43 +65,37 @@ class Writer:
             item_names=ITEMS,
         )
 
-    def save(self, state: TrainState, step: int) -> None:
-        """Begins to save; returns as soon as the arrays have been copied.
+    def save(self, step: int, params: Mapping[str, jax.Array], opt_state: Any) -> None:
+        """Starts to save flat parameters and an optimizer state; returns once they are copied.
 
         Raises:
-          UserError: it, or the save before it, cannot be written.
+          UserError: this save, or the one before it, cannot be written.
         """
         if step in self._manager.all_steps():
             return
-        params = tree.nest({**state.frozen, **state.trained})
         arguments = ocp.args.Composite(
-            params=ocp.args.PyTreeSave(params),
-            opt_state=ocp.args.PyTreeSave(_resumable(state)),
+            params=ocp.args.PyTreeSave(tree.nest(params)),
+            opt_state=ocp.args.PyTreeSave(opt_state),
             meta=ocp.args.JsonSave({**self._meta, "step": step}),
             tokenizer=ocp.args.JsonSave(self._tokenizer),
         )
         with self._writing():
             self._manager.save(step, args=arguments)
 
-    def restore(self, state: TrainState, step: int) -> TrainState:
-        """Returns the state saved at `step`, laid out as `state` is."""
-        params = {**state.frozen, **state.trained}
+    def restore(
+        self, step: int, params: Mapping[str, jax.Array], opt_state: Any
+    ) -> tuple[dict[str, jax.Array], Any]:
+        """Returns the flat parameters and optimizer state saved at `step`.
+
+        They get the shapes, dtypes and shardings of the given ones, on any mesh.
+        """
         found = self._manager.restore(
             step,
             args=ocp.args.Composite(
-                params=_restore_args(tree.nest(params)),
-                opt_state=_restore_args(_resumable(state)),
+                params=_restore_args(tree.nest(params)), opt_state=_restore_args(opt_state)
             ),
         )
-        flat = tree.flatten(found["params"])
-        rest = found["opt_state"]
-        return TrainState(
-            rest["step"],
-            rest["skipped"],
-            {path: flat[path] for path in state.trained},
-            {path: flat[path] for path in state.frozen},
-            rest["opt_state"],
-        )
+        return tree.flatten(found["params"]), found["opt_state"]
 
     def close(self) -> None:
         """Waits until everything is written. Raises UserError if something cannot be."""
@@ -112,7 +103,7 @@ class Writer:
             self._manager.wait_until_finished()
             self._manager.close()
 
-    def __enter__(self) -> Writer:
+    def __enter__(self) -> CheckpointWriter:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
@@ -133,10 +124,6 @@ class Writer:
             raise UserError(
                 f"--workdir: {self._manager.directory}: cannot be written: {reason[:300]}"
             ) from error
-
-
-def _resumable(state: TrainState) -> dict[str, Any]:
-    return {"step": state.step, "skipped": state.skipped, "opt_state": state.opt_state}
 
 
 def _restore_args(target: Any, *, partial: bool = False) -> ocp.args.PyTreeRestore:
@@ -160,7 +147,7 @@ def _reader(handler: Any) -> Iterator[ocp.Checkpointer]:
         logger.setLevel(level)
 
 
-def newest(directory: str | pathlib.Path) -> pathlib.Path | None:
+def newest_step(directory: str | pathlib.Path) -> pathlib.Path | None:
     """Returns the newest whole step below a workdir, or `directory` itself if it is a step."""
     path = pathlib.Path(directory).absolute()
     if (path / "params").is_dir() and (path / "meta").is_dir():
@@ -169,9 +156,9 @@ def newest(directory: str | pathlib.Path) -> pathlib.Path | None:
     return max(steps, key=lambda p: int(p.name), default=None)
 
 
-def find(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
+def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
     """Returns `newest(directory)`. Raises UserError naming `flag` when there is none."""
-    found = newest(directory)
+    found = newest_step(directory)
     if found is None:
         path = pathlib.Path(directory)
         files = [path] if path.is_file() else list(path.glob("*")) if path.is_dir() else []
@@ -186,8 +173,8 @@ def read_meta(step: pathlib.Path) -> tuple[config_lib.Config, presets.WingsArch,
     """Returns config, architecture and step number of one step's directory."""
     with _reader(ocp.JsonCheckpointHandler()) as reader:
         meta = reader.restore(step / "meta")
-    config = config_lib.build(config_lib.Config, meta["config"], f"{step}: config")
-    arch = config_lib.build(presets.WingsArch, meta["arch"], f"{step}: arch")
+    config = config_lib.from_dict(config_lib.Config, meta["config"], f"{step}: config")
+    arch = config_lib.from_dict(presets.WingsArch, meta["arch"], f"{step}: arch")
     return config, arch, meta["step"]
 
 
@@ -238,7 +225,7 @@ def load(
     flag: str = "--checkpoint",
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
-) -> Restored:
+) -> Checkpoint:
     """Returns a checkpoint ready for use on the first device; matrices in `dtype` if given.
 
     With a mesh every parameter is read straight to where training would keep it.
@@ -247,11 +234,11 @@ def load(
       UserError: there is no checkpoint at `directory`; the message names `flag`.
       MeshError: the mesh does not divide the model.
     """
-    step = find(directory, flag=flag)
+    step = find_step(directory, flag=flag)
     config, arch, number = read_meta(step)
     flat = read_params(step, _targets(step, arch, dtype, mesh))
     tokenizer = open_tokenizer(read_tokenizer_files(step))
-    return Restored(config, arch, tree.nest(flat), tokenizer, step, number)
+    return Checkpoint(config, arch, tree.nest(flat), tokenizer, step, number)
 
 
 def _targets(
@@ -261,8 +248,9 @@ def _targets(
     if mesh is None:
         shardings = dict.fromkeys(shapes, _first_device())
     else:
-        state_lib.check_mesh(arch, mesh, flag="--mesh")
-        shardings = state_lib.plan(Wings(arch), mesh).shardings
+        parameters.check_mesh(arch, mesh, flag="--mesh")
+        abstract = parameters.abstract_params(arch, mesh=mesh)
+        shardings = {path: leaf.sharding for path, leaf in abstract.items()}
     return {
         path: jax.ShapeDtypeStruct(
             meta.shape,
@@ -277,7 +265,7 @@ def _first_device() -> jax.sharding.Sharding:
     return jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
 
-def write(
+def write_checkpoint(
     workdir: str | pathlib.Path,
     params: Mapping[str, Any],
     config: config_lib.Config,
@@ -293,8 +281,8 @@ def write(
     `hf_config` is the `config.json` that the weights came with; an export gives it back.
     """
     meta = {
-        "config": config_lib.plain(config),
-        "arch": config_lib.plain(arch),
+        "config": config_lib.to_dict(config),
+        "arch": config_lib.to_dict(arch),
         "step": 0,
         "hf_config": dict(hf_config or {}),
     }

@@ -19,13 +19,13 @@ import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from wings_jax.data import drawings
-from wings_jax.data.drawings import COLOURS, DIGITS, PLACES, THINGS, Placed
+from wings_jax.scenes import drawings
+from wings_jax.scenes.drawings import COLORS, DIGITS, PLACES, THINGS, Placed
 
 Asked = tuple[str, str] | None
 
 
-class Turn(NamedTuple):
+class QuestionTurn(NamedTuple):
     """A question of some kind and its answer."""
 
     kind: str
@@ -43,7 +43,7 @@ def make_objects(rng: random.Random, glyphs: drawings.Glyphs) -> tuple[Placed, .
     digits = sum(rng.random() < 0.5 for _ in range(count))
     names = rng.sample(DIGITS, digits) + rng.sample(THINGS, count - digits)
     rng.shuffle(names)
-    colours = rng.sample(list(COLOURS), count)
+    colours = rng.sample(list(COLORS), count)
     cells = sorted(rng.sample(range(len(PLACES)), count))
     return tuple(_place(rng, glyphs, *chosen) for chosen in zip(names, colours, cells, strict=True))
 
@@ -51,7 +51,7 @@ def make_objects(rng: random.Random, glyphs: drawings.Glyphs) -> tuple[Placed, .
 def make_crowd(rng: random.Random, count: int) -> tuple[Placed, ...]:
     """Returns `count` <= 6 objects of different names and colours, in no place and never drawn."""
     names = rng.sample([*DIGITS, *THINGS], count)
-    colours = rng.sample(list(COLOURS), count)
+    colours = rng.sample(list(COLORS), count)
     return tuple(
         Placed(name, colour, None, -1, 0, (0, 0))
         for name, colour in zip(names, colours, strict=True)
@@ -79,21 +79,25 @@ def describe(rng: random.Random, objects: Sequence[Placed], *, most: int = 6) ->
     return " ".join(fact.answer for fact in said[:most])
 
 
-def facts(placed: Placed) -> list[Turn]:
+def facts(placed: Placed) -> list[QuestionTurn]:
     """Returns all that is asked about one object: colour, place (if any), and what has them."""
     name = placed.name
-    made = [Turn("colour", f"What colour is the {name}?", f"The {name} is {placed.colour}.")]
+    made = [
+        QuestionTurn("colour", f"What colour is the {name}?", f"The {name} is {placed.colour}.")
+    ]
     known_by = [placed.colour]
     if placed.cell is not None:
         place = PLACES[placed.cell]
-        made.append(Turn("where", f"Where is the {name}?", f"The {name} is {place}."))
+        made.append(QuestionTurn("where", f"Where is the {name}?", f"The {name} is {place}."))
         known_by.append(place)
     for which in known_by:
         if _is_digit(placed):
-            made.append(Turn("digit", f"Which digit is {which}?", f"The {which} digit is {name}."))
+            made.append(
+                QuestionTurn("digit", f"Which digit is {which}?", f"The {which} digit is {name}.")
+            )
         else:
             answer = f"The {which} thing is {article(name)}."
-            made.append(Turn("thing", f"What is {which}?", answer))
+            made.append(QuestionTurn("thing", f"What is {which}?", answer))
     return made
 
 
@@ -126,7 +130,7 @@ def ask_exists(rng: random.Random, names: Sequence[str], colours: Sequence[str])
     """Returns whether something of a name, or now and then of a colour, is among these."""
     is_there = rng.random() < 0.5
     if colours and rng.random() < 0.25:
-        known = colours if is_there else [c for c in COLOURS if c not in colours]
+        known = colours if is_there else [c for c in COLORS if c not in colours]
         question = f"Is anything {rng.choice(known)}?"
     else:
         kind = DIGITS if rng.random() < 0.5 else THINGS
@@ -199,10 +203,10 @@ def ask_turns(
     pictures: Sequence[Sequence[Placed]],
     turns: int,
     kinds: Sequence[str] = ALL_KINDS,
-) -> list[Turn]:
+) -> list[QuestionTurn]:
     """Returns up to `turns` different questions of random kinds about one or several pictures."""
     kinds = [kind for kind in kinds if kind != "which" or len(pictures) > 1]
-    found: dict[str, Turn] = {}
+    found: dict[str, QuestionTurn] = {}
     for _ in range(8 * turns):
         if len(found) == turns:
             break
@@ -210,5 +214,5 @@ def ask_turns(
         several = len(pictures) > 1
         asked = ask_among(rng, pictures, kind) if several else ask(rng, pictures[0], kind)
         if asked is not None:
-            found.setdefault(asked[0], Turn(kind, *asked))
+            found.setdefault(asked[0], QuestionTurn(kind, *asked))
     return list(found.values())

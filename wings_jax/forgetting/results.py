@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from wings_jax import tree
+from wings_jax import checkpoint, tree
 from wings_jax.evaluation import report, scoring
-from wings_jax.experiment import methods
-from wings_jax.experiment.methods import BASE, REFERENCE, REGIMES, Measure
-from wings_jax.experiment.plan import Run
-from wings_jax.training import checkpoint, optim
+from wings_jax.forgetting import methods
+from wings_jax.forgetting.methods import BASE, REFERENCE, REGIMES, Measure
+from wings_jax.forgetting.plan import ExperimentRun
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -72,7 +71,7 @@ class Estimate:
 NONE = Estimate(math.nan, math.nan, math.nan, 0)
 
 
-def write(run: Run) -> None:
+def write_scores(run: ExperimentRun) -> None:
     """Gathers what the jobs of a run found into its `run.json`."""
     scored = Scored(
         method=run.method,
@@ -86,7 +85,7 @@ def write(run: Run) -> None:
             "laws": _shift(run.folder / "laws"),
         },
     )
-    report.write(run.file, json.dumps(scored.plain(), indent=1) + "\n")
+    report.write_text(run.file, json.dumps(scored.plain(), indent=1) + "\n")
 
 
 def _answers(folder: pathlib.Path) -> Scores:
@@ -126,17 +125,18 @@ def _language(folder: pathlib.Path) -> Scores:
 
 def trained_parameters(workdir: pathlib.Path) -> int:
     """Returns how many parameters the run of a workdir trained."""
-    step = checkpoint.find(workdir, flag="--out")
+    step = checkpoint.find_step(workdir, flag="--out")
     config, _, _ = checkpoint.read_meta(step)
     if not config.steps:
         return 0
     shapes = checkpoint.read_shapes(step)
-    labels = optim.label_groups(shapes, config.optimizer)
-    chosen = {p: s for p, s in shapes.items() if optim.is_trained(labels, config.optimizer, p)}
+    optimizer = config.optimizer
+    groups = tree.match_table(shapes, optimizer.groups, name="config.optimizer.groups")
+    chosen = {path: s for path, s in shapes.items() if optimizer.learning_rates[groups[path]]}
     return tree.count(chosen)
 
 
-def read(out: pathlib.Path) -> list[Scored]:
+def read_scores(out: pathlib.Path) -> list[Scored]:
     """Returns all runs that are done, in the order of methods, regimes and seeds."""
     found = [
         Scored(**json.loads(file.read_text(encoding="utf-8")), folder=file.parent)

@@ -15,16 +15,16 @@ import numpy as np
 
 from wings_jax import errors
 from wings_jax.errors import UserError
-from wings_jax.inference import decode, limits, prompts, sampling
-from wings_jax.inference.decode import Running
-from wings_jax.inference.engine import Spec, Weights
-from wings_jax.inference.memory import Memory
-from wings_jax.inference.prompts import Slots
-from wings_jax.inference.sampling import Sampling
+from wings_jax.inference import decode, device_memory, prompts, sampling
+from wings_jax.inference.decode import DecodeState
+from wings_jax.inference.engine import ModelSpec, Weights
+from wings_jax.inference.kv_cache import KVCache
+from wings_jax.inference.prompts import PromptSlots
+from wings_jax.inference.sampling import SamplingParams
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class GenerationTask:
     """A request that waits for its row.
 
     index     which request it is
@@ -36,18 +36,18 @@ class Task:
     """
 
     index: int
-    slots: Slots
+    slots: PromptSlots
     images: int
     load: Callable[[], Sequence[np.ndarray]]
-    sampling: Sampling
+    sampling: SamplingParams
     ended: Callable[[Sequence[int]], bool] | None = None
 
 
 @dataclasses.dataclass
-class Draft:
+class PartialOutput:
     """The answer of a task so far."""
 
-    task: Task
+    task: GenerationTask
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
 
@@ -58,7 +58,7 @@ class Draft:
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class SchedulerOptions:
     """Rows and shapes of a batch.
 
     rows    B
@@ -71,10 +71,10 @@ class Plan:
     stops: tuple[int, ...] = ()
 
 
-def groups(tasks: Sequence[Task], rows: int) -> list[list[Task]]:
+def groups(tasks: Sequence[GenerationTask], rows: int) -> list[list[GenerationTask]]:
     """Returns the tasks by bucket of length, shortest first; a small group joins the next one."""
     ordered = sorted(tasks, key=lambda t: (t.slots.count, t.images, t.index))
-    found: list[list[Task]] = []
+    found: list[list[GenerationTask]] = []
     for task in ordered:
         size = prompts.bucket(task.slots.count)
         is_same = found and prompts.bucket(found[-1][-1].slots.count) == size
@@ -86,14 +86,14 @@ def groups(tasks: Sequence[Task], rows: int) -> list[list[Task]]:
 
 
 def run(
-    spec: Spec, weights: Weights, tasks: Sequence[Task], plan: Plan
-) -> Iterator[tuple[Task, Draft | UserError]]:
+    spec: ModelSpec, weights: Weights, tasks: Sequence[GenerationTask], plan: SchedulerOptions
+) -> Iterator[tuple[GenerationTask, PartialOutput | UserError]]:
     """Yields every task with its answer, or with the reason why there is none, as they end.
 
     Raises:
       UserError: the rows do not fit the devices' memory.
     """
-    with errors.full_memory(limits.ADVICE):
+    with errors.full_memory(device_memory.ADVICE):
         cached = [task for task in tasks if is_causal(spec, task.images)]
         for group in groups(cached, plan.rows):
             yield from _Rows(spec, weights, group, plan).run()
@@ -102,17 +102,17 @@ def run(
                 yield task, _recomputed(spec, weights, task, plan)
 
 
-def is_causal(spec: Spec, images: int) -> bool:
+def is_causal(spec: ModelSpec, images: int) -> bool:
     """Returns whether what was read stays valid when tokens follow: not in the release's images."""
     return spec.arch.semantics.prompt_length is None or not images
 
 
 def recompute(
-    spec: Spec,
+    spec: ModelSpec,
     weights: Weights,
-    prompt: Slots,
+    prompt: PromptSlots,
     features: jax.Array | None,
-    wish: Sampling,
+    wish: SamplingParams,
     stops: Sequence[int],
 ) -> Iterator[tuple[int, float, bool]]:
     """Yields token, log-probability and whether it is the last; all is read again for each token.
@@ -121,7 +121,7 @@ def recompute(
     `features` are those of the prompt's images, which are encoded once.
     """
     arch, said = spec.arch, []
-    choice = sampling.gather([wish], arch.decoder.vocab_size)
+    choice = sampling.stack_params([wish], arch.decoder.vocab_size)
     images = prompts.power(len(prompt.images))
     stops = np.asarray(stops or (-1,), np.int32)
     while True:
@@ -129,7 +129,7 @@ def recompute(
         length = prompts.bucket(whole.count)
         starts = np.zeros(1, np.int32)
         chunk = prompts.make_chunk([whole], starts, arch, length=length, images=images)
-        logits = decode.read(spec, weights, chunk, features)
+        logits = decode.forward(spec, weights, chunk, features)
         seen = None if choice.penalty is None else prompts.seen([whole], arch)
         count = np.array([len(said)], np.int32)
         running = decode.resume(logits, choice, stops, count, seen)
@@ -139,13 +139,15 @@ def recompute(
             return
 
 
-def _recomputed(spec: Spec, weights: Weights, task: Task, plan: Plan) -> Draft | UserError:
+def _recomputed(
+    spec: ModelSpec, weights: Weights, task: GenerationTask, plan: SchedulerOptions
+) -> PartialOutput | UserError:
     """Returns the whole answer of one task."""
     try:
         prompt = dataclasses.replace(task.slots, images=tuple(task.load()))
     except UserError as error:
         return error
-    draft, features = Draft(task), encode_all(spec, weights, prompt)
+    draft, features = PartialOutput(task), encode_all(spec, weights, prompt)
     for token, logprob, _ in recompute(spec, weights, prompt, features, task.sampling, plan.stops):
         draft.tokens.append(token)
         draft.logprobs.append(logprob)
@@ -157,7 +159,13 @@ def _recomputed(spec: Spec, weights: Weights, task: Task, plan: Plan) -> Draft |
 class _Rows:
     """The rows of one group, whose caches and compiled shapes they share."""
 
-    def __init__(self, spec: Spec, weights: Weights, tasks: Sequence[Task], plan: Plan):
+    def __init__(
+        self,
+        spec: ModelSpec,
+        weights: Weights,
+        tasks: Sequence[GenerationTask],
+        plan: SchedulerOptions,
+    ):
         self.spec, self.weights = spec, weights
         self.waiting = list(reversed(tasks))
         self.count = min(plan.rows, prompts.power(len(tasks)))
@@ -168,14 +176,14 @@ class _Rows:
         self.length = prompts.bucket(max(task.slots.count for task in tasks))
         self.capacity = self.length + prompts.bucket(most + self.steps)
         wishes = [task.sampling for task in tasks]
-        self.wishes = sampling.gather(wishes, spec.arch.decoder.vocab_size)
+        self.wishes = sampling.stack_params(wishes, spec.arch.decoder.vocab_size)
         self.place = {task.index: place for place, task in enumerate(tasks)}
-        self.drafts: list[Draft | None] = [None] * self.count
-        self.refused: list[tuple[Task, UserError]] = []
-        self.memory: Memory | None = None
-        self.running: Running | None = None
+        self.drafts: list[PartialOutput | None] = [None] * self.count
+        self.refused: list[tuple[GenerationTask, UserError]] = []
+        self.memory: KVCache | None = None
+        self.running: DecodeState | None = None
 
-    def run(self) -> Iterator[tuple[Task, Draft | UserError]]:
+    def run(self) -> Iterator[tuple[GenerationTask, PartialOutput | UserError]]:
         """Yields tasks as they end."""
         while self.waiting or any(self.drafts):
             self.admit()
@@ -207,12 +215,12 @@ class _Rows:
             "logprobs": np.asarray(self.running.logprobs)[None],
         }
         for row, (task, _) in zip(free, guests, strict=False):
-            self.drafts[row] = Draft(task)
+            self.drafts[row] = PartialOutput(task)
             self.drafts[row].take(chosen, row, 1)
 
-    def take(self, size: int) -> list[tuple[Task, Slots]]:
+    def take(self, size: int) -> list[tuple[GenerationTask, PromptSlots]]:
         """Returns up to `size` tasks that wait, with their pictures; bad ones are refused."""
-        taken: list[tuple[Task, Slots]] = []
+        taken: list[tuple[GenerationTask, PromptSlots]] = []
         while self.waiting and len(taken) < size:
             task = self.waiting.pop()
             try:
@@ -222,8 +230,8 @@ class _Rows:
         return taken
 
     def prefill(
-        self, guests: Sequence[tuple[Task, Slots]], size: int, room: int
-    ) -> tuple[Memory, Running]:
+        self, guests: Sequence[tuple[GenerationTask, PromptSlots]], size: int, room: int
+    ) -> tuple[KVCache, DecodeState]:
         """Returns the memory, of `size` rows and `room` slots, and first tokens of new tasks."""
         arch = self.spec.arch
         rows = [slots for _, slots in guests] + [prompts.EMPTY] * (size - len(guests))
@@ -238,14 +246,14 @@ class _Rows:
         )
         slots = {name: picks.shape[1] for name, picks in chunk.picks.items()} | {"main": room}
         slots |= {"textual": room} if "textual" in slots else {}
-        limits.check(self.spec, size, slots)
+        device_memory.check(self.spec, size, slots)
         slots = tuple(sorted(slots.items()))
         grown, logits = decode.prefill(self.spec, self.weights, chunk, features, slots=slots)
         choice = self.choice([self.place[task.index] for task, _ in guests], size)
         seen = prompts.seen(rows, arch) if choice.penalty is not None else None
         return grown, decode.begin(logits, choice, self.stops, seen)
 
-    def choice(self, places: Sequence[int], size: int) -> sampling.Choice:
+    def choice(self, places: Sequence[int], size: int) -> sampling.BatchSamplingParams:
         """Returns the wishes of tasks by place, in `size` rows; a row without a task is done."""
         index = np.zeros(size, np.int32)
         index[: len(places)] = places
@@ -275,7 +283,7 @@ class _Rows:
             if draft is not None:
                 draft.take(said, row, int(fresh[row]))
 
-    def leave(self) -> Iterator[tuple[Task, Draft | UserError]]:
+    def leave(self) -> Iterator[tuple[GenerationTask, PartialOutput | UserError]]:
         """Yields what has ended or was refused, and frees its rows."""
         yield from self.refused
         self.refused.clear()
@@ -293,14 +301,14 @@ class _Rows:
         self.running = dataclasses.replace(self.running, done=done)
 
 
-def encode_all(spec: Spec, weights: Weights, prompt: Slots) -> jax.Array | None:
+def encode_all(spec: ModelSpec, weights: Weights, prompt: PromptSlots) -> jax.Array | None:
     """Returns the features of one conversation's pictures."""
     count = prompts.power(len(prompt.images))
     return encode(spec, weights, prompt.images, at_once=max(count, 1), room=count)
 
 
 def encode(
-    spec: Spec, weights: Weights, pictures: Sequence[np.ndarray], *, at_once: int, room: int
+    spec: ModelSpec, weights: Weights, pictures: Sequence[np.ndarray], *, at_once: int, room: int
 ) -> jax.Array | None:
     """Returns features f32[room*P,D], first those of the u8[h,w,3] pictures; None without room.
 

@@ -21,12 +21,12 @@ import optimiser
 import teacher
 from flax import linen as nn
 
-from wings_jax.data import drawings, questions
 from wings_jax.model import presets, vision
+from wings_jax.scenes import drawings, questions
 
 CELL = drawings.CELL
 EMPTY = len(teacher.NAMES)
-NO_COLOUR = len(drawings.COLOURS)
+NO_COLOUR = len(drawings.COLORS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,7 +55,7 @@ def compose(
     empty = jax.random.uniform(keys[1], (count,)) < run.empty_share
     colours = jax.random.randint(keys[2], (count,), 0, NO_COLOUR)
     ground = jnp.array(drawings.GROUND, jnp.float32)
-    inks = jnp.array(list(drawings.COLOURS.values()), jnp.float32)[colours] - ground
+    inks = jnp.array(list(drawings.COLORS.values()), jnp.float32)[colours] - ground
     drawn = jnp.where(empty[:, None, None], 0.0, ink)
     cells = ground + drawn[..., None] * inks[:, None, None]
     cells = cells + 6 * jax.random.normal(keys[3], cells.shape)
@@ -137,7 +137,7 @@ def score(params: dict, arch: presets.VisionArch, split: str, count: int = 600) 
         for o in scene:
             kind = "digit" if o.name in drawings.DIGITS else "thing"
             hits[kind].append(what[i, o.cell] == teacher.NAMES.index(o.name))
-            hits["colour"].append(colour[i, o.cell] == list(drawings.COLOURS).index(o.colour))
+            hits["colour"].append(colour[i, o.cell] == list(drawings.COLORS).index(o.colour))
         for cell in set(range(4)) - {o.cell for o in scene}:
             hits["empty"].append(what[i, cell] == EMPTY)
     hits["place"] = list((place.argmax(-1) == np.arange(place.shape[1])).reshape(-1))

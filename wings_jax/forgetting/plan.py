@@ -27,15 +27,15 @@ from typing import Any
 
 from wings_jax.errors import UserError
 from wings_jax.evaluation import report
-from wings_jax.experiment import methods
-from wings_jax.experiment.methods import ALIGNMENT, BASE, BASES, REGIMES, Regime
+from wings_jax.forgetting import methods
+from wings_jax.forgetting.methods import ALIGNMENT, BASE, BASES, REGIMES, Regime
 
 SCENES = "runs/scenes"  # as in configs/base.py
 SHIPPED = pathlib.Path(str(importlib.resources.files("wings_jax"))) / "assets" / "tiny"
 
 
 @dataclasses.dataclass(frozen=True)
-class Settings:
+class ExperimentSettings:
     """What changes the numbers of a run; one folder holds runs of one choice.
 
     base            of `methods.BASES`
@@ -95,7 +95,7 @@ class Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
+class ExperimentRun:
     """A method with a regime and a seed; its jobs in the order in which they must be run.
 
     regime  "" and seed 0 for the base, which is one and the same for all
@@ -123,8 +123,8 @@ def runs(
     methods: Sequence[str],
     regimes: Sequence[str],
     seeds: Sequence[int],
-    settings: Settings,
-) -> list[Run]:
+    settings: ExperimentSettings,
+) -> list[ExperimentRun]:
     """Returns all runs, seed after seed, so that an early look has every method in it."""
     found = [_run(out, BASE, "", 0, settings)] if BASE in methods else []
     return found + [
@@ -136,7 +136,9 @@ def runs(
     ]
 
 
-def _run(out: pathlib.Path, name: str, regime: str, seed: int, settings: Settings) -> Run:
+def _run(
+    out: pathlib.Path, name: str, regime: str, seed: int, settings: ExperimentSettings
+) -> ExperimentRun:
     method, base = methods.find(name), BASES[settings.base]
     folder = out / regime / name.replace("=", "-") / f"seed-{seed}" if regime else out / name
     jobs, before = [], ""
@@ -164,7 +166,7 @@ def _run(out: pathlib.Path, name: str, regime: str, seed: int, settings: Setting
         told = (*settings.language, "--out", str(folder / "language"), *limit)
         jobs.append(_job("language", folder, "evaluate", "language", asks, *told))
     jobs.append(_job("laws", folder, "analyze", "laws", asks, "--out", str(folder / "laws")))
-    return Run(name, regime, seed, folder, tuple(jobs))
+    return ExperimentRun(name, regime, seed, folder, tuple(jobs))
 
 
 def _import(folder: pathlib.Path, gguf: str) -> Job:
@@ -180,7 +182,7 @@ def _train(
     sees: Regime,
     seed: int,
     steps: int | None,
-    settings: Settings,
+    settings: ExperimentSettings,
     before: str,
     further: Sequence[str] = (),
 ) -> Job:
@@ -204,7 +206,7 @@ def _job(kind: str, folder: pathlib.Path, program: str, *flags: str) -> Job:
 
 
 @contextlib.contextmanager
-def claim(out: pathlib.Path, settings: Settings) -> Iterator[None]:
+def claim(out: pathlib.Path, settings: ExperimentSettings) -> Iterator[None]:
     """Notes the settings in `out`, which is this process's as long as the context lasts.
 
     Commands that it starts inherit the lock, and hold it until they have ended.
@@ -231,7 +233,7 @@ def claim(out: pathlib.Path, settings: Settings) -> Iterator[None]:
 def _note(note: pathlib.Path, now: dict[str, Any]) -> None:
     """Writes the settings; where they are already, they must be the same ones."""
     if not note.exists():
-        report.write(note, json.dumps(now, indent=1) + "\n")
+        report.write_text(note, json.dumps(now, indent=1) + "\n")
         return
     try:
         old = dict(json.loads(note.read_text(encoding="utf-8")))
@@ -249,14 +251,14 @@ def _note(note: pathlib.Path, now: dict[str, Any]) -> None:
         )
 
 
-def described(settings: Settings) -> dict[str, Any]:
+def described(settings: ExperimentSettings) -> dict[str, Any]:
     """Returns the settings for JSON, with a digest of the weights that all runs start from."""
     lists = {name: list(getattr(settings, name)) for name in ("overrides", "language")}
     weights = digest(settings.gguf or _weights("llm"), _weights("vision"))
     return dataclasses.asdict(settings) | lists | {"weights": weights}
 
 
-def told(settings: Settings) -> str:
+def told(settings: ExperimentSettings) -> str:
     """Returns what was chosen, in words."""
     chosen = [
         f"{'as many steps as its config has' if count is None else f'{count} steps'} of {stage}"

@@ -16,8 +16,8 @@ from matplotlib import figure, lines
 from scipy import stats
 
 from wings_jax.evaluation import report
-from wings_jax.experiment import results, table
-from wings_jax.experiment.methods import (
+from wings_jax.forgetting import results, table
+from wings_jax.forgetting.methods import (
     BASE,
     CHOICES,
     INTERLEAVED,
@@ -27,11 +27,11 @@ from wings_jax.experiment.methods import (
     REGIMES,
     REPLAYED,
     SHIFT,
-    Base,
+    BaseLLM,
     Measure,
     find,
 )
-from wings_jax.experiment.results import Estimate, Scored
+from wings_jax.forgetting.results import Estimate, Scored
 
 INK, FAINT, PALE = "#24292f", "#d0d7de", "#57606a"
 TOP = 104  # of axes in %, so that the end of an interval at 100 can be seen
@@ -48,7 +48,9 @@ COMPARED = {
 RATE_NAMES = {"lr_smaller": "smaller", "lr_larger": "larger", "wings": "partitioned"}
 
 
-def write(out: pathlib.Path, runs: Sequence[Scored], base: Base, note: str) -> list[pathlib.Path]:
+def write_plots(
+    out: pathlib.Path, runs: Sequence[Scored], base: BaseLLM, note: str
+) -> list[pathlib.Path]:
     """Writes all plots that the runs allow; `note` stands below each. Returns the paths."""
     pages = {"shift.png": ("a point per run; line: least squares", shifts(runs, base.text))}
     for regime in table.regimes(runs):
@@ -62,12 +64,14 @@ def write(out: pathlib.Path, runs: Sequence[Scored], base: Base, note: str) -> l
             continue
         page.supxlabel(f"{told}; {note}", fontsize=8, color=PALE)
         path = out / name
-        report.replace(path, lambda new, page=page: page.savefig(new, dpi=120, format="png"))
+        report.write_atomically(
+            path, lambda new, page=page: page.savefig(new, dpi=120, format="png")
+        )
         made.append(path)
     return made
 
 
-def accuracies(runs: Sequence[Scored], regime: str, base: Base) -> figure.Figure:
+def accuracies(runs: Sequence[Scored], regime: str, base: BaseLLM) -> figure.Figure:
     """Returns bars of pictures and text by method, and by learning rates where they were tried."""
     measures = [measure for measure in SHADES if measure in base.measures]
     methods = _there(

@@ -19,7 +19,7 @@ from sklearn import datasets
 
 PICTURE, CELL = 64, 32
 GROUND = (16, 16, 24)
-COLOURS = {
+COLORS = {
     "red": (235, 40, 40),
     "green": (40, 190, 70),
     "blue": (50, 100, 255),
@@ -130,6 +130,6 @@ def render(objects: Sequence[Placed], glyphs: Glyphs) -> np.ndarray:
         row, column = divmod(placed.cell, 2)
         top = row * CELL + corner + placed.shift[1]
         left = column * CELL + corner + placed.shift[0]
-        colour = np.array(COLOURS[placed.colour], np.float32)
+        colour = np.array(COLORS[placed.colour], np.float32)
         picture[top : top + placed.scale, left : left + placed.scale] += ink * (colour - ground)
     return np.round(np.clip(picture, 0, 255)).astype(np.uint8)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wings_jax.evaluation import report, scoring
-from wings_jax.evaluation.report import Result
+from wings_jax.evaluation.report import TaskResult
 from wings_jax.evaluation.scoring import Paired
 from wings_jax.evaluation.tasks import TASKS, Question
 
@@ -24,15 +24,17 @@ MEANING = (
 )
 
 
-def compare(questions: Mapping[str, Sequence[Question]], before: Result, after: Result) -> Changes:
+def compare(
+    questions: Mapping[str, Sequence[Question]], before: TaskResult, after: TaskResult
+) -> Changes:
     """Returns what changed from one model's answers to another's."""
     return {
-        task: scoring.pair(TASKS[task], asked, before.answers[task], after.answers[task])
+        task: scoring.score_pairs(TASKS[task], asked, before.answers[task], after.answers[task])
         for task, asked in questions.items()
     }
 
 
-def as_text(before: Result, after: Result, changes: Changes) -> str:
+def as_text(before: TaskResult, after: TaskResult, changes: Changes) -> str:
     """Returns a table by task, for a terminal."""
     parts = [f"{before.name} -> {after.name}. {MEANING}"]
     for task, rows in changes.items():
@@ -40,7 +42,7 @@ def as_text(before: Result, after: Result, changes: Changes) -> str:
     return "\n\n".join(parts)
 
 
-def as_markdown(before: Result, found: Sequence[tuple[Result, Changes]]) -> str:
+def as_markdown(before: TaskResult, found: Sequence[tuple[TaskResult, Changes]]) -> str:
     """Returns the tables of all models that are compared with `before`, in Markdown."""
     lines = ["# Forgetting", "", MEANING, ""]
     lines += [f"- {one.name}: `{one.origin}`" for one in (before, *(after for after, _ in found))]
@@ -64,7 +66,7 @@ def plain(paired: Paired) -> dict[str, Any]:
     }
 
 
-def as_json(before: Result, found: Sequence[tuple[Result, Changes]]) -> dict[str, Any]:
+def as_json(before: TaskResult, found: Sequence[tuple[TaskResult, Changes]]) -> dict[str, Any]:
     """Returns counts, changes and intervals, for machines."""
     models = [
         {
@@ -81,13 +83,13 @@ def as_json(before: Result, found: Sequence[tuple[Result, Changes]]) -> dict[str
 
 
 def save(
-    directory: pathlib.Path, before: Result, found: Sequence[tuple[Result, Changes]]
+    directory: pathlib.Path, before: TaskResult, found: Sequence[tuple[TaskResult, Changes]]
 ) -> list[pathlib.Path]:
     """Writes forgetting.md and forgetting.json; returns the paths."""
     found_json = json.dumps(as_json(before, found), indent=1) + "\n"
     return [
-        report.write(directory / "forgetting.md", as_markdown(before, found)),
-        report.write(directory / "forgetting.json", found_json),
+        report.write_text(directory / "forgetting.md", as_markdown(before, found)),
+        report.write_text(directory / "forgetting.json", found_json),
     ]
 
 

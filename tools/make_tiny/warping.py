@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.scipy import ndimage
 
-from wings_jax.data.drawings import CELL
+from wings_jax.scenes.drawings import CELL
 
 
 def warp(key: jax.Array, shape: jax.Array, is_digit: jax.Array) -> jax.Array:

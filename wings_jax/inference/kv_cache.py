@@ -24,81 +24,86 @@ from jax.sharding import Mesh
 from wings_jax import axes
 from wings_jax.model import attention
 from wings_jax.model.decoder import Cache
-from wings_jax.model.layout import NEVER, Sight
+from wings_jax.model.layout import NEVER, Visibility
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
-class Memory:
+class KVCache:
     """The caches of B rows. Keys of the mappings: main, and the learners that have slots.
 
     layers     per layer, attention -> keys and values, each [B*K,S,H]
-    sights     attention -> Sight [B,S]; an empty slot has the order NEVER
+    visibility     attention -> Sight [B,S]; an empty slot has the order NEVER
     positions  i32[B,S] of the main attention's slots
     used       attention -> i32[], the slot that is written next
     lengths    i32[B], the position of each row's next slot
     """
 
     layers: tuple[Cache, ...]
-    sights: Mapping[str, Sight]
+    visibility: Mapping[str, Visibility]
     positions: jax.Array
     used: Mapping[str, jax.Array]
     lengths: jax.Array
 
 
-def capacities(memory: Memory) -> dict[str, int]:
+def capacities(memory: KVCache) -> dict[str, int]:
     """Returns how many slots each attention's cache has."""
-    return {name: sight.order.shape[1] for name, sight in memory.sights.items()}
+    return {
+        name: visibility.visible_from.shape[1] for name, visibility in memory.visibility.items()
+    }
 
 
-def lay(memory: Memory, mesh: Mesh | None) -> Memory:
+def shard_cache(memory: KVCache, mesh: Mesh | None) -> KVCache:
     """Returns the memory, asked to lie on the mesh as `axes.RULES` say: rows as B, heads as K."""
     return dataclasses.replace(
         memory,
-        layers=axes.lay(memory.layers, mesh, "BK"),
-        sights=axes.lay(memory.sights, mesh),
-        positions=axes.lay(memory.positions, mesh),
-        lengths=axes.lay(memory.lengths, mesh),
+        layers=axes.shard_leading_axis(memory.layers, mesh, "BK"),
+        visibility=axes.shard_leading_axis(memory.visibility, mesh),
+        positions=axes.shard_leading_axis(memory.positions, mesh),
+        lengths=axes.shard_leading_axis(memory.lengths, mesh),
     )
 
 
-def widen_sight(sight: Sight, slots: int) -> Sight:
-    """Returns the sight with empty slots behind it, `slots` in all."""
-    more = [(0, 0), (0, slots - sight.order.shape[1])]
-    return Sight(jnp.pad(sight.segments, more), jnp.pad(sight.order, more, constant_values=NEVER))
+def pad_visibility(visibility: Visibility, slots: int) -> Visibility:
+    """Returns the visibility with empty slots behind it, `slots` in all."""
+    more = [(0, 0), (0, slots - visibility.visible_from.shape[1])]
+    return Visibility(
+        jnp.pad(visibility.segments, more),
+        jnp.pad(visibility.visible_from, more, constant_values=NEVER),
+    )
 
 
-def widen_cache(array: jax.Array, slots: int) -> jax.Array:
+def pad_slots(array: jax.Array, slots: int) -> jax.Array:
     """Returns keys or values [B*K,S,H] with zeros behind them, `slots` in all."""
     return jnp.pad(array, [(0, 0), (0, slots - array.shape[1]), (0, 0)])
 
 
-def write_sight(sight: Sight, fresh: Sight, start: jax.Array) -> Sight:
-    """Returns the sight [B,S] with the fresh one [B,F] entered from slot `start` on."""
+def write_visibility(visibility: Visibility, fresh: Visibility, start: jax.Array) -> Visibility:
+    """Returns the visibility [B,S] with the fresh one [B,F] entered from slot `start` on."""
 
     def write(old: jax.Array, new: jax.Array) -> jax.Array:
         return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
 
-    return jax.tree.map(write, sight, fresh)
+    return jax.tree.map(write, visibility, fresh)
 
 
-def grow(memory: Memory, slots: Mapping[str, int]) -> Memory:
+def grow(memory: KVCache, slots: Mapping[str, int]) -> KVCache:
     """Returns the memory with at least `slots[attention]` slots in each cache."""
     wanted = {name: max(have, slots.get(name, 0)) for name, have in capacities(memory).items()}
     return dataclasses.replace(
         memory,
         layers=tuple(
-            {name: tuple(widen_cache(x, wanted[name]) for x in pair) for name, pair in old.items()}
+            {name: tuple(pad_slots(x, wanted[name]) for x in pair) for name, pair in old.items()}
             for old in memory.layers
         ),
-        sights={name: widen_sight(s, wanted[name]) for name, s in memory.sights.items()},
+        visibility={name: pad_visibility(s, wanted[name]) for name, s in memory.visibility.items()},
         positions=jnp.pad(
             memory.positions, [(0, 0), (0, wanted["main"] - memory.positions.shape[1])]
         ),
     )
 
 
-def compact(memory: Memory) -> Memory:
+def compact(memory: KVCache) -> KVCache:
     """Returns the memory with every row's used slots moved to the front, in their order.
 
     What is seen does not change. The slot that is written next is the one behind the fullest row.
@@ -106,16 +111,16 @@ def compact(memory: Memory) -> Memory:
     moved, positions, layers = {}, memory.positions, [dict(layer) for layer in memory.layers]
     used = {}
     rows = memory.lengths.shape[0]
-    for name, sight in memory.sights.items():
-        is_used = sight.order < NEVER
+    for name, visibility in memory.visibility.items():
+        is_used = visibility.visible_from < NEVER
         index = jnp.argsort(~is_used, axis=1, stable=True)
-        moved[name] = jax.tree.map(lambda x, i=index: jnp.take_along_axis(x, i, axis=1), sight)
+        moved[name] = jax.tree.map(lambda x, i=index: jnp.take_along_axis(x, i, axis=1), visibility)
         used[name] = is_used.sum(1).max().astype(jnp.int32)
         if name == "main":
             positions = jnp.take_along_axis(positions, index, axis=1)
         for layer in [layer for layer in layers if name in layer]:
             layer[name] = tuple(_take(x, index, rows) for x in layer[name])
-    return Memory(tuple(layers), moved, positions, used, memory.lengths)
+    return KVCache(tuple(layers), moved, positions, used, memory.lengths)
 
 
 def _take(array: jax.Array, index: jax.Array, rows: int) -> jax.Array:
@@ -124,16 +129,20 @@ def _take(array: jax.Array, index: jax.Array, rows: int) -> jax.Array:
     return jnp.take_along_axis(array, index[..., None], axis=1)
 
 
-def forget(memory: Memory, lengths: jax.Array) -> Memory:
+def truncate(memory: KVCache, lengths: jax.Array) -> KVCache:
     """Returns the memory cut back: each row keeps its first `lengths` i32[B] positions."""
-    sights = {
-        name: Sight(s.segments, jnp.where(s.order >= lengths[:, None], NEVER, s.order))
-        for name, s in memory.sights.items()
+    visibility = {
+        name: Visibility(
+            s.segments, jnp.where(s.visible_from >= lengths[:, None], NEVER, s.visible_from)
+        )
+        for name, s in memory.visibility.items()
     }
-    return dataclasses.replace(memory, sights=sights, lengths=jnp.minimum(memory.lengths, lengths))
+    return dataclasses.replace(
+        memory, visibility=visibility, lengths=jnp.minimum(memory.lengths, lengths)
+    )
 
 
-def insert(memory: Memory, guests: Memory, rows: jax.Array) -> Memory:
+def insert(memory: KVCache, guests: KVCache, rows: jax.Array) -> KVCache:
     """Returns the memory with row g of `guests` in place of row `rows[g]`; past the end: nowhere.
 
     Both hold caches of the same attentions; those of `guests` have no more slots.
@@ -150,9 +159,9 @@ def insert(memory: Memory, guests: Memory, rows: jax.Array) -> Memory:
 
     layers = jax.tree.map(put_heads, memory.layers, guests.layers)
     used = {name: jnp.maximum(used, guests.used[name]) for name, used in memory.used.items()}
-    return Memory(
+    return KVCache(
         layers,
-        jax.tree.map(put, memory.sights, guests.sights),
+        jax.tree.map(put, memory.visibility, guests.visibility),
         put(memory.positions, guests.positions),
         used,
         put(memory.lengths, guests.lengths),

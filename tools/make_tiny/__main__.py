@@ -1,6 +1,6 @@
 """Makes the tiny base that ships with the package: tokenizer, LLM and vision tower.
 
-    python launch/make_tiny OUT [--only llm|vision] [--llm-steps N] [--tower-steps N] [--seed N]
+    python tools/make_tiny OUT [--only llm|vision] [--llm-steps N] [--tower-steps N] [--seed N]
 
 OUT/llm and OUT/vision are directories as Hugging Face lays them out (bf16 safetensors). To ship
 them: put them in place of wings_jax/assets/tiny. The same seed gives the same base, up to the
@@ -102,14 +102,14 @@ def _round(params: Any) -> Any:
 
 def _note(out: pathlib.Path, run: Any, results: dict[str, Any]) -> None:
     """Writes how the model was made and what it scored."""
-    note = {"made by": "launch/make_tiny", "run": dataclasses.asdict(run), **results}
+    note = {"made by": "tools/make_tiny", "run": dataclasses.asdict(run), **results}
     (out / "training.json").write_text(json.dumps(note, indent=1) + "\n", encoding="utf-8")
     print(out, json.dumps(results), flush=True)
 
 
 def main() -> None:
     """Makes what the command line asks for."""
-    parser = argparse.ArgumentParser(prog="launch/make_tiny", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser(prog="tools/make_tiny", description=__doc__.split("\n")[0])
     parser.add_argument("out", type=pathlib.Path)
     parser.add_argument("--only", choices=("llm", "vision"))
     parser.add_argument("--llm-steps", type=int, default=llm.LlmRun.steps)

@@ -7,16 +7,7 @@ has no router, and textual learners that were never trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-import jax
-import numpy as np
-from flax import linen as nn
-
-from wings_jax import axes, tree
-from wings_jax.model import layout, presets
-from wings_jax.model import wings as model_lib
+from wings_jax.model import presets
 from wings_jax.weights import hf, rules
 
 TOWER = "model.vision_tower.vision_tower.vision_model."
@@ -86,30 +77,3 @@ def release_ignorable(arch: presets.WingsArch) -> tuple[str, ...]:
     tower = tuple(prefix + pattern for pattern in hf.vision_ignorable(arch.vision))
     unused = () if "textual" in arch.learners else IGNORABLE_WITHOUT_TEXTUAL
     return (*hf.decoder_ignorable(arch.decoder), *IGNORABLE, *tower, *unused)
-
-
-def abstract(
-    arch: presets.WingsArch, dtype: Any = np.float32, *, mesh: jax.sharding.Mesh | None = None
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns path -> shape of every parameter of the model, with its sharding where given a mesh.
-
-    Traces the initialisation; nothing is allocated.
-    """
-    side, patches = arch.vision.image_size, arch.vision.num_patches
-    modality = np.full((1, patches + 1), layout.IMAGE)
-    modality[:, -1] = layout.TEXT
-    rows = layout.make_layout(np.zeros_like(modality), modality)
-    batch = layout.Batch(rows, rows.tokens, np.zeros((1, 1, side, side, 3), np.uint8))
-    model = model_lib.Wings(arch, kernel="einsum")
-
-    def init(key: jax.Array) -> Mapping:
-        return model.init(key, batch, method=model_lib.Wings.initialise)["params"]
-
-    boxed = jax.eval_shape(init, jax.random.key(0))
-    specs = tree.flatten(nn.get_partition_spec(boxed))
-    return {
-        path: jax.ShapeDtypeStruct(
-            leaf.shape, dtype, sharding=mesh and axes.sharding_of(mesh, specs[path])
-        )
-        for path, leaf in tree.flatten(nn.unbox(boxed)).items()
-    }

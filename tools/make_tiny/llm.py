@@ -21,8 +21,9 @@ import optax
 import optimiser
 from flax import linen as nn
 
-from wings_jax.data import conversation, questions, skills, tokenization
+from wings_jax.data import conversation, tokenization
 from wings_jax.model import layout, presets, wings
+from wings_jax.scenes import questions, skills
 
 # How often each skill is asked outside of imagined pictures.
 WEIGHTS = {

@@ -13,7 +13,7 @@ import random
 import zlib
 from collections.abc import Callable
 
-from wings_jax.data import drawings, questions
+from wings_jax.scenes import drawings, questions
 
 ANIMALS = ("butterfly", "cat", "fish")
 PLANTS = ("flower", "tree")
@@ -163,7 +163,7 @@ def sample(rng: random.Random, name: str, split: str) -> tuple[str, str]:
 
 def imagine(
     rng: random.Random, crowd: int = 0
-) -> tuple[str, list[questions.Turn], tuple[str, str]]:
+) -> tuple[str, list[questions.QuestionTurn], tuple[str, str]]:
     """Returns a description of an imagined picture, or of a crowd so large, and what it answers.
 
     The questions are those that a statement of it answers, in random order, and one about

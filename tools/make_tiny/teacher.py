@@ -18,7 +18,7 @@ import optax
 import warping
 from flax import linen as nn
 
-from wings_jax.data import drawings
+from wings_jax.scenes import drawings
 
 NAMES = [*drawings.DIGITS, *drawings.THINGS]
 

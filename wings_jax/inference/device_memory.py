@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 
 from wings_jax.errors import UserError
-from wings_jax.inference.engine import Spec
+from wings_jax.inference.engine import ModelSpec
 
 ADVICE = "lower --batch-size (rows), --max-new-tokens, or the length of the prompts"
 GB = 10**9
 
 
-def check(spec: Spec, rows: int, slots: Mapping[str, int]) -> None:
+def check(spec: ModelSpec, rows: int, slots: Mapping[str, int]) -> None:
     """Raises UserError if the caches of `rows` conversations alone are more than is free.
 
     `slots` are those of each attention. On a machine that lends more memory than it has, asking
@@ -31,7 +31,7 @@ def check(spec: Spec, rows: int, slots: Mapping[str, int]) -> None:
         )
 
 
-def cache_bytes(spec: Spec, rows: int, slots: Mapping[str, int]) -> int:
+def cache_bytes(spec: ModelSpec, rows: int, slots: Mapping[str, int]) -> int:
     """Returns the bytes of the keys and values of `rows` conversations, `slots` by attention."""
     llm = spec.arch.decoder
     heads = 0

@@ -14,14 +14,16 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from wings_jax import formatting
 from wings_jax.errors import UserError
 from wings_jax.evaluation import report
-from wings_jax.experiment import results
-from wings_jax.experiment.plan import Job, Run
-from wings_jax.training import metrics
+from wings_jax.forgetting import results
+from wings_jax.forgetting.plan import ExperimentRun, Job
 
 
-def go(runs: Sequence[Run], show: Callable[[Mapping[str, str]], object]) -> dict[str, str]:
+def go(
+    runs: Sequence[ExperimentRun], show: Callable[[Mapping[str, str]], object]
+) -> dict[str, str]:
     """Runs what is left. Returns run -> why it failed; `show` is called with that after each."""
     failed: dict[Job, str] = {}
     lost: dict[str, str] = {}
@@ -34,13 +36,13 @@ def go(runs: Sequence[Run], show: Callable[[Mapping[str, str]], object]) -> dict
                 lost[run.name] = why
                 print(f"FAILED {run.name}: {why}", flush=True)
             else:
-                results.write(run)
+                results.write_scores(run)
             show(lost)
             print(progress(runs), flush=True)
     return lost
 
 
-def _finish(run: Run, failed: dict[Job, str]) -> str:
+def _finish(run: ExperimentRun, failed: dict[Job, str]) -> str:
     """Returns "" once all jobs of the run are done, or why they cannot be."""
     for job in run.jobs:
         if job.seconds is None and job not in failed:
@@ -86,7 +88,7 @@ def execute(job: Job) -> str:
         return f"exit status {status}, see {job.log}: {_reason(job, began)}"
     seconds = time.perf_counter() - started
     note = {"command": list(job.command), "seconds": round(seconds, 1)}
-    report.write(job.note, json.dumps(note, indent=1) + "\n")
+    report.write_text(job.note, json.dumps(note, indent=1) + "\n")
     return ""
 
 
@@ -113,7 +115,7 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def progress(runs: Sequence[Run]) -> str:
+def progress(runs: Sequence[ExperimentRun]) -> str:
     """Returns one line: runs done, what one took, and how long the others will take."""
     done = sum(run.file.exists() for run in runs)
     jobs = {job: job.seconds for run in runs for job in run.jobs}
@@ -122,8 +124,8 @@ def progress(runs: Sequence[Run]) -> str:
     if not done or not took:
         return line
     left = remaining(jobs)
-    line += f", {metrics.duration((sum(took) + left) / len(runs))} a run"
-    return line + (f", ETA {metrics.duration(left)}" if done < len(runs) else "")
+    line += f", {formatting.format_duration((sum(took) + left) / len(runs))} a run"
+    return line + (f", ETA {formatting.format_duration(left)}" if done < len(runs) else "")
 
 
 def remaining(jobs: dict[Job, float | None]) -> float:

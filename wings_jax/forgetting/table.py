@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from wings_jax.evaluation import report
-from wings_jax.experiment import plan, results
-from wings_jax.experiment.methods import (
+from wings_jax.forgetting import plan, results
+from wings_jax.forgetting.methods import (
     BASE,
     BASES,
     PERPLEXITY,
@@ -18,13 +18,13 @@ from wings_jax.experiment.methods import (
     REGIMES,
     SHIFT,
     SHIFT_AFTER,
-    Base,
+    BaseLLM,
     Measure,
     find,
     order,
 )
-from wings_jax.experiment.plan import Settings
-from wings_jax.experiment.results import Estimate, Scored
+from wings_jax.forgetting.plan import ExperimentSettings
+from wings_jax.forgetting.results import Estimate, Scored
 
 NOTHING = "-"
 DETAILS = {
@@ -64,8 +64,11 @@ READING = """\
 - trained: parameters of the last stage"""
 
 
-def write(
-    out: pathlib.Path, runs: Sequence[Scored], settings: Settings, missing: Mapping[str, str]
+def write_table(
+    out: pathlib.Path,
+    runs: Sequence[Scored],
+    settings: ExperimentSettings,
+    missing: Mapping[str, str],
 ) -> list[pathlib.Path]:
     """Writes forgetting.md and forgetting.json; returns the paths.
 
@@ -73,12 +76,14 @@ def write(
     """
     found = json.dumps(as_json(runs, settings, missing), indent=1, ensure_ascii=False) + "\n"
     return [
-        report.write(out / "forgetting.md", as_markdown(runs, settings, missing)),
-        report.write(out / "forgetting.json", found),
+        report.write_text(out / "forgetting.md", as_markdown(runs, settings, missing)),
+        report.write_text(out / "forgetting.json", found),
     ]
 
 
-def as_markdown(runs: Sequence[Scored], settings: Settings, missing: Mapping[str, str]) -> str:
+def as_markdown(
+    runs: Sequence[Scored], settings: ExperimentSettings, missing: Mapping[str, str]
+) -> str:
     """Returns all tables."""
     base = BASES[settings.base]
     lines = [f"# Sight without forgetting: the paper's claim on {base.title}", ""]
@@ -104,7 +109,7 @@ def as_markdown(runs: Sequence[Scored], settings: Settings, missing: Mapping[str
 
 
 def _further(
-    runs: Sequence[Scored], regime: str, base: Base
+    runs: Sequence[Scored], regime: str, base: BaseLLM
 ) -> Iterator[tuple[str, list[list[str]]]]:
     reference = find(REFERENCE).title
     if results.of(runs, REFERENCE, regime):
@@ -117,7 +122,7 @@ def _further(
             yield f"{title}, means in %", _cells(runs, regime, shown, _mean)
 
 
-def as_text(runs: Sequence[Scored], regime: str, base: Base) -> str:
+def as_text(runs: Sequence[Scored], regime: str, base: BaseLLM) -> str:
     """Returns the main table of a regime for a terminal."""
     title = f"Stage 2 on {REGIMES[regime].title}"
     return f"{title}\n{report.text_table(main_cells(runs, regime, base))}"
@@ -129,7 +134,7 @@ def regimes(runs: Sequence[Scored]) -> list[str]:
     return found or list(REGIMES)[: bool(runs)]
 
 
-def main_cells(runs: Sequence[Scored], regime: str, base: Base) -> list[list[str]]:
+def main_cells(runs: Sequence[Scored], regime: str, base: BaseLLM) -> list[list[str]]:
     """Returns the main table: a row per method, a column per measure."""
     header, *rows = _cells(runs, regime, base.measures, _estimate)
     seeds, trained = [], []
@@ -201,7 +206,7 @@ def _shown(found: Estimate, measure: Measure, sign: str = "") -> str:
 
 
 def as_json(
-    runs: Sequence[Scored], settings: Settings, missing: Mapping[str, str]
+    runs: Sequence[Scored], settings: ExperimentSettings, missing: Mapping[str, str]
 ) -> dict[str, Any]:
     """Returns the settings, every run's scores, and by regime and method what the tables say."""
     return {

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import tokenizers
 from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 
-from wings_jax.data import drawings
+from wings_jax.scenes import drawings
 
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 # Words keep the space before them, every digit is a token of its own (as in Qwen's).
@@ -31,7 +31,7 @@ def frequent() -> Iterator[str]:
     """Yields what must be short: the template's words, and answers as they begin."""
     for _ in range(4000):
         yield from ("system\nYou are a helpful assistant.", "user\n", "assistant\n")
-        yield from (*drawings.THINGS, *drawings.COLOURS, *drawings.PLACES)
+        yield from (*drawings.THINGS, *drawings.COLORS, *drawings.PLACES)
         yield from (f"the {thing}?" for thing in drawings.THINGS)
 
 

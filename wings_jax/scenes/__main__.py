@@ -1,0 +1,31 @@
+"""Writes the embedded data set "scenes".
+
+python -m wings_jax.scenes data/scenes --seed 0
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+
+from wings_jax import cli
+from wings_jax.scenes import dataset
+
+
+def main() -> None:
+    """Writes the data set from the command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m wings_jax.scenes", description='Writes the embedded data set "scenes".'
+    )
+    parser.add_argument("directory", help="where to write it")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    for field in dataclasses.fields(dataset.SceneSettings):
+        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
+    settings = vars(parser.parse_args())
+    settings.pop("debug")
+
+    print(dataset.write_scenes(settings.pop("directory"), dataset.SceneSettings(**settings)))
+
+
+if __name__ == "__main__":
+    cli.run_main("python -m wings_jax.scenes", main)
