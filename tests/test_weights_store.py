@@ -10,6 +10,8 @@ import pytest
 import safetensors.numpy
 import torch
 
+from wings_jax import files
+from wings_jax.errors import UserError
 from wings_jax.weights import rules, store
 
 
@@ -142,20 +144,20 @@ def test_nothing_there(tmp_path):
 
 
 def test_a_directory_appears_whole_or_not_at_all(tmp_path):
-    with store.new_directory(tmp_path / "out") as passing:
+    with files.new_directory(tmp_path / "out") as passing:
         (passing / "file").write_text("x")
         assert not (tmp_path / "out").exists()
     assert (tmp_path / "out" / "file").read_text() == "x"
     with (
-        pytest.raises(rules.WeightsError, match="out exists already"),
-        store.new_directory(tmp_path / "out"),
+        pytest.raises(UserError, match="out exists already"),
+        files.new_directory(tmp_path / "out"),
     ):
         pass
-    with pytest.raises(KeyError), store.new_directory(tmp_path / "new") as passing:
+    with pytest.raises(KeyError), files.new_directory(tmp_path / "new") as passing:
         {}[passing.joinpath("file").write_text("x")]
     with (
-        pytest.raises(rules.WeightsError, match=r"no space left to write .*new"),
-        store.new_directory(tmp_path / "new", need_bytes=10**18),
+        pytest.raises(UserError, match=r"no space left to write .*new"),
+        files.new_directory(tmp_path / "new", need_bytes=10**18),
     ):
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -26,12 +26,12 @@ from typing import Any
 import numpy as np
 from matplotlib import figure
 
-from wings_jax import cli
+from wings_jax import cli, files
 from wings_jax.analysis import laws, plots, probes, results
 from wings_jax.analysis.probes import Variant
 from wings_jax.data import samples, sources
 from wings_jax.errors import UserError
-from wings_jax.evaluation import models, report
+from wings_jax.evaluation import models
 from wings_jax.model.wings import Wings
 from wings_jax.training import start
 
@@ -175,7 +175,8 @@ def save(
     for name, page in pages.items():
         writes[name] = lambda path, page=page: page.savefig(path, dpi=120, format="png")
     for name, write in writes.items():
-        report.write_atomically(folder / name, write)
+        with files.replacing(folder / name) as temporary:
+            write(temporary)
     return [folder / name for name in writes]
 
 
@@ -184,7 +185,7 @@ def main() -> None:
     flags = parse()
     cli.use_compilation_cache()
     chosen = models.find_models(flags.checkpoint, with_base=flags.base)
-    report.check_writable(flags.out, "--out")
+    files.check_writable(flags.out, "--out")
     scores = find_scores(flags)
     asked = find_samples(flags)
     found = [measure(named, asked, flags) for named in chosen]

@@ -33,7 +33,7 @@ from wings_jax import config as config_lib
 from wings_jax.data import conversation
 from wings_jax.errors import UserError
 from wings_jax.model import presets
-from wings_jax.weights import exports, hf, imports, inspection, rules, store
+from wings_jax.weights import exports, hf, imports, inspection, rules
 
 DTYPES = {
     "stored": None,
@@ -103,7 +103,7 @@ def run_import(arguments: argparse.Namespace) -> None:
         return
     out = required_out(arguments)
     began = time.monotonic()
-    with store.new_directory(out, need_bytes=imports.nbytes(steps)) as passing:
+    with files.new_directory(out, need_bytes=imports.nbytes(steps)) as passing:
         with progress("reading", imports.nbytes(steps)) as advance:
             flat = imports.load_parts(steps, advance)
         checkpoint.write_checkpoint(

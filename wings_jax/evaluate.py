@@ -32,7 +32,7 @@ from collections.abc import Mapping, Sequence
 
 import tqdm
 
-from wings_jax import cli
+from wings_jax import cli, files
 from wings_jax.errors import UserError
 from wings_jax.evaluation import (
     comparison,
@@ -131,7 +131,7 @@ def check_outputs(flags: argparse.Namespace, questions: Mapping[str, Sequence[Qu
             continue
         if flag == "--picture" and (path.suffix.lower() != ".png" or path.is_dir()):
             raise UserError(f"--picture: {path} does not end in .png")
-        report.check_writable(path if flag == "--out" else path.parent, flag)
+        files.check_writable(path if flag == "--out" else path.parent, flag)
     if flags.picture and with_pictures(questions) is None:
         raise UserError(f"--picture: no question of {flags.tasks} has a picture")
 
@@ -183,7 +183,7 @@ def measure_language(flags: argparse.Namespace, found: Sequence[models.LazyModel
     items = everyday.read_items(flags.choices) if flags.choices else everyday.items()
     items = [items[index] for index in tasks.spread(len(items), flags.limit)]
     if flags.out:
-        report.check_writable(flags.out, "--out")
+        files.check_writable(flags.out, "--out")
     results = [language.ask(named, text, items, flags.batch_size) for named in found]
     print(language_report.as_text(text, results))
     if flags.out:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 from flax import traverse_util
 
+from wings_jax import formatting
 from wings_jax.errors import UserError
 
 Leaf = TypeVar("Leaf")
@@ -46,7 +47,7 @@ def match_table(paths: Mapping[str, Any], table: Mapping[str, str], *, name: str
     }
     lost = [path for path, row in found.items() if row is None]
     if lost:
-        raise UserError(f"{name}: no row matches {format_names(lost)}")
+        raise UserError(f"{name}: no row matches {formatting.format_names(lost)}")
     dead = [row for row, pattern in rows.items() if row not in found.values()]
     if dead:
         listed = ", ".join(f"{row} ({table[row]})" for row in dead)
@@ -89,9 +90,3 @@ def describe(flat: Mapping[str, Any], columns: Mapping[str, Mapping[str, str]]) 
         ).rstrip()
         for row in rows
     )
-
-
-def format_names(names: list[str], most: int = 4) -> str:
-    """Returns the first names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

@@ -29,7 +29,7 @@ Scalars = dict[str, float]
 def make_metric(
     config: Config, arch: WingsArch, tokenizer: Any, mesh: Mesh
 ) -> Callable[[Mapping[str, jax.Array]], Callable[[], Scalars]]:
-    """Returns start(flat parameters), which starts to measure; it returns what fetches scalars.
+    """Returns start(flat params), which starts a measurement; its result fetches the scalars.
 
     The parameters are only read, so training goes on as if nothing had been measured. The probes are
     the first of the embedded set and their variant is the default one, the same for every run.

@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from wings_jax import files, formatting
 from wings_jax.evaluation import report, scoring
 from wings_jax.evaluation.report import TaskResult
 from wings_jax.evaluation.scoring import Paired
@@ -38,7 +39,7 @@ def as_text(before: TaskResult, after: TaskResult, changes: Changes) -> str:
     """Returns a table by task, for a terminal."""
     parts = [f"{before.name} -> {after.name}. {MEANING}"]
     for task, rows in changes.items():
-        parts.append(f"{TASKS[task].title}\n{report.text_table(_cells(task, rows))}")
+        parts.append(f"{TASKS[task].title}\n{formatting.text_table(_cells(task, rows))}")
     return "\n\n".join(parts)
 
 
@@ -49,7 +50,7 @@ def as_markdown(before: TaskResult, found: Sequence[tuple[TaskResult, Changes]])
     for after, changes in found:
         for task, rows in changes.items():
             lines += ["", f"## {before.name} -> {after.name}: {TASKS[task].title}", ""]
-            lines.append(report.markdown_table(_cells(task, rows)))
+            lines.append(formatting.markdown_table(_cells(task, rows)))
     return "\n".join(lines) + "\n"
 
 
@@ -88,8 +89,8 @@ def save(
     """Writes forgetting.md and forgetting.json; returns the paths."""
     found_json = json.dumps(as_json(before, found), indent=1) + "\n"
     return [
-        report.write_text(directory / "forgetting.md", as_markdown(before, found)),
-        report.write_text(directory / "forgetting.json", found_json),
+        files.write_text(directory / "forgetting.md", as_markdown(before, found)),
+        files.write_text(directory / "forgetting.json", found_json),
     ]
 
 

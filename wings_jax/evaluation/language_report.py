@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from wings_jax import files, formatting
 from wings_jax.evaluation import comparison, language, report
 from wings_jax.evaluation.everyday import ALL, PER_TOKEN
 from wings_jax.evaluation.language import Decision, LanguageResult, TextLikelihood
@@ -74,7 +75,7 @@ def _shown(value: float, interval: tuple[float, float] | None, digits: int = 3) 
 
 def as_text(text: Text, results: Sequence[LanguageResult]) -> str:
     """Returns the tables for a terminal."""
-    made = (f"{title}\n{report.text_table(cells)}" for title, cells in tables(text, results))
+    made = (f"{title}\n{formatting.text_table(cells)}" for title, cells in tables(text, results))
     return "\n\n".join(made)
 
 
@@ -85,7 +86,7 @@ def as_markdown(text: Text, results: Sequence[LanguageResult]) -> str:
         step = "" if result.step is None else f", step {result.step}"
         lines.append(f"- {result.name}: `{result.origin}`{step}")
     for title, cells in tables(text, results):
-        lines += ["", f"{title}:", "", report.markdown_table(cells)]
+        lines += ["", f"{title}:", "", formatting.markdown_table(cells)]
     return "\n".join(lines) + "\n"
 
 
@@ -150,7 +151,7 @@ def save(
     for result in results:
         lines = (json.dumps(_line(one), ensure_ascii=False) for one in result.decisions)
         made[f"choices-{result.name}.jsonl"] = "".join(f"{line}\n" for line in lines)
-    return [report.write_text(directory / name, content) for name, content in made.items()]
+    return [files.write_text(directory / name, content) for name, content in made.items()]
 
 
 def _line(one: Decision) -> dict[str, Any]:

@@ -11,8 +11,9 @@ import numpy as np
 from matplotlib import figure
 from PIL import Image
 
+from wings_jax import files
 from wings_jax.data import images
-from wings_jax.evaluation import report, scoring
+from wings_jax.evaluation import scoring
 from wings_jax.evaluation.tasks import Question
 
 RIGHT, WRONG, INK = "#1a7f37", "#c62828", "#24292f"
@@ -74,7 +75,8 @@ def draw(
         )
     right = sum(scoring.is_right(answers[i], questions[i].truth) for i in chosen)
     page.suptitle(f"{title}{right} of these {len(chosen)} right", fontsize=13, color=INK)
-    report.write_atomically(path, lambda passing: page.savefig(passing, dpi=110, format="png"))
+    with files.replacing(path) as temporary:
+        page.savefig(temporary, dpi=110, format="png")
 
 
 def _side_by_side(question: Question) -> np.ndarray:

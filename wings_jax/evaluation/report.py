@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from wings_jax.errors import UserError
+from wings_jax import files, formatting
 from wings_jax.evaluation import scoring
 from wings_jax.evaluation.scoring import Score
 from wings_jax.evaluation.tasks import TASKS, Question
@@ -59,30 +58,8 @@ def as_text(results: Sequence[TaskResult]) -> str:
     parts = []
     for task in results[0].scores:
         title = f"{TASKS[task].title}: right answers in % [95 % interval]"
-        parts.append(f"{title}\n{text_table(_cells(task, results))}")
+        parts.append(f"{title}\n{formatting.text_table(_cells(task, results))}")
     return "\n\n".join(parts)
-
-
-def text_table(cells: Sequence[Sequence[str]]) -> str:
-    """Returns rows of cells for a terminal; the first row is the heading."""
-    widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-    lines = []
-    for row in cells:
-        rest = (cell.rjust(width) for cell, width in zip(row[1:], widths[1:], strict=True))
-        lines.append("  ".join([row[0].ljust(widths[0]), *rest]))
-    lines.insert(1, "-" * len(lines[0]))
-    return "\n".join(lines)
-
-
-def markdown_table(cells: Sequence[Sequence[str]]) -> str:
-    """Returns the same in Markdown; a row whose name begins with "= " is set in bold."""
-    header, *rows = cells
-    lines = ["| " + " | ".join(header) + " |", "|---" + "|---:" * (len(header) - 1) + "|"]
-    for row in rows:
-        is_total = row[0].startswith("= ")
-        shown = [f"**{cell.removeprefix('= ')}**" for cell in row] if is_total else row
-        lines.append("| " + " | ".join(shown) + " |")
-    return "\n".join(lines)
 
 
 def as_markdown(results: Sequence[TaskResult]) -> str:
@@ -92,7 +69,12 @@ def as_markdown(results: Sequence[TaskResult]) -> str:
         step = "" if result.step is None else f", step {result.step}"
         lines.append(f"- {result.name}: `{result.origin}`{step}")
     for task in results[0].scores:
-        lines += ["", f"## {TASKS[task].title}", "", markdown_table(_cells(task, results))]
+        lines += [
+            "",
+            f"## {TASKS[task].title}",
+            "",
+            formatting.markdown_table(_cells(task, results)),
+        ]
     return "\n".join(lines) + "\n"
 
 
@@ -153,35 +135,4 @@ def save(
             for question, answer in zip(questions[task], answers, strict=True)
         ]
         made[f"answers-{result.name}.jsonl"] = "".join(f"{line}\n" for line in lines)
-    return [write_text(directory / name, text) for name, text in made.items()]
-
-
-def check_writable(folder: pathlib.Path, flag: str) -> None:
-    """Raises UserError naming `flag` if nothing can be written into a folder, there or to be."""
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"{flag}: cannot write to {folder}")
-
-
-def write_text(path: pathlib.Path, text: str) -> pathlib.Path:
-    """Returns `path`, which now holds the text. Raises UserError as `replace` does."""
-    write_atomically(path, lambda passing: passing.write_text(text, encoding="utf-8"))
-    return path
-
-
-def write_atomically(path: pathlib.Path, make: Callable[[pathlib.Path], Any]) -> None:
-    """Has `make` make a file under a passing name, which then takes `path`'s place.
-
-    Raises:
-      UserError: it cannot be written.
-    """
-    passing = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        make(passing)
-        passing.replace(path)
-    except OSError as error:
-        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
-    finally:
-        passing.unlink(missing_ok=True)
+    return [files.write_text(directory / name, text) for name, text in made.items()]

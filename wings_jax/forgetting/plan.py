@@ -25,8 +25,8 @@ import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from wings_jax import files
 from wings_jax.errors import UserError
-from wings_jax.evaluation import report
 from wings_jax.forgetting import methods
 from wings_jax.forgetting.methods import ALIGNMENT, BASE, BASES, REGIMES, Regime
 
@@ -215,7 +215,7 @@ def claim(out: pathlib.Path, settings: ExperimentSettings) -> Iterator[None]:
       UserError: it holds runs of other settings or of another base, or something else; another
         process is at work in it; or it cannot be written.
     """
-    report.check_writable(out, "--out")
+    files.check_writable(out, "--out")
     note, lock = out / "settings.json", out / ".lock"
     if out.exists() and not note.exists() and any(path != lock for path in out.iterdir()):
         raise UserError(f"--out: {out} exists and holds no experiment")
@@ -233,7 +233,7 @@ def claim(out: pathlib.Path, settings: ExperimentSettings) -> Iterator[None]:
 def _note(note: pathlib.Path, now: dict[str, Any]) -> None:
     """Writes the settings; where they are already, they must be the same ones."""
     if not note.exists():
-        report.write_text(note, json.dumps(now, indent=1) + "\n")
+        files.write_text(note, json.dumps(now, indent=1) + "\n")
         return
     try:
         old = dict(json.loads(note.read_text(encoding="utf-8")))

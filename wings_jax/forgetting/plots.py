@@ -15,7 +15,7 @@ from matplotlib import axes as mpl_axes
 from matplotlib import figure, lines
 from scipy import stats
 
-from wings_jax.evaluation import report
+from wings_jax import files
 from wings_jax.forgetting import results, table
 from wings_jax.forgetting.methods import (
     BASE,
@@ -64,9 +64,8 @@ def write_plots(
             continue
         page.supxlabel(f"{told}; {note}", fontsize=8, color=PALE)
         path = out / name
-        report.write_atomically(
-            path, lambda new, page=page: page.savefig(new, dpi=120, format="png")
-        )
+        with files.replacing(path) as temporary:
+            page.savefig(temporary, dpi=120, format="png")
         made.append(path)
     return made
 

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from wings_jax import checkpoint, tree
-from wings_jax.evaluation import report, scoring
+from wings_jax import checkpoint, files, tree
+from wings_jax.evaluation import scoring
 from wings_jax.forgetting import methods
 from wings_jax.forgetting.methods import BASE, REFERENCE, REGIMES, Measure
 from wings_jax.forgetting.plan import ExperimentRun
@@ -85,7 +85,7 @@ def write_scores(run: ExperimentRun) -> None:
             "laws": _shift(run.folder / "laws"),
         },
     )
-    report.write_text(run.file, json.dumps(scored.plain(), indent=1) + "\n")
+    files.write_text(run.file, json.dumps(scored.plain(), indent=1) + "\n")
 
 
 def _answers(folder: pathlib.Path) -> Scores:

@@ -14,9 +14,8 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
-from wings_jax import formatting
+from wings_jax import files, formatting
 from wings_jax.errors import UserError
-from wings_jax.evaluation import report
 from wings_jax.forgetting import results
 from wings_jax.forgetting.plan import ExperimentRun, Job
 
@@ -88,7 +87,7 @@ def execute(job: Job) -> str:
         return f"exit status {status}, see {job.log}: {_reason(job, began)}"
     seconds = time.perf_counter() - started
     note = {"command": list(job.command), "seconds": round(seconds, 1)}
-    report.write_text(job.note, json.dumps(note, indent=1) + "\n")
+    files.write_text(job.note, json.dumps(note, indent=1) + "\n")
     return ""
 
 

@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from wings_jax.evaluation import report
+from wings_jax import files, formatting
 from wings_jax.forgetting import plan, results
 from wings_jax.forgetting.methods import (
     BASE,
@@ -76,8 +76,8 @@ def write_table(
     """
     found = json.dumps(as_json(runs, settings, missing), indent=1, ensure_ascii=False) + "\n"
     return [
-        report.write_text(out / "forgetting.md", as_markdown(runs, settings, missing)),
-        report.write_text(out / "forgetting.json", found),
+        files.write_text(out / "forgetting.md", as_markdown(runs, settings, missing)),
+        files.write_text(out / "forgetting.json", found),
     ]
 
 
@@ -102,9 +102,9 @@ def as_markdown(
     ]
     for regime in regimes(runs):
         lines += ["", f"## Stage 2 on {REGIMES[regime].title}", ""]
-        lines.append(report.markdown_table(main_cells(runs, regime, base)))
+        lines.append(formatting.markdown_table(main_cells(runs, regime, base)))
         for title, cells in _further(runs, regime, base):
-            lines += ["", f"### {title}", "", report.markdown_table(cells)]
+            lines += ["", f"### {title}", "", formatting.markdown_table(cells)]
     return "\n".join(lines) + "\n"
 
 
@@ -125,7 +125,7 @@ def _further(
 def as_text(runs: Sequence[Scored], regime: str, base: BaseLLM) -> str:
     """Returns the main table of a regime for a terminal."""
     title = f"Stage 2 on {REGIMES[regime].title}"
-    return f"{title}\n{report.text_table(main_cells(runs, regime, base))}"
+    return f"{title}\n{formatting.text_table(main_cells(runs, regime, base))}"
 
 
 def regimes(runs: Sequence[Scored]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import threading
 import time
@@ -14,7 +13,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from wings_jax import axes
+from wings_jax import axes, files
 from wings_jax.errors import UserError
 from wings_jax.model.layout import PADDING, Batch
 from wings_jax.training import metrics
@@ -160,7 +159,5 @@ def _summarize(run: TrainingRun, history: list[dict[str, float]], seconds: float
     }
     is_news = history or not (run.workdir / "summary.json").exists()
     if jax.process_index() == 0 and is_news:
-        passing = run.workdir / "summary.json.tmp"
-        passing.write_text(json.dumps(summary, indent=2) + "\n")
-        passing.replace(run.workdir / "summary.json")
+        files.write_json(run.workdir / "summary.json", summary)
     return summary

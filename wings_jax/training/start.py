@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from wings_jax import axes, checkpoint, tree
+from wings_jax import axes, checkpoint, files, formatting, tree
 from wings_jax import config as config_lib
 from wings_jax.data import pipeline
 from wings_jax.errors import UserError
@@ -235,7 +235,7 @@ def check_start(
             "the same LoRA or prefix, or merge LoRA with python -m wings_jax.convert"
         )
     if left:
-        print(f"not gone on with, of {start}: {tree.format_names(left)}", flush=True)
+        print(f"not gone on with, of {start}: {formatting.format_names(left)}", flush=True)
     compared = ("semantics",) * bool(theirs.learners and mine.learners)
     compared += ("gain",) * bool(theirs.router and mine.router)
     for name in compared:
@@ -282,9 +282,7 @@ def claim(workdir: pathlib.Path, config: config_lib.Config) -> None:
         return
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        passing = workdir / "config.json.tmp"
-        passing.write_text(json.dumps(config_lib.to_dict(config), indent=2) + "\n")
-        passing.replace(workdir / "config.json")
+        files.write_json(workdir / "config.json", config_lib.to_dict(config))
     except OSError as error:
         raise UserError(f"--workdir: cannot write to {workdir}: {error.strerror}") from error
 

@@ -151,7 +151,7 @@ def write_export(
       WeightsError: the directory exists, cannot be written, or has too little space.
     """
     need = sum(tensor.nbytes for tensor in tensors.values())
-    with store.new_directory(directory, need_bytes=need) as passing:
+    with files.new_directory(directory, need_bytes=need) as passing:
         store.write_shards(passing, tensors, max_bytes=max_bytes, on_write=on_write)
         kinds = {tensor.dtype for tensor in tensors.values()}
         dtype = kinds.pop().name if len(kinds) == 1 else "float32"

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from wings_jax import tree
+from wings_jax import files, tree
 from wings_jax.model import presets
 from wings_jax.weights import rules, store, tables
 
@@ -172,7 +172,7 @@ def save_llm(
     """
     tensors = rules.export_tree(decoder_rules(arch), tree.flatten(params), dtype=dtype)
     need = sum(t.nbytes for t in tensors.values())
-    with store.new_directory(directory, need_bytes=need) as passing:
+    with files.new_directory(directory, need_bytes=need) as passing:
         store.write_shards(passing, tensors, max_bytes=max_bytes)
         kinds = {str(t.dtype) for t in tensors.values()}
         saved_as = {"torch_dtype": kinds.pop() if len(kinds) == 1 else "float32"}
@@ -197,7 +197,7 @@ def save_vision(
     table = rules.under(vision_rules(arch), foreign="vision_model.")
     tensors = rules.export_tree(table, tree.flatten(params), dtype=dtype)
     need = sum(t.nbytes for t in tensors.values())
-    with store.new_directory(directory, need_bytes=need) as passing:
+    with files.new_directory(directory, need_bytes=need) as passing:
         store.write_shards(passing, tensors)
         store.write_config(passing, vision_config(arch))
         processor = store.dump_json(processor_config(arch))

@@ -7,16 +7,13 @@ header length, a JSON header (name -> dtype, shape, offsets) and the raw little-
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
 import math
 import os
 import pathlib
 import re
-import shutil
 import struct
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 
 import ml_dtypes
 import numpy as np
@@ -265,35 +262,6 @@ def write_shards(
     content = {"metadata": {"total_size": total}, "weight_map": weight_map}
     index.write_text(json.dumps(content, indent=2) + "\n")
     return [*files, index]
-
-
-@contextlib.contextmanager
-def new_directory(path: str | os.PathLike, *, need_bytes: int = 0) -> Iterator[pathlib.Path]:
-    """Gives a passing directory beside `path` that becomes `path` when all went well.
-
-    Raises:
-      WeightsError: `path` exists already, cannot be written, or has too little space left.
-    """
-    path = pathlib.Path(path)
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise rules.WeightsError(f"{path} exists already; give another output or remove it")
-    passing = path.with_name(f".{path.name}.partial-{os.getpid()}")
-    try:
-        passing.mkdir(parents=True)
-        free = shutil.disk_usage(passing).free
-        if free < need_bytes:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        yield passing
-        if path.exists():
-            path.rmdir()
-        passing.rename(path)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            needs = f" ({need_bytes / 1e9:.1f} GB needed)" if need_bytes else ""
-            raise rules.WeightsError(f"no space left to write {path}{needs}") from error
-        raise rules.WeightsError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        shutil.rmtree(passing, ignore_errors=True)
 
 
 def read_config(directory: str | os.PathLike, name: str = "config.json") -> dict:
