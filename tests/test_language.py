@@ -95,7 +95,7 @@ def test_a_long_text_is_read_in_windows_that_share_a_token():
     generator, params = make("plain", 4, short)
     text = "\n\n".join(PASSAGES)
     ids = cases.tokenizer()(text).input_ids
-    windows = generator.reader.windows(text)
+    windows = generator.processor.windows(text)
     assert len(windows) > 3
     assert all(2 <= len(window) < 20 for window in windows)
     assert [windows[0][0], *(token for window in windows for token in window[1:])] == ids
@@ -282,7 +282,7 @@ def test_choices_are_scored_as_answers_of_the_template():
     for decision in language.choose_answers(generator, items):
         for choice, found in zip(decision.item.choices, decision.found, strict=True):
             prompt = f"<|im_start|>user\n{decision.item.question}<|im_end|>\n"
-            system = f"<|im_start|>system\n{generator.reader.template.system}<|im_end|>\n"
+            system = f"<|im_start|>system\n{generator.processor.template.system}<|im_end|>\n"
             whole = cases.tokenizer()(f"{system}{prompt}<|im_start|>assistant\n").input_ids
             ids = cases.tokenizer()(choice).input_ids
             behind = naive_nats(generator, params, [*whole, *ids])

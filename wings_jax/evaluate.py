@@ -140,7 +140,7 @@ def ask(
     named: models.LazyModel, questions: Mapping[str, Sequence[Question]], rows: int
 ) -> report.TaskResult:
     """Returns one model's answers and scores."""
-    generator = Generator.of(
+    generator = Generator.from_checkpoint(
         named.open(), rows=rows, sampling=SamplingParams(max_new_tokens=LONGEST)
     )
     answers, scores, seconds = {}, {}, {}

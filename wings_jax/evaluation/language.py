@@ -120,7 +120,7 @@ def ask(named: LazyModel, text: Text, items: Sequence[Item], rows: int) -> Langu
       UserError: a question or passage cannot be read by it.
     """
     started = time.perf_counter()
-    generator = Generator.of(named.open(), rows=rows)
+    generator = Generator.from_checkpoint(named.open(), rows=rows)
     reading = measure_perplexity(generator, text.passages, f"{named.name}: text")
     decisions = choose_answers(generator, items, f"{named.name}: choices")
     seconds = time.perf_counter() - started
@@ -132,13 +132,13 @@ def measure_perplexity(
 ) -> TextLikelihood:
     """Returns the passages under a model. Raises UserError if one is less than two tokens."""
     found: list[Likelihood] = []
-    rows, reader = generator.plan.rows, generator.reader
+    rows, processor = generator.options.rows, generator.processor
     with tqdm.tqdm(total=len(passages), desc=title, disable=None) as bar:
         for first in range(0, len(passages), rows):
             some = passages[first : first + rows]
             found += generator.score_text(some)
             bar.update(len(some))
-    context = [len(reader.text(reader.windows(text)[0][:1]).encode()) for text in passages]
+    context = [len(processor.decode(processor.windows(text)[0][:1]).encode()) for text in passages]
     sizes = np.array([len(text.encode()) for text in passages])
     return TextLikelihood(
         np.array([-one.logprob for one in found]),
