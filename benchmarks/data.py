@@ -36,7 +36,7 @@ def main(_: list[str]) -> None:
     config = config_lib.from_config_dict(module.get_config())
     arch = starting.resolve_arch(config.model)
     tokenizer = checkpoint.open_tokenizer(starting.tokenizer_files(config, None))
-    loader = start.open_data(config, arch, tokenizer)
+    loader = start.open_data(config, arch, tokenizer, pathlib.Path(_WORKDIR.value))
     batches = loader.iterate()
     for _ in range(5):
         next(batches)

@@ -1,4 +1,4 @@
-"""data.check and data.prepare through their command lines: what they say, write and return."""
+"""data.check and data.prepare through their command lines: output, files and exit status."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def call(module, *arguments, monkeypatch) -> int:
     """Runs a command as `python -m` would; returns its exit status."""
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
     try:
-        cli.run_main(module.__name__.rsplit(".", 1)[-1], module.main)
+        cli.run_main(f"python -m {module.__name__}", module.main)
     except SystemExit as ended:
         return ended.code or 0
     return 0
@@ -63,7 +63,8 @@ def test_check_of_good_data(folder, tokenizer, monkeypatch, capsys):
 
 def recipe_of(tokenizer):
     fast = transformers.AutoTokenizer.from_pretrained(tokenizer)
-    return check.make_recipe(fast, None, length=90, image_slots=4, images_per_row=8)
+    settings = check.settings.DataConfig(sequence_length=90, images_per_row=8)
+    return check.examples.make_recipe(settings, fast, check.ImageSlots(4))
 
 
 def test_check_of_bad_data(folder, monkeypatch, capsys):
@@ -92,20 +93,21 @@ def test_check_with_lengths_finds_what_is_cut_off(folder, tokenizer, monkeypatch
     ("arguments", "message"),
     [
         (("none.json",), "none.json does not exist"),
-        (("good.json", "--images", "nowhere"), "image folder nowhere"),
-        (("good.json", "--tokenizer", "nowhere"), "--tokenizer nowhere: no such folder"),
-        (("good.json", "--output", "no/such/report.json"), "--output no/such/report.json: No such"),
+        (("good.json", "--images", "nowhere"), "image directory nowhere"),
+        (("good.json", "--tokenizer", "nowhere"), "--tokenizer nowhere is not a directory"),
+        (("good.json", "--output", "good.json/x.json"), "good.json/x.json: cannot be written"),
     ],
 )
 def test_mistakes_on_the_command_line_of_check(folder, monkeypatch, capsys, arguments, message):
     monkeypatch.chdir(folder)
     assert call(check, *arguments, monkeypatch=monkeypatch) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.strip().splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("python -m wings_jax.data.check: ")
+    assert message in printed
+    assert len(printed.strip().splitlines()) == 1
 
 
-def test_prepare_refuses_and_leaves_nothing_behind(folder, monkeypatch, capsys):
+def test_prepare_refuses_and_writes_nothing(folder, monkeypatch, capsys):
     before = sorted(os.listdir(folder))
     out = folder / "deep" / "out"
     assert call(prepare, folder / "bad.json", "--out", out, monkeypatch=monkeypatch) == 2
@@ -122,9 +124,9 @@ def test_prepare_then_check(folder, monkeypatch, capsys):
     out = folder / "out"
     arguments = (folder / "bad.json", "--out", out, "--skip-bad", "--split", "validation")
     assert call(prepare, *arguments, monkeypatch=monkeypatch) == 0
-    told = capsys.readouterr()
-    assert "10 samples written" in told.out
-    assert "2 of 12 samples are bad" in told.err
+    printed = capsys.readouterr()
+    assert "10 samples written" in printed.out
+    assert "2 of 12 samples are bad" in printed.err
     assert call(check, out, "--split", "validation", monkeypatch=monkeypatch) == 0
     assert "10 samples, 0 bad" in capsys.readouterr().out
     assert call(check, out, monkeypatch=monkeypatch) == 2
