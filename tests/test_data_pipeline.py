@@ -108,8 +108,8 @@ def test_an_epoch_has_every_conversation_once_and_whole(file, is_packed):
     orders = []
     for epoch in range(2):
         first = epoch * data.steps_per_epoch
-        found = [conversations(data[first + step]) for step in range(data.steps_per_epoch)]
-        flat = [one for row in found for one in row]
+        contents = [conversations(data[first + step]) for step in range(data.steps_per_epoch)]
+        flat = [one for row in contents for one in row]
         assert collections.Counter(flat) == expected
         orders.append(flat)
     assert orders[0] != orders[1]
@@ -136,9 +136,9 @@ sizes = strategies.tuples(strategies.integers(1, 20), strategies.integers(0, 3))
 
 @hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(strategies.lists(sizes, min_size=1, max_size=300))
-def test_every_member_has_one_place_and_no_row_overflows(found):
-    slots, images = np.array(found).T
-    members = np.arange(len(found)) + 5
+def test_every_member_has_one_place_and_no_row_overflows(contents):
+    slots, images = np.array(contents).T
+    members = np.arange(len(contents)) + 5
     rows = packing.first_fit(members, slots, images, length=20, images_per_row=3)
     assert sorted(np.concatenate([rows[r] for r in range(len(rows))])) == members.tolist()
     for row in range(len(rows)):
@@ -203,9 +203,9 @@ def test_bad_samples_are_left_out_counted_and_logged(tmp_path, file, is_packed, 
     broken = tiny_data.write_json(tmp_path / "broken.json", records)
     data = loader(broken, packing=is_packed, rows=1)
     with caplog.at_level(logging.WARNING):
-        found = [one for s in range(data.steps_per_epoch) for one in conversations(data[s])]
+        contents = [one for s in range(data.steps_per_epoch) for one in conversations(data[s])]
     good = [one for number, one in enumerate(whole) if "bad" not in records[number]["id"]]
-    assert collections.Counter(found) == collections.Counter(good)
+    assert collections.Counter(contents) == collections.Counter(good)
     counted = dict(data.stats["causes"]) | data.stats["left_out"]["causes"]
     assert {cause: row["count"] for cause, row in counted.items()} == dict.fromkeys(names, 1)
     for cause, name in names.items():

@@ -109,9 +109,9 @@ def test_missing_things_are_named(tmp_path):
         sources.open_source(tmp_path / "nowhere.json")
     path = tiny_data.write_json(tmp_path / "x.json", [{}])
     with pytest.raises(
-        UserError, match=r"image directory .*/pictures of data file .* does not exist"
+        UserError, match=r"image directory .*/no-such of data file .* does not exist"
     ):
-        sources.open_source(path, images=tmp_path / "pictures")
+        sources.open_source(path, images=tmp_path / "no-such")
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"empty: no dataset_info.json"):
         sources.open_source(tmp_path / "empty")

@@ -36,6 +36,7 @@ def answers(record):
 def answer_by_hand(question, objects):
     """Returns the answer to a question about one image, computed another way."""
     digits = [o for o in objects if o.name.isdigit()]
+
     if found := re.fullmatch(r"How many (\w+) are there\?", question):
         others = len(objects) - len(digits)
         counts = {"digits": len(digits), "drawings": others, "objects": len(objects)}
@@ -52,6 +53,7 @@ def answer_by_hand(question, objects):
     if found := re.fullmatch(r"What colour is the (\w+)\?", question):
         color = only(o.color for o in objects if o.name == found[1])
         return f"The {found[1]} is {color}."
+
     which = re.fullmatch(r"(Which digit|What) is (.+)\?", question)[2]
     if question.startswith("Which digit"):
         name = only(o.name for o in digits if which in (o.color, drawings.PLACES[o.cell]))

@@ -16,6 +16,7 @@ from typing import Any
 from ml_collections import config_dict
 
 from wings_jax.data.settings import DataConfig
+from wings_jax.data.settings import SourceConfig as SourceConfig  # exported with the others
 from wings_jax.errors import UserError
 from wings_jax.model import attention, decoder, vision
 

@@ -63,6 +63,7 @@ def inspect_sample(
         sample = source[index]
         identity, image_count = sample.id, len(sample.images)
 
+        # The same functions in the same order as in training (`examples.make_example`).
         slots = None
         if recipe is None:
             turns.normalize_sample(sample)
@@ -84,13 +85,13 @@ def inspect_source(
     """Returns the findings of all samples in order, with a progress bar on a terminal."""
     findings: list[Finding] = []
     with (
-        concurrent.futures.ThreadPoolExecutor(threads) as pool,
-        tqdm.tqdm(total=len(source), desc="checking samples", disable=None) as bar,
+        concurrent.futures.ThreadPoolExecutor(threads) as executor,
+        tqdm.tqdm(total=len(source), desc="checking samples", disable=None) as progress,
     ):
         for first in range(0, len(source), _CHUNK):
-            span = range(first, min(first + _CHUNK, len(source)))
-            findings += pool.map(lambda index: inspect_sample(source, index, recipe), span)
-            bar.update(len(span))
+            indices = range(first, min(first + _CHUNK, len(source)))
+            findings += executor.map(lambda index: inspect_sample(source, index, recipe), indices)
+            progress.update(len(indices))
     return findings
 
 
@@ -98,14 +99,16 @@ def summarize(
     name: str, findings: Sequence[Finding], recipe: examples.Recipe | None
 ) -> dict[str, Any]:
     """Returns the report: counts by cause with all ids, images per sample, lengths."""
-    bad = [(finding.id, finding.reason) for finding in findings if finding.reason is not None]
+    bad_samples = [
+        (finding.id, finding.reason) for finding in findings if finding.reason is not None
+    ]
     tally = samples.Tally()
-    tally.add(len(findings), bad)
+    tally.add(len(findings), bad_samples)
     counts = tally.as_dict()
 
     report = {"file": name, "samples": tally.seen, "bad": tally.bad, "causes": counts["causes"]}
-    for cause, row in report["causes"].items():
-        row["ids"] = [identity for identity, reason in bad if reason.cause == cause]
+    for cause, entry in report["causes"].items():
+        entry["ids"] = [identity for identity, reason in bad_samples if reason.cause == cause]
 
     image_counts = np.bincount([finding.images for finding in findings]).tolist()
     report["images_per_sample"] = {
@@ -135,9 +138,9 @@ def _slot_statistics(slots: np.ndarray, length: int) -> dict[str, int | float]:
 def as_table(report: dict[str, Any]) -> str:
     """Returns the report as text for the terminal."""
     lines = [f"{report['file']}: {report['samples']:,} samples, {report['bad']:,} bad"]
-    for cause, row in report["causes"].items():
-        lines.append(f"  {row['count']:>9,}  {cause}")
-        lines += [f"{'':13}{example}" for example in row["first"]]
+    for cause, entry in report["causes"].items():
+        lines.append(f"  {entry['count']:>9,}  {cause}")
+        lines += [f"{'':13}{example}" for example in entry["first"]]
 
     lines.append("images per sample")
     lines += [f"  {count:>9,}  x {number}" for number, count in report["images_per_sample"].items()]
@@ -153,36 +156,36 @@ def as_table(report: dict[str, Any]) -> str:
 
 def main() -> None:
     """Checks a data file and prints the report; exits with status 1 if a sample is bad."""
-    args = _parse_args()
-    recipe = _recipe_from_args(args) if args.tokenizer else None
-    source = sources.open_source(args.file, images=args.images, split=args.split)
-    findings = inspect_source(source, recipe, threads=args.threads)
+    arguments = _parse_args()
+    recipe = _recipe_from_args(arguments) if arguments.tokenizer else None
+    source = sources.open_source(arguments.file, images=arguments.images, split=arguments.split)
+    findings = inspect_source(source, recipe, threads=arguments.threads)
 
-    report = summarize(args.file, findings, recipe)
+    report = summarize(arguments.file, findings, recipe)
     print(as_table(report))
-    if args.output:
-        files.write_json(args.output, report)
+    if arguments.output:
+        files.write_json(arguments.output, report)
     if report["bad"]:
         sys.exit(1)
 
 
-def _recipe_from_args(args: argparse.Namespace) -> examples.Recipe:
+def _recipe_from_args(arguments: argparse.Namespace) -> examples.Recipe:
     import transformers  # slow to import, and only needed here
 
-    if not pathlib.Path(args.tokenizer).is_dir():
-        raise errors.UserError(f"--tokenizer {args.tokenizer} is not a directory")
+    if not pathlib.Path(arguments.tokenizer).is_dir():
+        raise errors.UserError(f"--tokenizer {arguments.tokenizer} is not a directory")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(args.tokenizer)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)
     except (OSError, ValueError) as error:
         first_line = str(error).splitlines()[0]
-        raise errors.UserError(f"--tokenizer {args.tokenizer}: {first_line}") from error
+        raise errors.UserError(f"--tokenizer {arguments.tokenizer}: {first_line}") from error
 
     data = settings.DataConfig(
-        template=args.template or conversation.get_template_for(tokenizer),
-        sequence_length=args.sequence_length,
-        images_per_row=args.images_per_row,
+        template=arguments.template or conversation.get_template_for(tokenizer),
+        sequence_length=arguments.sequence_length,
+        images_per_row=arguments.images_per_row,
     )
-    return examples.make_recipe(data, tokenizer, ImageSlots(args.image_slots))
+    return examples.make_recipe(data, tokenizer, ImageSlots(arguments.image_slots))
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -198,18 +201,20 @@ def _parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m wings_jax.data.check", description=__doc__.splitlines()[0]
     )
-    add = parser.add_argument
-    add("file", help="a LLaVA JSON or JSONL file, or a directory that data.prepare wrote")
-    add("--images", help="directory of the image paths (default: the file's)")
-    add("--split", default="train", help="split of a prepared directory")
-    add("--tokenizer", help="directory of a tokenizer: lengths are checked too")
-    add("--template", choices=tuple(conversation.TEMPLATES), help="default: the tokenizer's")
-    add("--sequence-length", type=_at_least(1), default=2048, help="slots of a row")
-    add("--image-slots", type=_at_least(1), default=729, help="slots of one image")
-    add("--images-per-row", type=_at_least(0), default=8, help="most images of a sample")
-    add("--output", help="write the report, with all ids, as JSON")
-    add("--threads", type=_at_least(1), default=os.cpu_count() or 1)
-    add("--debug", action="store_true", help="show tracebacks")
+    add_argument = parser.add_argument
+    add_argument("file", help="a LLaVA JSON or JSONL file, or a directory that data.prepare wrote")
+    add_argument("--images", help="directory of the image paths (default: the file's)")
+    add_argument("--split", default="train", help="split of a prepared directory")
+    add_argument("--tokenizer", help="directory of a tokenizer: lengths are checked too")
+    add_argument(
+        "--template", choices=tuple(conversation.TEMPLATES), help="default: the tokenizer's"
+    )
+    add_argument("--sequence-length", type=_at_least(1), default=2048, help="slots of a row")
+    add_argument("--image-slots", type=_at_least(1), default=729, help="slots of one image")
+    add_argument("--images-per-row", type=_at_least(0), default=8, help="most images of a sample")
+    add_argument("--output", help="write the report, with all ids, as JSON")
+    add_argument("--threads", type=_at_least(1), default=os.cpu_count() or 1)
+    add_argument("--debug", action="store_true", help="show tracebacks")
     return parser.parse_args()
 
 

@@ -197,6 +197,7 @@ def encode(
     if template.system and (not turns or turns[0][0] != "system"):
         turns.insert(0, ("system", template.system))
 
+    # Each turn: header, text, end of turn, and what separates it from the next turn.
     writer.write_markup(template.start)
     for number, (speaker, text) in enumerate(turns):
         markup = template.speakers[speaker]

@@ -97,17 +97,18 @@ def measure_mixture(
     if stored is not None and stored.exists():
         return _read_sizes(stored)
 
+    # Rows of bad samples stay 0, 0.
     sizes, tally = np.zeros((len(mixture), 2), np.int32), samples.Tally()
-    with tqdm.tqdm(total=len(mixture), desc="measuring samples", disable=None) as bar:
+    with tqdm.tqdm(total=len(mixture), desc="measuring samples", disable=None) as progress:
         for first, measured in _chunks(mixture, recipe, workers):
-            bad = []
+            bad_samples = []
             for number, size in enumerate(measured, start=first):
                 if isinstance(size[1], samples.BadSample):
-                    bad.append(size)
+                    bad_samples.append(size)
                 else:
                     sizes[number] = size
-            tally.add(len(measured), bad)
-            bar.update(len(measured))
+            tally.add(len(measured), bad_samples)
+            progress.update(len(measured))
 
     if stored is not None:
         _write_sizes(stored, sizes, tally)

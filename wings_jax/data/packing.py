@@ -76,13 +76,14 @@ def first_fit(
 
     for member, slot_count, image_count in zip(members, slots, images, strict=True):
         need = np.array([slot_count, image_count])
-        fits = (room >= need).all(axis=1)
-        if fits.any():
-            row = int(fits.argmax())
+        has_room = (room >= need).all(axis=1)
+        if has_room.any():
+            row = int(has_room.argmax())
             room[row] -= need
             open_rows[row].append(int(member))
             continue
 
+        # Close the fullest row: the emptier ones can take more of the coming samples.
         if len(open_rows) == OPEN_ROWS:
             fullest = int(room[:, 0].argmin())
             closed.append(open_rows.pop(fullest))

@@ -24,7 +24,7 @@ from wings_jax.data import mixture as mixing
 from wings_jax.errors import UserError
 from wings_jax.model import layout
 
-_MIN_SEEN = 1000  # the share of bad samples is taken of at least so many (or of all there are)
+_MIN_SEEN = 1000  # the share of bad samples is of at least so many, or of all samples
 _MAX_LOGGED = 100  # bad samples after these are counted, but not logged
 
 
@@ -41,6 +41,13 @@ class Steps:
         batch: int,
         part: slice,
     ):
+        """Stores what the batches are a function of.
+
+        Args:
+          order: endless sequence of row numbers.
+          batch: rows of a global batch.
+          part: the rows of a batch that are this host's.
+        """
         self._mixture, self._recipe, self._rows, self._order = mixture, recipe, rows, order
         self._batch, self._part = batch, part
 
@@ -49,19 +56,20 @@ class Steps:
 
     def __getitem__(self, step: int) -> tuple[layout.Batch, int, list[mixing.Bad]]:
         """Returns the batch, the number of samples planned for it, and the bad ones of them."""
-        seen, bad, rows = 0, [], []
+        seen, bad_samples, rows = 0, [], []
 
         first = step * self._batch
         for index in range(first + self._part.start, first + self._part.stop):
+            # A row of packed data holds several samples.
             row = []
             for number in self._rows[self._order[index]]:
                 example = self._mixture.make_example(int(number), self._recipe)
                 is_good = isinstance(example, examples.Example)
-                (row if is_good else bad).append(example)
+                (row if is_good else bad_samples).append(example)
                 seen += 1
             rows.append(row)
 
-        return assemble(rows, self._recipe), seen, bad
+        return assemble(rows, self._recipe), seen, bad_samples
 
 
 def assemble(rows: Sequence[Sequence[examples.Example]], recipe: examples.Recipe) -> layout.Batch:
@@ -74,6 +82,7 @@ def assemble(rows: Sequence[Sequence[examples.Example]], recipe: examples.Recipe
     images = np.zeros((len(rows), recipe.images_per_row, *square), np.uint8)
 
     for number, row in enumerate(rows):
+        # Examples follow each other without a gap; the rest of the row stays padding.
         start, image_count = 0, 0
         for segment, example in enumerate(row, start=1):
             span = slice(start, start + len(example.tokens))
@@ -133,12 +142,12 @@ class Loader:
         self._tally, self._left_out = samples.Tally(), samples.Tally()
         self._logged: set[str] = set()
 
-        specs = list(data.sources.values())
+        source_settings = list(data.sources.values())
         parts = [
-            sources.open_source(spec.path, images=spec.images or None, split=spec.split)
-            for spec in specs
+            sources.open_source(source.path, images=source.images or None, split=source.split)
+            for source in source_settings
         ]
-        mixture = mixing.Mixture(parts, [spec.path for spec in specs])
+        mixture = mixing.Mixture(parts, [source.path for source in source_settings])
         self._samples = len(mixture)
 
         pools = self._plan_pools(mixture, cache)
@@ -146,6 +155,7 @@ class Loader:
         order = self._order([len(pool) for pool in pools])
         self.steps_per_epoch = max(1, len(packed) // rows)
 
+        # This host builds a contiguous part of every global batch.
         size = rows // hosts
         part = slice(host * size, (host + 1) * size)
         self._steps = Steps(mixture, recipe, packed, order, batch=rows, part=part)
@@ -166,8 +176,8 @@ class Loader:
 
         iterator = iter(dataset)
         try:
-            for batch, seen, bad in iterator:
-                yield self._account(batch, seen, bad)
+            for batch, seen, bad_samples in iterator:
+                yield self._account(batch, seen, bad_samples)
         finally:
             iterator.close()
 
@@ -183,9 +193,11 @@ class Loader:
             "left_out": self._left_out.as_dict(),
         }
 
-    def _account(self, batch: layout.Batch, seen: int, bad: Sequence[mixing.Bad]) -> layout.Batch:
-        self._tally.add(seen, bad)
-        for identity, reason in bad:
+    def _account(
+        self, batch: layout.Batch, seen: int, bad_samples: Sequence[mixing.Bad]
+    ) -> layout.Batch:
+        self._tally.add(seen, bad_samples)
+        for identity, reason in bad_samples:
             if identity not in self._logged and len(self._logged) < _MAX_LOGGED:
                 self._logged.add(identity)
                 logging.warning("sample %s is skipped: %s", identity, reason)
@@ -193,6 +205,7 @@ class Loader:
         return batch
 
     def _stop_if_bad(self, tally: samples.Tally) -> None:
+        # A first bad sample among few must not stop a run over many.
         counted = max(tally.seen, min(_MIN_SEEN, self._samples))
         if tally.bad > self._data.max_bad_share * counted:
             share = f"more than max_bad_share = {self._data.max_bad_share:g}"
@@ -203,8 +216,8 @@ class Loader:
     ) -> list[packing.PackedRows]:
         """Returns the rows of each pool: of every source if they have weights, else of all."""
         is_weighted = any(source.weight for source in self._data.sources.values())
-        ends = mixture.starts if is_weighted else mixture.starts[[0, -1]]
-        spans = list(itertools.pairwise(ends.tolist()))
+        boundaries = mixture.starts if is_weighted else mixture.starts[[0, -1]]
+        spans = list(itertools.pairwise(boundaries.tolist()))
         if not self._data.packing:
             return [packing.one_each(first, last - first) for first, last in spans]
 
@@ -244,6 +257,7 @@ class Loader:
             endless.append(rows.repeat())
             first += size
 
+        # One pool is one epoch after another; several are drawn from in proportion to the weights.
         weights = [source.weight for source in self._data.sources.values()]
         return endless[0] if len(endless) == 1 else grain.MapDataset.mix(endless, weights)
 

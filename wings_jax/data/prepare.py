@@ -153,19 +153,19 @@ def main() -> None:
     parser.add_argument("--split", default="train", help="name of its one split")
     parser.add_argument("--skip-bad", action="store_true", help="leave bad samples out")
     parser.add_argument("--debug", action="store_true", help="show tracebacks")
-    args = parser.parse_args()
+    arguments = parser.parse_args()
 
     tally = write_dataset(
-        args.file,
-        args.out,
-        images=args.images,
-        name=args.name,
-        split=args.split,
-        skip_bad=args.skip_bad,
+        arguments.file,
+        arguments.out,
+        images=arguments.images,
+        name=arguments.name,
+        split=arguments.split,
+        skip_bad=arguments.skip_bad,
     )
     if tally.bad:
         print(tally.summary(causes=len(samples.CAUSES)), file=sys.stderr)
-    print(f"{tally.seen - tally.bad:,} samples written to {args.out}")
+    print(f"{tally.seen - tally.bad:,} samples written to {arguments.out}")
 
 
 if __name__ == "__main__":

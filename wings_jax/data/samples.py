@@ -80,9 +80,9 @@ class Tally:
         for identity, reason in bad:
             self.causes[reason.cause] += 1
             examples = self.first.setdefault(reason.cause, [])
-            line = f"{identity}: {reason.detail}"
-            if len(examples) < self.max_examples and line not in examples:
-                examples.append(line)
+            message = f"{identity}: {reason.detail}"
+            if len(examples) < self.max_examples and message not in examples:
+                examples.append(message)
 
     @property
     def bad(self) -> int:
@@ -109,8 +109,8 @@ class Tally:
     def from_dict(cls, counts: Mapping[str, Any]) -> Tally:
         """Returns the tally whose `as_dict` is `counts`."""
         by_cause = counts["causes"]
-        causes = collections.Counter({cause: row["count"] for cause, row in by_cause.items()})
-        first = {cause: list(row["first"]) for cause, row in by_cause.items()}
+        causes = collections.Counter({cause: entry["count"] for cause, entry in by_cause.items()})
+        first = {cause: list(entry["first"]) for cause, entry in by_cause.items()}
         return cls(seen=counts["seen"], causes=causes, first=first)
 
 

@@ -115,6 +115,7 @@ class TextTokenizer:
                 "choose the template of this model"
             )
 
+        # A token that is not marked special could be produced by a user's text.
         unprotected = [token for token, number in ids.items() if number in self.encode(token)]
         if unprotected:
             raise UserError(

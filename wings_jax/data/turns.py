@@ -69,12 +69,14 @@ def _place_markers(turns: Sequence[tuple[str, str]], images: int) -> list[tuple[
         detail = f"{images} images, {sum(counts)} {MARKER} in human turns"
         raise samples.BadSample(samples.MARKERS, detail)
 
+    # An image without a marker stands before the last question.
     if images == 1 and not any(counts):
         placed = [(speaker, text.replace(MARKER, "")) for speaker, text in turns]
         last = len(speakers) - 1 - speakers[::-1].index("human")
         placed[last] = ("human", f"{MARKER}\n{placed[last][1]}")
         return placed
 
+    # Of all markers the first `images` stay; those of other speakers have count 0.
     remaining = images
     placed = []
     for (speaker, text), count in zip(turns, counts, strict=True):

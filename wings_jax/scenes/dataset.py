@@ -88,8 +88,8 @@ class Album:
             image = Image.fromarray(drawings.render(scene, self.glyphs))
             image.save(directory / name, compress_level=1)
 
-        with concurrent.futures.ThreadPoolExecutor(4) as pool:
-            list(pool.map(save_one, self.scenes.items()))
+        with concurrent.futures.ThreadPoolExecutor(4) as executor:
+            list(executor.map(save_one, self.scenes.items()))
 
 
 def make_record(
@@ -129,6 +129,8 @@ def training_records(album: Album, settings: SceneSettings) -> dict[str, list[Re
         caption = QuestionTurn("caption", questions.DESCRIBE, questions.describe(rng, scene))
         captions.append(make_record(f"caption-{number}", "single", [caption], [image]))
 
+        # Of eight images one is asked about together with the one before it, and one follows
+        # text-only questions.
         if number % 8 == 7:
             previous_image, previous_scene = images[number - 1]
             turns = questions.ask_turns(rng, [previous_scene, scene], settings.turns)

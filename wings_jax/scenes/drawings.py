@@ -94,20 +94,22 @@ def load_glyphs(split: str) -> Glyphs:
     is_training = split == "train"
 
     digits = datasets.load_digits()
-    chosen = [i for i in range(len(digits.target)) if (i < TRAINING_DIGITS) == is_training]
-    shapes = [_enlarge(digits.images[i]) for i in chosen]
-    names = [DIGITS[digits.target[i]] for i in chosen]
-    ids = [f"digit-{i}" for i in chosen]
+    chosen = [
+        index for index in range(len(digits.target)) if (index < TRAINING_DIGITS) == is_training
+    ]
+    shapes = [_enlarge(digits.images[index]) for index in chosen]
+    names = [DIGITS[digits.target[index]] for index in chosen]
+    ids = [f"digit-{index}" for index in chosen]
 
     # The number of a drawing among those of the same thing decides its split.
     pixels, labels = _drawings()
     ranks = np.zeros(len(labels), np.int64)
     for label in range(len(THINGS)):
         ranks[labels == label] = np.arange(np.sum(labels == label))
-    for i in np.flatnonzero((ranks < TRAINING_DRAWINGS) == is_training):
-        shapes.append(pixels[i])
-        names.append(THINGS[labels[i]])
-        ids.append(f"drawing-{i}")
+    for index in np.flatnonzero((ranks < TRAINING_DRAWINGS) == is_training):
+        shapes.append(pixels[index])
+        names.append(THINGS[labels[index]])
+        ids.append(f"drawing-{index}")
 
     return Glyphs(np.stack(shapes), names, ids)
 
@@ -140,6 +142,7 @@ def render(objects: Sequence[Placed], glyphs: Glyphs) -> np.ndarray:
         size = (placed.scale, placed.scale)
         ink = np.asarray(gray.resize(size, Image.Resampling.BILINEAR), np.float32)[..., None] / 255
 
+        # Top left pixel of the glyph: its cell, centered, shifted.
         corner = (CELL - placed.scale) // 2
         row, column = divmod(placed.cell, 2)
         top = row * CELL + corner + placed.shift[1]

@@ -78,8 +78,8 @@ def describe(rng: random.Random, objects: Sequence[Placed], *, most: int = 6) ->
     image, not from its position.
     """
     order = rng.sample(objects, len(objects))
-    each = 2 if len(order) < 4 else 1
-    statements = [fact for placed in order for fact in rng.sample(facts(placed), each)]
+    statement_count = 2 if len(order) < 4 else 1
+    statements = [fact for placed in order for fact in rng.sample(facts(placed), statement_count)]
     return " ".join(fact.answer for fact in statements[:most])
 
 
@@ -90,6 +90,7 @@ def facts(placed: Placed) -> list[QuestionTurn]:
     turns = [QuestionTurn("colour", f"What colour is the {name}?", color_answer)]
     attributes = [placed.color]
 
+    # An object that is only described has no place.
     if placed.cell is not None:
         place = PLACES[placed.cell]
         turns.append(QuestionTurn("where", f"Where is the {name}?", f"The {name} is {place}."))
@@ -122,12 +123,14 @@ def _fact(kind: str) -> Callable[[random.Random, Sequence[Placed]], QuestionAnsw
 def _count(rng: random.Random, objects: Sequence[Placed]) -> QuestionAnswer | None:
     digits = sum(map(_is_digit, objects))
     counts = {"digits": digits, "drawings": len(objects) - digits, "objects": len(objects)}
-    what = rng.choice(list(counts))
-    return f"How many {what} are there?", str(counts[what])
+    counted = rng.choice(list(counts))
+    return f"How many {counted} are there?", str(counts[counted])
 
 
 def _exists(rng: random.Random, objects: Sequence[Placed]) -> QuestionAnswer | None:
-    return ask_exists(rng, [o.name for o in objects], [o.color for o in objects])
+    return ask_exists(
+        rng, [placed.name for placed in objects], [placed.color for placed in objects]
+    )
 
 
 def ask_exists(rng: random.Random, names: Sequence[str], colors: Sequence[str]) -> tuple[str, str]:
@@ -145,7 +148,7 @@ def ask_exists(rng: random.Random, names: Sequence[str], colors: Sequence[str]) 
 
 def _sum(rng: random.Random, objects: Sequence[Placed]) -> QuestionAnswer | None:
     del rng
-    digits = [int(o.name) for o in objects if _is_digit(o)]
+    digits = [int(placed.name) for placed in objects if _is_digit(placed)]
     return ("What is the sum of the digits?", str(sum(digits))) if len(digits) > 1 else None
 
 
@@ -185,10 +188,10 @@ def ask_among(
         return _which(rng, images)
 
     number = rng.randrange(len(images))
-    pair = ask(rng, images[number], kind)
-    if pair is None:
+    question_answer = ask(rng, images[number], kind)
+    if question_answer is None:
         return None
-    question, answer = pair
+    question, answer = question_answer
     lowered = question[0].lower() + question[1:]
     return f"In the {ORDINALS[number]} picture, {lowered}", answer
 
@@ -218,12 +221,13 @@ def ask_turns(
     is_single = len(images) == 1
     kinds = [kind for kind in kinds if kind != "which" or not is_single]
 
+    # A kind may have no question about these images, or a draw may repeat one: draw again.
     by_question: dict[str, QuestionTurn] = {}
     for _ in range(8 * turns):
         if len(by_question) == turns:
             break
         kind = rng.choice(kinds)
-        pair = ask(rng, images[0], kind) if is_single else ask_among(rng, images, kind)
-        if pair is not None:
-            by_question.setdefault(pair[0], QuestionTurn(kind, *pair))
+        question_answer = ask(rng, images[0], kind) if is_single else ask_among(rng, images, kind)
+        if question_answer is not None:
+            by_question.setdefault(question_answer[0], QuestionTurn(kind, *question_answer))
     return list(by_question.values())

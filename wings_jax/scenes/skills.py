@@ -82,38 +82,38 @@ class Skill:
 
 
 def _plus(rng: random.Random) -> tuple[str, str]:
-    a, b = rng.randint(0, 9), rng.randint(0, 9)
-    return rng.choice((f"What is {a} plus {b}?", f"{a} + {b} = ?")), str(a + b)
+    left, right = rng.randint(0, 9), rng.randint(0, 9)
+    return rng.choice((f"What is {left} plus {right}?", f"{left} + {right} = ?")), str(left + right)
 
 
 def _minus(rng: random.Random) -> tuple[str, str]:
-    b, difference = rng.randint(0, 9), rng.randint(0, 9)
-    a = b + difference
-    return rng.choice((f"What is {a} minus {b}?", f"{a} - {b} = ?")), str(difference)
+    right, difference = rng.randint(0, 9), rng.randint(0, 9)
+    left = right + difference
+    return rng.choice((f"What is {left} minus {right}?", f"{left} - {right} = ?")), str(difference)
 
 
 def _larger(rng: random.Random) -> tuple[str, str]:
-    a, b = rng.sample(range(21), 2)
+    left, right = rng.sample(range(21), 2)
     word, pick = rng.choice((("larger", max), ("smaller", min)))
-    return f"Which is {word}, {a} or {b}?", str(pick(a, b))
+    return f"Which is {word}, {left} or {right}?", str(pick(left, right))
 
 
 def _order(rng: random.Random) -> tuple[str, str]:
-    n = rng.randint(1, 29)
+    number = rng.randint(1, 29)
     word, step = rng.choice((("after", 1), ("before", -1)))
-    return f"What number comes {word} {n}?", str(n + step)
+    return f"What number comes {word} {number}?", str(number + step)
 
 
 def _parity(rng: random.Random) -> tuple[str, str]:
-    n = rng.randint(0, 30)
+    number = rng.randint(0, 30)
     word, rest = rng.choice((("even", 0), ("odd", 1)))
-    return f"Is {n} {word}?", "yes" if n % 2 == rest else "no"
+    return f"Is {number} {word}?", "yes" if number % 2 == rest else "no"
 
 
 def _property(rng: random.Random) -> tuple[str, str]:
     question, holders = PROPERTIES[rng.choice(list(PROPERTIES))]
     is_holder = rng.random() < 0.5
-    names = holders if is_holder else [t for t in drawings.THINGS if t not in holders]
+    names = holders if is_holder else [thing for thing in drawings.THINGS if thing not in holders]
     name = questions.article(rng.choice(names))
     return question.format(name), "yes" if is_holder else "no"
 
