@@ -190,6 +190,21 @@ def evaluate(*flags: object) -> subprocess.CompletedProcess:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.parametrize("program", ["evaluate", "forgetting.__main__"])
+def test_help_needs_no_slow_imports(program):
+    """A library is imported where it is used, so that --help answers at once."""
+    slow = ("matplotlib", "transformers", "orbax", "tqdm")
+    code = f"import sys, wings_jax.{program}; print([m for m in {slow} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_task_names_of_the_help_are_those_of_the_tasks():
+    from wings_jax import evaluate  # the entry point, imported only to be run
+
+    assert tuple(tasks.TASKS) == evaluate.TASK_NAMES
+
+
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
     return cases.write_checkpoint(tmp_path_factory.mktemp("run") / "random")

@@ -172,7 +172,7 @@ def test_a_variant_changes_its_last_stage_only():
     assert f"--checkpoint=wings={run.directory}" in evaluation.command
     method = methods.find_method(name)
     assert (method.title, method.config) == ("Wings; llm 5e-4, steps 9", "stage2")
-    assert method.color != METHODS["wings"].colour
+    assert method.color != METHODS["wings"].color
     rate = "wings@optimizer.learning_rates.llm="
     assert methods.find_method(f"{rate}1.5e-3").title == "Wings; llm 1.5e-3"
     assert len({methods.find_method(f"{rate}{n}e-4").color for n in range(1, 10)}) == 9
