@@ -5,6 +5,7 @@ from __future__ import annotations
 import pathlib
 import shutil
 
+import hf_directories
 import jax
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ import transformers
 import weights_cases
 from weights_cases import LLM, RANK, run
 
-from wings_jax import checkpoint, convert, tree
+from wings_jax import checkpoint, tree
+from wings_jax import config as config_lib
 from wings_jax.model import layout, parameters, presets
 from wings_jax.model import wings as model_lib
-from wings_jax.weights import hf, imports, release, rules, store
+from wings_jax.weights import commands, imports, release, rules, store
+from wings_jax.weights import sources as sources_lib
+from wings_jax.weights.tensors import WeightsError
 
 
 @pytest.fixture
@@ -98,7 +102,7 @@ def test_a_tower_of_known_size_needs_no_directory(sources, monkeypatch):
     arch = presets.vision_from_hf(store.read_config(sources / "tower"))
     clip = presets.vision_from_hf(store.read_config(sources / "clip"))
     monkeypatch.setattr(presets, "VISION", presets.VISION | {"narrow": clip, "tiny": arch})
-    made = imports.from_release(sources / "wings_stage2")
+    made = sources_lib.from_release(sources / "wings_stage2")
     assert made.arch.vision == arch
     steps, fresh = imports.plan_parts(made)
     assert not fresh
@@ -113,12 +117,12 @@ def test_a_tower_may_come_from_elsewhere(sources, tmp_path):
     tensors = store.open_tensors(sources / "llava")
     blind = {key: t for key, t in tensors.items() if not key.startswith(release.TOWER)}
     store.write_shards(tmp_path / "blind", blind)
-    made = imports.from_release(tmp_path / "blind", sources / "tower")
+    made = sources_lib.from_release(tmp_path / "blind", sources / "tower")
     assert [part.name for part in made.parts] == ["Wings", "tower"]
     flat = imports.load_parts(imports.plan_parts(made)[0])
     assert flat.keys() == parameters.abstract_params(made.arch).keys()
-    with pytest.raises(rules.WeightsError, match="holds no vision tower"):
-        imports.from_release(tmp_path / "blind")
+    with pytest.raises(WeightsError, match="holds no vision tower"):
+        sources_lib.from_release(tmp_path / "blind")
 
 
 def test_dtype_mesh_and_projector(sources, tmp_path):
@@ -134,11 +138,11 @@ def test_dtype_mesh_and_projector(sources, tmp_path):
         }.items()
     }
     torch.save(content, tmp_path / "mm_projector.bin")
-    made = imports.from_llm(
+    made = sources_lib.from_llm(
         sources / "llm", sources / "tower", projector=tmp_path / "mm_projector.bin"
     )
     plain = imports.load_parts(imports.plan_parts(made, dtype=np.float32)[0])
-    mesh = convert.read_mesh("data=2,fsdp=2,tensor=2")
+    mesh = commands.parse_mesh("data=2,fsdp=2,tensor=2")
     placed = imports.load_parts(imports.plan_parts(made, dtype=np.float32, mesh=mesh)[0])
     assert plain.keys() == placed.keys()
     for path, array in plain.items():
@@ -169,13 +173,13 @@ def test_merged_lora_is_unmerged_lora(sources, tmp_path):
         for path, struct in parameters.abstract_params(arch).items()
     }
     files = {file.name: file.read_text() for file in (sources / "llm").glob("token*.json")}
-    checkpoint.write_checkpoint(tmp_path / "run", flat, convert.config_lib.Config(), arch, files)
+    checkpoint.write_checkpoint(tmp_path / "run", flat, config_lib.Config(), arch, files)
     out = ("--format", "llm", "--out", tmp_path / "out")
     with pytest.raises(SystemExit):
         run("export", "--checkpoint", tmp_path / "run", *out)
     run("export", "--checkpoint", tmp_path / "run", "--merge-lora", *out)
     merged = presets.WingsArch(decoder, vision)
-    params = {"decoder": hf.load_llm(tmp_path / "out", decoder)}
+    params = {"decoder": hf_directories.load_llm(tmp_path / "out", decoder)}
     tokens = rng.integers(0, LLM["vocab_size"], (1, 30))
     np.testing.assert_allclose(
         text_logits(merged, params, tokens),
@@ -185,26 +189,42 @@ def test_merged_lora_is_unmerged_lora(sources, tmp_path):
     )
 
 
-def test_dry_runs_and_inspect(sources, tmp_path, capsys):
+def test_dry_runs_write_nothing(sources, tmp_path, capsys):
     llm = ("--llm", sources / "llm", "--vision", sources / "tower")
     run("import", *llm, "--dry-run")
     assert "dry run: nothing written" in capsys.readouterr().out
     run("import", *llm, "--out", tmp_path / "in")
+
     run("export", "--checkpoint", tmp_path / "in", "--format", "llm", "--dry-run")
-    said = capsys.readouterr().out
-    assert "left out: vision" in said
+    assert "left out: vision" in capsys.readouterr().out
     assert [path.name for path in tmp_path.iterdir()] == ["in"]
-    for path, told in {
-        sources / "llm": ["an LLM (qwen2)", "2 layers, width 32", "fresh in training: projector"],
-        sources / "tower": ["a vision tower", "3 layers of which 2 are read"],
+
+
+def test_inspect_describes_every_kind_of_directory(sources, tmp_path, capsys):
+    llm = ("--llm", sources / "llm", "--vision", sources / "tower")
+    run("import", *llm, "--out", tmp_path / "in")
+    capsys.readouterr()
+    expected = {
+        sources / "llm": [
+            "an LLM (qwen2)",
+            "2 layers, width 32",
+            "not in it, initialized by training: projector",
+        ],
+        sources / "tower": ["a vision tower", "2 of 3 layers used"],
         sources / "clip": ["CLIP"],
         sources / "wings_stage2": ["the release's layout", "of no known size"],
-        tmp_path / "in": ["a checkpoint of ours", "exports as llm: yes", "wings: no, a checkpoint"],
-    }.items():
+        tmp_path / "in": [
+            "a wings_jax checkpoint",
+            "exports as llm: yes",
+            "wings: no, a checkpoint",
+        ],
+    }
+    for path, parts in expected.items():
         run("inspect", path)
-        said = capsys.readouterr().out
-        for part in told:
-            assert part in said, (path, part, said)
+        output = capsys.readouterr().out
+        for part in parts:
+            assert part in output, (path, part, output)
+
     run("inspect", sources / "wings_stage2", "--vision", sources / "tower")
-    said = capsys.readouterr().out
-    assert "visual and textual, rank 4, a router, gain 2, the release's semantics" in said
+    output = capsys.readouterr().out
+    assert "visual and textual, rank 4, with a router, gain 2, semantics 'release'" in output

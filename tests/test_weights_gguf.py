@@ -21,7 +21,8 @@ import transformers
 from wings_jax import checkpoint, tree
 from wings_jax.model import layout, presets
 from wings_jax.model import wings as model_lib
-from wings_jax.weights import gguf_file, imports, rules
+from wings_jax.weights import gguf_file, imports, sources
+from wings_jax.weights.tensors import WeightsError
 
 SIZES = {
     "vocab_size": 260,
@@ -94,7 +95,7 @@ def test_tensors_config_and_tokenizer(family: str, tmp_path):
     assert (ids[0], ids[-1], tokenizer.eos_token_id) == (1, 2, 2)
     assert len(ids) == 2 + len("el año 12\n".encode()) - 1  # one merge
     assert tokenizer.decode(ids) == text
-    flat = imports.load_parts(imports.plan_parts(imports.from_gguf(tmp_path / "m.gguf"))[0])
+    flat = imports.load_parts(imports.plan_parts(sources.from_gguf(tmp_path / "m.gguf"))[0])
     assert all(path.startswith("decoder/") for path in flat)
 
 
@@ -104,13 +105,13 @@ def test_mistakes(tmp_path):
     (tmp_path / "c.gguf").write_bytes(b"GGUF" + bytes(100))
     (tmp_path / "d.gguf").write_bytes((tmp_path / "a.gguf").read_bytes()[:5000])
     for name, message in {
-        "a.gguf": r"architecture 'mamba' is none of",
+        "a.gguf": r"architecture 'mamba' is not one of",
         "b.gguf": r"tokenizer llama/smollm is not supported",
         "c.gguf": r"c\.gguf",
         "d.gguf": r"d\.gguf is not a GGUF file, or is cut short",
         "e.gguf": r"cannot read .*e\.gguf",
     }.items():
-        with pytest.raises(rules.WeightsError, match=message) as caught:
+        with pytest.raises(WeightsError, match=message) as caught:
             gguf_file.read_gguf(tmp_path / name)
         assert "\n" not in str(caught.value)
 
@@ -133,9 +134,9 @@ def smollm2() -> pathlib.Path:
 @pytest.mark.slow
 def test_a_real_llm_continues_as_in_transformers():
     file = smollm2()
-    made = imports.from_gguf(file)
+    made = sources.from_gguf(file)
     params = tree.nest(imports.load_parts(imports.plan_parts(made)[0]))
-    tokenizer = checkpoint.open_tokenizer(made.files)
+    tokenizer = checkpoint.open_tokenizer(made.tokenizer_files)
     theirs = transformers.AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32
     ).eval()

@@ -13,7 +13,8 @@ import weights_cases
 from weights_cases import LLM, VISION, run
 
 from wings_jax.model import parameters, presets
-from wings_jax.weights import exports, rules, store
+from wings_jax.weights import exports, safetensors_file, store
+from wings_jax.weights.tensors import LazyTensor, WeightsError
 
 
 @pytest.fixture
@@ -37,8 +38,8 @@ def edit_tensor(directory: pathlib.Path, key: str, change) -> None:
     file = tensors[key].origin
     content = {k: np.asarray(t) for k, t in store.open_file(file).items()}
     content[key] = change(content[key])
-    store.write_file(
-        file, {k: rules.Tensor(a.shape, a.dtype, lambda a=a: a) for k, a in content.items()}
+    safetensors_file.write_safetensors(
+        file, {k: LazyTensor(a.shape, a.dtype, lambda a=a: a) for k, a in content.items()}
     )
 
 
@@ -58,12 +59,12 @@ def wrong_source(what: str, sources: pathlib.Path, tmp_path: pathlib.Path) -> tu
     if what == "tower as llm":
         return ["import", "--llm", sources / "tower", *out], ["siglip_vision_model"]
     if what == "llm as wings":
-        return ["import", "--wings", sources / "llm", *out], ["model_type 'qwen2' is none of"]
+        return ["import", "--wings", sources / "llm", *out], ["model_type 'qwen2' is not one of"]
     if what == "shard":
         directory = broken(sources, "llm", tmp_path)
         shard = sorted(directory.glob("*.safetensors"))[1]
         shard.unlink()
-        return ["import", "--llm", directory, *out], [f"lacks the shard {shard.name}"]
+        return ["import", "--llm", directory, *out], [f"missing shards: {shard.name}"]
     if what == "truncated":
         directory = broken(sources, "llm", tmp_path)
         shard = sorted(directory.glob("*.safetensors"))[1]
@@ -108,7 +109,7 @@ def wrong_flag(what: str, sources: pathlib.Path, tmp_path: pathlib.Path) -> tupl
         return [*llm, "--vision", sources / "llm"], ["qwen2", "no SigLIP or CLIP"]
     if what == "projector":
         torch.save({"mm_projector.0.weight": torch.zeros(32, 17)}, tmp_path / "p.bin")
-        named = ["p.bin reads features of width 17", "gives 16"]
+        named = ["p.bin takes features of width 17", "has width 16"]
         return [*llm, "--vision", sources / "tower", "--projector", tmp_path / "p.bin"], named
     if what == "tower width":
         directory = broken(sources, "wings_stage2", tmp_path)
@@ -190,11 +191,11 @@ def exported(tmp_path: pathlib.Path, **changes) -> None:
         ({"learner_layers": (1,)}, "on some layers only"),
         ({"router_positions": 64}, "reads 4096 positions, this model's 64"),
         ({"lora_rank": 2}, "LoRA is not merged"),
-        ({"prefix_length": 2}, "no place for decoder/layers/prefix"),
+        ({"prefix_length": 2}, "cannot hold decoder/layers/prefix"),
     ],
 )
 def test_what_the_release_cannot_hold(changes: dict, message: str, tmp_path):
-    with pytest.raises(rules.WeightsError, match=message):
+    with pytest.raises(WeightsError, match=message):
         exported(tmp_path, **changes)
 
 
@@ -205,5 +206,5 @@ def test_a_prefix_has_no_place(tmp_path):
     shapes = parameters.abstract_params(arch)
     flat = {p: np.zeros(s.shape, s.dtype) for p, s in shapes.items() if p.startswith("decoder/")}
     flat["decoder/layers/prefix/k"] = np.zeros((2, 5, 2, 8), np.float32)
-    with pytest.raises(rules.WeightsError, match="no place for decoder/layers/prefix/k"):
+    with pytest.raises(WeightsError, match="cannot hold decoder/layers/prefix/k"):
         exports.as_llm(flat, arch)

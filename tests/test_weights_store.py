@@ -12,7 +12,8 @@ import torch
 
 from wings_jax import files
 from wings_jax.errors import UserError
-from wings_jax.weights import rules, store
+from wings_jax.weights import safetensors_file, store
+from wings_jax.weights.tensors import LazyTensor, WeightsError
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -28,8 +29,8 @@ def arrays() -> dict[str, np.ndarray]:
     }
 
 
-def lazily(content: dict[str, np.ndarray]) -> dict[str, rules.Tensor]:
-    return {k: rules.Tensor(a.shape, a.dtype, lambda a=a: a) for k, a in content.items()}
+def lazily(content: dict[str, np.ndarray]) -> dict[str, LazyTensor]:
+    return {k: LazyTensor(a.shape, a.dtype, lambda a=a: a) for k, a in content.items()}
 
 
 def assert_same(tensors: dict, content: dict[str, np.ndarray]) -> None:
@@ -46,7 +47,7 @@ def test_reads_what_the_library_writes(tmp_path):
 
 
 def test_the_library_reads_what_we_write(tmp_path):
-    store.write_file(tmp_path / "a.safetensors", lazily(arrays()))
+    safetensors_file.write_safetensors(tmp_path / "a.safetensors", lazily(arrays()))
     assert_same(safetensors.numpy.load_file(tmp_path / "a.safetensors"), arrays())
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
@@ -70,7 +71,7 @@ def test_torch_files_hold_tensors_only(tmp_path):
         np.asarray(tensors["b"]).astype(np.float32), content["b"].float().numpy()
     )
     torch.save({"a": Evil()}, tmp_path / "mm_projector.bin")
-    with pytest.raises(rules.WeightsError, match=r"mm_projector\.bin holds more than tensors"):
+    with pytest.raises(WeightsError, match=r"mm_projector\.bin holds more than tensors"):
         store.open_tensors(tmp_path)
 
 
@@ -87,11 +88,11 @@ def spoil(tmp_path, what: str) -> str:
     first, second, index = files[0], files[1], files[-1]
     if what == "missing":
         second.unlink()
-        return f"lacks the shard {second.name}"
+        return f"missing shards: {second.name}"
     if what == "missing without index":
         second.unlink()
         index.unlink()
-        return f"lacks the shard {second.name}"
+        return f"missing shards: {second.name}"
     if what == "truncated":
         first.write_bytes(first.read_bytes()[:-1])
         return f"{first.name} is cut short"
@@ -110,7 +111,7 @@ def spoil(tmp_path, what: str) -> str:
     content = json.loads(index.read_text())
     content["weight_map"]["ghost"] = first.name
     index.write_text(json.dumps(content))
-    return "promises ghost"
+    return "lists ghost, which no shard holds"
 
 
 @pytest.mark.parametrize(
@@ -128,18 +129,18 @@ def spoil(tmp_path, what: str) -> str:
 )
 def test_broken_checkpoints_are_named(what: str, tmp_path):
     message = spoil(tmp_path, what)
-    with pytest.raises(rules.WeightsError) as caught:
+    with pytest.raises(WeightsError) as caught:
         store.open_tensors(tmp_path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(rules.WeightsError, match="holds no weights"):
+    with pytest.raises(WeightsError, match="holds no weights"):
         store.open_tensors(tmp_path)
-    with pytest.raises(rules.WeightsError, match="does not exist"):
+    with pytest.raises(WeightsError, match="does not exist"):
         store.open_tensors(tmp_path / "nowhere")
-    with pytest.raises(rules.WeightsError, match=r"cannot read .*config\.json"):
+    with pytest.raises(WeightsError, match=r"cannot read .*config\.json"):
         store.read_config(tmp_path)
 
 

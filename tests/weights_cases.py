@@ -17,7 +17,7 @@ import transformers
 
 from wings_jax import cli, convert
 from wings_jax.model import parameters, presets
-from wings_jax.weights import exports, hf, release, rules, store
+from wings_jax.weights import exports, hf, release, store, transfer
 
 RANK = 4
 LLM = {
@@ -92,7 +92,7 @@ def save_release(root: pathlib.Path, name: str, **entries) -> None:
         path: rng.normal(0, 0.2, struct.shape).astype(ml_dtypes.bfloat16)
         for path, struct in parameters.abstract_params(arch).items()
     }
-    tensors = rules.export_tree(release.release_rules(arch), flat)
+    tensors = transfer.export_tree(release.release_rules(arch), flat)
     if entries.get("learners") == ("visual",):
         tensors |= {k.replace("attn_pool", "attn_t_pool"): t for k, t in tensors.items()}
     family = "wings_qwen2" if entries else "llava_qwen2"

@@ -95,8 +95,10 @@ def _open_base(config: config_lib.Config) -> checkpoint.Checkpoint:
       UserError: they are not folders, or lack something.
     """
     arch = starting.resolve_arch(config.model)
-    abstract = parameters.abstract_params(arch, mesh=axes.make_mesh({"data": -1}))
-    loaded = starting.load_base(arch, config.model)
+    mesh = axes.make_mesh({"data": -1})
+    abstract = parameters.abstract_params(arch, mesh=mesh)
+    dtype = parameters.default_dtype()
+    loaded = starting.load_base(arch, config.model, mesh=mesh, dtype=dtype)
     missing = starting.check_sources(abstract, loaded, "--base: config.model")
     flat = {**loaded, **parameters.initialize_params(arch, missing, abstract, config.seed)}
     files = starting.tokenizer_files(config, None)
