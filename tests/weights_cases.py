@@ -1,4 +1,4 @@
-"""Small checkpoints as PyTorch users have them, made once, and the command line in this process."""
+"""Small checkpoints as PyTorch users have them, written once; `convert` within this process."""
 
 from __future__ import annotations
 
@@ -64,6 +64,8 @@ def sources() -> pathlib.Path:
     """llm, tower, clip (bfloat16), and release checkpoints of both stages and of LLaVA."""
     root = pathlib.Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, root)
+
+    # Hugging Face models.
     config = transformers.Qwen2Config(**LLM, tie_word_embeddings=False)
     save_random(transformers.Qwen2ForCausalLM(config), root / "llm", max_shard_size="20KB")
     save_tokenizer(root / "llm")
@@ -73,6 +75,8 @@ def sources() -> pathlib.Path:
         transformers.CLIPVisionConfig(**VISION | {"hidden_size": 8})
     )
     save_random(clip, root / "clip")
+
+    # Checkpoints of the release, from the same LLM and tower.
     for name, entries in {
         "wings_stage2": {"learners": ("visual", "textual"), "router": True},
         "wings_stage1": {"learners": ("visual",)},

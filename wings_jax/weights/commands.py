@@ -40,12 +40,14 @@ def run_import(arguments: argparse.Namespace) -> None:
     for line in inspection.plan_lines(spec, steps, unfilled_paths):
         print(line)
 
+    # Before any tensor is read: the tokenizer and the template have to fit.
     tokenizer = read_tokenizer(spec, arguments.tokenizer)
     config = import_config(spec, tokenizer, arguments.template)
     if arguments.dry_run:
         print("dry run: nothing written")
         return
 
+    # Stream the tensors, then write the checkpoint; the directory appears when complete.
     output = require_output(arguments)
     start_time = time.monotonic()
     with files.new_directory(output, need_bytes=imports.bytes_to_read(steps)) as temporary:
@@ -64,11 +66,13 @@ def open_sources(arguments: argparse.Namespace) -> imports.ImportSpec:
     """Returns the import that the flags describe."""
     vision = arguments.vision and hub.find_directory(arguments.vision, "--vision")
 
+    # A Wings checkpoint holds everything but perhaps the tower.
     if arguments.wings:
         if arguments.projector:
             raise UserError("--projector: the checkpoint given with --wings has its own projector")
         return sources.from_release(hub.find_directory(arguments.wings, "--wings"), vision)
 
+    # An LLM with its own tower and projector.
     if arguments.projector and not vision:
         raise UserError("--projector: needs the tower whose features it takes, --vision DIR")
     projector = {"projector": arguments.projector, "projector_kind": arguments.projector_kind}
@@ -95,6 +99,7 @@ def read_tokenizer(spec: imports.ImportSpec, directory: str | None) -> dict[str,
     else:
         text_files = tokenizer_files.read_tokenizer_files(path, flag="--tokenizer")
 
+    # An embedding may have spare rows, but not too few.
     tokens = len(checkpoint.open_tokenizer(text_files))
     rows = spec.arch.decoder.vocab_size
     if tokens > rows:
@@ -111,6 +116,7 @@ def import_config(
         template = conversation.get_template_for(checkpoint.open_tokenizer(tokenizer))
     conversation.get_template(template)
 
+    # Presets are named; other models by their source.
     arch = spec.arch
     model = config_lib.ModelConfig(
         llm=preset_name(presets.DECODERS, arch.decoder) or spec.parts[0].source,
@@ -143,6 +149,7 @@ def run_export(arguments: argparse.Namespace) -> None:
         params = exports.merge_lora(params, arch)
     dtype = DTYPES[arguments.dtype] if arguments.dtype else exports.common_dtype(params)
 
+    # The tensors are computed while they are written.
     if arguments.format == "llm":
         tensors, dropped_paths = exports.as_llm(params, arch, dtype=dtype)
         config = {**hf_config, **hf.llm_config(arch.decoder)}
@@ -161,6 +168,7 @@ def run_export(arguments: argparse.Namespace) -> None:
         print("dry run: nothing written")
         return
 
+    # The tokenizer of the source is exported as it was imported.
     output = require_output(arguments)
     tokenizer = checkpoint.read_tokenizer_files(step)
     max_bytes = int(arguments.shard_gb * 1e9)
@@ -204,6 +212,7 @@ def checkpoint_lines(step: pathlib.Path) -> list[str]:
     lines = [f"{step}: a wings_jax checkpoint, stage {config.stage!r}, step {number}"]
     lines += [f"  {line}" for line in inspection.arch_lines(arch, has_tower=has_tower)]
 
+    # What the parameters are, and which formats can hold them.
     groups = {path: group_name(path) for path in shapes}
     dtypes = {path: str(np.dtype(meta.dtype)) for path, meta in shapes.items()}
     lines.append(tree.describe(shapes, {"group": groups, "dtype": dtypes}))

@@ -30,7 +30,7 @@ MODEL_TYPES = {  # (has learners, qkv bias) -> model_type
 def merge_lora(params: Mapping[str, Any], arch: presets.WingsArch) -> dict[str, Any]:
     """Returns the parameters with every LoRA pair added to its kernel, in the kernel's dtype.
 
-    kernel + a b alpha / rank, with a [L, ..., R], b [L, R, ...]; the sum is taken in float32.
+    kernel + a b alpha / rank, with a [L, ..., R], b [L, R, ...]; the sum is computed in float32.
     """
     merged = dict(params)
     for path in params:
@@ -38,6 +38,7 @@ def merge_lora(params: Mapping[str, Any], arch: presets.WingsArch) -> dict[str, 
         if name != "kernel" or f"{stem}/a" not in params:
             continue
 
+        # Computed in float32 and rounded once.
         kernel = np.asarray(params[path])
         a, b = (np.asarray(merged.pop(f"{stem}/{half}"), np.float32) for half in ("a", "b"))
         rank = a.shape[-1]
@@ -79,6 +80,7 @@ def as_release(
       WeightsError: LoRA is not merged, or the release cannot hold a part or a size.
     """
     _check_no_adapters(params, arch)
+    # The release's code builds no other models than these.
     if arch.learners not in ((), ("visual",), ("visual", "textual")):
         raise WeightsError(f"the release has no models with learners {arch.learners}")
     if arch.router != (len(arch.learners) == 2):
@@ -111,6 +113,7 @@ def _check_no_adapters(params: Mapping[str, Any], arch: presets.WingsArch) -> No
             f"{arch.prefix_length} trained keys and values with a gate in each layer"
         )
 
+    # `a` beside a kernel is LoRA; learners have `a` and `b` alone.
     pairs = [
         path
         for path in params
@@ -128,6 +131,7 @@ def release_config(arch: presets.WingsArch, hf_config: Mapping[str, Any]) -> dic
 
     `hf_config` has entries of the model's source; those that the weights decide override them.
     """
+    # What the release's training script writes.
     defaults = {
         "image_aspect_ratio": "pad",
         "mm_patch_merge_type": "flat",
@@ -140,6 +144,7 @@ def release_config(arch: presets.WingsArch, hf_config: Mapping[str, Any]) -> dic
         "use_mm_proj": True,
     }
 
+    # What the weights determine.
     decided = hf.llm_config(arch.decoder) | {
         "image_token_length": arch.vision.num_patches,
         "mm_hidden_size": arch.vision.hidden_size,
@@ -171,6 +176,7 @@ def write_export(
     with files.new_directory(directory, need_bytes=need_bytes) as temporary:
         store.write_shards(temporary, tensors, max_bytes=max_bytes, on_write=on_write)
 
+        # Loaders of transformers cast to this dtype.
         dtypes = {tensor.dtype for tensor in tensors.values()}
         dtype = dtypes.pop().name if len(dtypes) == 1 else "float32"
         entries = {key: v for key, v in config.items() if key not in ("dtype", "torch_dtype")}

@@ -37,8 +37,8 @@ def decoder_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     if "embed_tokens.weight" not in tensors:
         return dict(tensors)
     return {
-        key if key == "lm_head.weight" else f"model.{key}": tensor
-        for key, tensor in tensors.items()
+        hf_key if hf_key == "lm_head.weight" else f"model.{hf_key}": tensor
+        for hf_key, tensor in tensors.items()
     }
 
 
@@ -64,15 +64,16 @@ def vision_tensors(tensors: Mapping[str, Any], source: str) -> dict[str, Any]:
       WeightsError: there is no tower in `source`, or more than one.
     """
     landmark = "embeddings.patch_embedding.weight"
-    prefixes = [key.removesuffix(landmark) for key in tensors if key.endswith(landmark)]
+    prefixes = [hf_key.removesuffix(landmark) for hf_key in tensors if hf_key.endswith(landmark)]
     if len(prefixes) != 1:
         raise WeightsError(f"{source} has {len(prefixes)} vision towers ({landmark})")
 
+    # Whatever precedes the landmark precedes all keys of the tower.
     prefix = prefixes[0]
     return {
-        key.removeprefix(prefix): tensor
-        for key, tensor in tensors.items()
-        if key.startswith(prefix)
+        hf_key.removeprefix(prefix): tensor
+        for hf_key, tensor in tensors.items()
+        if hf_key.startswith(prefix)
     }
 
 
@@ -115,6 +116,7 @@ def llm_config(arch: presets.DecoderArch) -> dict[str, Any]:
     else:
         config |= {"use_sliding_window": False}
 
+    # Both transformers 4 and 5 read `rope_scaling`.
     scaling = arch.rope_scaling
     if scaling is not None:
         config["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
@@ -152,6 +154,7 @@ def vision_config(arch: presets.VisionArch) -> dict[str, Any]:
 
 def processor_config(arch: presets.VisionArch) -> dict[str, Any]:
     """Returns the `preprocessor_config.json` of a tower: bicubic resize, mean and std."""
+    # Both families convert to RGB, resize, scale to 0..1 and normalize.
     side = arch.image_size
     config = {
         "image_processor_type": "SiglipImageProcessor",
@@ -165,6 +168,7 @@ def processor_config(arch: presets.VisionArch) -> dict[str, Any]:
         "image_std": list(arch.std),
         "do_convert_rgb": True,
     }
+
     if arch.class_token:  # CLIP resizes the shorter side, then crops the center
         config |= {
             "image_processor_type": "CLIPImageProcessor",

@@ -46,7 +46,7 @@ class ImportSpec:
     arch                  of the whole model
     parts                 the sources
     fresh                 paths (regular expressions) that no part needs to fill
-    hf_config             the LLM's `config.json`, kept for a later export
+    hf_config             the LLM's `config.json`, for a later export
     tokenizer_directory   directory with the tokenizer's files, or None
     tokenizer_files       tokenizer files that no directory holds: name -> content
     """
@@ -101,9 +101,10 @@ def plan_parts(
             part.rules, part.tensors, params, ignorable=part.ignorable, source=part.source
         )
 
+        # All layers of a parameter get the dtype of its first one.
         targets = {}
-        for path, (_, keys) in plan.matches.items():
-            stored_dtype = part.tensors[keys[0]].dtype
+        for path, (_, hf_keys) in plan.matches.items():
+            stored_dtype = part.tensors[hf_keys[0]].dtype
             targets[path] = jax.ShapeDtypeStruct(
                 params[path].shape,
                 dtype_of(path) or stored_dtype,
@@ -112,6 +113,7 @@ def plan_parts(
         steps.append(ImportStep(part, plan, targets))
         filled_paths |= set(targets)
 
+    # Of the whole model, what no part fills has to be initialized later.
     unfilled_paths = [path for path in abstract if path not in filled_paths]
     unexpected = [path for path in unfilled_paths if not any_match(spec.fresh, path)]
     if unexpected:
@@ -141,8 +143,8 @@ def load_parts(
 def bytes_to_read(steps: Sequence[ImportStep]) -> int:
     """Returns the bytes that loading these plans will read."""
     return sum(
-        step.part.tensors[key].nbytes
+        step.part.tensors[hf_key].nbytes
         for step in steps
-        for _, keys in step.plan.matches.values()
-        for key in keys
+        for _, hf_keys in step.plan.matches.values()
+        for hf_key in hf_keys
     )

@@ -29,11 +29,13 @@ def describe(path: str | os.PathLike, vision: str | os.PathLike | None = None) -
         sizes = _size_lines(spec.parts[0].tensors)
         return [f"{path}: an LLM in a GGUF file", *sizes, *_import_lines(lambda: spec)]
 
+    # A directory or a file of tensors: its config decides which table reads it.
     tensors = store.open_tensors(path)
     sizes = _size_lines(tensors)
     config = store.read_config(path) if (path / "config.json").is_file() else {}
     family = config.get("model_type", "")
 
+    # From the whole model to its parts.
     if family in release.FAMILIES:
         title = f"{path}: a checkpoint in the release's layout ({family})"
         return [title, *sizes, *_import_lines(lambda: sources.from_release(path, vision))]
@@ -83,6 +85,7 @@ def plan_lines(
     has_tower = any(path.startswith("vision/") for step in steps for path in step.targets)
     lines = arch_lines(spec.arch, has_tower=has_tower)
 
+    # One line per source, one for the keys that it has beyond the table.
     for step in steps:
         unused_keys = step.plan.unused_keys
         used = len(step.part.tensors) - len(unused_keys)
@@ -135,6 +138,7 @@ def _key_lines(tensors: Mapping[str, Any]) -> list[str]:
 
 def arch_lines(arch: presets.WingsArch, *, has_tower: bool = True) -> list[str]:
     """Returns the architecture in a few lines."""
+    # The LLM, with its rope.
     decoder = arch.decoder
     scaling = decoder.rope_scaling
     rope = f"theta {decoder.rope_theta:g}"
@@ -147,6 +151,7 @@ def arch_lines(arch: presets.WingsArch, *, has_tower: bool = True) -> list[str]:
         f"{'tied' if decoder.tie_embeddings else 'untied'} head"
     ]
 
+    # The tower and the learners, where the model has them.
     if has_tower or arch.learners:
         lines.append(tower_line(arch.vision))
     if arch.learners:

@@ -72,6 +72,7 @@ def _open_entry(
     if dtype is None:
         raise WeightsError(f"{key} in {path} has dtype {entry['dtype']}, not supported")
 
+    # The bytes must lie in the file and be as many as the shape needs.
     shape = tuple(entry["shape"])
     begin, end = entry["data_offsets"]
     if data_start + end > size:
@@ -108,6 +109,7 @@ def write_safetensors(
       UserError: the file cannot be written.
       WeightsError: a tensor's array has another size than the tensor's shape and dtype.
     """
+    # All offsets are known before the first tensor is read.
     path = pathlib.Path(path)
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     offset = 0

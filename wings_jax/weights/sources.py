@@ -54,12 +54,14 @@ def load_model(
     if vision is not None and arch is None:
         tower = hf.read_vision_arch(vision)
 
+    # Each directory fills its own half of the model.
     parts = []
     if llm is not None:
         parts.append(llm_part(llm, decoder))
     if vision is not None:
         parts.append(vision_part(vision, tower))
 
+    # Nothing has to be complete here: the caller checks what was loaded.
     whole = arch or presets.WingsArch(decoder, tower)
     spec = ImportSpec(whole, tuple(parts), fresh=(".*",), hf_config={})
     steps, _ = imports.plan_parts(spec, dtype=dtype, mesh=mesh)
@@ -144,8 +146,8 @@ def vision_part(directory: str | os.PathLike, arch: presets.VisionArch) -> Impor
 def _projector_part(arch: presets.WingsArch, source: str | os.PathLike) -> ImportPart:
     """Returns the part of LLaVA's `mm_projector.bin`, whose keys may begin with `model.`."""
     tensors = {
-        re.sub(r"^(.*\.)?mm_projector\.", "", key): tensor
-        for key, tensor in store.open_tensors(source).items()
+        re.sub(r"^(.*\.)?mm_projector\.", "", hf_key): tensor
+        for hf_key, tensor in store.open_tensors(source).items()
     }
     table = rules.with_prefix(release.projector_rules(arch.projector), path="projector/")
 
@@ -173,12 +175,13 @@ def from_release(
         sizes of one that fits no preset.
 
     Raises:
-      WeightsError, UserError: the checkpoint is of another kind, broken, or lacks a tower.
+      WeightsError, UserError: the checkpoint is of another kind, broken, or without a tower.
     """
     source = str(directory)
     config = store.read_config(directory)
     tensors = store.open_tensors(directory)
 
+    # Wings and LLaVA checkpoints differ in their keys only.
     family = release.FAMILIES.get(config.get("model_type"))
     if family is None:
         known = ", ".join(release.FAMILIES)
@@ -190,7 +193,7 @@ def from_release(
     wings_fields = _wings_fields(tensors, config, source)
 
     # The tower: the checkpoint's own, or that of the other directory.
-    has_tower = any(key.startswith(release.TOWER) for key in tensors)
+    has_tower = any(hf_key.startswith(release.TOWER) for hf_key in tensors)
     if not has_tower and vision is None:
         raise WeightsError(f"{source} holds no vision tower; give its directory as --vision")
     tower = hf.read_vision_arch(vision) if vision is not None else _known_tower(tensors, source)
@@ -200,6 +203,7 @@ def from_release(
         projector=_projector_kind(tensors, config),
         **wings_fields,
     )
+    # One part for the checkpoint, a second one for the tower of another directory.
     table = release.release_rules(arch)
     if not has_tower:
         table = tuple(rule for rule in table if not rule.path.startswith("vision/"))
@@ -220,12 +224,17 @@ def _wings_fields(
     tensors: Mapping[str, LazyTensor], config: Mapping[str, Any], source: str
 ) -> dict[str, Any]:
     """Returns the fields of WingsArch that a checkpoint's keys and config decide."""
-    has_router = any(".reweight_module." in key for key in tensors)
-    has_visual = any(".attn_pool." in key for key in tensors)
+    has_router = any(".reweight_module." in hf_key for hf_key in tensors)
+    has_visual = any(".attn_pool." in hf_key for hf_key in tensors)
     if not has_visual:
         return {}
 
-    ranks = {tensors[key].shape[0] for key in tensors if key.endswith("attn_pool.q_proj.0.weight")}
+    # All learners have the same rank, which `lora_dim` repeats.
+    ranks = {
+        tensors[hf_key].shape[0]
+        for hf_key in tensors
+        if hf_key.endswith("attn_pool.q_proj.0.weight")
+    }
     if len(ranks) != 1:
         raise WeightsError(f"{source}: attn_pool.q_proj.0.weight has ranks {sorted(ranks)}")
     rank = ranks.pop()
@@ -234,6 +243,7 @@ def _wings_fields(
             f"{source}: config.json has lora_dim {config['lora_dim']}, the tensors have {rank}"
         )
 
+    # A router exists from stage 2 on, where both learners are trained.
     fields = {
         "learners": ("visual", "textual") if has_router else ("visual",),
         "router": has_router,
@@ -244,20 +254,23 @@ def _wings_fields(
     if has_router:
         fields["router_positions"] = max(
             tensor.shape[-1]
-            for key, tensor in tensors.items()
-            if key.endswith("reweight_module.linear.weight")
+            for hf_key, tensor in tensors.items()
+            if hf_key.endswith("reweight_module.linear.weight")
         )
     return fields
 
 
 def _projector_kind(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any]) -> str:
     """Returns the projector's kind by its keys, or the config's where it has no keys."""
-    keys = {
-        key.removeprefix(release.PROJECTOR) for key in tensors if key.startswith(release.PROJECTOR)
+    hf_keys = {
+        hf_key.removeprefix(release.PROJECTOR)
+        for hf_key in tensors
+        if hf_key.startswith(release.PROJECTOR)
     }
-    if "weight" in keys:
+    # A single Linear has no index in its keys.
+    if "weight" in hf_keys:
         return "linear"
-    depth = sum(key.endswith(".weight") for key in keys)
+    depth = sum(hf_key.endswith(".weight") for hf_key in hf_keys)
     return f"mlp{depth}x_gelu" if depth else config.get("mm_projector_type", "identity")
 
 
@@ -267,9 +280,9 @@ def _known_tower(tensors: Mapping[str, LazyTensor], source: str) -> presets.Visi
     The number of heads is not in the shapes, so only towers of known sizes are recognized.
     """
     tower = {
-        key.removeprefix(release.TOWER): tensor
-        for key, tensor in tensors.items()
-        if key.startswith(release.TOWER)
+        hf_key.removeprefix(release.TOWER): tensor
+        for hf_key, tensor in tensors.items()
+        if hf_key.startswith(release.TOWER)
     }
     for arch in presets.VISION.values():
         is_deeper = f"encoder.layers.{arch.num_layers}.layer_norm1.weight" in tower
@@ -286,7 +299,7 @@ def _tower_fits(arch: presets.VisionArch, tower: Mapping[str, LazyTensor]) -> bo
     shapes = parameters.abstract_params(presets.WingsArch(ANY_DECODER, arch))
     for rule in hf.vision_rules(arch):
         shape = shapes[f"vision/{rule.path}"].shape
-        for key in rule.hf_keys(shape):
-            if key not in tower or tuple(tower[key].shape) != rule.hf_shape(shape):
+        for hf_key in rule.hf_keys(shape):
+            if hf_key not in tower or tuple(tower[hf_key].shape) != rule.hf_shape(shape):
                 return False
     return True

@@ -61,6 +61,7 @@ def resolve_arch(model: config_lib.ModelConfig) -> presets.WingsArch:
     if model.learners and decoder.num_heads * decoder.head_dim != decoder.hidden_size:
         raise UserError("config.model.learners: heads x head width must equal the model's width")
 
+    # The two ways of computing learners (docs/fidelity.md).
     semantics = presets.PAPER
     if model.semantics == "release":
         semantics = presets.release_semantics(model.prompt_length)
@@ -113,6 +114,7 @@ def tokenizer_files(config: config_lib.Config, source: pathlib.Path | None) -> d
             "config.data.tokenizer: give a directory or hub id, or start from a checkpoint"
         )
 
+    # A directory, or the id of a hub repository.
     flag = "config.data.tokenizer"
     directory = pathlib.Path(name)
     if not directory.is_dir():
@@ -135,6 +137,7 @@ def check_sources(abstract: Mapping[str, Any], loaded: Mapping[str, Any], start:
             "config.model.llm and config.model.vision"
         )
 
+    # What was loaded has to fit the config's model.
     for path, struct in abstract.items():
         if path in loaded and tuple(loaded[path].shape) != tuple(struct.shape):
             shape = tuple(loaded[path].shape)

@@ -48,10 +48,12 @@ def open_tensors(path: str | os.PathLike) -> TensorMap:
     if not path.is_dir():
         raise WeightsError(f"{path} does not exist")
 
+    # An index lists the files; other weight files of the directory are ignored.
     for index in INDEX_FILES:
         if (path / index).is_file():
             return _open_index(path / index)
 
+    # Without an index: all files of one kind, safetensors before torch.
     for suffixes in ((".safetensors",), torch_file.SUFFIXES):
         weight_files = sorted(file for file in path.iterdir() if file.suffix in suffixes)
         weight_files = [file for file in weight_files if file.name != "training_args.bin"]
@@ -68,6 +70,7 @@ def _open_index(index: pathlib.Path) -> TensorMap:
     except (OSError, ValueError, KeyError) as error:
         raise WeightsError(f"{index} is not a weight index") from error
 
+    # Every listed shard must exist, and hold the keys that it is listed with.
     shards = [index.parent / name for name in sorted(set(weight_map.values()))]
     missing = [file.name for file in shards if not file.is_file()]
     if missing:
@@ -126,6 +129,7 @@ def write_shards(
         safetensors_file.write_safetensors(file, shards[0], on_write)
         return [file]
 
+    # Shards are numbered from 1; the index maps every key to its file.
     written = []
     weight_map: dict[str, str] = {}
     for number, shard in enumerate(shards, 1):

@@ -62,6 +62,7 @@ def _convert_tokenizer(directory: pathlib.Path, *, flag: str) -> dict[str, str]:
             f"give one with {flag} DIR"
         ) from error
 
+    # transformers writes what it converted; the text files of that are the result.
     with tempfile.TemporaryDirectory() as converted:
         tokenizer.save_pretrained(converted)
         return _read_text_files(pathlib.Path(converted), FILES)

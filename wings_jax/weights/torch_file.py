@@ -26,6 +26,7 @@ def open_torch(path: pathlib.Path) -> TensorMap:
     except ImportError as error:
         raise WeightsError(f"{path} is a torch file: install torch to read it") from error
 
+    # `weights_only` refuses every object but tensors and containers of them.
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except pickle.UnpicklingError as error:

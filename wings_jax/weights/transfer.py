@@ -27,7 +27,7 @@ class HasShape(Protocol):
     def shape(self) -> Sequence[int]: ...
 
 
-def no_progress(key: str, size: int) -> None:
+def no_progress(hf_key: str, size: int) -> None:
     """Ignores the progress of a transfer."""
 
 
@@ -66,25 +66,27 @@ def plan_import(
     Raises:
       WeightsError: naming missing keys, unfilled paths, unused keys, or shapes that differ.
     """
+    # Match every rule whose path the model has. The first rule of a path counts.
     matches: dict[str, tuple[Rule, list[str]]] = {}
     missing_keys: list[str] = []
     for rule in rules:
-        # The first rule of a path counts.
         if rule.path not in params or rule.path in matches:
             continue
-        keys = rule.hf_keys(params[rule.path].shape)
-        missing = [key for key in keys if key not in tensors]
+        hf_keys = rule.hf_keys(params[rule.path].shape)
+        missing = [hf_key for hf_key in hf_keys if hf_key not in tensors]
         if not missing:
-            matches[rule.path] = (rule, keys)
+            matches[rule.path] = (rule, hf_keys)
         elif not any_match(fresh, rule.path):
             missing_keys += missing
 
-    used_keys = {key for _, keys in matches.values() for key in keys}
-    unused_keys = [key for key in tensors if key not in used_keys]
+    # What remains on both sides.
+    used_keys = {hf_key for _, hf_keys in matches.values() for hf_key in hf_keys}
+    unused_keys = [hf_key for hf_key in tensors if hf_key not in used_keys]
     unfilled_paths = [path for path in params if path not in matches]
     plan = TransferPlan(matches, unfilled_paths, unused_keys)
 
-    unknown_keys = [key for key in unused_keys if not any_match(ignorable, key)]
+    # Everything that remains has to be allowed by name.
+    unknown_keys = [hf_key for hf_key in unused_keys if not any_match(ignorable, hf_key)]
     unexpected_paths = [path for path in unfilled_paths if not any_match(fresh, path)]
     if missing_keys:
         names = format_names(sorted(missing_keys), 6)
@@ -104,12 +106,12 @@ def plan_import(
 def _check_shapes(plan: TransferPlan, tensors: Mapping, params: Mapping, source: str) -> None:
     """Raises WeightsError naming the tensors whose shape is not the rule's."""
     differences = []
-    for path, (rule, keys) in plan.matches.items():
+    for path, (rule, hf_keys) in plan.matches.items():
         expected = rule.hf_shape(params[path].shape)
-        for key in keys:
-            shape = tuple(tensors[key].shape)
+        for hf_key in hf_keys:
+            shape = tuple(tensors[hf_key].shape)
             if shape != expected:
-                differences.append(f"{key} is {list(shape)}, {path} needs {list(expected)}")
+                differences.append(f"{hf_key} is {list(shape)}, {path} needs {list(expected)}")
 
     if differences:
         more = f"; and {len(differences) - 3} more" if len(differences) > 3 else ""
@@ -138,17 +140,19 @@ def import_tree(
       WeightsError: as `plan_import`, and for a tensor that holds NaN or infinity.
     """
     plan = plan_import(rules, tensors, params, ignorable=ignorable, fresh=fresh, source=source)
+    # One generator of layers per parameter: a tensor is read when its place is allocated.
     arrays = {}
-    for path, (rule, keys) in plan.matches.items():
+    for path, (rule, hf_keys) in plan.matches.items():
         struct = params[path]
 
-        def layer_arrays(rule=rule, keys=keys, shape=struct.shape) -> Iterator[np.ndarray]:
-            for key in keys:
-                array = np.asarray(tensors[key])
-                check_finite(key, array, source)
-                on_read(key, array.nbytes)
+        def layer_arrays(rule=rule, hf_keys=hf_keys, shape=struct.shape) -> Iterator[np.ndarray]:
+            for hf_key in hf_keys:
+                array = np.asarray(tensors[hf_key])
+                check_finite(hf_key, array, source)
+                on_read(hf_key, array.nbytes)
                 yield rule.from_hf(array, shape)
 
+        # A sharding places the array on devices; without, it stays in host memory.
         if getattr(struct, "sharding", None) is None:
             arrays[path] = _assemble_on_host(struct, layer_arrays(), is_stacked=rule.is_stacked)
         else:
@@ -178,6 +182,7 @@ def _assemble_on_devices(
         ranges = [range(*cut.indices(n)) for cut, n in zip(index, struct.shape, strict=True)]
         shards[_slice_bounds(index)] = (index, np.empty([len(r) for r in ranges], struct.dtype))
 
+    # Each layer's array is cut once for every distinct shard.
     for layer, array in enumerate(layer_arrays):
         for index, shard in shards.values():
             if not is_stacked:
@@ -187,6 +192,7 @@ def _assemble_on_devices(
             if layer in layers:
                 shard[layers.index(layer)] = array[index[1:]]
 
+    # Wait for the copies: the host buffers are freed when this function returns.
     on_devices = [
         jax.device_put(shards[_slice_bounds(index)][1], device)
         for device, index in device_index.items()
@@ -229,6 +235,7 @@ def export_tree(
     if unmapped_paths:
         raise WeightsError(f"the format cannot hold {format_names(sorted(unmapped_paths), 6)}")
 
+    # Stacked parameters become one tensor per layer.
     tensors = {}
     for path, rule in rule_by_path.items():
         if path not in params:
@@ -236,9 +243,9 @@ def export_tree(
         array = params[path]
         hf_shape = rule.hf_shape(array.shape)
         hf_dtype = np.dtype(array.dtype if dtype is None else dtype)
-        for layer, key in enumerate(rule.hf_keys(array.shape)):
+        for layer, hf_key in enumerate(rule.hf_keys(array.shape)):
             load = _tensor_loader(rule, array, layer, hf_dtype)
-            tensors[key] = LazyTensor(hf_shape, hf_dtype, load, path)
+            tensors[hf_key] = LazyTensor(hf_shape, hf_dtype, load, path)
     return tensors
 
 
