@@ -8,6 +8,7 @@ import math
 import random
 import types
 
+import hf_directories
 import hypothesis
 import inference_cases as cases
 import jax
@@ -23,7 +24,7 @@ from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model import presets
 from wings_jax.scenes import skills
-from wings_jax.weights import hf, store
+from wings_jax.weights import store
 
 WORDS = ["red", "a cat", "7", "where is it?", "Is 4 even?", "<|im_end|>", "Ünïcode ☃"]
 RNG = np.random.default_rng(0)
@@ -119,7 +120,7 @@ def test_a_wrong_request_is_named_and_the_others_answered(generators, request_, 
 def test_bfloat16_hardly_changes_what_a_trained_model_says():
     folder = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
     llm = presets.decoder_from_hf(store.read_config(folder))
-    params = {"decoder": hf.load_llm(folder, llm)}
+    params = {"decoder": hf_directories.load_llm(folder, llm)}
     rng, wish = random.Random(0), SamplingParams(max_new_tokens=6)
     names = [name for name in skills.SKILLS for _ in range(3)]
     asked = [Request(skills.sample(rng, name, "test")[0], (), wish) for name in names]
