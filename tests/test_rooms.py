@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "files": {"errors"},
     "formatting": set(),
     "axes": {"errors"},
-    "tree": {"errors"},
+    "tree": {"errors", "formatting"},
     "cli": {"errors"},
     "config": {*BASE, "model"},
     "checkpoint": {*BASE, "config", "model"},

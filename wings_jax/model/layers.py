@@ -139,7 +139,7 @@ def rope_table(
 
 
 def _scaled(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
-    if scaling.kind == "linear":
+    if scaling.rope_type == "linear":
         return frequencies / scaling.factor
     wavelengths = 2 * math.pi / frequencies
     low, high = scaling.low_freq_factor, scaling.high_freq_factor

@@ -116,7 +116,7 @@ def arch_lines(arch: presets.WingsArch, *, has_tower: bool = True) -> list[str]:
     """Returns the architecture in a few lines."""
     d = arch.decoder
     rope = f"theta {d.rope_theta:g}"
-    rope += f", {d.rope_scaling.kind} x{d.rope_scaling.factor:g}" if d.rope_scaling else ""
+    rope += f", {d.rope_scaling.rope_type} x{d.rope_scaling.factor:g}" if d.rope_scaling else ""
     lines = [
         f"LLM: {d.num_layers} layers, width {d.hidden_size}, {d.num_heads}/{d.num_kv_heads} heads "
         f"of {d.head_dim}, ffn {d.ffn_size}, vocabulary {d.vocab_size}, {rope}, "
