@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "axes": {"errors"},
     "tree": {"errors", "formatting"},
     "cli": {"errors"},
-    "config": {*BASE, "model"},
+    "config": {*BASE, "data", "model"},
     "checkpoint": {*BASE, "config", "model"},
     "model": BASE,
     "data": {*BASE, "model"},
