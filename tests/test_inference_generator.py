@@ -8,6 +8,7 @@ import math
 import random
 import types
 
+import hf_directories
 import hypothesis
 import inference_cases as cases
 import jax
@@ -23,7 +24,7 @@ from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model import presets
 from wings_jax.scenes import skills
-from wings_jax.weights import hf, store
+from wings_jax.weights import store
 
 WORDS = ["red", "a cat", "7", "where is it?", "Is 4 even?", "<|im_end|>", "Ünïcode ☃"]
 RNG = np.random.default_rng(0)
@@ -119,7 +120,7 @@ def test_batch_names_a_wrong_request_and_answers_the_others(generators, request_
 def test_bfloat16_answers_match_float32():
     directory = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
     llm = presets.decoder_from_hf(store.read_config(directory))
-    params = {"decoder": hf.load_llm(directory, llm)}
+    params = {"decoder": hf_directories.load_llm(directory, llm)}
     rng, sampling = random.Random(0), SamplingParams(max_new_tokens=6)
     names = [name for name in skills.SKILLS for _ in range(3)]
     requests = [Request(skills.sample(rng, name, "test")[0], (), sampling) for name in names]

@@ -12,6 +12,7 @@ from PIL import Image
 
 from wings_jax.data import conversation, samples, tokenization
 from wings_jax.data import images as image_files
+from wings_jax.data import turns as turns_lib
 from wings_jax.errors import UserError
 from wings_jax.inference.engine import Chunk
 from wings_jax.inference.sampling import SamplingParams
@@ -166,8 +167,8 @@ class Request:
         if not isinstance(self.conversations, str):
             return self.conversations
         text = self.conversations
-        if conversation.MARKER not in text:
-            text = f"{conversation.MARKER}\n" * len(self.images) + text
+        if turns_lib.MARKER not in text:
+            text = f"{turns_lib.MARKER}\n" * len(self.images) + text
         return [{"from": "human", "value": text}]
 
 
@@ -182,7 +183,7 @@ class PromptProcessor:
     """
 
     arch: WingsArch
-    tokenizer: Any
+    tokenizer: tokenization.HFTokenizer
     template: conversation.Template
     missing_parts: tuple[str, ...] = ()
 
@@ -221,17 +222,17 @@ class PromptProcessor:
         Data may have excess markers, which training ignores; in a request they are an error.
         """
         sample = samples.Sample("", tuple(request.images), request.turns)
-        turns = conversation.normalize_sample(sample, needs_answer=False)
+        turns = turns_lib.normalize_sample(sample, needs_answer=False)
 
         # `turns` has the right number of markers; what counts here is what the user wrote.
         markers = sum(
-            original["value"].count(conversation.MARKER)
+            original["value"].count(turns_lib.MARKER)
             for original, turn in zip(request.turns, turns, strict=True)
             if turn["from"] == "human"
         )
         if markers not in (0, len(request.images)):
             raise UserError(
-                f"{len(request.images)} image(s), {markers} {conversation.MARKER} in the prompt"
+                f"{len(request.images)} image(s), {markers} {turns_lib.MARKER} in the prompt"
             )
         return turns
 
@@ -289,10 +290,10 @@ class PromptProcessor:
         Raises:
           UserError: the text has markers, but not one for each image.
         """
-        markers = text.count(conversation.MARKER)
+        markers = text.count(turns_lib.MARKER)
         if markers and markers != images:
-            raise UserError(f"{images} image(s), {markers} {conversation.MARKER} in the text")
-        return text if markers else f"{conversation.MARKER}\n" * images + text
+            raise UserError(f"{images} image(s), {markers} {turns_lib.MARKER} in the text")
+        return text if markers else f"{turns_lib.MARKER}\n" * images + text
 
     def load_images(self, images: Sequence[Any]) -> tuple[np.ndarray, ...]:
         """Returns the images as the vision tower's input, u8[h,w,3] each."""
