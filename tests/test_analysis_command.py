@@ -18,7 +18,7 @@ from absl import flags as absl_flags
 from PIL import Image
 
 from wings_jax import analyze, checkpoint, cli, config, errors, train, tree
-from wings_jax.analysis import laws, plots, probes, results, watch
+from wings_jax.analysis import laws, plots, probes, results, shift_metric
 from wings_jax.analysis.probes import CLASSES, GROUPS, Variant
 from wings_jax.data import samples
 from wings_jax.model import presets
@@ -297,8 +297,8 @@ def test_watching_changes_nothing_and_tells_the_shift(llm, tmp_path, monkeypatch
     told = {"laws/before", "laws/image", "laws/after", "laws/shift", "laws/shift_after"}
     assert [told <= set(line) for line in watched] == [True, True, False, True, True]
     assert not any(told & set(line) for line in plain)
-    ours = probes.make_recipe(found.config, found.arch, found.tokenizer, watch.LONGEST)
-    read, _ = probes.read_probes(probes.embedded(watch.COUNT), ours, Variant())
+    ours = probes.make_recipe(found.config, found.arch, found.tokenizer, shift_metric.MAX_SLOTS)
+    read, _ = probes.read_probes(probes.embedded(shift_metric.NUM_PROBES), ours, Variant())
     model, batches = Wings(found.arch), probes.in_batches(read, ours, 5)
     curves = laws.measure_batches(model, found.params, batches).masses[:, :, ALL]
     assert watched[-1]["laws/shift"] == pytest.approx(laws.shifts(curves).mean(), abs=1e-3)
@@ -308,4 +308,4 @@ def test_watching_changes_nothing_and_tells_the_shift(llm, tmp_path, monkeypatch
 def test_a_model_of_two_layers_cannot_be_watched(tmp_path):
     ready = training_cases.set_up(tmp_path / "run", laws_every=2)
     with pytest.raises(errors.UserError, match=r"config\.laws_every: 2 layers"):
-        watch.make_metric(ready.config, ready.arch, ready.tokenizer, ready.mesh)
+        shift_metric.make_metric(ready.config, ready.arch, ready.tokenizer, ready.mesh)
