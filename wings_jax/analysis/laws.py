@@ -23,7 +23,8 @@ import jax.numpy as jnp
 import numpy as np
 from scipy import stats
 
-from wings_jax.analysis.probes import CLASSES, GROUPS, KINDS, ROWS, ProbeRows
+from wings_jax.analysis.probes import ProbeRows
+from wings_jax.analysis.slot_classes import CLASSES, GROUPS, KINDS, ROWS
 from wings_jax.errors import UserError
 from wings_jax.model import decoder
 from wings_jax.model.wings import Wings
@@ -81,9 +82,7 @@ def measure_masses(model: Wings, params: Mapping[str, Any], rows: ProbeRows) -> 
     return _weighted_sum(_sown_values(model, params, rows)["masses"], jnp.asarray(rows.groups))
 
 
-def _sown_values(
-    model: Wings, params: Mapping[str, Any], rows: ProbeRows
-) -> dict[str, jax.Array]:
+def _sown_values(model: Wings, params: Mapping[str, Any], rows: ProbeRows) -> dict[str, jax.Array]:
     """Returns the intermediates of all layers by name, [L,B,T,...] each."""
     # Without this, accelerators round float32 operands to bfloat16.
     with jax.default_matmul_precision("float32"):
@@ -112,6 +111,7 @@ def measure_batches(
         for row, number in enumerate(numbers):
             by_number[number] = jax.tree.map(lambda values, row=row: values[row], measured)
 
+    # Batches are sorted by length; the result is in the order of the samples.
     in_order = [by_number[number] for number in sorted(by_number)]
     stacked = jax.tree.map(lambda *rows: np.stack(rows), *in_order)
     if stacked.gates is None:
@@ -124,7 +124,7 @@ def measure_batches(
 def correlation(left: np.ndarray, right: np.ndarray) -> float:
     """Returns Pearson's correlation of two curves [L]; NaN where one is flat or L < 3.
 
-    >>> correlation([0.1, 0.2, 0.4], [0.3, 0.5, 0.9])
+    >>> round(correlation([0.1, 0.2, 0.4], [0.3, 0.5, 0.9]), 6)
     1.0
     >>> correlation([0.1, 0.2, 0.4], [0.5, 0.5, 0.5])
     nan

@@ -1,4 +1,4 @@
-"""Attention shift as a metric of training: a fixed set of probes, measured with the current state."""
+"""Attention shift as a metric of training, measured on a fixed set of probes."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from wings_jax import axes, tree
 from wings_jax.analysis import laws, probes
-from wings_jax.analysis.probes import CLASSES, ROWS, ProbeRows, Variant
+from wings_jax.analysis.probes import ProbeRows, Variant
+from wings_jax.analysis.slot_classes import CLASSES, ROWS
 from wings_jax.config import Config
-from wings_jax.data import tokenization
 from wings_jax.model import parameters
 from wings_jax.model.presets import WingsArch
 from wings_jax.model.wings import Wings
@@ -29,7 +29,7 @@ FetchScalars = Callable[[], Scalars]
 
 
 def make_metric(
-    config: Config, arch: WingsArch, tokenizer: tokenization.TextTokenizer, mesh: Mesh
+    config: Config, arch: WingsArch, tokenizer: Any, mesh: Mesh
 ) -> Callable[[Mapping[str, jax.Array]], FetchScalars]:
     """Returns start(flat params), which starts a measurement and returns a function for its result.
 
@@ -41,9 +41,7 @@ def make_metric(
     """
     laws.check_layers(arch.decoder.num_layers, "config.laws_every")
     recipe = probes.make_recipe(config, arch, tokenizer, MAX_SLOTS)
-    probe_list, tally = probes.read_probes(
-        probes.embedded_samples(NUM_PROBES), recipe, Variant()
-    )
+    probe_list, tally = probes.read_probes(probes.embedded_samples(NUM_PROBES), recipe, Variant())
     probes.check_any(len(probe_list), tally, "config.laws_every: embedded probes")
 
     # The batch dimension is sharded over data and fsdp, so its size is a multiple of both.
