@@ -5,11 +5,12 @@ from __future__ import annotations
 import jax
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from wings_jax.model import layout, presets, wings
 from wings_jax.weights import hf, store
+
+torch = pytest.importorskip("torch")
 
 LENGTH = 230
 LLAMA3 = {

@@ -6,11 +6,12 @@ import math
 
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from wings_jax.model import parameters, presets
 from wings_jax.weights import hf, release, rules
+
+torch = pytest.importorskip("torch")
 
 # Parameters of the LLMs as their makers count them.
 TOTALS = {

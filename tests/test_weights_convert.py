@@ -8,7 +8,6 @@ import shutil
 import jax
 import numpy as np
 import pytest
-import torch
 import transformers
 import weights_cases
 from weights_cases import LLM, RANK, run
@@ -17,6 +16,8 @@ from wings_jax import checkpoint, convert, tree
 from wings_jax.model import layout, parameters, presets
 from wings_jax.model import wings as model_lib
 from wings_jax.weights import hf, imports, release, rules, store
+
+torch = pytest.importorskip("torch")
 
 
 @pytest.fixture

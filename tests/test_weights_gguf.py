@@ -15,13 +15,14 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
-import torch
 import transformers
 
 from wings_jax import checkpoint, tree
 from wings_jax.model import layout, presets
 from wings_jax.model import wings as model_lib
 from wings_jax.weights import gguf_file, imports, rules
+
+torch = pytest.importorskip("torch")
 
 SIZES = {
     "vocab_size": 260,

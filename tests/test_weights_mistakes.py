@@ -8,12 +8,13 @@ import shutil
 
 import numpy as np
 import pytest
-import torch
 import weights_cases
 from weights_cases import LLM, VISION, run
 
 from wings_jax.model import parameters, presets
 from wings_jax.weights import exports, rules, store
+
+torch = pytest.importorskip("torch")
 
 
 @pytest.fixture
