@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "axes": {"errors"},
     "tree": {"errors"},
     "cli": {"errors"},
+    "config_files": set(),
     "config": {*BASE, "model"},
     "checkpoint": {*BASE, "config", "model"},
     "model": BASE,
