@@ -75,7 +75,7 @@ def help_text() -> str:
             "",
             *lines,
             "",
-            "`wings COMMAND --help` lists the arguments of a command; `wings --version` the version.",
+            "`wings COMMAND --help` lists its arguments, `wings --version` prints the version.",
         ]
     )
 
