@@ -23,6 +23,7 @@ import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 from matplotlib import figure
 
@@ -32,8 +33,8 @@ from wings_jax.analysis.probes import Variant
 from wings_jax.data import samples, sources
 from wings_jax.errors import UserError
 from wings_jax.evaluation import models
+from wings_jax.model import parameters
 from wings_jax.model.wings import Wings
-from wings_jax.training import start
 
 SCORE = "scenes_text/all text"
 
@@ -95,7 +96,8 @@ def measure(
     recipe = probes.make_recipe(restored.config, arch, restored.tokenizer, flags.longest)
     read, tally = probes.read_probes(found, recipe, variant)
     probes.check_any(len(read), tally, where)
-    model = Wings(arch, start.dtypes(restored.config)[0])
+    compute_dtype = restored.config.compute_dtype or parameters.default_dtype()
+    model = Wings(arch, jnp.dtype(compute_dtype))
     batches = probes.in_batches(read, recipe, flags.batch_size)
     reading = laws.measure_batches(model, restored.params, batches)
     ids = [probe.example.id for probe in read]

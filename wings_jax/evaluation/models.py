@@ -72,7 +72,7 @@ def find_models(
 
 
 def _workdir(step: pathlib.Path) -> pathlib.Path:
-    is_inside = step.parent.name == checkpoint.FOLDER
+    is_inside = step.parent.name == checkpoint.SUBDIRECTORY
     return step.parent.parent if is_inside else step
 
 

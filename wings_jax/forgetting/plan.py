@@ -188,7 +188,7 @@ def _train(
 ) -> Job:
     preset = BASES[settings.base].preset
     flags = [f"--config={sees.config.format(config)}{preset}", f"--workdir={folder}"]
-    values = {"seed": seed, "init_from": before, "keep": 1}
+    values = {"seed": seed, "init_from": before, "max_checkpoints": 1}
     if settings.data != SCENES:
         values["data.scenes"] = ""  # it is there already, and may be of another size
     for source, file in sees.sources.items():
