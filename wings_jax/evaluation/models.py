@@ -74,7 +74,7 @@ def find_models(
 
 
 def _workdir(step_directory: pathlib.Path) -> pathlib.Path:
-    is_inside = step_directory.parent.name == checkpoint.FOLDER
+    is_inside = step_directory.parent.name == checkpoint.SUBDIRECTORY
     return step_directory.parent.parent if is_inside else step_directory
 
 
