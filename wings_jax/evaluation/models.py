@@ -117,4 +117,5 @@ def _open_base(config: config_lib.Config) -> checkpoint.Checkpoint:
         tokenizer=checkpoint.open_tokenizer(tokenizer_files),
         directory=pathlib.Path(config.model.llm),
         step=0,
+        eos_ids=checkpoint.read_eos_ids(tokenizer_files, config.model.llm),
     )
