@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 
+import hf_directories
 import jax
 import numpy as np
 import pytest
@@ -19,7 +20,6 @@ from wings_jax.analysis.probes import Variant
 from wings_jax.analysis.slot_classes import CLASSES, GROUPS
 from wings_jax.model import presets
 from wings_jax.model.wings import Wings
-from wings_jax.weights import hf
 
 IMAGE, ALL = CLASSES.index("image"), GROUPS.index("all")
 
@@ -32,7 +32,7 @@ def llm(tmp_path_factory):
     shape = dataclasses.replace(shape, num_layers=3)
     params = tiny_model.init(Wings(presets.WingsArch(shape, tiny_model.VISION)), scale=0.05)
     path = tmp_path_factory.mktemp("base") / "llm"
-    hf.save_llm(params["decoder"], shape, path, tokenizer=smaller)
+    hf_directories.save_llm(params["decoder"], shape, path, tokenizer=smaller)
     return path
 
 

@@ -13,7 +13,7 @@ from wings_jax import config
 from wings_jax.analysis import probes, slot_classes
 from wings_jax.analysis.probes import Variant
 from wings_jax.analysis.slot_classes import CLASSES, GROUPS
-from wings_jax.data import pipeline, samples
+from wings_jax.data import samples
 from wings_jax.model import layout
 
 EXCLUDED, BEFORE, IMAGE, BETWEEN, AFTER = range(5)
@@ -43,8 +43,7 @@ def test_last_prompt_slot_is_before_the_last_answer():
 
 
 def byte_recipe(longest: int = 200):
-    spec = tiny_data.spec(sources=(), sequence_length=longest)
-    return pipeline.recipe_from_spec(spec, tiny_data.byte_tokenizer())
+    return tiny_data.recipe(sequence_length=longest)
 
 
 def conversation(name: str, *texts: str, images: int = 1) -> samples.Sample:
@@ -90,8 +89,7 @@ def test_unusable_samples_are_skipped_and_counted():
 )
 def test_minimum_text_on_both_sides_of_the_image(question, variant, cause):
     """Of the byte tokenizer's slots: system 8 + 13 and a newline, header 1 + 5."""
-    spec = tiny_data.spec(sources=(), system="You are here.", sequence_length=200)
-    recipe = pipeline.recipe_from_spec(spec, tiny_data.byte_tokenizer())
+    recipe = tiny_data.recipe(system="You are here.", sequence_length=200)
     _, tally = probes.read_probes([conversation("one", question, "yes")], recipe, variant)
     assert list(tally.causes) == ([] if cause is None else [cause])
 

@@ -20,14 +20,8 @@ from wings_jax.analysis.slot_classes import (
     group,
     last_prompt_slot,
 )
-from wings_jax.data import (
-    conversation,
-    examples,
-    images,
-    pipeline,
-    samples,
-    sources,
-)
+from wings_jax.data import conversation, examples, images, pipeline, samples, sources
+from wings_jax.data import turns as turns_lib
 from wings_jax.errors import UserError
 from wings_jax.model.layout import Batch
 from wings_jax.model.presets import WingsArch
@@ -162,14 +156,14 @@ def make_probe(sample: samples.Sample, recipe: examples.Recipe, variant: Variant
     Raises:
       BadSample: it is malformed, text only, too long, or has too little text around its images.
     """
-    turns = conversation.normalize_sample(sample, needs_answer=False)
+    turns = turns_lib.normalize_sample(sample, needs_answer=False)
     if not sample.images:
         raise samples.BadSample(TEXT_ONLY, "no image")
 
     # Tokens, then one slot for each patch of an image.
     is_open = turns[-1]["from"] != "gpt"
     encoded = conversation.encode(turns, recipe.tokenizer, recipe.template, open_answer=is_open)
-    expanded = conversation.expand(encoded, recipe.image_slots)
+    expanded = conversation.expand(encoded, recipe.vision.num_patches)
     length = len(expanded.tokens)
     if length > recipe.length:
         detail = f"{length} slots, the limit is {recipe.length}"
@@ -186,7 +180,7 @@ def make_probe(sample: samples.Sample, recipe: examples.Recipe, variant: Variant
             raise samples.BadSample(cause, f"{number} without the system turn")
 
     prepared = [
-        images.prepare_image(images.load_image(image), recipe.image_size, recipe.image_mean)
+        images.prepare_image(images.load_image(image), recipe.vision.image_size, recipe.vision.mean)
         for image in sample.images
     ]
     example = examples.Example(
@@ -196,7 +190,7 @@ def make_probe(sample: samples.Sample, recipe: examples.Recipe, variant: Variant
     return Probe(example, classes, group(expanded.modality, end))
 
 
-def _count_system_slots(turns: conversation.Turns, recipe: examples.Recipe) -> int:
+def _count_system_slots(turns: turns_lib.Turns, recipe: examples.Recipe) -> int:
     """Returns the number of slots of the system turn, the conversation's or the template's."""
     system_turns = [turns[0]] if turns[0]["from"] == "system" else []
     if not system_turns and not recipe.template.system:
@@ -217,18 +211,10 @@ def make_recipe(
     if arch.router:
         limit = min(limit, arch.router_positions)
 
-    spec = pipeline.DataSpec(
-        sources=(),
-        sequence_length=limit,
-        rows=1,
-        images_per_row=1,
-        image_size=arch.vision.image_size,
-        image_mean=arch.vision.mean,
-        image_slots=arch.vision.num_patches,
-        template=config.data.template,
-        prompt_length=arch.semantics.prompt_length,
+    data = dataclasses.replace(config.data, sequence_length=limit, images_per_row=1)
+    return examples.make_recipe(
+        data, tokenizer, arch.vision, prompt_length=arch.semantics.prompt_length
     )
-    return pipeline.recipe_from_spec(spec, tokenizer)
 
 
 def batch_probes(
