@@ -29,10 +29,8 @@ import shlex
 import subprocess
 import sys
 
-from wings_jax import checkpoint
+import wings_jax
 from wings_jax.data import samples, sources
-from wings_jax.inference.generator import Generator
-from wings_jax.inference.prompts import Request
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -111,9 +109,9 @@ def main() -> None:
 
     example = first_example(flags)
     question = flags.question or example.conversations[0]["value"].replace("<image>", "").strip()
-    model = Generator.of(checkpoint.load(stage2))
-    (answer,) = model.generate([Request(question, example.images)])
-    print(f"question: {question}\nanswer:   {answer.text}")
+    model = wings_jax.load(stage2)
+    print("question:", question)
+    print("answer:  ", model.generate(question, images=example.images))
 
 
 if __name__ == "__main__":
