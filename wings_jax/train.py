@@ -21,7 +21,7 @@ from ml_collections import config_flags
 
 from wings_jax import cli, config_files, formatting
 from wings_jax import config as config_lib
-from wings_jax.analysis import watch
+from wings_jax.analysis import shift_metric
 from wings_jax.errors import UserError
 from wings_jax.training import loop, start
 
@@ -78,7 +78,7 @@ def main() -> None:
     run = start.set_up(config, pathlib.Path(workdir))
     metric = None
     if config.laws_every:
-        metric = watch.make_metric(config, run.arch, run.tokenizer, run.mesh)
+        metric = shift_metric.make_metric(config, run.arch, run.tokenizer, run.mesh)
     with jax.set_mesh(run.mesh):
         summary = loop.train(run, metric)
     if "last_loss" in summary:
