@@ -18,7 +18,8 @@ MAY_IMPORT = {
     "tree": {"errors", "formatting"},
     "cli": {"errors"},
     "config_files": set(),
-    "config": {*BASE, "data", "model"},
+    "config": {*BASE, "config_checks", "data", "model"},
+    "config_checks": {*BASE, "config", "model"},  # config for its types only
     "checkpoint": {*BASE, "config", "model"},
     "model": BASE,
     "data": {*BASE, "model"},
