@@ -705,7 +705,7 @@ def test_the_whole_experiment(monkeypatch, capsys, tmp_path):
     flags = ["--out", out, "--data-root", folder / "scenes", "--seeds", "0", "--regimes", "images"]
     flags += ["--steps", "2", "--stage1-steps", "2", "--limit", "6"]
     model = {"model.llm": folder / "llm", "model.vision": folder / "vision", "model.rank": 4}
-    quick = {"batch_size": 8, "optimizer.kind": "adamw", "data.threads": 1}
+    quick = {"batch_size": 8, "optimizer.name": "adamw", "data.threads": 1}
     flags += [f"--config.{key}={value}" for key, value in (model | quick).items()]
     run_command(monkeypatch, *flags, "--methods", "base,frozen_llm")
     said = capsys.readouterr().out

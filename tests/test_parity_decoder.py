@@ -6,11 +6,12 @@ import hf_directories
 import jax
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from wings_jax.model import layout, presets, wings
 from wings_jax.weights import store
+
+torch = pytest.importorskip("torch")
 
 LENGTH = 230
 LLAMA3 = {

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import pytest
-import torch
 import transformers
 
 from wings_jax.model import parameters, presets
 from wings_jax.weights import hf, release, transfer
+
+torch = pytest.importorskip("torch")
 
 # Parameters of the LLMs as their makers count them.
 TOTALS = {

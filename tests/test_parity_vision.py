@@ -8,12 +8,13 @@ import hf_directories
 import jax
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from wings_jax import tree
 from wings_jax.model import presets, vision
 from wings_jax.weights import store
+
+torch = pytest.importorskip("torch")
 
 SIZES = {
     "hidden_size": 48,

@@ -160,8 +160,8 @@ def llm_config(arch: presets.DecoderArch) -> dict[str, Any]:
     # Both transformers 4 and 5 read `rope_scaling`.
     scaling = arch.rope_scaling
     if scaling is not None:
-        config["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling is not None and scaling.kind == "llama3":
+        config["rope_scaling"] = {"rope_type": scaling.rope_type, "factor": scaling.factor}
+    if scaling is not None and scaling.rope_type == "llama3":
         config["rope_scaling"] |= {
             "low_freq_factor": scaling.low_freq_factor,
             "high_freq_factor": scaling.high_freq_factor,

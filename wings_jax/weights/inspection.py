@@ -144,7 +144,7 @@ def arch_lines(arch: presets.WingsArch, *, has_tower: bool = True) -> list[str]:
     scaling = decoder.rope_scaling
     rope = f"theta {decoder.rope_theta:g}"
     if scaling is not None:
-        rope += f", {scaling.kind} x{scaling.factor:g}"
+        rope += f", {scaling.rope_type} x{scaling.factor:g}"
     lines = [
         f"LLM: {decoder.num_layers} layers, width {decoder.hidden_size}, "
         f"{decoder.num_heads}/{decoder.num_kv_heads} heads of {decoder.head_dim}, "
