@@ -7,6 +7,7 @@ import io
 import json
 import sys
 
+import hf_directories
 import inference_cases
 import jax
 import numpy as np
@@ -23,7 +24,6 @@ from wings_jax.analysis.probes import CLASSES, GROUPS, Variant
 from wings_jax.data import samples
 from wings_jax.model import presets
 from wings_jax.model.wings import Wings
-from wings_jax.weights import hf
 
 BEFORE, IMAGE, AFTER = (CLASSES.index(name) for name in ("before", "image", "after"))
 ALL = GROUPS.index("all")
@@ -259,7 +259,7 @@ def llm(tmp_path_factory):
     shape = dataclasses.replace(shape, num_layers=3)
     params = tiny_model.init(Wings(presets.WingsArch(shape, tiny_model.VISION)), scale=0.05)
     path = tmp_path_factory.mktemp("base") / "llm"
-    hf.save_llm(params["decoder"], shape, path, tokenizer=smaller)
+    hf_directories.save_llm(params["decoder"], shape, path, tokenizer=smaller)
     return path
 
 

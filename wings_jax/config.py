@@ -135,7 +135,10 @@ FREE = (
 
 
 # Class -> old field name -> new one, for what older versions wrote.
-RENAMED: Mapping[str, Mapping[str, str]] = {"Semantics": {"lone_weight": "ungated_when_alone"}}
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "RopeScaling": {"kind": "rope_type"},
+    "Semantics": {"lone_weight": "ungated_when_alone"},
+}
 
 
 def default() -> config_dict.ConfigDict:

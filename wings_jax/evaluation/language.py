@@ -175,7 +175,7 @@ def measure_perplexity(
 ) -> TextLikelihood:
     """Returns the likelihood of the passages. Raises UserError if one is less than two tokens."""
     likelihoods: list[Likelihood] = []
-    batch_size, reader = generator.plan.rows, generator.reader
+    batch_size, processor = generator.options.rows, generator.processor
 
     # The bar is shown on terminals only.
     with tqdm.tqdm(total=len(passages), desc=title, disable=None) as progress:
@@ -185,7 +185,9 @@ def measure_perplexity(
             progress.update(len(batch))
 
     # The first token is context: its bytes do not count.
-    context_bytes = [len(reader.text(reader.windows(text)[0][:1]).encode()) for text in passages]
+    context_bytes = [
+        len(processor.decode(processor.windows(text)[0][:1]).encode()) for text in passages
+    ]
     passage_bytes = [len(text.encode()) for text in passages]
     return TextLikelihood(
         nats=np.array([-likelihood.logprob for likelihood in likelihoods]),

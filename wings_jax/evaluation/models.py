@@ -14,7 +14,7 @@ from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.sampling import SamplingParams
-from wings_jax.model import layers, parameters, presets
+from wings_jax.model import layers, parameters
 from wings_jax.weights import starting
 
 IMPORT_STAGE = "import"  # of the config that `python -m wings_jax.convert import` writes
@@ -64,7 +64,7 @@ def open_generator(
     """
     loading = model.loading
     with errors.full_memory(MEMORY_ADVICE):
-        return Generator.of(
+        return Generator.from_checkpoint(
             model.open(), rows=rows, sampling=sampling, dtype=loading.dtype, mesh=loading.mesh
         )
 
@@ -176,7 +176,7 @@ def _check_parts(model: LazyModel, first: LazyModel, parts: config_lib.ModelConf
     """Raises UserError, naming `model`, where the LLM or the tower has no weights."""
     for half, name in (("llm", parts.llm), ("vision", parts.vision)):
         try:
-            has_weights = starting.folder(name, half) is not None
+            has_weights = starting.base_directory(name, half) is not None
             reason = f"its model.{half}, {name}, is a preset without weights"
         except UserError as error:
             has_weights, reason = False, str(error)
@@ -195,7 +195,7 @@ def _open_imported(model: LazyModel) -> checkpoint.Checkpoint:
     if "vision" not in opened.params:
         return opened
 
-    abstract = _abstract_params(opened.arch, model.loading)
+    abstract = parameters.abstract_params(opened.arch, mesh=model.loading.mesh or _first_device())
     missing = [path for path in abstract if path.startswith("projector/") and path not in flat]
     new = parameters.initialize_params(opened.arch, missing, abstract, opened.config.seed)
     return dataclasses.replace(opened, params=tree.nest({**flat, **new}))
@@ -208,18 +208,18 @@ def _open_parts(config: config_lib.Config, loading: LoadOptions) -> checkpoint.C
       UserError: they are not directories of models, or are incomplete.
     """
     arch = starting.resolve_arch(config.model)
-    abstract = _abstract_params(arch, loading)
-    loaded = starting.load_base(arch, config.model)
+    mesh = loading.mesh or _first_device()
+    abstract = parameters.abstract_params(arch, mesh=mesh)
+
+    def dtype_of(path: str) -> str:
+        return loading.dtype if loading.dtype and layers.is_matrix(path) else "float32"
+
+    loaded = starting.load_base(arch, config.model, mesh=mesh, dtype=dtype_of)
 
     # The projector is in neither: it is newly initialized.
     missing = starting.check_sources(abstract, loaded, "--base: config.model")
-    placed = parameters.place_params(loaded, abstract)
-    flat = {**placed, **parameters.initialize_params(arch, missing, abstract, config.seed)}
-    if loading.dtype:
-        flat = {
-            path: leaf.astype(loading.dtype) if layers.is_matrix(path) else leaf
-            for path, leaf in flat.items()
-        }
+    new = parameters.initialize_params(arch, missing, abstract, config.seed)
+    flat = {**loaded, **{path: leaf.astype(dtype_of(path)) for path, leaf in new.items()}}
 
     tokenizer_files = starting.tokenizer_files(config, None)
     return checkpoint.Checkpoint(
@@ -232,9 +232,5 @@ def _open_parts(config: config_lib.Config, loading: LoadOptions) -> checkpoint.C
     )
 
 
-def _abstract_params(
-    arch: presets.WingsArch, loading: LoadOptions
-) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns shapes and shardings of all parameters, on the mesh or on the first device."""
-    mesh = loading.mesh or axes.make_mesh({"data": 1}, jax.local_devices()[:1])
-    return parameters.abstract_params(arch, mesh=mesh)
+def _first_device() -> Mesh:
+    return axes.make_mesh({"data": 1}, jax.local_devices()[:1])

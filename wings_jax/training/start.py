@@ -167,7 +167,13 @@ def start_params(
     chosen = {path for path in abstract if optim.is_trained(labels, config.optimizer, path)}
     kept = dtypes(config)[1]
     if source is None:
-        loaded, start = starting.load_base(arch, config.model), "config.model"
+        loaded = starting.load_base(
+            arch,
+            config.model,
+            mesh=next(iter(abstract.values())).sharding.mesh,
+            dtype=lambda path: jnp.float32 if path in chosen else kept,
+        )
+        start = "config.model"
         starting.check_sources(abstract, loaded, start)
     else:
         start = str(source)
