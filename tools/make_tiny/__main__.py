@@ -22,6 +22,7 @@ import dialogues
 import jax
 import llm
 import ml_dtypes
+import saving
 import tokenizer
 import tower
 import transformers
