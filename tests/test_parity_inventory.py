@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
-import torch
 import transformers
 
 from wings_jax.model import parameters, presets
-from wings_jax.weights import hf, release, rules
+from wings_jax.weights import hf, release, transfer
+
+torch = pytest.importorskip("torch")
 
 # Published numbers of parameters.
 TOTALS = {
@@ -48,10 +48,9 @@ def test_every_decoder_has_the_parameters_of_hugging_face(name: str):
     assert presets.decoder_from_hf(entries) == arch
     model = parameters.abstract_params(presets.WingsArch(arch, TINY_TOWER))
     params = {k.removeprefix("decoder/"): s for k, s in model.items() if k.startswith("decoder/")}
-    assert params == hf.decoder_shapes(arch, np.float32)
-    plan = rules.plan_import(hf.decoder_rules(arch), hf_tensors, params)
-    assert not plan.fresh
-    assert not plan.ignored
+    plan = transfer.plan_import(hf.decoder_rules(arch), hf_tensors, params)
+    assert not plan.unfilled_paths
+    assert not plan.unused_keys
     assert size(params.values()) == size(hf_tensors.values()) == TOTALS[name]
 
 
@@ -64,16 +63,15 @@ def test_every_tower_has_the_parameters_of_hugging_face(name: str):
     hf_tensors = hf.vision_tensors(on_meta(config), name)
     model = parameters.abstract_params(presets.WingsArch(presets.DECODERS["smollm2_135m"], arch))
     params = {k.removeprefix("vision/"): s for k, s in model.items() if k.startswith("vision/")}
-    assert params == hf.vision_shapes(arch, np.float32)
-    plan = rules.plan_import(
+    plan = transfer.plan_import(
         hf.vision_rules(arch), hf_tensors, params, ignorable=hf.vision_ignorable(arch)
     )
-    assert not plan.fresh
-    ignored_size = size(hf_tensors[key] for key in plan.ignored)
+    assert not plan.unfilled_paths
+    ignored_size = size(hf_tensors[key] for key in plan.unused_keys)
     assert size(params.values()) == size(hf_tensors.values()) - ignored_size
-    head = {key for key in plan.ignored if not key.startswith("encoder.layers.")}
+    head = {key for key in plan.unused_keys if not key.startswith("encoder.layers.")}
     assert all(key.startswith("head.") for key in head)
-    last_layers = {key.split(".")[2] for key in set(plan.ignored) - head}
+    last_layers = {key.split(".")[2] for key in set(plan.unused_keys) - head}
     assert last_layers == {str(arch.num_layers - 1)}
 
 
@@ -88,10 +86,10 @@ def test_the_release_checkpoint_has_the_parameters_of_the_model():
     )
     params = parameters.abstract_params(arch)
     keys = [
-        key for rule in release.release_rules(arch) for key in rule.keys(params[rule.ours].shape)
+        key for rule in release.release_rules(arch) for key in rule.hf_keys(params[rule.path].shape)
     ]
     assert len(keys) == len(set(keys)) == 1388
-    assert {rule.ours for rule in release.release_rules(arch)} == set(params)
+    assert {rule.path for rule in release.release_rules(arch)} == set(params)
     assert round(size(params.values()) / 1e9, 3) == 8.275
     groups = {
         "decoder/layers/visual": 67.1,

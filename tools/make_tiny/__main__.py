@@ -22,12 +22,12 @@ import dialogues
 import jax
 import llm
 import ml_dtypes
+import saving
 import tokenizer
 import tower
 import transformers
 
 from wings_jax.model import presets
-from wings_jax.weights import hf
 
 VOCABULARY = 576
 
@@ -69,7 +69,7 @@ DECODER = presets.DecoderArch(
 def make_vision(out: pathlib.Path, run: tower.TowerRun) -> None:
     """Pretrains the tower and writes it to `out`."""
     params = _round_to_bfloat16(tower.pretrain(run))
-    hf.save_vision(params["tower"], run.arch, out, dtype=ml_dtypes.bfloat16)
+    saving.save_vision(params["tower"], run.arch, out)
     accuracies = tower.score_heads(params, run.arch, "test")
     _write_record(out, run, {"held-out accuracy of linear probes": accuracies})
 
@@ -83,7 +83,7 @@ def make_llm(out: pathlib.Path, run: llm.LlmRun) -> None:
         loaded = transformers.AutoTokenizer.from_pretrained(tokenizer_files)
 
         params = _round_to_bfloat16(llm.pretrain(run, loaded))
-        hf.save_llm(params, run.arch, out, dtype=ml_dtypes.bfloat16, tokenizer=tokenizer_files)
+        saving.save_llm(params, run.arch, out, tokenizer_files)
 
     accuracies = llm.score_skills(params, run.arch, loaded, num_questions=500)
     _write_record(out, run, {"exact match on test questions": accuracies})
