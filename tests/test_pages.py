@@ -47,6 +47,8 @@ def public_definitions(node: ast.Module | ast.ClassDef) -> Iterator[Function | a
             continue
         if isinstance(node, ast.ClassDef) and child.name in HOOKS:
             continue
+        if any(ast.unparse(item).endswith("overload") for item in child.decorator_list):
+            continue
         yield child
         if isinstance(child, ast.ClassDef):
             yield from public_definitions(child)
