@@ -2,12 +2,13 @@
 
     params      flat parameters, nested: 4 bytes per trained, 2 per frozen one on an accelerator
     opt_state   for resuming: counters and AdamW's two moments, 8 bytes per trained parameter
-    meta        JSON: config, architecture, step, and the `config.json` of imported weights
+    meta        JSON: config, architecture, step, checksums, the `config.json` of imported weights
     tokenizer   JSON: name -> text of the tokenizer's files
 
 A 7B stage-2 checkpoint is therefore 16 bytes a parameter and a frozen one 2. An import writes no
 `opt_state`. Orbax writes a step in the background under a temporary name and renames it when it is
-complete. Wherever a checkpoint is asked for, a workdir means its newest step.
+complete. Wherever a checkpoint is asked for, a workdir means its newest step. What is loaded is
+compared with the checksums (`checksums.py`), so that a damaged file is an error.
 """
 
 from __future__ import annotations
@@ -25,8 +26,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from wings_jax import checksums, tree
 from wings_jax import config as config_lib
-from wings_jax import tree
 from wings_jax.errors import UserError
 from wings_jax.model import layers, parameters, presets
 
@@ -34,6 +35,18 @@ SUBDIRECTORY = "checkpoints"
 ITEMS = ("params", "opt_state", "meta", "tokenizer")
 # Files that hold weights in other formats, which have to be imported first.
 OTHER_FORMATS = (".safetensors", ".bin", ".pth", ".gguf")
+
+
+class DamagedCheckpointError(UserError):
+    """A step that cannot be read, or whose values are not those that were saved."""
+
+    def __init__(self, step: pathlib.Path, reason: str):
+        """The message names the step before, if there is one."""
+        steps = list_steps(step.parent.parent)
+        before = [other for other in steps if _number(other) < _number(step)]
+        advice = f"the one before is {before[-1]}" if before else "there is none before it"
+        super().__init__(f"{step}: the checkpoint is damaged ({reason}); {advice}")
+        self.step, self.reason = step, reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,27 +96,41 @@ class CheckpointWriter:
         if step in self._manager.all_steps():
             return
 
+        sums = {
+            "params": checksums.checksum_arrays(params),
+            "opt_state": checksums.checksum_arrays(_flatten_state(opt_state)),
+        }
         arguments = ocp.args.Composite(
             params=ocp.args.PyTreeSave(tree.nest(params)),
             opt_state=ocp.args.PyTreeSave(opt_state),
-            meta=ocp.args.JsonSave({**self._meta, "step": step}),
+            meta=ocp.args.JsonSave({**self._meta, "step": step, "checksums": sums}),
             tokenizer=ocp.args.JsonSave(self._tokenizer),
         )
         with self._writing():
             self._manager.save(step, args=arguments)
 
     def restore(
-        self, step: int, params: Mapping[str, jax.Array], opt_state: Any
+        self, step: int, params: Mapping[str, jax.Array], opt_state: Any, *, verify: bool = True
     ) -> tuple[dict[str, jax.Array], Any]:
         """Returns the flat parameters and optimizer state saved at `step`.
 
         They get the shapes, dtypes and shardings of the given ones, on any mesh.
+
+        Raises:
+          DamagedCheckpointError: the step cannot be read, or with `verify` its checksums differ.
         """
+        directory = pathlib.Path(self._manager.directory) / str(step)
         items = ocp.args.Composite(
             params=_restore_args(tree.nest(params)), opt_state=_restore_args(opt_state)
         )
-        restored = self._manager.restore(step, args=items)
-        return tree.flatten(restored["params"]), restored["opt_state"]
+        with _reading(directory):
+            restored = self._manager.restore(step, args=items)
+
+        flat = tree.flatten(restored["params"])
+        if verify:
+            _verify(directory, "params", flat)
+            _verify(directory, "opt_state", _flatten_state(restored["opt_state"]))
+        return flat, restored["opt_state"]
 
     def close(self) -> None:
         """Waits until everything is written. Raises UserError if something cannot be."""
@@ -180,14 +207,64 @@ def _open_reader(handler: Any) -> Iterator[ocp.Checkpointer]:
         logger.setLevel(level)
 
 
+@contextlib.contextmanager
+def _reading(step: pathlib.Path) -> Iterator[None]:
+    """Raises DamagedCheckpointError for what cannot be read; orbax raises several types for it."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError) as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise DamagedCheckpointError(step, f"cannot be read: {lines[0][:200]}") from error
+
+
+def _verify(step: pathlib.Path, item: str, arrays: Mapping[str, Any]) -> None:
+    """Raises DamagedCheckpointError where arrays differ from the checksums of a step.
+
+    Checkpoints of version 0.1.0 have none.
+    """
+    saved = _read_json_item(step, "meta").get("checksums", {}).get(item, {})
+    damaged = checksums.find_damaged(arrays, saved)
+    if damaged:
+        raise DamagedCheckpointError(step, f"{damaged[0]} differs from its checksum")
+
+
+def _flatten_state(opt_state: Any) -> dict[str, jax.Array]:
+    """Returns the arrays of an optimizer state by their path."""
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _number(step: pathlib.Path) -> int:
+    return int(step.name) if step.name.isdigit() else -1
+
+
+def list_steps(workdir: str | pathlib.Path) -> list[pathlib.Path]:
+    """Returns the directories of a workdir's steps, oldest first."""
+    entries = (pathlib.Path(workdir).absolute() / SUBDIRECTORY).glob("*")
+    return sorted((entry for entry in entries if entry.name.isdigit()), key=_number)
+
+
 def newest_step(directory: str | pathlib.Path) -> pathlib.Path | None:
-    """Returns the newest complete step of a workdir, or `directory` itself if it is a step."""
+    """Returns the newest step of a workdir, or `directory` itself if it is a step.
+
+    Raises:
+      DamagedCheckpointError: the newest step is not complete.
+    """
     path = pathlib.Path(directory).absolute()
     if (path / "params").is_dir() and (path / "meta").is_dir():
         return path
-    entries = (path / SUBDIRECTORY).glob("*")
-    steps = [entry for entry in entries if entry.name.isdigit() and (entry / "meta").is_dir()]
-    return max(steps, key=lambda entry: int(entry.name), default=None)
+    steps = list_steps(path)
+    if not steps:
+        return None
+    check_complete(steps[-1])
+    return steps[-1]
+
+
+def check_complete(step: pathlib.Path) -> None:
+    """Raises DamagedCheckpointError if a step lacks an item that every checkpoint has."""
+    for item in ("params", "meta", "tokenizer"):
+        if not (step / item).is_dir():
+            raise DamagedCheckpointError(step, f"{item} does not exist")
 
 
 def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
@@ -204,15 +281,15 @@ def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
     raise UserError(f"{flag}: {directory} holds no checkpoint{hint}")
 
 
-def _read_json_item(directory: pathlib.Path) -> dict[str, Any]:
-    with _open_reader(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(directory)
+def _read_json_item(step: pathlib.Path, item: str) -> dict[str, Any]:
+    with _reading(step), _open_reader(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(step / item)
 
 
 @functools.cache
 def read_meta(step: pathlib.Path) -> tuple[config_lib.Config, presets.WingsArch, int]:
     """Returns config, architecture and step number of one step's directory."""
-    meta = _read_json_item(step / "meta")
+    meta = _read_json_item(step, "meta")
     config = config_lib.from_dict(config_lib.Config, meta["config"], f"{step}: config")
     arch = config_lib.from_dict(presets.WingsArch, meta["arch"], f"{step}: arch")
     return config, arch, meta["step"]
@@ -220,28 +297,36 @@ def read_meta(step: pathlib.Path) -> tuple[config_lib.Config, presets.WingsArch,
 
 def read_hf_config(step: pathlib.Path) -> dict[str, Any]:
     """Returns the `config.json` that imported weights came with; {} where there was none."""
-    return _read_json_item(step / "meta").get("hf_config", {})
+    return _read_json_item(step, "meta").get("hf_config", {})
 
 
 def read_tokenizer_files(step: pathlib.Path) -> dict[str, str]:
     """Returns file name -> content."""
-    return _read_json_item(step / "tokenizer")
+    return _read_json_item(step, "tokenizer")
 
 
 def read_shapes(step: pathlib.Path) -> dict[str, Any]:
     """Returns the flat tree of saved arrays' metadata (shape, dtype); nothing is loaded."""
-    with _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
+    with _reading(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
         metadata = reader.metadata(step / "params")
     return tree.flatten(metadata.item_metadata.tree)
 
 
 def read_params(
-    step: pathlib.Path, targets: Mapping[str, jax.ShapeDtypeStruct] | None = None
+    step: pathlib.Path,
+    targets: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+    *,
+    verify: bool = True,
 ) -> dict[str, jax.Array]:
     """Returns flat parameters of one step.
 
-    `targets` (flat: shape, dtype, sharding) selects and places them; without, all of them are
-    loaded to the first device in the dtype they were saved in.
+    Args:
+      targets: flat shapes, dtypes and shardings of the parameters to load; without, all of them
+        are loaded to the first device in the dtype they were saved in.
+      verify: whether to compare them with the checksums of the step.
+
+    Raises:
+      DamagedCheckpointError: they cannot be read, or differ from their checksums.
     """
     if targets is None:
         targets = {
@@ -252,8 +337,11 @@ def read_params(
     nested = tree.nest(targets)
     arguments = ocp.checkpoint_utils.construct_restore_args(nested)
     restore = ocp.args.PyTreeRestore(nested, restore_args=arguments, partial_restore=True)
-    with _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
-        return tree.flatten(reader.restore(step / "params", args=restore))
+    with _reading(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
+        flat = tree.flatten(reader.restore(step / "params", args=restore))
+    if verify:
+        _verify(step, "params", flat)
+    return flat
 
 
 def open_tokenizer(files: Mapping[str, str]) -> Any:
@@ -272,18 +360,21 @@ def load(
     flag: str = "--checkpoint",
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
+    verify: bool = True,
 ) -> Checkpoint:
     """Returns a checkpoint ready for use on the first device; matrices in `dtype` if given.
 
-    With a mesh every parameter is read directly to its sharding on it.
+    With a mesh every parameter is read directly to its sharding on it. Without `verify`, checksums
+    are not computed.
 
     Raises:
       UserError: there is no checkpoint at `directory`; the message names `flag`.
+      DamagedCheckpointError: it cannot be read, or differs from its checksums.
       MeshError: the mesh does not divide the model.
     """
     step = find_step(directory, flag=flag)
     config, arch, number = read_meta(step)
-    flat = read_params(step, _targets(step, arch, dtype, mesh))
+    flat = read_params(step, _targets(step, arch, dtype, mesh), verify=verify)
     tokenizer = open_tokenizer(read_tokenizer_files(step))
     return Checkpoint(config, arch, tree.nest(flat), tokenizer, step, number)
 
@@ -334,6 +425,7 @@ def write_checkpoint(
         "config": config_lib.to_dict(config),
         "arch": config_lib.to_dict(arch),
         "step": 0,
+        "checksums": {"params": checksums.checksum_arrays(params)},
         "hf_config": dict(hf_config or {}),
     }
 
