@@ -1,4 +1,4 @@
-"""Checkpoints that are damaged, of changed data or of another model: an error, or the step before."""
+"""Checkpoints that are damaged or do not fit: an error, or the step before."""
 
 from __future__ import annotations
 
@@ -199,12 +199,10 @@ def test_tokenizer_with_more_tokens_than_the_embedding_is_an_error(tmp_path):
 
 
 def test_out_of_memory_advises_what_to_lower():
-    config = config_lib.Config(batch_size=8)
-    with pytest.raises(
-        UserError, match=r"out of memory .* config.optimizer.accumulation \(1, so 8"
-    ):
-        with errors.full_memory(train.memory_advice(config)):
-            raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes.")
+    advice = train.memory_advice(config_lib.Config(batch_size=8))
+    message = r"out of memory .*: raise config.optimizer.accumulation \(1, so 8 rows"
+    with pytest.raises(UserError, match=message), errors.full_memory(advice):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes.")
 
 
 def test_batch_is_padded_where_devices_do_not_divide_it(tmp_path, capsys):
