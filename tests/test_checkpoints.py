@@ -94,9 +94,9 @@ def test_every_flipped_byte_of_a_checkpoint_is_found_or_changes_nothing(item, wo
             if item == "params":
                 checkpoint.read_params(step)
                 continue
-            with checkpoint._reading(step):
+            with checkpoint.reading(step):
                 reader = checkpoint.ocp.Checkpointer(checkpoint.ocp.PyTreeCheckpointHandler())
-                arrays = checkpoint._flatten_state(reader.restore(step / item))
+                arrays = checkpoint.flatten_state(reader.restore(step / item))
             assert not checksums.find_damaged(arrays, saved[item])
         except checkpoint.DamagedCheckpointError:
             found += 1

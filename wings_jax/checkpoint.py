@@ -18,7 +18,6 @@ import dataclasses
 import functools
 import logging
 import pathlib
-import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -67,133 +66,6 @@ class Checkpoint:
     """Optimizer steps done; 0 for an import."""
 
 
-class CheckpointWriter:
-    """Saves a run's states into its workdir, in the background, and deletes the oldest ones."""
-
-    def __init__(
-        self,
-        workdir: str | pathlib.Path,
-        config: config_lib.Config,
-        arch: presets.WingsArch,
-        tokenizer_files: Mapping[str, str],
-        *,
-        max_checkpoints: int,
-    ):
-        self._meta = {"config": config_lib.to_dict(config), "arch": config_lib.to_dict(arch)}
-        self._tokenizer = dict(tokenizer_files)
-        _silence_background_errors()
-        options = ocp.CheckpointManagerOptions(max_to_keep=max_checkpoints, create=True)
-        self._manager = ocp.CheckpointManager(
-            pathlib.Path(workdir).absolute() / SUBDIRECTORY, options=options, item_names=ITEMS
-        )
-
-    def save(self, step: int, params: Mapping[str, jax.Array], opt_state: Any) -> None:
-        """Starts to save flat parameters and an optimizer state; returns once they are copied.
-
-        Raises:
-          UserError: this save, or the one before it, cannot be written.
-        """
-        if step in self._manager.all_steps():
-            return
-
-        sums = {
-            "params": checksums.checksum_arrays(params),
-            "opt_state": checksums.checksum_arrays(_flatten_state(opt_state)),
-        }
-        arguments = ocp.args.Composite(
-            params=ocp.args.PyTreeSave(tree.nest(params)),
-            opt_state=ocp.args.PyTreeSave(opt_state),
-            meta=ocp.args.JsonSave({**self._meta, "step": step, "checksums": sums}),
-            tokenizer=ocp.args.JsonSave(self._tokenizer),
-        )
-        with self._writing():
-            self._manager.save(step, args=arguments)
-
-    def restore(
-        self, step: int, params: Mapping[str, jax.Array], opt_state: Any, *, verify: bool = True
-    ) -> tuple[dict[str, jax.Array], Any]:
-        """Returns the flat parameters and optimizer state saved at `step`.
-
-        They get the shapes, dtypes and shardings of the given ones, on any mesh.
-
-        Raises:
-          DamagedCheckpointError: the step cannot be read, or with `verify` its checksums differ.
-        """
-        directory = pathlib.Path(self._manager.directory) / str(step)
-        items = ocp.args.Composite(
-            params=_restore_args(tree.nest(params)), opt_state=_restore_args(opt_state)
-        )
-        with _reading(directory):
-            restored = self._manager.restore(step, args=items)
-
-        flat = tree.flatten(restored["params"])
-        if verify:
-            _verify(directory, "params", flat)
-            _verify(directory, "opt_state", _flatten_state(restored["opt_state"]))
-        return flat, restored["opt_state"]
-
-    def close(self) -> None:
-        """Waits until everything is written. Raises UserError if something cannot be."""
-        with self._writing(), contextlib.closing(self._manager):
-            self._manager.wait_until_finished()
-
-    def __enter__(self) -> CheckpointWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Closes. An error of the block is raised rather than one of writing.
-
-        After a stop (SystemExit, KeyboardInterrupt) an error of writing is raised: the caller
-        relies on the saved state.
-        """
-        try:
-            self.close()
-        except UserError:
-            if kind is None or not issubclass(kind, Exception):
-                raise
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turns a full disk and the like into a UserError; orbax raises several types for it."""
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            # "OUT_OF_RANGE: Error writing ...: ...: No space left on device [os_error_code='28']"
-            first_line = (str(error).splitlines() or [type(error).__name__])[0]
-            reason = first_line.partition(" [")[0].rpartition(": ")[2]
-            raise UserError(
-                f"--workdir: {self._manager.directory}: cannot be written: {reason[:300]}"
-            ) from error
-
-
-def _restore_args(target: Any) -> ocp.args.PyTreeRestore:
-    """Returns what makes orbax restore a tree with the shapes and shardings of `target`."""
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), target
-    )
-    arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
-    return ocp.args.PyTreeRestore(abstract, restore_args=arguments)
-
-
-@functools.cache  # once per process
-def _silence_background_errors() -> None:
-    """Hides what orbax prints about a failed save besides the error that it raises.
-
-    Its threads log the error with tracebacks, and each write that was still in flight then fails
-    to report to an event loop that is gone: some hundred tracebacks, before our one line.
-    """
-    logging.getLogger("absl").addFilter(
-        lambda record: record.levelno < logging.ERROR or "/orbax/" not in record.pathname
-    )
-    show_unraisable = sys.unraisablehook
-
-    def hook(unraisable: Any) -> None:
-        if str(unraisable.exc_value) != "Event loop is closed":
-            show_unraisable(unraisable)
-
-    sys.unraisablehook = hook
-
-
 @contextlib.contextmanager
 def _open_reader(handler: Any) -> Iterator[ocp.Checkpointer]:
     """Opens one item by itself; orbax would warn that a manager's metadata is a level up."""
@@ -208,7 +80,7 @@ def _open_reader(handler: Any) -> Iterator[ocp.Checkpointer]:
 
 
 @contextlib.contextmanager
-def _reading(step: pathlib.Path) -> Iterator[None]:
+def reading(step: pathlib.Path) -> Iterator[None]:
     """Raises DamagedCheckpointError for what cannot be read; orbax raises several types for it."""
     try:
         yield
@@ -217,7 +89,7 @@ def _reading(step: pathlib.Path) -> Iterator[None]:
         raise DamagedCheckpointError(step, f"cannot be read: {lines[0][:200]}") from error
 
 
-def _verify(step: pathlib.Path, item: str, arrays: Mapping[str, Any]) -> None:
+def verify_arrays(step: pathlib.Path, item: str, arrays: Mapping[str, Any]) -> None:
     """Raises DamagedCheckpointError where arrays differ from the checksums of a step.
 
     Checkpoints of version 0.1.0 have none.
@@ -228,7 +100,7 @@ def _verify(step: pathlib.Path, item: str, arrays: Mapping[str, Any]) -> None:
         raise DamagedCheckpointError(step, f"{damaged[0]} differs from its checksum")
 
 
-def _flatten_state(opt_state: Any) -> dict[str, jax.Array]:
+def flatten_state(opt_state: Any) -> dict[str, jax.Array]:
     """Returns the arrays of an optimizer state by their path."""
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
     return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
@@ -282,7 +154,7 @@ def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
 
 
 def _read_json_item(step: pathlib.Path, item: str) -> dict[str, Any]:
-    with _reading(step), _open_reader(ocp.JsonCheckpointHandler()) as reader:
+    with reading(step), _open_reader(ocp.JsonCheckpointHandler()) as reader:
         return reader.restore(step / item)
 
 
@@ -307,7 +179,7 @@ def read_tokenizer_files(step: pathlib.Path) -> dict[str, str]:
 
 def read_shapes(step: pathlib.Path) -> dict[str, Any]:
     """Returns the flat tree of saved arrays' metadata (shape, dtype); nothing is loaded."""
-    with _reading(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
+    with reading(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
         metadata = reader.metadata(step / "params")
     return tree.flatten(metadata.item_metadata.tree)
 
@@ -337,10 +209,10 @@ def read_params(
     nested = tree.nest(targets)
     arguments = ocp.checkpoint_utils.construct_restore_args(nested)
     restore = ocp.args.PyTreeRestore(nested, restore_args=arguments, partial_restore=True)
-    with _reading(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
+    with reading(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
         flat = tree.flatten(reader.restore(step / "params", args=restore))
     if verify:
-        _verify(step, "params", flat)
+        verify_arrays(step, "params", flat)
     return flat
 
 

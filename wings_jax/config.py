@@ -182,7 +182,8 @@ RENAMED: Mapping[str, Mapping[str, str]] = {
 }
 # The same for fields that only checkpoints hold: nobody types them, so nobody is warned.
 RENAMED_FIELDS: Mapping[str, Mapping[str, str]] = {
-    "Semantics": {"lone_weight": "ungated_when_alone"}
+    "RopeScaling": {"kind": "rope_type"},
+    "Semantics": {"lone_weight": "ungated_when_alone"},
 }
 
 

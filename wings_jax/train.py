@@ -19,9 +19,9 @@ import sys
 
 import jax
 
-from wings_jax import cli, config_checks, errors, formatting
+from wings_jax import cli, config_checks, config_files, errors, formatting
 from wings_jax import config as config_lib
-from wings_jax.analysis import watch
+from wings_jax.analysis import shift_metric
 from wings_jax.errors import UserError
 from wings_jax.training import arguments, loop, start
 
@@ -30,9 +30,9 @@ PROGRAM = "python -m wings_jax.train"
 
 def main() -> None:
     """Trains what the command line asks for, and prints where everything is."""
-    options = arguments.parse(sys.argv[1:])
+    options = arguments.parse(config_files.resolve_flags(sys.argv[1:]))
     if options.help:
-        print(arguments.format_help(PROGRAM, options))
+        print(arguments.format_help(cli.program_name("wings_jax.train"), options))
         return
     config = config_lib.from_config_dict(options.config)
     if options.print_config:
@@ -51,7 +51,7 @@ def main() -> None:
         run = start.set_up(config, pathlib.Path(workdir))
         metric = None
         if config.laws_every:
-            metric = watch.make_metric(config, run.arch, run.tokenizer, run.mesh)
+            metric = shift_metric.make_metric(config, run.arch, run.tokenizer, run.mesh)
         with jax.set_mesh(run.mesh):
             summary = loop.train(run, metric)
 

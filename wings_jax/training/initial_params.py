@@ -47,7 +47,12 @@ def load_params(
 
     if source is None:
         origin = "config.model"
-        loaded = starting.load_base(arch, config.model)
+        loaded = starting.load_base(
+            arch,
+            config.model,
+            mesh=next(iter(abstract.values())).sharding.mesh,
+            dtype=lambda path: jnp.float32 if is_trained[path] else frozen_dtype,
+        )
         starting.check_sources(abstract, loaded, origin)
     else:
         origin = str(source)

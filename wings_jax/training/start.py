@@ -22,6 +22,7 @@ from wings_jax.model.presets import WingsArch
 from wings_jax.model.wings import Wings
 from wings_jax.scenes import dataset
 from wings_jax.training import initial_params, meshes, optim, state, step, workdirs
+from wings_jax.training.writer import CheckpointWriter
 from wings_jax.weights import starting
 
 
@@ -42,7 +43,7 @@ class TrainingRun:
     """Jitted (state, batch) -> (state, metrics); donates the state."""
     rates: Mapping[str, Callable[[int], Any]]
     """Group -> learning rate by step."""
-    writer: checkpoint.CheckpointWriter
+    writer: CheckpointWriter
 
 
 def set_up(config: config_lib.Config, workdir: pathlib.Path) -> TrainingRun:
@@ -97,7 +98,7 @@ def _set_up(
     # From here on the workdir is written to.
     workdirs.set_aside(damaged)
     workdirs.claim_workdir(workdir, config)
-    writer = checkpoint.CheckpointWriter(
+    writer = CheckpointWriter(
         workdir, config, arch, tokenizer_files, max_checkpoints=config.max_checkpoints
     )
     current = resume(writer, initial, own_steps, verify=config.verify_checkpoints)
@@ -188,7 +189,7 @@ def open_data(
 
 
 def resume(
-    writer: checkpoint.CheckpointWriter,
+    writer: CheckpointWriter,
     initial: step.TrainState,
     own_steps: Sequence[pathlib.Path],
     *,
