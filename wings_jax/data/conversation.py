@@ -18,7 +18,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from wings_jax.data import settings, tokenization
-from wings_jax.data.turns import MARKER, Turns, parse_turn
+from wings_jax.data.turns import MARKER, Turns, parse_turn, split_markers
 from wings_jax.errors import UserError
 from wings_jax.model import layout
 
@@ -247,7 +247,7 @@ class _IdWriter:
 
     def write_question(self, text: str) -> None:
         """Writes a human turn's text, in which MARKER stands for an image."""
-        first, *rest = text.split(MARKER)
+        first, *rest = split_markers(text)
         self.pending += first
         for part in rest:
             self._flush()
