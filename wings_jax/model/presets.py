@@ -1,4 +1,4 @@
-"""What a model is made of, as data: architectures, named presets, and Hugging Face configs.
+"""Architectures as data: dataclasses, named presets, and readers of Hugging Face configs.
 
 Nothing below this file branches on a model's name: Qwen2, Llama, SigLIP and CLIP are values of
 `DecoderArch` and `VisionArch`.
@@ -11,13 +11,24 @@ from collections.abc import Mapping
 from typing import Any
 
 from wings_jax.errors import UserError
+from wings_jax.model import hf_checks
+from wings_jax.model.config_fields import ConfigFields
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rope frequencies are stretched (HF `rope_scaling`): kind `linear` or `llama3`."""
+    """How the rotary frequencies are scaled for longer contexts (HF `rope_scaling`).
 
-    kind: str
+    rope_type               'linear' or 'llama3'
+    factor                  divides the frequencies; the context becomes so many times longer
+    low_freq_factor         llama3: wavelengths above original_max_positions / low_freq_factor are
+                            scaled fully
+    high_freq_factor        llama3: wavelengths below original_max_positions / high_freq_factor are
+                            not scaled
+    original_max_positions  llama3: the context length, in tokens, of the pretraining
+    """
+
+    rope_type: str
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -26,7 +37,22 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderArch:
-    """A decoder of the Qwen2 or Llama family; the names are HF's config names, shortened."""
+    """A decoder of the Qwen2 or Llama family; the names are HF's config names, shortened.
+
+    vocab_size      V, rows of the embedding table (may be more than the tokenizer has)
+    hidden_size     D
+    num_layers      L
+    num_heads       N, query heads
+    num_kv_heads    K, a divisor of N
+    head_dim        H
+    ffn_size        F, the width inside of the gated feed-forward network
+    norm_eps        epsilon of every RMSNorm
+    rope_theta      base of the rotary frequencies
+    rope_scaling    None for unscaled frequencies
+    max_positions   the longest context, in tokens, that the LLM was trained for
+    qkv_bias        whether q, k and v have biases (Qwen2)
+    tie_embeddings  whether the embedding table is the output head too
+    """
 
     vocab_size: int
     hidden_size: int
@@ -47,9 +73,21 @@ class DecoderArch:
 class VisionArch:
     """A ViT of the SigLIP or CLIP family.
 
-    `num_layers` counts the full tower. `feature_layer` indexes its hidden states as HF's
-    `output_hidden_states` does (0 = embeddings), so -2 builds all layers but the last.
-    `post_norm` says that the tower has one; features are read before it.
+    hidden_size    E
+    num_layers     layers of the full tower, also those behind `feature_layer`
+    num_heads      N
+    ffn_size       F
+    image_size     height and width of an image, in pixels
+    patch_size     height and width of a patch, in pixels
+    activation     of the feed-forward network, a key of `layers.ACTIVATIONS`
+    norm_eps       epsilon of every LayerNorm
+    class_token    whether a trained token stands before the patches (CLIP)
+    pre_norm       whether the embeddings are normalized (CLIP)
+    post_norm      whether the tower has a last norm; features are read before it
+    patch_bias     whether the patch embedding has a bias (SigLIP)
+    mean, std      normalization of the pixels, per RGB channel, in 0..1
+    feature_layer  which hidden state is read, as an index of HF's `output_hidden_states`
+                   (0 = embeddings): with -2 all layers but the last are built
     """
 
     hidden_size: int
@@ -75,20 +113,20 @@ class VisionArch:
 
     @property
     def built_layers(self) -> int:
-        """The layers up to the hidden state that is read."""
+        """The number of layers up to the hidden state that is read."""
         return self.feature_layer % (self.num_layers + 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Semantics:
-    """How the wings are computed, where the paper and its authors' release differ.
+    """How the learners are computed, where the paper and its authors' release differ.
 
-    query          what learners ask with: 'normed', the input of the main attention (eq. 5), or
-                   'residual', the stream behind the main attention
-    scaled_rope    whether the learners' rope is scaled as the LLM's is
+    query               input of the learners' queries: 'normed', the main attention's input
+                        (eq. 5), or 'residual', the stream after the main attention
+    scaled_rope         whether the learners' rope is scaled as the LLM's is
     ungated_when_alone  whether gate x gain is 1 where only one learner has visible keys
-    prompt_length  None for the paper's visibility; else the length of the system prompt in the
-                   release's (`layout.release_visible_from`)
+    prompt_length       None for the paper's visibility; else the number of tokens of the system
+                        prompt in the release's (`layout.release_visible_from`)
     """
 
     query: str = "normed"
@@ -101,7 +139,7 @@ PAPER = Semantics()
 
 
 def release_semantics(prompt_length: int = 14) -> Semantics:
-    """Returns the semantics of the authors' release, to which a gain of 2 belongs."""
+    """Returns the semantics of the authors' release; its models also have a gain of 2."""
     return Semantics(
         "residual", scaled_rope=False, ungated_when_alone=True, prompt_length=prompt_length
     )
@@ -109,17 +147,24 @@ def release_semantics(prompt_length: int = 14) -> Semantics:
 
 @dataclasses.dataclass(frozen=True)
 class WingsArch:
-    """A decoder with wings. `learners=()` is LLaVA; ('visual',) stage 1; both, with a router, 2.
+    """A decoder with wings, and its vision tower.
 
-    learners         subset of ('visual', 'textual')
-    router           weigh the two learners by the main attention's rows; else both count 1
-    rank             R of the learners' low-rank matrices
-    learner_layers   layers that carry learners; None is all
-    gain             multiplies the gated sum (1 is equation 5; 2 continues stage 1's weight)
-    router_positions longest conversation the router can read
-    semantics        the paper's, or the release's for checkpoints that were trained with them
-    lora_rank        R of LoRA on the decoder's projections `lora_targets`; 0 is none
-    prefix_length    trained keys and values per layer, beside the main attention; 0 is none
+    `learners=()` is LLaVA, `('visual',)` stage 1, both learners with a router stage 2.
+
+    decoder           the LLM
+    vision            the vision tower
+    projector         from E to D, one of `vision.PROJECTORS`
+    learners          subset of ('visual', 'textual')
+    router            whether the main attention's rows weigh the two learners; else both count 1
+    rank              R of the learners' low-rank matrices
+    learner_layers    indices of the layers that carry learners; None is all
+    gain              multiplies the gated sum (1 is equation 5; 2 continues stage 1's weight)
+    router_positions  the longest conversation, in slots, that the router has weights for
+    semantics         the paper's, or the release's for checkpoints that were trained with them
+    lora_rank         R of LoRA on the decoder's projections; 0 is none
+    lora_alpha        LoRA's update is scaled by lora_alpha / lora_rank
+    lora_targets      names of the projections with LoRA
+    prefix_length     trained keys and values per layer, beside the main attention; 0 is none
     """
 
     decoder: DecoderArch
@@ -141,6 +186,7 @@ class WingsArch:
 def _qwen1_5(
     width: int, layers: int, heads: int, ffn: int, vocab: int = 151936, *, tie: bool = False
 ) -> DecoderArch:
+    """Returns a Qwen1.5 model: as many kv heads as heads, biases on q, k and v."""
     return DecoderArch(
         vocab_size=vocab,
         hidden_size=width,
@@ -170,6 +216,7 @@ def _llama(
     positions: int = 4096,
     tie: bool = False,
 ) -> DecoderArch:
+    """Returns a Llama model; `heads` are the query heads and the kv heads."""
     return DecoderArch(
         vocab_size=vocab,
         hidden_size=width,
@@ -213,6 +260,7 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 def _siglip(
     width: int, layers: int, heads: int, ffn: int, image_size: int, patch_size: int
 ) -> VisionArch:
+    """Returns a SigLIP tower."""
     return VisionArch(
         hidden_size=width,
         num_layers=layers,
@@ -253,55 +301,74 @@ VISION: Mapping[str, VisionArch] = {
 }
 
 
-def decoder_from_hf(config: Mapping[str, Any]) -> DecoderArch:
+# Deeper models do not exist; a damaged config must not make millions of keys.
+_MAX_LAYERS = 10_000
+
+
+def decoder_from_hf(config: Mapping[str, Any], *, file: str = "config.json") -> DecoderArch:
     """Returns the architecture that a Hugging Face `config.json` of a Qwen2 or Llama describes.
 
     Reads both the layout of transformers 4 (`rope_theta`, `rope_scaling`) and that of 5
-    (`rope_parameters`). Raises UserError for other families and for what is not built here.
+    (`rope_parameters`).
+
+    Raises:
+      UserError: another family, a value of the wrong type, or a feature that is not supported.
+        The message begins with `file`.
     """
+    fields = ConfigFields(config, file)
     family = config.get("model_type")
     if family not in ("qwen2", "llama"):
-        raise UserError(f"config.json: model_type {family!r} is neither 'qwen2' nor 'llama'")
-    if config.get("hidden_act", "silu") != "silu":
-        raise UserError(f"config.json: hidden_act {config['hidden_act']!r} is not 'silu'")
-    if config.get("use_sliding_window"):
-        raise UserError("config.json: use_sliding_window is not supported")
-    if family == "llama" and (config.get("attention_bias") or config.get("mlp_bias")):
-        raise UserError("config.json: attention_bias and mlp_bias are not supported for llama")
-    heads = config["num_attention_heads"]
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
+        raise UserError(f"{file}: model_type {family!r} is neither 'qwen2' nor 'llama'")
+    hf_checks.check_decoder_features(fields, config, family)
+
+    width = fields.size("hidden_size")
+    heads = fields.size("num_attention_heads")
+    kv_heads = fields.size("num_key_value_heads", heads)
+    if not fields.has("head_dim") and width % heads:
+        raise UserError(f"{file}: hidden_size {width} is not a multiple of the {heads} heads")
+    if heads % kv_heads:
+        raise UserError(f"{file}: num_attention_heads {heads} is not a multiple of {kv_heads}")
+    head_dim = fields.size("head_dim", max(width // heads, 1))
+    if head_dim % 2:
+        raise UserError(f"{file}: head_dim {head_dim} is odd, which rope does not allow")
+
+    # transformers 5 has all of rope in one entry.
+    rope_name = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
+    rope = fields.object(rope_name)
+    theta = fields if fields.has("rope_theta") else rope
     return DecoderArch(
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        num_layers=config["num_hidden_layers"],
+        vocab_size=fields.size("vocab_size"),
+        hidden_size=width,
+        num_layers=fields.size("num_hidden_layers", maximum=_MAX_LAYERS),
         num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        ffn_size=config["intermediate_size"],
-        norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 1e4),
+        num_kv_heads=kv_heads,
+        head_dim=head_dim,
+        ffn_size=fields.size("intermediate_size"),
+        norm_eps=fields.number("rms_norm_eps", 1e-6),
+        rope_theta=theta.number("rope_theta", 1e4),
         rope_scaling=_scaling_from_hf(rope),
-        max_positions=config.get("max_position_embeddings", 2048),
+        max_positions=fields.size("max_position_embeddings", 2048),
         qkv_bias=family == "qwen2",
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
+        tie_embeddings=fields.flag("tie_word_embeddings"),
     )
 
 
-def _scaling_from_hf(rope: Mapping[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
+def _scaling_from_hf(rope: ConfigFields) -> RopeScaling | None:
+    """Returns the rope scaling of `rope_parameters` or `rope_scaling`; None for none."""
+    kind = rope.text("rope_type", "") or rope.text("type", "default")
     if kind == "default":
         return None
     if kind == "linear":
-        return RopeScaling("linear", float(rope["factor"]))
+        return RopeScaling("linear", rope.number("factor"))
     if kind != "llama3":
-        raise UserError(f"config.json: rope type {kind!r} is not one of default, linear, llama3")
-    return RopeScaling(
-        "llama3",
-        float(rope["factor"]),
-        float(rope["low_freq_factor"]),
-        float(rope["high_freq_factor"]),
-        int(rope["original_max_position_embeddings"]),
-    )
+        raise UserError(f"{rope.file}: rope type {kind!r} is not one of default, linear, llama3")
+
+    # Equal factors would divide by zero.
+    low, high = rope.number("low_freq_factor"), rope.number("high_freq_factor")
+    if not low < high:
+        raise UserError(f"{rope.file}: low_freq_factor {low} is not below high_freq_factor {high}")
+    original = rope.size("original_max_position_embeddings")
+    return RopeScaling("llama3", rope.number("factor"), low, high, original)
 
 
 def vision_from_hf(
@@ -309,35 +376,63 @@ def vision_from_hf(
     processor: Mapping[str, Any] | None = None,
     *,
     feature_layer: int | None = None,
+    file: str = "config.json",
 ) -> VisionArch:
     """Returns the tower that a SigLIP or CLIP `config.json` (vision or full model) describes.
 
-    `processor` is the `preprocessor_config.json` beside it; its mean and std override the
-    family's. Without `feature_layer`, the config's `vision_feature_layer` or -2 is read.
-    Raises UserError for other families.
+    `processor` is the content of the `preprocessor_config.json` beside it; its mean and std
+    override the family's. Without `feature_layer`, the config's `vision_feature_layer` or -2 is
+    used.
+
+    Raises:
+      UserError: another family, a value of the wrong type, or a feature that is not supported.
     """
-    config = config.get("vision_config", config)
-    family = config.get("model_type")
+    whole = ConfigFields(config, file)
+    fields = whole.object("vision_config") if whole.has("vision_config") else whole
+    family = fields.value("model_type", "missing")
     if family not in ("siglip_vision_model", "clip_vision_model"):
-        raise UserError(f"config.json: model_type {family!r} is no SigLIP or CLIP vision model")
+        raise UserError(f"{file}: model_type {family!r} is not a SigLIP or CLIP vision model")
+    hf_checks.check_not_quantized(config, file)
+    fields.refuse("num_channels", [3])
+    fields.refuse("hidden_act", ["gelu_pytorch_tanh", "quick_gelu", "gelu"])
+    # llava-hf: the features without the class token, which this tower gives too.
+    whole.refuse("vision_feature_select_strategy", ["default"])
+
     is_clip = family == "clip_vision_model"
-    processor = processor or {}
+    image_size = fields.size("image_size", 224, maximum=100_000)
+    patch_size = fields.size("patch_size", 32 if is_clip else 16, maximum=image_size)
+    width = fields.size("hidden_size", 768)
+    heads = fields.size("num_attention_heads", 12)
+    layers = fields.size("num_hidden_layers", 12, maximum=_MAX_LAYERS)
+    if width % heads:
+        raise UserError(f"{file}: hidden_size {width} is not a multiple of the {heads} heads")
+
+    # The layer: asked for, or the multimodal model's (llava-hf), or the tower's.
+    if feature_layer is None:
+        owner = whole if whole.has("vision_feature_layer") else fields
+        feature_layer = owner.integer("vision_feature_layer", -2)
+    if not -(layers + 1) <= feature_layer <= layers:
+        raise UserError(f"{file}: vision_feature_layer {feature_layer} of {layers} layers")
+
+    steps = ConfigFields(processor or {}, "preprocessor_config.json")
+    hf_checks.check_image_steps(steps, image_size)
+    mean, std = hf_checks.image_normalization(
+        steps, _CLIP_MEAN if is_clip else _HALF, _CLIP_STD if is_clip else _HALF
+    )
     return VisionArch(
-        hidden_size=config.get("hidden_size", 768),
-        num_layers=config.get("num_hidden_layers", 12),
-        num_heads=config.get("num_attention_heads", 12),
-        ffn_size=config.get("intermediate_size", 3072),
-        image_size=config.get("image_size", 224),
-        patch_size=config.get("patch_size", 32 if is_clip else 16),
-        activation=config.get("hidden_act", "quick_gelu" if is_clip else "gelu_pytorch_tanh"),
-        norm_eps=config.get("layer_norm_eps", 1e-5 if is_clip else 1e-6),
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=heads,
+        ffn_size=fields.size("intermediate_size", 3072),
+        image_size=image_size,
+        patch_size=patch_size,
+        activation=fields.text("hidden_act", "quick_gelu" if is_clip else "gelu_pytorch_tanh"),
+        norm_eps=fields.number("layer_norm_eps", 1e-5 if is_clip else 1e-6),
         class_token=is_clip,
         pre_norm=is_clip,
         post_norm=True,
         patch_bias=not is_clip,
-        mean=tuple(processor.get("image_mean", _CLIP_MEAN if is_clip else _HALF)),
-        std=tuple(processor.get("image_std", _CLIP_STD if is_clip else _HALF)),
-        feature_layer=config.get("vision_feature_layer", -2)
-        if feature_layer is None
-        else feature_layer,
+        mean=mean,
+        std=std,
+        feature_layer=feature_layer,
     )
