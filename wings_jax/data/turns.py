@@ -9,7 +9,7 @@ from typing import Any
 from wings_jax.data import samples
 
 MARKER = "<image>"  # stands for an image in the text of a human turn
-ESCAPED_MARKER = "\\<image>"  # the word itself, in a human turn of a sample with images
+ESCAPED_MARKER = "\\<image>"  # the word itself, in a human turn
 SPEAKERS = {
     "system": "system",
     "human": "human",
@@ -29,12 +29,12 @@ def normalize_sample(sample: samples.Sample, *, needs_answer: bool = True) -> li
     """Returns the turns with as many markers as the sample has images, each in a human turn.
 
     Markers exist only in the human turns of samples that have images; everywhere else `<image>`
-    is a word like any other. In such a human turn the word is written `\\<image>`.
+    is a word like any other. In a human turn `\\<image>` is always the word.
 
     One image: the first marker of the first human turn that has one stays where it is, all
     others are removed; if no human turn has one, it is put before the last human turn. Several
-    images: the human turns must hold exactly as many markers. No image: in the returned human
-    turns the word is escaped, as `conversation.encode` expects it.
+    images: the human turns must hold exactly as many markers. No image: the word is escaped in
+    the returned human turns, as `conversation.encode` expects it.
 
     >>> turns = [{"from": "user", "value": "What is it?"}, {"from": "gpt", "value": "A cat."}]
     >>> normalize_sample(samples.Sample("one", ("cat.png",), turns))[0]
@@ -114,10 +114,8 @@ def escape_markers(text: str) -> str:
 
     >>> escape_markers("What does <image> mean?")
     'What does \\\\<image> mean?'
-    >>> split_markers(escape_markers(r"<image> and \\<image>"))
-    ['<image> and \\\\<image>']
     """
-    return text.replace(MARKER, ESCAPED_MARKER)
+    return _MARKER_PATTERN.sub(lambda _: ESCAPED_MARKER, text)
 
 
 def _place_markers(turns: Sequence[tuple[str, str]], images: int) -> list[tuple[str, str]]:
