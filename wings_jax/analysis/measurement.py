@@ -31,18 +31,28 @@ class MeasurementSettings:
 def measure_checkpoint(
     model: checkpoint.Checkpoint,
     sample_list: Sequence[samples.Sample | samples.BadSample],
-    settings: MeasurementSettings,
+    settings: MeasurementSettings | None = None,
     *,
-    name: str,
-    origin: str,
-    step: int | None,
-    source: str,
+    name: str = "model",
+    origin: str | None = None,
+    step: int | None = None,
+    source: str = "samples",
 ) -> results.ShiftResult:
-    """Returns the attention of a model on samples; `source` names these in messages.
+    """Returns the attention of a model on samples.
+
+    Args:
+      model: a loaded checkpoint.
+      sample_list: conversations with text before and after an image; others are skipped.
+      settings: the default ones if None.
+      name: of the model, in tables, plots and messages.
+      origin: where the model comes from, by default its directory.
+      step: optimizer steps of its stage, if known.
+      source: name of the samples, in messages.
 
     Raises:
       UserError: the model has too few layers, or no sample can be measured.
     """
+    settings = settings or MeasurementSettings()
     arch = model.arch
     laws.check_layers(arch.decoder.num_layers, f"--checkpoint {name}")
 
@@ -55,7 +65,7 @@ def measure_checkpoint(
     batches = probes.batch_probes(probe_list, recipe, settings.batch_size)
     result = results.ShiftResult(
         name=name,
-        origin=origin,
+        origin=origin or str(model.directory),
         step=step,
         variant=settings.variant,
         learners=arch.learners,
