@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 import jax
@@ -62,11 +64,19 @@ def test_user_errors_are_one_line(monkeypatch, capsys, tmp_path, flags, message)
     assert not (tmp_path / "out").exists()
 
 
-def test_it_runs_at_the_root_of_the_repository(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit):
-        run_command(monkeypatch, "--fast")
-    assert "configs/stage1.py is not here" in capsys.readouterr().err
+def test_it_finds_the_shipped_configs_from_any_directory(tmp_path):
+    """A mistake in a method's key is found after its config was read."""
+    flags = ["--fast", "--methods", "wings@model.nothing=1"]
+    completed = subprocess.run(
+        [sys.executable, "-m", "wings_jax.forgetting", *flags],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(cases.ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert completed.returncode == 2
+    (line,) = completed.stderr.strip().splitlines()
+    assert line.endswith("--methods: wings@model.nothing=1: its config has no key model.nothing")
     assert list(tmp_path.iterdir()) == []
 
 

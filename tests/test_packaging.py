@@ -36,7 +36,7 @@ OPTIONAL = {"torch", "gguf", "tensorflow"}
 # Needed without an import of ours: array_record is what tensorflow-datasets reads shards with,
 # jinja2 renders chat templates, and sentencepiece with protobuf reads `tokenizer.model`, both
 # inside transformers.
-INDIRECT = {"array-record", "jinja2", "sentencepiece", "protobuf", "psutil", "pyarrow"}
+INDIRECT = {"array-record", "jinja2", "sentencepiece", "protobuf", "pyarrow"}
 STANDARD = frozenset(sys.stdlib_module_names)
 
 

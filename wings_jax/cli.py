@@ -135,7 +135,7 @@ def use_compilation_cache(directory: str | os.PathLike | None = None) -> None:
     """
     import jax  # slow, and `wings --help` does not need it
 
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values.get("jax_compilation_cache_dir"):
         return
 
     cache_home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"

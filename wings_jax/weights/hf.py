@@ -134,7 +134,7 @@ def read_processor(directory: str | os.PathLike) -> dict[str, Any] | None:
 def llm_config(arch: presets.DecoderArch) -> dict[str, Any]:
     """Returns the `config.json` of a decoder, which both transformers 4 and 5 read."""
     family = "qwen2" if arch.qkv_bias else "llama"
-    config = {
+    config: dict[str, Any] = {
         "architectures": ["Qwen2ForCausalLM" if arch.qkv_bias else "LlamaForCausalLM"],
         "model_type": family,
         "vocab_size": arch.vocab_size,

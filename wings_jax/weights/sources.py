@@ -48,12 +48,13 @@ def load_model(
     Raises:
       WeightsError, UserError: a source is missing, of another family, or does not fit `arch`.
     """
-    if arch is None and llm is None:
+    if arch is not None:
+        decoder, tower = arch.decoder, arch.vision
+    elif llm is not None:
+        decoder = hf.read_decoder_arch(llm)
+        tower = DEFAULT_TOWER if vision is None else hf.read_vision_arch(vision)
+    else:
         raise WeightsError("give the directory of an LLM, or an architecture")
-    decoder = arch.decoder if arch else hf.read_decoder_arch(llm)
-    tower = arch.vision if arch else DEFAULT_TOWER
-    if vision is not None and arch is None:
-        tower = hf.read_vision_arch(vision)
 
     # Each directory fills its own half of the model.
     parts = []
@@ -255,7 +256,7 @@ def from_release(
     if not has_tower:
         table = tuple(rule for rule in table if not rule.path.startswith("vision/"))
     parts = [ImportPart("Wings", source, table, tensors, release.release_ignorable(arch))]
-    if not has_tower:
+    if not has_tower and vision is not None:
         parts.append(vision_part(vision, tower))
     return ImportSpec(
         arch,
