@@ -26,8 +26,8 @@ def test_site_builds_without_broken_links(tmp_path):
     pytest.importorskip("mkdocstrings", reason="mkdocstrings is not installed")
 
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
+    completed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert completed.returncode == 0, completed.stderr
 
     index = (tmp_path / "index.html").read_text()
     assert 'src="assets/layer.svg"' in index

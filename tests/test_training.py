@@ -19,7 +19,7 @@ from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.model import layout
 from wings_jax.model.wings import Wings
-from wings_jax.training import loop, metrics, optim, step
+from wings_jax.training import loop, meshes, metrics, optim, step
 
 GOLDEN = pathlib.Path(__file__).with_name("golden_training.json")
 
@@ -193,7 +193,8 @@ def test_nonfinite_step_changes_nothing_but_the_counters(tmp_path):
     ready.state = dataclasses.replace(ready.state, trained=poisoned)
     before = jax.device_get((ready.state.trained, ready.state.opt_state))
     with jax.set_mesh(ready.mesh):
-        after, measured = ready.update(ready.state, loop.place_batch(ready.loader[0], ready.mesh))
+        batch = meshes.place_batch(ready.loader[0], ready.mesh, batch_size=8, accumulation=1)
+        after, measured = ready.update(ready.state, batch)
     assert (int(after.step), int(after.skipped)) == (1, 1)
     assert not np.isfinite(measured["loss"])
     jax.tree.map(np.testing.assert_array_equal, before, (after.trained, after.opt_state))

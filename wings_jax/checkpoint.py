@@ -1,7 +1,7 @@
 """Checkpoints that describe themselves: WORKDIR/checkpoints/STEP/{params,opt_state,meta,tokenizer}.
 
     params      flat parameters, nested: 4 bytes per trained, 2 per frozen one on an accelerator
-    opt_state   what resuming needs besides: counters and AdamW's two moments, 8 bytes per trained one
+    opt_state   for resuming: counters and AdamW's two moments, 8 bytes per trained parameter
     meta        JSON: config, architecture, step, and the `config.json` of imported weights
     tokenizer   JSON: name -> text of the tokenizer's files
 
@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -67,6 +68,7 @@ class CheckpointWriter:
     ):
         self._meta = {"config": config_lib.to_dict(config), "arch": config_lib.to_dict(arch)}
         self._tokenizer = dict(tokenizer_files)
+        _silence_background_errors()
         options = ocp.CheckpointManagerOptions(max_to_keep=max_checkpoints, create=True)
         self._manager = ocp.CheckpointManager(
             pathlib.Path(workdir).absolute() / SUBDIRECTORY, options=options, item_names=ITEMS
@@ -105,9 +107,8 @@ class CheckpointWriter:
 
     def close(self) -> None:
         """Waits until everything is written. Raises UserError if something cannot be."""
-        with self._writing():
+        with self._writing(), contextlib.closing(self._manager):
             self._manager.wait_until_finished()
-            self._manager.close()
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -130,7 +131,9 @@ class CheckpointWriter:
         try:
             yield
         except (OSError, ValueError) as error:
-            (reason, *_) = str(error).splitlines() or [type(error).__name__]
+            # "OUT_OF_RANGE: Error writing ...: ...: No space left on device [os_error_code='28']"
+            first_line = (str(error).splitlines() or [type(error).__name__])[0]
+            reason = first_line.partition(" [")[0].rpartition(": ")[2]
             raise UserError(
                 f"--workdir: {self._manager.directory}: cannot be written: {reason[:300]}"
             ) from error
@@ -143,6 +146,25 @@ def _restore_args(target: Any) -> ocp.args.PyTreeRestore:
     )
     arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
     return ocp.args.PyTreeRestore(abstract, restore_args=arguments)
+
+
+@functools.cache  # once per process
+def _silence_background_errors() -> None:
+    """Hides what orbax prints about a failed save besides the error that it raises.
+
+    Its threads log the error with tracebacks, and each write that was still in flight then fails
+    to report to an event loop that is gone: some hundred tracebacks, before our one line.
+    """
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno < logging.ERROR or "/orbax/" not in record.pathname
+    )
+    show_unraisable = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show_unraisable(unraisable)
+
+    sys.unraisablehook = hook
 
 
 @contextlib.contextmanager
@@ -179,7 +201,7 @@ def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
     hint = ""
     if any(file.suffix in OTHER_FORMATS for file in files):
         hint = " of wings_jax; import it first: python -m wings_jax.convert import"
-    raise UserError(f"{flag}: {directory} does not hold a checkpoint{hint}")
+    raise UserError(f"{flag}: {directory} holds no checkpoint{hint}")
 
 
 def _read_json_item(directory: pathlib.Path) -> dict[str, Any]:

@@ -46,34 +46,38 @@ def dispatch() -> None:
     Raises:
       UserError: the first argument is not a subcommand.
     """
-    name, *rest = sys.argv[1:] or ["--help"]
-    if name in ("-h", "--help", "help"):
+    command, *arguments = sys.argv[1:] or ["--help"]
+
+    # Flags of `wings` itself.
+    if command in ("-h", "--help", "help"):
         print(help_text())
         return
-    if name == "--version":
+    if command == "--version":
         print(f"wings_jax {importlib.metadata.version('wings_jax')}")
         return
-    if name not in COMMANDS:
-        raise UserError(unknown_command(name))
 
-    # The module's own parser and messages then have the program name that the user typed.
-    program = f"wings {name}"
-    sys.argv = [program, *rest]
-    module = importlib.import_module(COMMANDS[name][0])
+    if command not in COMMANDS:
+        raise UserError(unknown_command(command))
+
+    # The module's parser and messages then have the program name that the user typed.
+    program = f"wings {command}"
+    sys.argv = [program, *arguments]
+    module = importlib.import_module(COMMANDS[command][0])
     run_main(program, module.main)
 
 
 def help_text() -> str:
     """Returns the list of subcommands."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name.ljust(width)}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    commands = [f"  {name.ljust(width)}  {summary}" for name, (_, summary) in COMMANDS.items()]
+
     return "\n".join(
         [
             "usage: wings COMMAND [arguments]",
             "",
             "Wings, a multimodal LLM with visual and textual learners, in JAX.",
             "",
-            *lines,
+            *commands,
             "",
             "`wings COMMAND --help` lists its arguments, `wings --version` prints the version.",
         ]
@@ -88,9 +92,11 @@ def unknown_command(name: str) -> str:
     >>> unknown_command("eval")
     "'eval' is not a command; did you mean 'evaluate'? `wings --help` lists all commands"
     """
-    longer = [command for command in COMMANDS if name and command.startswith(name)]
-    nearest = longer or difflib.get_close_matches(name, COMMANDS, n=1)
-    suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ";"
+    # An abbreviation comes first, then a spelling mistake.
+    completions = [command for command in COMMANDS if name and command.startswith(name)]
+    candidates = completions or difflib.get_close_matches(name, COMMANDS, n=1)
+
+    suggestion = f"; did you mean {candidates[0]!r}?" if candidates else ";"
     return f"{name!r} is not a command{suggestion} `wings --help` lists all commands"
 
 
@@ -102,9 +108,9 @@ def program_name(module: str) -> str:
     >>> program_name("wings_jax.chat")
     'python -m wings_jax.chat'
     """
-    started = sys.argv[0]
-    typed = [f"wings {name}" for name, (target, _) in COMMANDS.items() if target == module]
-    return started if started in typed else f"python -m {module.removesuffix('.__main__')}"
+    program = sys.argv[0]  # as `dispatch` sets it
+    subcommands = [f"wings {name}" for name, (target, _) in COMMANDS.items() if target == module]
+    return program if program in subcommands else f"python -m {module.removesuffix('.__main__')}"
 
 
 def run_main(program: str, main: Callable[[], None]) -> None:

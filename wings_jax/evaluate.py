@@ -44,10 +44,17 @@ def main() -> None:
     flags = parse_flags()
     cli.use_compilation_cache()
 
-    from wings_jax.evaluation import commands, models  # after the flags: they import slowly
+    # After the flags: these import slowly.
+    from wings_jax import axes
+    from wings_jax.evaluation import commands, models
+    from wings_jax.model import parameters
 
+    mesh = axes.make_mesh(axes.parse_mesh(flags.mesh)) if flags.mesh else None
     lazy_models = models.find_models(
-        flags.checkpoint, with_base=flags.base is not None, base=flags.base or None
+        flags.checkpoint,
+        with_base=flags.base is not None,
+        base=flags.base or None,
+        loading=models.LoadOptions(flags.dtype or parameters.default_dtype(), mesh),
     )
     if flags.mode == LANGUAGE:
         commands.evaluate_language(
@@ -123,6 +130,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="[NAME=]DIR",
         help="first column: this checkpoint or, without a DIR, the model before any training",
     )
+    add("--mesh", help="devices that share each model, e.g. data=2,tensor=4")
+    add("--dtype", choices=("float32", "bfloat16"), help="of the matmuls")
 
     # Questions and text.
     add("--tasks", help=f"of {', '.join(TASK_NAMES)}; default: {DEFAULT_TASKS['tasks']}")

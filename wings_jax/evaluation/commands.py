@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import tqdm
 
-from wings_jax import files
+from wings_jax import errors, files
 from wings_jax.errors import UserError
 from wings_jax.evaluation import (
     answer_figure,
@@ -154,7 +154,7 @@ def answer_questions(model: models.LazyModel, questions: Questions, rows: int) -
       UserError: the model cannot be loaded, or a question does not fit it.
     """
     sampling = SamplingParams(max_new_tokens=MAX_NEW_TOKENS)
-    generator = Generator.from_checkpoint(model.open(), rows=rows, sampling=sampling)
+    generator = models.open_generator(model, rows=rows, sampling=sampling)
     answers, scores, seconds = {}, {}, {}
 
     for task_name, task_questions in questions.items():
@@ -175,10 +175,11 @@ def _generate(generator: Generator, questions: Sequence[Question], title: str) -
 
     # They arrive in the order in which they are done.
     generated = generator.answers(requests)
-    for index, answer in tqdm.tqdm(generated, total=len(questions), desc=title, disable=None):
-        if isinstance(answer, UserError):
-            raise UserError(f"{title}: {questions[index].id}: {answer}") from answer
-        answers[index] = answer.text
+    with errors.full_memory(models.MEMORY_ADVICE):
+        for index, answer in tqdm.tqdm(generated, total=len(questions), desc=title, disable=None):
+            if isinstance(answer, UserError):
+                raise UserError(f"{title}: {questions[index].id}: {answer}") from answer
+            answers[index] = answer.text
     return answers
 
 

@@ -13,7 +13,7 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from wings_jax import axes, checkpoint
+from wings_jax import checkpoint
 from wings_jax import config as config_lib
 from wings_jax.data import examples, pipeline, tokenization
 from wings_jax.errors import UserError
@@ -21,7 +21,7 @@ from wings_jax.model import parameters
 from wings_jax.model.presets import WingsArch
 from wings_jax.model.wings import Wings
 from wings_jax.scenes import dataset
-from wings_jax.training import initial_params, optim, state, step, workdirs
+from wings_jax.training import initial_params, meshes, optim, state, step, workdirs
 from wings_jax.weights import starting
 
 
@@ -53,7 +53,7 @@ def set_up(config: config_lib.Config, workdir: pathlib.Path) -> TrainingRun:
     """
     # What the config describes, as shapes and names only.
     arch = starting.resolve_arch(config.model)
-    mesh = _make_mesh(config, arch)
+    mesh = meshes.make_run_mesh(config, arch)
     abstract = parameters.abstract_params(arch, mesh=mesh)
     labels = optim.label_groups(abstract, config.optimizer)
 
@@ -96,20 +96,11 @@ def set_up(config: config_lib.Config, workdir: pathlib.Path) -> TrainingRun:
     )
 
 
-def _make_mesh(config: config_lib.Config, arch: WingsArch) -> Mesh:
-    """Returns the mesh of all devices. Raises MeshError where model, batch or hosts do not fit."""
-    mesh = axes.make_mesh(dataclasses.asdict(config.mesh))
-    micro_batch = config.batch_size // config.optimizer.accumulation
-    parameters.check_mesh(arch, mesh, micro_batch, flag="config.mesh")
-    axes.check_hosts(mesh, config.batch_size)
-    return mesh
-
-
 def find_source(config: config_lib.Config, workdir: pathlib.Path) -> pathlib.Path | None:
     """Returns the checkpoint to resume or to start from; None for the directories of `model`.
 
     Raises:
-      UserError: `config.init_from` does not hold a checkpoint.
+      UserError: `config.init_from` holds no checkpoint.
     """
     own_step = checkpoint.newest_step(workdir)
     if own_step is not None or not config.init_from:
@@ -118,8 +109,8 @@ def find_source(config: config_lib.Config, workdir: pathlib.Path) -> pathlib.Pat
     source = checkpoint.newest_step(config.init_from)
     if source is None:
         raise UserError(
-            f"config.init_from: {config.init_from} does not hold a checkpoint; run the stage before "
-            "(configs/stage1.py writes runs/stage1, and so on), or give --config.init_from=DIR"
+            f"config.init_from: {config.init_from} holds no checkpoint; run the stage "
+            "before (configs/stage1.py writes runs/stage1, ...), or give --config.init_from=DIR"
         )
     return source
 

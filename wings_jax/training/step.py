@@ -37,7 +37,7 @@ class TrainState:
 def token_loss(
     model: Wings, params: Mapping, hidden: jax.Array, targets: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns f32[] sums over all targets: cross-entropy in nats, and how many were predicted right.
+    """Returns f32[] sums over all targets: cross-entropy in nats, and correct predictions.
 
     The T slots of hidden [B,T,D] and targets i32[B,T] are taken in chunks of C = `chunk`, forward
     and backward, so that logits exist as f32[B,C,V] only.
