@@ -17,6 +17,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -179,6 +180,9 @@ def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
     hint = ""
     if any(file.suffix in OTHER_FORMATS for file in files):
         hint = " of wings_jax; import it first: python -m wings_jax.convert import"
+    elif not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(directory)):
+        command = f"python -m wings_jax.convert import --llm {directory} --out DIR"
+        hint = f"; if it is on the Hugging Face hub, import it first: {command} (or --wings)"
     raise UserError(f"{flag}: {directory} does not hold a checkpoint{hint}")
 
 
