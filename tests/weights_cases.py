@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import pathlib
 import shutil
 import tempfile
@@ -114,3 +115,15 @@ def run(*arguments: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["convert", *map(str, arguments)])
         cli.run_main("wings_jax.convert", convert.main)
+
+
+def write_pointer(file: pathlib.Path) -> None:
+    """Writes what git leaves in place of a large file that was not downloaded."""
+    oid = "0" * 64
+    file.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 1234567\n")
+
+
+def edit_config(directory: pathlib.Path, **entries: object) -> None:
+    """Changes entries of a directory's `config.json`."""
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **entries}))

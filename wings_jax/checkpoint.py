@@ -18,6 +18,7 @@ import dataclasses
 import functools
 import logging
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -150,7 +151,10 @@ def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
     hint = ""
     if any(file.suffix in OTHER_FORMATS for file in files):
         hint = " of wings_jax; import it first: python -m wings_jax.convert import"
-    raise UserError(f"{flag}: {directory} holds no checkpoint{hint}")
+    elif not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(directory)):
+        command = f"python -m wings_jax.convert import --llm {directory} --out DIR"
+        hint = f"; if it is on the Hugging Face hub, import it first: {command} (or --wings)"
+    raise UserError(f"{flag}: {directory} does not hold a checkpoint{hint}")
 
 
 def _read_json_item(step: pathlib.Path, item: str) -> dict[str, Any]:
