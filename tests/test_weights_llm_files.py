@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import shutil
 import subprocess
@@ -38,10 +37,6 @@ def rewrite(directory: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
     safetensors_file.write_safetensors(directory / "model.safetensors", tensors)
 
 
-def read_arrays(directory: pathlib.Path) -> dict[str, np.ndarray]:
-    return {key: np.asarray(tensor) for key, tensor in store.open_tensors(directory).items()}
-
-
 # Tied heads
 
 
@@ -63,7 +58,7 @@ def test_a_different_head_is_used_although_the_config_ties_it(llm, tmp_path, cap
 
 
 def test_an_equal_head_stays_tied(llm):
-    arrays = read_arrays(llm)
+    arrays = weights_cases.read_arrays(llm)
     rewrite(llm, arrays | {"lm_head.weight": arrays["model.embed_tokens.weight"]})
     weights_cases.edit_config(llm, tie_word_embeddings=True)
     arch = hf.read_decoder_arch(llm)
@@ -101,14 +96,14 @@ def test_quantization_is_refused_by_its_method(llm, quantization, named: str):
     ],
 )
 def test_integers_are_not_read_as_weights(llm, key: str, dtype):
-    rewrite(llm, read_arrays(llm) | {key: np.ones((48, 32), dtype)})
+    rewrite(llm, weights_cases.read_arrays(llm) | {key: np.ones((48, 32), dtype)})
     with pytest.raises(WeightsError, match=r"is quantized \(model\.layers\.0\.mlp\.up_proj"):
         sources.from_llm(llm)
 
 
 def test_float8_is_named_as_quantized(llm):
     file = llm / "model.safetensors"
-    rewrite(llm, read_arrays(llm))
+    rewrite(llm, weights_cases.read_arrays(llm))
     content = file.read_bytes()
     size = int.from_bytes(content[:8], "little")
     header = content[8 : 8 + size].replace(b'"BF16"', b'"F8_E4M3"', 1)
@@ -120,32 +115,11 @@ def test_float8_is_named_as_quantized(llm):
 # Torch files and Trainer directories
 
 
-def to_torch(directory: pathlib.Path, *, is_zip: bool = True, shards: int = 1) -> None:
-    """Replaces the safetensors files by torch files, in shards with an index if asked for."""
-    arrays = read_arrays(directory)
-    for file in directory.glob("model*"):
-        file.unlink()
-    state = {key: torch.tensor(a.astype(np.float32)).bfloat16() for key, a in arrays.items()}
-    if shards == 1:
-        file = directory / "pytorch_model.bin"
-        torch.save(state, file, _use_new_zipfile_serialization=is_zip)
-        return
-
-    weight_map = {}
-    for number in range(shards):
-        name = f"pytorch_model-{number + 1:05d}-of-{shards:05d}.bin"
-        part = dict(list(state.items())[number::shards])
-        torch.save(part, directory / name, _use_new_zipfile_serialization=is_zip)
-        weight_map |= dict.fromkeys(part, name)
-    index = {"metadata": {}, "weight_map": weight_map}
-    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
-
-
 @pytest.mark.parametrize(("is_zip", "shards"), [(True, 1), (False, 1), (True, 2), (False, 2)])
 def test_torch_files_of_every_age(llm, is_zip: bool, shards: int):
-    expected = read_arrays(llm)
-    to_torch(llm, is_zip=is_zip, shards=shards)
-    arrays = read_arrays(llm)
+    expected = weights_cases.read_arrays(llm)
+    weights_cases.to_torch(llm, is_zip=is_zip, shards=shards)
+    arrays = weights_cases.read_arrays(llm)
     assert arrays.keys() == expected.keys()
     for key, array in arrays.items():
         assert array.dtype == ml_dtypes.bfloat16
@@ -166,18 +140,18 @@ def test_torch_is_asked_for_only_where_it_is_needed(llm, monkeypatch):
 
 def test_a_trainer_directory_is_its_model(llm):
     """Optimizer states, consolidated and fp16 copies beside the model are not read."""
-    expected = read_arrays(llm)
+    expected = weights_cases.read_arrays(llm)
     for name in ("optimizer.pt", "scheduler.pt", "rng_state_0.pth", "training_args.bin"):
         (llm / name).write_bytes(b"not a model")
     shutil.copy(llm / "model.safetensors.index.json", llm / "other.json")
     for name in ("consolidated.safetensors", "model.fp16.safetensors"):
         (llm / name).write_bytes(b"not a model")
-    assert read_arrays(llm).keys() == expected.keys()
+    assert weights_cases.read_arrays(llm).keys() == expected.keys()
 
     # One canonical file, without an index.
     rewrite(llm, expected)
     (llm / "model.fp16.safetensors").write_bytes(b"not a model")
-    assert read_arrays(llm).keys() == expected.keys()
+    assert weights_cases.read_arrays(llm).keys() == expected.keys()
 
 
 def test_an_adapter_is_not_a_model(tmp_path):
@@ -206,7 +180,7 @@ def test_git_lfs_pointers_are_named(llm, name: str, tmp_path, capsys):
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "tokenizer.model"])
 def test_git_lfs_pointers_of_other_files(llm, name: str, tmp_path, capsys):
     if name == "pytorch_model.bin":
-        to_torch(llm)
+        weights_cases.to_torch(llm)
     else:
         (llm / "tokenizer.json").unlink()
     weights_cases.write_pointer(llm / name)

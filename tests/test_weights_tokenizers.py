@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import shutil
 
@@ -21,34 +20,8 @@ def llm(tmp_path) -> pathlib.Path:
     return shutil.copytree(weights_cases.sources() / "llm", tmp_path / "llm")
 
 
-def train_sentencepiece(directory: pathlib.Path) -> None:
-    """Writes `tokenizer.model` as Vicuna has it: 300 pieces with byte fallback."""
-    sentencepiece = pytest.importorskip("sentencepiece")
-    pytest.importorskip("google.protobuf")
-    text = directory / "text.txt"
-    text.write_text("the quick brown fox jumps over the lazy dog\n" * 50)
-    sentencepiece.SentencePieceTrainer.train(
-        input=str(text),
-        model_prefix=str(directory / "tokenizer"),
-        vocab_size=300,
-        model_type="bpe",
-        byte_fallback=True,
-        hard_vocab_limit=False,
-        minloglevel=2,
-    )
-    text.unlink()
-    (directory / "tokenizer.vocab").unlink()
-
-
-def use_sentencepiece(directory: pathlib.Path) -> None:
-    (directory / "tokenizer.json").unlink()
-    train_sentencepiece(directory)
-    config = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>", "bos_token": "<s>"}
-    (directory / "tokenizer_config.json").write_text(json.dumps({**config, "unk_token": "<unk>"}))
-
-
 def test_a_sentencepiece_tokenizer_is_converted(llm, tmp_path):
-    use_sentencepiece(llm)
+    weights_cases.use_sentencepiece(llm)
     run("import", "--llm", llm, "--template", "vicuna", "--out", tmp_path / "in")
     tokenizer = checkpoint.load(tmp_path / "in").tokenizer
     import sentencepiece
