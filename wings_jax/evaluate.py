@@ -82,6 +82,7 @@ def main() -> None:
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Returns the flags, with the mode's defaults filled in. Raises UserError."""
     flags = make_parser().parse_args(arguments)
+    cli.check_text(flags)
     check_mode(flags)
 
     if flags.tasks is None:

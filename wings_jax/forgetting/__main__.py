@@ -22,6 +22,7 @@ side is the perplexity of English prose and zero-shot multiple choice, as in
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 from collections.abc import Mapping
 
@@ -34,6 +35,7 @@ from wings_jax.forgetting.methods import BASES
 def main() -> None:
     """Runs the experiment that the flags describe."""
     flags, overrides = flags_lib.parse_flags()
+    cli.check_text(argparse.Namespace(**vars(flags), config=overrides))
     if not pathlib.Path("configs/stage1.py").is_file():
         raise UserError("configs/stage1.py is not here: run from the root of the repository")
 

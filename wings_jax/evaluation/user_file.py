@@ -1,0 +1,43 @@
+"""Text files that a user names on the command line, and text in them that is not Unicode."""
+
+from __future__ import annotations
+
+import pathlib
+
+from wings_jax.errors import UserError
+
+LFS_POINTER = "version https://git-lfs.github.com/spec/"
+
+
+def read_user_text(path: pathlib.Path, flag: str) -> str:
+    """Returns the text of a UTF-8 file, without a byte order mark.
+
+    Raises:
+      UserError: the file cannot be read, is not UTF-8, or is a pointer of git-lfs; the message
+        begins with `flag` and the path.
+    """
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise UserError(f"{flag}: {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{flag}: {path}: not UTF-8 at byte {error.start}") from error
+
+    if text.startswith(LFS_POINTER):
+        raise UserError(f"{flag}: {path} is a git-lfs pointer, not the file: run git lfs pull")
+    return text
+
+
+def is_unicode(text: str) -> bool:
+    r"""Returns whether a text can be encoded: False where it has a lone surrogate.
+
+    JSON can escape one half of a surrogate pair, and arguments that are not UTF-8 contain them.
+
+    >>> is_unicode("\u2713"), is_unicode("\ud83d")
+    (True, False)
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
