@@ -21,6 +21,8 @@ import time
 import ml_dtypes
 import numpy as np
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # from a clone
+
 from wings_jax.model import parameters, presets
 from wings_jax.weights import hf, rules, sources, store
 from wings_jax.weights.tensors import LazyTensor

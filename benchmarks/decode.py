@@ -23,12 +23,16 @@ import dataclasses
 import functools
 import math
 import os
+import pathlib
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # from a clone
 
 from wings_jax import tree
 from wings_jax.data import conversation

@@ -31,7 +31,7 @@ from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model import layers, layout, parameters, presets
 from wings_jax.model.wings import Wings
 from wings_jax.scenes import skills
-from wings_jax.training import loop, optim, step
+from wings_jax.training import loop, meshes, optim, step
 from wings_jax.weights import exports, rules, starting
 
 # config -> what of the model trains; WINGS in the paper is stage1 and stage2
@@ -125,25 +125,31 @@ def test_whole_parts_train_and_no_others(name):
 
 
 @every_config
-def test_the_meshes_fit(name):
+def test_mesh_of_any_device_count_fits(name):
+    """No preset needs a mesh flag on any usual number of devices; all devices are used."""
     for preset in PRESETS:
         config, arch = read(name, preset), model_of(name, preset)[0]
-        count = config.mesh.fsdp * config.mesh.tensor
-        mesh = axes.make_mesh(dataclasses.asdict(config.mesh), jax.devices()[:count])
-        parameters.check_mesh(arch, mesh, config.batch_size, flag="config.mesh")
+        for count in (1, 2, 4, 6, 8):
+            shape = meshes.mesh_shape(config.mesh, arch, count)
+            mesh = axes.make_mesh(shape, jax.devices()[:count])
+            rows = meshes.padded_batch_size(mesh, config.batch_size, 1)
+            parameters.check_mesh(arch, mesh, rows, flag="config.mesh")
+            is_shared = preset in base.REAL and count != 6
+            assert mesh.shape["fsdp"] == (count if is_shared else mesh.shape["fsdp"]), preset
 
 
 @every_config
 def test_it_starts_from_the_stage_that_trained_its_parts(name):
     """Nothing that was aligned before is thrown away, nothing but what is new starts fresh."""
-    start = read(name).init_from
-    assert bool(start) == (not name.endswith("stage1"))
-    if not start:
+    assert bool(read(name).init_from) == (not name.endswith("stage1"))
+    if not read(name).init_from:
         return
-    (before,) = (other for other in TRAINS if read(other).workdir == start)
+    (before,) = (other for other in TRAINS if read(other).workdir == read(name).init_from)
     for preset in PRESETS:
         _, ours = model_of(name, preset)
-        assert read(name, preset).init_from == start
+        start = read(name, preset).init_from
+        assert read(before, preset).workdir == start
+        assert start.endswith(preset) == (preset != "tiny")
         assert trained(before, preset) <= set(ours)
         missing = starting.check_sources(ours, model_of(before, preset)[1], start)
         assert {part(p) for p in missing} == {part(p) for p in ours} - {
@@ -324,7 +330,7 @@ def test_a_baseline_trains_and_goes_on_where_it_was_stopped(aligned, tmp_path, n
     assert {part(path) for path in moved} == {"projector", name}
     assert ADDS[name] <= moved
 
-    shutil.rmtree(workdir / checkpoint.FOLDER / "6")  # as if it had been stopped after step 4
+    shutil.rmtree(workdir / checkpoint.SUBDIRECTORY / "6")  # as if it had been stopped after step 4
     assert checkpoint.newest_step(workdir).name == "4"
     resumed = cases.run(workdir, name, steps=6, **changes)
     assert cases.losses(workdir) == losses

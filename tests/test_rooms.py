@@ -17,14 +17,16 @@ MAY_IMPORT = {
     "axes": {"errors"},
     "tree": {"errors", "formatting"},
     "cli": {"errors"},
-    "config": {*BASE, "data", "model"},
+    "config_files": set(),
+    "config": {*BASE, "config_checks", "data", "model"},
+    "config_checks": {*BASE, "config", "model"},  # config for its types only
     "checkpoint": {*BASE, "config", "model"},
     "model": BASE,
     "data": {*BASE, "model"},
     "scenes": {*BASE, "data"},
     "weights": {*BASE, "config", "checkpoint", "model", "data"},
     "training": {*BASE, "config", "checkpoint", "model", "data", "scenes", "weights"},
-    "inference": {*BASE, "config", "checkpoint", "model", "data"},
+    "inference": {*BASE, "checkpoint", "model", "data"},
     "evaluation": {
         *BASE,
         "config",
@@ -83,6 +85,8 @@ def test_every_room_imports_only_from_below():
 def test_nothing_imports_an_entry_point():
     for paths in files().values():
         for path in paths:
+            if path == ROOT / "__init__.py":  # the public surface names them
+                continue
             used = {name.split(".")[0] for name in imports(path)}
             assert not used & ENTRIES, f"{path.relative_to(ROOT)} imports {used & ENTRIES}"
 

@@ -9,7 +9,6 @@ import hf_directories
 import jax
 import numpy as np
 import pytest
-import torch
 import transformers
 import weights_cases
 from weights_cases import LLM, RANK, run
@@ -21,6 +20,8 @@ from wings_jax.model import wings as model_lib
 from wings_jax.weights import commands, imports, release, rules, store
 from wings_jax.weights import sources as sources_lib
 from wings_jax.weights.tensors import WeightsError
+
+torch = pytest.importorskip("torch")
 
 
 @pytest.fixture

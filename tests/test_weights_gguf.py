@@ -15,7 +15,6 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
-import torch
 import transformers
 
 from wings_jax import checkpoint, tree
@@ -23,6 +22,8 @@ from wings_jax.model import layout, presets
 from wings_jax.model import wings as model_lib
 from wings_jax.weights import gguf_file, imports, sources
 from wings_jax.weights.tensors import WeightsError
+
+torch = pytest.importorskip("torch")
 
 SIZES = {
     "vocab_size": 260,

@@ -9,13 +9,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 import weights_cases
 from weights_cases import LLM, VISION, run
 
 from wings_jax.model import parameters, presets
 from wings_jax.weights import exports, safetensors_file, store
 from wings_jax.weights.tensors import LazyTensor, WeightsError
+
+torch = pytest.importorskip("torch")
 
 
 @pytest.fixture

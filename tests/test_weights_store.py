@@ -11,7 +11,6 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
 
 from wings_jax import files
 from wings_jax.errors import UserError
@@ -66,6 +65,7 @@ def test_shards_and_their_index(tmp_path):
 
 
 def test_torch_files_hold_tensors_only(tmp_path):
+    torch = pytest.importorskip("torch")
     content = {"a": torch.randn(3, 2), "b": torch.randn(4).to(torch.bfloat16)}
     torch.save(content, tmp_path / "mm_projector.bin")
     tensors = store.open_tensors(tmp_path)

@@ -68,7 +68,7 @@ def tree_of(stage: str, **changes) -> config_lib.Config:
         "data__sources__scenes__path": str(folder() / "scenes" / file),
         "data__sources__scenes__images": str(folder() / "scenes/images"),
         "batch_size": 8,
-        "optimizer__kind": "adamw",
+        "optimizer__name": "adamw",
         "steps": 5,
         "init_from": "",
         **changes,

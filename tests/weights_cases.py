@@ -12,12 +12,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tokenizers
-import torch
 import transformers
 
 from wings_jax import cli, convert
 from wings_jax.model import parameters, presets
 from wings_jax.weights import exports, hf, release, store, transfer
+
+torch = pytest.importorskip("torch")
 
 RANK = 4
 LLM = {

@@ -85,8 +85,8 @@ def parse_mesh(text: str, *, flag: str = "--mesh") -> dict[str, int]:
 def spec_of(dims: Sequence[str | None]) -> PartitionSpec:
     """Returns the partition spec of an array with these logical axes.
 
-    >>> spec_of(["L", "D", "N", "H"])
-    PartitionSpec(None, 'fsdp', 'tensor', None)
+    >>> tuple(spec_of(["L", "D", "N", "H"]))
+    (None, 'fsdp', 'tensor', None)
     """
     return nn.logical_to_mesh_axes(tuple(dims), RULES)
 

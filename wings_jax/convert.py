@@ -65,6 +65,12 @@ def add_import(command: argparse.ArgumentParser) -> None:
     command.add_argument("--projector", help="mm_projector.bin of LLaVA")
     command.add_argument("--projector-kind", default="mlp2x_gelu", help="default: %(default)s")
     command.add_argument("--tokenizer", help="directory of a tokenizer; default: the LLM's")
+    command.add_argument(
+        "--semantics",
+        choices=("", "paper", "release"),
+        default="",
+        help="how the learners of --wings are computed; default: as the checkpoint was trained",
+    )
     command.add_argument("--template", help="conversation template; default: by the tokenizer")
     command.add_argument("--dtype", choices=DTYPES, default="stored", help="default: as stored")
     command.add_argument("--mesh", default="", help="e.g. fsdp=4,tensor=2: load onto many devices")

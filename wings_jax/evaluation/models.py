@@ -93,7 +93,7 @@ def _read_model(directory: str, flag: str, loading: LoadOptions) -> LazyModel:
     config, _, step = checkpoint.read_meta(step_directory)
 
     # A step directory is named by a number: take the name of its workdir.
-    is_inside = step_directory.parent.name == checkpoint.FOLDER
+    is_inside = step_directory.parent.name == checkpoint.SUBDIRECTORY
     workdir = step_directory.parent.parent if is_inside else step_directory
 
     def load() -> checkpoint.Checkpoint:

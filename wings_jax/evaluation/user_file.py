@@ -5,8 +5,7 @@ from __future__ import annotations
 import pathlib
 
 from wings_jax.errors import UserError
-
-LFS_POINTER = "version https://git-lfs.github.com/spec/"
+from wings_jax.weights import text_files
 
 
 def read_user_text(path: pathlib.Path, flag: str) -> str:
@@ -14,18 +13,12 @@ def read_user_text(path: pathlib.Path, flag: str) -> str:
 
     Raises:
       UserError: the file cannot be read, is not UTF-8, or is a pointer of git-lfs; the message
-        begins with `flag` and the path.
+        begins with `flag`.
     """
     try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"{flag}: {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{flag}: {path}: not UTF-8 at byte {error.start}") from error
-
-    if text.startswith(LFS_POINTER):
-        raise UserError(f"{flag}: {path} is a git-lfs pointer, not the file: run git lfs pull")
-    return text
+        return text_files.read_text(path)
+    except UserError as error:
+        raise UserError(f"{flag}: {error}") from error
 
 
 def is_unicode(text: str) -> bool:

@@ -34,7 +34,8 @@ from wings_jax.forgetting.methods import BASES
 
 def main() -> None:
     """Runs the experiment that the flags describe."""
-    flags, overrides = flags_lib.parse_flags()
+    program = cli.program_name("wings_jax.forgetting.__main__")
+    flags, overrides = flags_lib.parse_flags(program)
     cli.check_text(argparse.Namespace(**vars(flags), config=overrides))
     if not pathlib.Path("configs/stage1.py").is_file():
         raise UserError("configs/stage1.py is not here: run from the root of the repository")
@@ -74,4 +75,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run_main(flags_lib.PROGRAM, main)
+    cli.run_main(cli.program_name("wings_jax.forgetting.__main__"), main)

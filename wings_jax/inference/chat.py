@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wings_jax.data import conversation
+from wings_jax.data import turns as turns_lib
 from wings_jax.errors import UserError
 from wings_jax.inference import streaming
 from wings_jax.inference.dialogue import Dialogue
@@ -104,6 +104,6 @@ class Chat:
             raise UserError("no question has been asked yet")
 
         last = questions[-1]
-        image_count = self.turns[last]["value"].count(conversation.MARKER)
+        image_count = self.turns[last]["value"].count(turns_lib.MARKER)
         self.turns = self.turns[:last]
         self.images = self.images[: len(self.images) - image_count]

@@ -70,7 +70,7 @@ class Generator:
         self,
         arch: WingsArch,
         params: Mapping[str, Any],
-        tokenizer: Any,
+        tokenizer: tokenization.HFTokenizer,
         template: str | conversation.Template,
         *,
         dtype: str | None = None,
@@ -307,11 +307,13 @@ def place_params(params: Mapping[str, Any], arch: WingsArch, mesh: Mesh) -> dict
     return tree.nest(parameters.place_params(tree.flatten(params), abstract))
 
 
-def stop_tokens(tokenizer: Any, template: conversation.Template) -> tuple[int, ...]:
+def stop_tokens(
+    tokenizer: tokenization.HFTokenizer, template: conversation.Template
+) -> tuple[int, ...]:
     """Returns the ids that end an answer: end of turn (template) and of text (tokenizer)."""
     end_of_turn = template.speakers["gpt"].after.strip()
     ids = {
         tokenization.as_text_tokenizer(tokenizer).id_of(end_of_turn),
-        getattr(tokenizer, "eos_token_id", None),
+        tokenizer.eos_token_id,
     }
     return tuple(sorted(ids - {None}))

@@ -167,8 +167,8 @@ class Request:
         if not isinstance(self.conversations, str):
             return self.conversations
         text = self.conversations
-        if conversation.MARKER not in text:
-            text = f"{conversation.MARKER}\n" * len(self.images) + text
+        if turns_lib.MARKER not in text:
+            text = f"{turns_lib.MARKER}\n" * len(self.images) + text
         return [{"from": "human", "value": text}]
 
 
@@ -183,7 +183,7 @@ class PromptProcessor:
     """
 
     arch: WingsArch
-    tokenizer: Any
+    tokenizer: tokenization.HFTokenizer
     template: conversation.Template
     missing_parts: tuple[str, ...] = ()
 
@@ -226,13 +226,13 @@ class PromptProcessor:
 
         # `turns` has the right number of markers; what counts here is what the user wrote.
         markers = sum(
-            original["value"].count(conversation.MARKER)
+            original["value"].count(turns_lib.MARKER)
             for original, turn in zip(request.turns, turns, strict=True)
             if turn["from"] == "human"
         )
         if markers not in (0, len(request.images)):
             raise UserError(
-                f"{len(request.images)} image(s), {markers} {conversation.MARKER} in the prompt"
+                f"{len(request.images)} image(s), {markers} {turns_lib.MARKER} in the prompt"
             )
         return turns
 
@@ -290,10 +290,10 @@ class PromptProcessor:
         Raises:
           UserError: the text has markers, but not one for each image.
         """
-        markers = text.count(conversation.MARKER)
+        markers = text.count(turns_lib.MARKER)
         if markers and markers != images:
-            raise UserError(f"{images} image(s), {markers} {conversation.MARKER} in the text")
-        return text if markers else f"{conversation.MARKER}\n" * images + text
+            raise UserError(f"{images} image(s), {markers} {turns_lib.MARKER} in the text")
+        return text if markers else f"{turns_lib.MARKER}\n" * images + text
 
     def load_images(self, images: Sequence[Any]) -> tuple[np.ndarray, ...]:
         """Returns the images as the vision tower's input, u8[h,w,3] each."""

@@ -20,7 +20,16 @@ from wings_jax.data import conversation
 from wings_jax.errors import UserError
 from wings_jax.formatting import format_names
 from wings_jax.model import presets
-from wings_jax.weights import exports, hf, hub, imports, inspection, sources, tokenizer_files
+from wings_jax.weights import (
+    exports,
+    hf,
+    hub,
+    imports,
+    inspection,
+    release_settings,
+    sources,
+    tokenizer_files,
+)
 from wings_jax.weights.rules import group_name
 
 # Choices of --dtype; None keeps each tensor as it is stored.
@@ -70,14 +79,20 @@ def open_sources(arguments: argparse.Namespace) -> imports.ImportSpec:
     if arguments.wings:
         if arguments.projector:
             raise UserError("--projector: the checkpoint given with --wings has its own projector")
-        return sources.from_release(hub.find_directory(arguments.wings, "--wings"), vision)
+        directory = hub.find_directory(arguments.wings, "--wings")
+        return sources.from_release(directory, vision, semantics=arguments.semantics)
 
     # An LLM with its own tower and projector.
+    if arguments.semantics:
+        raise UserError("--semantics: only for --wings; a base LLM has no learners")
     if arguments.projector and not vision:
         raise UserError("--projector: needs the tower whose features it takes, --vision DIR")
     projector = {"projector": arguments.projector, "projector_kind": arguments.projector_kind}
     if arguments.gguf:
-        return sources.from_gguf(arguments.gguf, vision, **projector)
+        has_tokenizer = arguments.tokenizer is not None
+        return sources.from_gguf(
+            arguments.gguf, vision, with_tokenizer=not has_tokenizer, **projector
+        )
     return sources.from_llm(hub.find_directory(arguments.llm, "--llm"), vision, **projector)
 
 
@@ -100,7 +115,7 @@ def read_tokenizer(spec: imports.ImportSpec, directory: str | None) -> dict[str,
         text_files = tokenizer_files.read_tokenizer_files(path, flag="--tokenizer")
 
     # An embedding may have spare rows, but not too few.
-    tokens = len(checkpoint.open_tokenizer(text_files))
+    tokens = tokenizer_files.count_tokens(text_files, str(path or spec.parts[0].source))
     rows = spec.arch.decoder.vocab_size
     if tokens > rows:
         name = path or spec.parts[0].source
@@ -125,6 +140,7 @@ def import_config(
         learners=arch.learners,
         router=arch.router,
         rank=arch.rank,
+        learner_layers=arch.learner_layers or (),
         gain=arch.gain,
         semantics="paper" if arch.semantics == presets.PAPER else "release",
         prompt_length=arch.semantics.prompt_length or config_lib.ModelConfig.prompt_length,
@@ -153,13 +169,17 @@ def run_export(arguments: argparse.Namespace) -> None:
     if arguments.format == "llm":
         tensors, dropped_paths = exports.as_llm(params, arch, dtype=dtype)
         config = {**hf_config, **hf.llm_config(arch.decoder)}
+        config.pop(release_settings.ENTRY, None)
         groups = sorted({group_name(path) for path in dropped_paths})
         print(f"left out: {format_names(groups, 6)}" if groups else "nothing is left out")
     else:
         tensors = exports.as_release(params, arch, dtype=dtype)
         config = exports.release_config(arch, hf_config)
         if arch.learners and arch.semantics == presets.PAPER:
-            print("note: trained with the paper's semantics; the release's code computes its own")
+            print(
+                "note: trained with the paper's semantics (recorded in config.json); the release's "
+                "code computes its own"
+            )
 
     size = sum(tensor.nbytes for tensor in tensors.values())
     dtypes = ", ".join(sorted({tensor.dtype.name for tensor in tensors.values()}))

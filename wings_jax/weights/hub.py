@@ -6,9 +6,11 @@ import pathlib
 import re
 
 from wings_jax.errors import UserError
+from wings_jax.weights import store, torch_file
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+# Configs and tokenizers; the weight files are chosen by their names.
+TEXT_SUFFIXES = (".json", ".model", ".txt", ".jinja")
 
 
 def find_directory(name: str, flag: str) -> pathlib.Path:
@@ -25,17 +27,50 @@ def find_directory(name: str, flag: str) -> pathlib.Path:
     return _download(name, flag)
 
 
+def choose_hub_files(names: list[str]) -> list[str]:
+    """Returns which files of a repository to download: no second copy of the weights.
+
+    >>> choose_hub_files(["config.json", "model.safetensors", "pytorch_model.bin", "onnx/a.json"])
+    ['config.json', 'model.safetensors']
+    >>> choose_hub_files(["config.json", "pytorch_model.bin", "tf_model.h5"])
+    ['config.json', 'pytorch_model.bin']
+    """
+    top_level = [name for name in names if "/" not in name]
+    weights = store.choose_weight_files(top_level)
+    is_text = [name for name in top_level if name.endswith(TEXT_SUFFIXES)]
+    texts = [name for name in is_text if not name.endswith(".index.json")]
+    return [*texts, *weights]
+
+
 def _download(hub_id: str, flag: str) -> pathlib.Path:
     """Returns the local copy of a repository's weights, configs and tokenizer."""
+    import httpx
     import huggingface_hub
+    from huggingface_hub import errors
 
     try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(hub_id, allow_patterns=list(HUB_FILES))
+        names = choose_hub_files(huggingface_hub.list_repo_files(hub_id))
+    except (errors.OfflineModeIsEnabled, httpx.TransportError):
+        names = None  # no connection: perhaps it was downloaded before
+    except (errors.HfHubHTTPError, OSError, ValueError) as error:
+        raise _hub_error(hub_id, flag, error) from error
+
+    if names and any(name.endswith(torch_file.SUFFIXES) for name in names):
+        torch_file.check_torch(f"{flag}: {hub_id}")
+    try:
+        directory = huggingface_hub.snapshot_download(
+            hub_id, allow_patterns=names, local_files_only=names is None
         )
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise UserError(
-            f"{flag}: {hub_id} is not a directory, and it cannot be downloaded from the "
-            f"Hugging Face hub: {reason}"
-        ) from error
+    except (errors.HfHubHTTPError, httpx.TransportError, OSError, ValueError) as error:
+        raise _hub_error(hub_id, flag, error) from error
+    return pathlib.Path(directory)
+
+
+def _hub_error(hub_id: str, flag: str, error: Exception) -> UserError:
+    """Returns the error of a failed download, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = (lines or [type(error).__name__])[0]
+    return UserError(
+        f"{flag}: {hub_id} is not a directory, and it cannot be downloaded from the Hugging Face "
+        f"hub: {reason[:300]}"
+    )

@@ -96,6 +96,7 @@ def plan_lines(
         if unused_keys:
             lines.append(f"  not used: {format_names(sorted(unused_keys), 6)}")
 
+    lines += [f"note: {note}" for note in spec.notes]
     if unfilled_paths:
         groups = {group_name(path) for path in unfilled_paths}
         lines.append(f"not in it, initialized by training: {format_names(sorted(groups), 6)}")

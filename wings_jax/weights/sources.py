@@ -13,9 +13,10 @@ import jax
 import numpy as np
 
 from wings_jax.model import parameters, presets
-from wings_jax.weights import gguf_file, hf, imports, release, rules, store
+from wings_jax.model.vision import PROJECTORS
+from wings_jax.weights import gguf_file, hf, imports, release, release_settings, rules, store
 from wings_jax.weights.imports import ImportPart, ImportSpec
-from wings_jax.weights.tensors import LazyTensor, WeightsError
+from wings_jax.weights.tensors import LazyTensor, WeightsError, check_not_quantized
 
 # What a base LLM and its tower do not hold: training initializes it.
 FRESH = (r"projector/.*", r"decoder/layers/(visual|textual|router)/.*")
@@ -81,9 +82,14 @@ def from_llm(
       WeightsError, UserError: a source is missing, of another family, or broken.
     """
     config = store.read_config(llm)
-    decoder = presets.decoder_from_hf(config)
+    decoder = hf.read_decoder_arch(llm)
     spec = _base_spec(decoder, llm_part(llm, decoder), vision, projector, projector_kind)
-    return dataclasses.replace(spec, hf_config=config, tokenizer_directory=pathlib.Path(llm))
+    return dataclasses.replace(
+        spec,
+        hf_config=config,
+        tokenizer_directory=pathlib.Path(llm),
+        notes=_tie_notes(config, decoder),
+    )
 
 
 def from_gguf(
@@ -92,10 +98,15 @@ def from_gguf(
     *,
     projector: str | os.PathLike | None = None,
     projector_kind: str = "mlp2x_gelu",
+    with_tokenizer: bool = True,
 ) -> ImportSpec:
-    """Returns the import of an LLM in a GGUF file, dequantized; else as `from_llm`."""
-    model = gguf_file.read_gguf(file)
-    decoder = presets.decoder_from_hf(model.config)
+    """Returns the import of an LLM in a GGUF file, dequantized; else as `from_llm`.
+
+    Args:
+      with_tokenizer: False leaves out the file's tokenizer, which may be of an unsupported kind.
+    """
+    model = gguf_file.read_gguf(file, with_tokenizer=with_tokenizer)
+    decoder = presets.decoder_from_hf(model.config, file=str(file))
     part = _decoder_part(decoder, model.tensors, str(file))
     spec = _base_spec(decoder, part, vision, projector, projector_kind)
     return dataclasses.replace(spec, hf_config=model.config, tokenizer_files=model.tokenizer_files)
@@ -109,6 +120,7 @@ def _base_spec(
     projector_kind: str,
 ) -> ImportSpec:
     """Returns the import of an LLM with the tower and the projector that are given."""
+    check_projector_kind(projector_kind, "--projector-kind")
     parts = [part]
     tower = DEFAULT_TOWER
     if vision is not None:
@@ -123,9 +135,26 @@ def _base_spec(
     return ImportSpec(arch, tuple(parts), fresh, hf_config={})
 
 
+def check_projector_kind(kind: str, name: str) -> None:
+    """Raises WeightsError naming the flag or file if there is no such projector."""
+    if kind not in PROJECTORS:
+        raise WeightsError(f"{name}: {kind!r} is not one of {', '.join(PROJECTORS)}")
+
+
+def _tie_notes(config: Mapping[str, Any], decoder: presets.DecoderArch) -> tuple[str, ...]:
+    """Returns a line where the weights contradict the config's tied head."""
+    if not config.get("tie_word_embeddings") or decoder.tie_embeddings:
+        return ()
+    return (
+        "config.json has tie_word_embeddings true, but lm_head.weight differs from the "
+        "embedding: the head is kept, untied",
+    )
+
+
 def llm_part(directory: str | os.PathLike, arch: presets.DecoderArch) -> ImportPart:
     """Returns the part of a directory with a Qwen2 or Llama."""
     tensors = hf.decoder_tensors(store.open_tensors(directory))
+    check_not_quantized(tensors, str(directory))
     return _decoder_part(arch, tensors, str(directory))
 
 
@@ -139,6 +168,7 @@ def _decoder_part(
 def vision_part(directory: str | os.PathLike, arch: presets.VisionArch) -> ImportPart:
     """Returns the part of a directory with a SigLIP or CLIP tower."""
     tensors = hf.vision_tensors(store.open_tensors(directory), str(directory))
+    check_not_quantized(tensors, str(directory))
     table = rules.with_prefix(hf.vision_rules(arch), path="vision/")
     return ImportPart("tower", str(directory), table, tensors, hf.vision_ignorable(arch))
 
@@ -149,6 +179,7 @@ def _projector_part(arch: presets.WingsArch, source: str | os.PathLike) -> Impor
         re.sub(r"^(.*\.)?mm_projector\.", "", hf_key): tensor
         for hf_key, tensor in store.open_tensors(source).items()
     }
+    check_not_quantized(tensors, str(source))
     table = rules.with_prefix(release.projector_rules(arch.projector), path="projector/")
 
     # [D, E]: a projector of another tower is the usual mistake, so it gets its own message.
@@ -163,51 +194,66 @@ def _projector_part(arch: presets.WingsArch, source: str | os.PathLike) -> Impor
 
 
 def from_release(
-    directory: str | os.PathLike, vision: str | os.PathLike | None = None
+    directory: str | os.PathLike,
+    vision: str | os.PathLike | None = None,
+    *,
+    semantics: str = "",
 ) -> ImportSpec:
     """Returns the import of a checkpoint of the authors' release: Wings or their LLaVA.
 
     Its keys, shapes and config decide the architecture: learners, router, rank, projector, tower.
-    With learners the model gets the release's semantics.
+    With learners the model gets the release's semantics, except for an export of wings_jax, which
+    records its own (`release_settings`).
 
     Args:
       vision: a tower's directory. It fills a checkpoint that has no tower, and describes the
         sizes of one that fits no preset.
+      semantics: 'paper' or 'release' overrides what the checkpoint decides.
 
     Raises:
       WeightsError, UserError: the checkpoint is of another kind, broken, or without a tower.
     """
     source = str(directory)
+    config_file = str(pathlib.Path(directory) / "config.json")
     config = store.read_config(directory)
-    tensors = store.open_tensors(directory)
-
-    # Wings and LLaVA checkpoints differ in their keys only.
-    family = release.FAMILIES.get(config.get("model_type"))
+    family = release.FAMILIES.get(str(config.get("model_type")))
     if family is None:
         known = ", ".join(release.FAMILIES)
         raise WeightsError(
-            f"{source}/config.json: model_type {config.get('model_type')!r} is not one of {known}"
+            f"{config_file}: model_type {config.get('model_type')!r} is not one of {known}"
         )
 
-    decoder = presets.decoder_from_hf({**config, "model_type": family})
-    wings_fields = _wings_fields(tensors, config, source)
+    # Wings and LLaVA checkpoints differ in their keys only.
+    tensors = store.open_tensors(directory)
+    check_not_quantized(tensors, source)
+    decoder = presets.decoder_from_hf({**config, "model_type": family}, file=config_file)
+    decoder = hf.untie(decoder, tensors)
+    fields = _wings_fields(tensors, config, source)
+    recorded = release_settings.read_settings(config, config_file)
 
-    # The tower: the checkpoint's own, or that of the other directory.
+    # The tower: that of the other directory, or the checkpoint's own.
     has_tower = any(hf_key.startswith(release.TOWER) for hf_key in tensors)
     if not has_tower and vision is None:
         raise WeightsError(f"{source} holds no vision tower; give its directory as --vision")
-    tower = hf.read_vision_arch(vision) if vision is not None else _known_tower(tensors, source)
+    tower = recorded.get("vision")
+    if vision is not None:
+        tower = hf.read_vision_arch(vision)
+    elif tower is None:
+        tower = _known_tower(tensors, source)
+    if recorded.get("vision") is None:
+        tower = release_settings.check_llava_entries(config, tower, config_file)
 
-    arch = dataclasses.replace(
-        presets.WingsArch(decoder, tower),
-        projector=_projector_kind(tensors, config),
-        **wings_fields,
-    )
+    projector = _projector_kind(tensors, config)
+    check_projector_kind(projector, f"{config_file}: mm_projector_type")
+    fields |= {name: value for name, value in recorded.items() if name != "vision"}
+    if semantics and fields.get("learners"):
+        fields["semantics"] = release_settings.named_semantics(semantics, config, config_file)
+    arch = dataclasses.replace(presets.WingsArch(decoder, tower), projector=projector, **fields)
+
     # One part for the checkpoint, a second one for the tower of another directory.
     table = release.release_rules(arch)
     if not has_tower:
         table = tuple(rule for rule in table if not rule.path.startswith("vision/"))
-
     parts = [ImportPart("Wings", source, table, tensors, release.release_ignorable(arch))]
     if not has_tower:
         parts.append(vision_part(vision, tower))
@@ -217,6 +263,7 @@ def from_release(
         fresh=(),
         hf_config=config,
         tokenizer_directory=pathlib.Path(directory),
+        notes=(*_tie_notes(config, decoder), *release_settings.padding_notes(config)),
     )
 
 
@@ -240,7 +287,7 @@ def _wings_fields(
     rank = ranks.pop()
     if config.get("lora_dim", rank) != rank:
         raise WeightsError(
-            f"{source}: config.json has lora_dim {config['lora_dim']}, the tensors have {rank}"
+            f"{source}: config.json has lora_dim {config['lora_dim']!r}, the tensors have {rank}"
         )
 
     # A router exists from stage 2 on, where both learners are trained.
@@ -249,7 +296,7 @@ def _wings_fields(
         "router": has_router,
         "rank": rank,
         "gain": 2.0 if has_router else 1.0,
-        "semantics": presets.release_semantics(config.get("system_prompt_length", 14)),
+        "semantics": release_settings.named_semantics("release", config, f"{source}/config.json"),
     }
     if has_router:
         fields["router_positions"] = max(
