@@ -99,7 +99,7 @@ def test_the_whole_experiment(monkeypatch, capsys, tmp_path):
     ]
     flags += ["--steps", "2", "--stage1-steps", "2", "--limit", "6"]
     model = {"model.llm": directory / "llm", "model.vision": directory / "vision", "model.rank": 4}
-    quick = {"batch_size": 8, "optimizer.kind": "adamw", "data.threads": 1}
+    quick = {"batch_size": 8, "optimizer.name": "adamw", "data.threads": 1}
     flags += [f"--config.{key}={value}" for key, value in (model | quick).items()]
     run_command(monkeypatch, *flags, "--methods", "base,frozen_llm")
     output = capsys.readouterr().out

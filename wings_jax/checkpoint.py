@@ -154,7 +154,7 @@ def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
     elif not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(directory)):
         command = f"python -m wings_jax.convert import --llm {directory} --out DIR"
         hint = f"; if it is on the Hugging Face hub, import it first: {command} (or --wings)"
-    raise UserError(f"{flag}: {directory} does not hold a checkpoint{hint}")
+    raise UserError(f"{flag}: {directory} holds no checkpoint{hint}")
 
 
 def _read_json_item(step: pathlib.Path, item: str) -> dict[str, Any]:

@@ -10,6 +10,7 @@ so `wings --help` needs neither JAX nor transformers.
 
 from __future__ import annotations
 
+import argparse
 import difflib
 import importlib
 import importlib.metadata
@@ -126,6 +127,28 @@ def run_main(program: str, main: Callable[[], None]) -> None:
         sys.stdout.flush()
         print(f"{program}: {error}", file=sys.stderr, flush=True)
         sys.exit(2)
+
+
+def check_text(flags: argparse.Namespace) -> None:
+    """Checks that texts and paths among the flags are valid Unicode without null characters.
+
+    An argument with other bytes than UTF-8 has lone surrogates, which no file can be written with.
+
+    Raises:
+      UserError: naming the flag.
+    """
+    for name, value in vars(flags).items():
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, str | pathlib.PurePath):
+                continue
+            flag = f"--{name.replace('_', '-')}"
+            shown = ascii(str(text))
+            if "\0" in str(text):
+                raise UserError(f"{flag}: {shown} has a null character")
+            try:
+                str(text).encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise UserError(f"{flag}: {shown} is not UTF-8") from error
 
 
 def use_compilation_cache(directory: str | os.PathLike | None = None) -> None:

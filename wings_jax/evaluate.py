@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from wings_jax import cli
 from wings_jax.errors import UserError
 
-PROGRAM = "python -m wings_jax.evaluate"
+PROGRAM = cli.program_name("wings_jax.evaluate")
 TASK_NAMES = ("scenes_images", "scenes_text", "iit")  # of `evaluation.tasks`, which imports slowly
 DEFAULT_TASKS = {"tasks": "scenes_images,scenes_text", "iit": "iit", "forgetting": "scenes_text"}
 LANGUAGE = "language"
@@ -82,6 +82,7 @@ def main() -> None:
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Returns the flags, with the mode's defaults filled in. Raises UserError."""
     flags = make_parser().parse_args(arguments)
+    cli.check_text(flags)
     check_mode(flags)
 
     if flags.tasks is None:
