@@ -318,8 +318,6 @@ class PromptProcessor:
 
 def _load_image(image: Any) -> Image.Image:
     """Returns an image in RGB. Raises UserError if it cannot be read."""
-    if isinstance(image, Image.Image):
-        return image.convert("RGB")
     try:
         return image_files.load_image(image)
     except UserError:
