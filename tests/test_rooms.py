@@ -20,12 +20,13 @@ MAY_IMPORT = {
     "config_files": set(),
     "config": {*BASE, "config_checks", "data", "model"},
     "config_checks": {*BASE, "config", "model"},  # config for its types only
-    "checkpoint": {*BASE, "config", "model"},
+    "checkpoint": {*BASE, "checksums", "config", "model"},
+    "checksums": set(),
     "model": BASE,
     "data": {*BASE, "model"},
     "scenes": {*BASE, "data"},
     "weights": {*BASE, "config", "checkpoint", "model", "data"},
-    "training": {*BASE, "config", "checkpoint", "model", "data", "scenes", "weights"},
+    "training": {*BASE, "checksums", "config", "checkpoint", "model", "data", "scenes", "weights"},
     "inference": {*BASE, "checkpoint", "model", "data"},
     "evaluation": {
         *BASE,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -10,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import weights_cases
-from weights_cases import LLM, VISION, run
+from weights_cases import LLM, VISION, edit_config, run
 
 from wings_jax.model import parameters, presets
 from wings_jax.weights import exports, safetensors_file, store
@@ -22,11 +21,6 @@ torch = pytest.importorskip("torch")
 @pytest.fixture
 def sources() -> pathlib.Path:
     return weights_cases.sources()
-
-
-def edit_config(directory: pathlib.Path, **entries) -> None:
-    config = store.read_config(directory)
-    (directory / "config.json").write_text(json.dumps({**config, **entries}))
 
 
 def edit_tensor(directory: pathlib.Path, key: str, change) -> None:

@@ -76,7 +76,7 @@ def inspect_sample(
             images.load_image(image)
         return Finding(identity, image_count, slots, None)
     except samples.BadSample as reason:
-        return Finding(identity, image_count, None, reason)
+        return Finding(reason.sample_id or identity, image_count, None, reason)
 
 
 def inspect_source(

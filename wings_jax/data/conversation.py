@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from wings_jax.data import settings, tokenization
-from wings_jax.data.turns import MARKER, Turns, parse_turn
+from wings_jax.data import tokenization
+from wings_jax.data.samples import MALFORMED, BadSample
+from wings_jax.data.turns import Turns, parse_turn, split_markers
 from wings_jax.errors import UserError
 from wings_jax.model import layout
 
@@ -45,10 +46,12 @@ class Template:
               them
     start     written before everything else
     system    system text of a conversation that has none; "" for no system turn
-    speakers  markup of "system", "human" and "gpt"
+    speakers  markup of "human", "gpt" and, unless a template refuses system turns, "system"
     lead      written before an answer's text and learned with it
     between   written between two turns; learned where it follows an answer
     strip     whether white space around a turn's text is removed
+    always_system  whether a conversation without system text begins with an empty system turn
+    after_system   written instead of the header of a human turn that follows a system turn
     """
 
     controls: tuple[str, ...]
@@ -58,6 +61,8 @@ class Template:
     lead: str = ""
     between: str = ""
     strip: bool = False
+    always_system: bool = False
+    after_system: str | None = None
 
 
 TEMPLATES: Mapping[str, Template] = {
@@ -118,23 +123,24 @@ def get_template(name: str, *, system: str | None = None) -> Template:
     return template if system is None else dataclasses.replace(template, system=system)
 
 
-def template_from_settings(data: settings.DataConfig) -> Template:
-    """Returns the template of a config, with the config's system text.
-
-    Raises:
-      UserError: the template's name is unknown.
-    """
-    if data.system == "none":
-        return get_template(data.template, system="")
-    return get_template(data.template, system=data.system or None)
-
-
-def get_template_for(tokenizer: tokenization.AnyTokenizer) -> str:
-    """Returns the name of the first template whose control tokens the tokenizer has."""
+def find_template_name(tokenizer: tokenization.AnyTokenizer) -> str | None:
+    """Returns the name of the first template whose control tokens the tokenizer has, or None."""
     vocabulary = tokenization.as_text_tokenizer(tokenizer)
     for name, template in TEMPLATES.items():
         if all(vocabulary.id_of(control) is not None for control in template.controls):
             return name
+    return None
+
+
+def get_template_for(tokenizer: tokenization.AnyTokenizer) -> str:
+    """Returns the same as `find_template_name`.
+
+    Raises:
+      UserError: the tokenizer fits no template.
+    """
+    name = find_template_name(tokenizer)
+    if name is not None:
+        return name
 
     controls = (f"{name}: {' '.join(known.controls)}" for name, known in TEMPLATES.items())
     raise UserError(
@@ -193,31 +199,76 @@ def encode(
       BadSample: a turn of an unknown speaker, or of something that is not text.
     """
     writer = _IdWriter(tokenization.as_text_tokenizer(tokenizer), template)
+    _write_conversation(writer, conversations, template, open_answer=open_answer)
+    return writer.encoded()
+
+
+def render_text(conversations: Turns, template: Template, *, open_answer: bool = False) -> str:
+    """Returns the conversation as one text, control tokens and image markers included.
+
+    >>> turns = [{"from": "human", "value": "Hi"}]
+    >>> render_text(turns, get_template("chatml", system=""), open_answer=True)
+    '<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n'
+    """
+    writer = _TextWriter()
+    _write_conversation(writer, conversations, template, open_answer=open_answer)
+    return "".join(writer.parts)
+
+
+def _write_conversation(
+    writer: _IdWriter | _TextWriter, conversations: Turns, template: Template, *, open_answer: bool
+) -> None:
+    """Writes the turns with their markup."""
     turns = [parse_turn(turn, strip=template.strip) for turn in conversations]
-    if template.system and (not turns or turns[0][0] != "system"):
+    has_default = bool(template.system) or template.always_system
+    if has_default and (not turns or turns[0][0] != "system"):
         turns.insert(0, ("system", template.system))
 
     # Each turn: header, text, end of turn, and what separates it from the next turn.
     writer.write_markup(template.start)
+    previous = ""
     for number, (speaker, text) in enumerate(turns):
+        if speaker not in template.speakers:
+            raise BadSample(MALFORMED, f"the template has no {speaker} turns")
         markup = template.speakers[speaker]
         is_answer = speaker == "gpt"
         is_last = number + 1 == len(turns) and not open_answer
 
-        writer.write_markup(markup.before)
+        is_joined = (
+            previous == "system" and speaker == "human" and template.after_system is not None
+        )
+        writer.write_markup(template.after_system if is_joined else markup.before)
         if is_answer:
             writer.write_answer(template.lead + text)
         elif speaker == "human":
             writer.write_question(text)
         else:
-            writer.pending += text
+            writer.write_context(text)
         writer.write_markup(markup.after, learned=is_answer)
         if not is_last:
             writer.write_markup(template.between, learned=is_answer)
+        previous = speaker
 
     if open_answer:
         writer.write_markup(template.speakers["gpt"].before)
-    return writer.encoded()
+
+
+class _TextWriter:
+    """Collects the texts of a conversation, with the methods of `_IdWriter`."""
+
+    def __init__(self):
+        self.parts: list[str] = []
+
+    def write_markup(self, text: str, *, learned: bool = False) -> None:
+        """Writes a string of the template itself."""
+        del learned
+        self.parts.append(text)
+
+    def write_context(self, text: str) -> None:
+        """Writes any other text."""
+        self.parts.append(text)
+
+    write_question = write_answer = write_context
 
 
 class _IdWriter:
@@ -245,9 +296,13 @@ class _IdWriter:
             else:
                 self.pending += part
 
+    def write_context(self, text: str) -> None:
+        """Writes a system text."""
+        self.pending += text
+
     def write_question(self, text: str) -> None:
-        """Writes a human turn's text, in which MARKER stands for an image."""
-        first, *rest = text.split(MARKER)
+        """Writes a human turn's text, in which `turns.MARKER` stands for an image."""
+        first, *rest = split_markers(text)
         self.pending += first
         for part in rest:
             self._flush()

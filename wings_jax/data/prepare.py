@@ -115,6 +115,7 @@ def _make_examples(
             identity = sample.id
             features = _features(sample)
         except samples.BadSample as reason:
+            identity = reason.sample_id or identity
             tally.add(1, [(identity, reason)])
             if not skip_bad:
                 raise errors.UserError(

@@ -104,6 +104,6 @@ class Chat:
             raise UserError("no question has been asked yet")
 
         last = questions[-1]
-        image_count = self.turns[last]["value"].count(turns_lib.MARKER)
+        image_count = turns_lib.count_markers(self.turns[last]["value"])
         self.turns = self.turns[:last]
         self.images = self.images[: len(self.images) - image_count]

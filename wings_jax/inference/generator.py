@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from wings_jax import checkpoint as checkpoint_lib
 from wings_jax import tree
-from wings_jax.data import conversation, tokenization
+from wings_jax.data import chat_template, conversation, tokenization
 from wings_jax.errors import UserError
 from wings_jax.inference import engine, likelihood, prompts, scheduler, streaming
 from wings_jax.inference.chat import Chat
@@ -92,7 +92,8 @@ class Generator:
     @classmethod
     def from_checkpoint(cls, restored: checkpoint_lib.Checkpoint, **options: Any) -> Generator:
         """Returns the generator of a loaded checkpoint; `options` as above, from `dtype` on."""
-        template = conversation.template_from_settings(restored.config.data)
+        data, tokenizer = restored.config.data, restored.tokenizer
+        template = chat_template.template_from_settings(data, tokenizer)
         return cls(restored.arch, restored.params, restored.tokenizer, template, **options)
 
     @overload

@@ -167,7 +167,7 @@ class Request:
         if not isinstance(self.conversations, str):
             return self.conversations
         text = self.conversations
-        if turns_lib.MARKER not in text:
+        if not turns_lib.count_markers(text):
             text = f"{turns_lib.MARKER}\n" * len(self.images) + text
         return [{"from": "human", "value": text}]
 
@@ -226,11 +226,11 @@ class PromptProcessor:
 
         # `turns` has the right number of markers; what counts here is what the user wrote.
         markers = sum(
-            original["value"].count(turns_lib.MARKER)
+            turns_lib.count_markers(original["value"])
             for original, turn in zip(request.turns, turns, strict=True)
             if turn["from"] == "human"
         )
-        if markers not in (0, len(request.images)):
+        if request.images and markers not in (0, len(request.images)):
             raise UserError(
                 f"{len(request.images)} image(s), {markers} {turns_lib.MARKER} in the prompt"
             )
@@ -287,10 +287,14 @@ class PromptProcessor:
     def add_markers(self, text: str, images: int) -> str:
         """Returns a human turn with a marker for each image: its own, or else all in front.
 
+        Without images `<image>` is a word, which is escaped.
+
         Raises:
           UserError: the text has markers, but not one for each image.
         """
-        markers = text.count(turns_lib.MARKER)
+        if not images:
+            return turns_lib.escape_markers(text)
+        markers = turns_lib.count_markers(text)
         if markers and markers != images:
             raise UserError(f"{images} image(s), {markers} {turns_lib.MARKER} in the text")
         return text if markers else f"{turns_lib.MARKER}\n" * images + text
@@ -299,13 +303,7 @@ class PromptProcessor:
         """Returns the images as the vision tower's input, u8[h,w,3] each."""
         vision = self.arch.vision
         return tuple(
-            image_files.prepare_image(
-                image.convert("RGB")
-                if isinstance(image, Image.Image)
-                else image_files.load_image(image),
-                vision.image_size,
-                vision.mean,
-            )
+            image_files.prepare_image(image_files.load_image(image), vision.image_size, vision.mean)
             for image in images
         )
 

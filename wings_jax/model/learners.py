@@ -45,13 +45,13 @@ class Learner(nn.Module):
             # x (1 + a b): [B, T, D] -> [B, T, N, H]
             return Projection("BTD,DNH->BTNH", heads, base="identity", rank=rank, name=name)(x)
 
-        q = rope(residual("q", h), ctx.wing_table or ctx.table)
+        q = rope(residual("q", h), ctx.learner_rope_table or ctx.rope_table)
 
         # New keys and values are computed from x0; older ones are in the KV cache.
         keys_values = cached
         if kv_inputs.x0 is not None and kv_inputs.table is not None:
             x0 = kv_inputs.x0.astype(h.dtype)
-            k = rope(residual("k", x0), kv_inputs.table)
+            k = rope(residual("k", x0), kv_inputs.rope_table)
             keys_values = update_cache(cached, (k, residual("v", x0)), kv_inputs.start)
         if keys_values is None:
             raise ValueError("a learner needs layer-0 features or a KV cache")
