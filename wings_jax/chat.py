@@ -21,7 +21,7 @@ from wings_jax.inference import flags as flags_lib
 from wings_jax.inference.chat import Chat
 from wings_jax.inference.generator import Generator
 
-PROGRAM = "python -m wings_jax.chat"
+PROGRAM = cli.program_name("wings_jax.chat")
 HELP = """\
 /image FILE   attach an image to the next question (again for several)
 /undo         remove the last question and its answer

@@ -12,12 +12,12 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import importlib.metadata
 import os
 import pathlib
 import sys
 from collections.abc import Callable, Mapping
 
+import wings_jax
 from wings_jax.errors import UserError
 
 # Subcommand -> its module, and one line for --help.
@@ -53,7 +53,7 @@ def dispatch() -> None:
         print(help_text())
         return
     if command == "--version":
-        print(f"wings_jax {importlib.metadata.version('wings_jax')}")
+        print(f"wings_jax {wings_jax.__version__}")
         return
 
     if command not in COMMANDS:

@@ -32,7 +32,7 @@ from collections.abc import Sequence
 from wings_jax import cli
 from wings_jax.errors import UserError
 
-PROGRAM = "python -m wings_jax.evaluate"
+PROGRAM = cli.program_name("wings_jax.evaluate")
 TASK_NAMES = ("scenes_images", "scenes_text", "iit")  # of `evaluation.tasks`, which imports slowly
 DEFAULT_TASKS = {"tasks": "scenes_images,scenes_text", "iit": "iit", "forgetting": "scenes_text"}
 LANGUAGE = "language"

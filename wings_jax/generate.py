@@ -29,7 +29,7 @@ from wings_jax.inference import jobs
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams
 
-PROGRAM = "python -m wings_jax.generate"
+PROGRAM = cli.program_name("wings_jax.generate")
 
 
 def parse_flags() -> argparse.Namespace:
