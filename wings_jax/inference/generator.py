@@ -94,15 +94,10 @@ class Generator:
     @classmethod
     def from_checkpoint(cls, restored: checkpoint_lib.Checkpoint, **options: Any) -> Generator:
         """Returns the generator of a loaded checkpoint; `options` as above, from `dtype` on."""
-        tokenizer = restored.tokenizer
-        template = chat_template.template_from_settings(restored.config.data, tokenizer)
+        data, tokenizer = restored.config.data, restored.tokenizer
+        template = chat_template.template_from_settings(data, tokenizer)
         return cls(
-            restored.arch,
-            restored.params,
-            tokenizer,
-            template,
-            eos_ids=restored.eos_ids,
-            **options,
+            restored.arch, restored.params, tokenizer, template, eos_ids=restored.eos_ids, **options
         )
 
     @overload
