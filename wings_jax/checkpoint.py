@@ -137,7 +137,7 @@ def newest_step(directory: str | pathlib.Path) -> pathlib.Path | None:
 
 
 def check_complete(step: pathlib.Path) -> None:
-    """Raises DamagedCheckpointError if a step lacks an item that every checkpoint has."""
+    """Raises DamagedCheckpointError if an item that every checkpoint has does not exist."""
     for item in ("params", "meta", "tokenizer"):
         if not (step / item).is_dir():
             raise DamagedCheckpointError(step, f"{item} does not exist")
