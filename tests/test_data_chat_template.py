@@ -13,7 +13,8 @@ from wings_jax.model import layout
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' and default %}"
-    "<|im_start|>system\n{{ default }}<|im_end|>\n{% endif %}{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "<|im_start|>system\n{{ default }}<|im_end|>\n{% endif %}{% for m in messages %}"
+    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")

@@ -9,8 +9,9 @@
         [--text FILE.txt] [--choices FILE.jsonl]
 
 Prints a table with a column per model; with --out, report.md, report.json and every answer are
-written there. --base adds the LLM and the tower as they were before the first stage, or another
-checkpoint to compare with. `iit` asks in interleaved conversations of text and images;
+written there. --base adds the model before any training (the checkpoint that was imported, or the
+LLM and the tower of the first config), or another checkpoint to compare with. --mesh shares each
+model among devices, --dtype is that of its matmuls. `iit` asks in interleaved conversations of text and images;
 `forgetting` compares each model with the base, question by question, and writes forgetting.md and
 forgetting.json too.
 

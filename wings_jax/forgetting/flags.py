@@ -55,6 +55,8 @@ FAST_DEFAULTS = {
 # Keys of a training's config that no override may set.
 RESERVED_KEYS = ("seed", "steps", "workdir", "init_from", "data.sources", "data.scenes")
 
+MAX_SEED = 2**32 - 1  # 32 bits, as in jax.random and numpy
+
 
 def parse_flags(
     program: str, arguments: Sequence[str] | None = None
@@ -172,9 +174,14 @@ def find_seeds(text: str) -> list[int]:
     [0, 1, 2]
     """
     try:
-        return sorted({int(part) for part in text.split(",")})
+        seeds = sorted({int(part) for part in text.split(",")})
     except ValueError as error:
         raise UserError(f"--seeds: {text!r} is not a list of whole numbers") from error
+
+    if seeds[0] < 0 or seeds[-1] > MAX_SEED:
+        wrong = seeds[0] if seeds[0] < 0 else seeds[-1]
+        raise UserError(f"--seeds: {wrong} is not between 0 and {MAX_SEED}")
+    return seeds
 
 
 def make_settings(flags: argparse.Namespace, overrides: Sequence[str]) -> ExperimentSettings:

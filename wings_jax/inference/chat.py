@@ -52,7 +52,7 @@ class Chat:
         """Yields the answer piece by piece, and records what was yielded as the answer's turn.
 
         Images without a marker in the text come before it. If the caller stops iterating, the
-        answer ends there.
+        answer ends there; before any text of it, the question is removed too.
 
         Raises:
           UserError: as `PromptProcessor.encode`, or the conversation does not fit the devices'
@@ -70,7 +70,7 @@ class Chat:
 
         # The answer's turn grows with what is yielded, so it is right wherever the caller stops.
         before = self.turns, self.images
-        answer = {"from": "gpt", "value": ""}
+        answer, is_complete = {"from": "gpt", "value": ""}, False
         self.turns, self.images = [*turns, answer], all_images
         try:
             for piece in streaming.stream_text(
@@ -81,13 +81,17 @@ class Chat:
             ):
                 answer["value"] += piece
                 yield piece
+            is_complete = True
         except UserError:
-            self.turns, self.images = before
+            answer["value"] = ""
             raise
         finally:
-            # An answer of no text is not a turn.
-            if self.turns and self.turns[-1] is answer and not answer["value"]:
+            # An answer of no text is not a turn. The caller may have changed the turns meanwhile.
+            is_last = bool(self.turns) and self.turns[-1] is answer
+            if is_last and not answer["value"]:
                 self.turns.pop()
+                if not is_complete:
+                    self.turns, self.images = before
 
     def check_image(self, image: Any) -> None:
         """Raises UserError if an image cannot be read."""

@@ -223,6 +223,8 @@ class PromptProcessor:
         """
         sample = samples.Sample("", tuple(request.images), request.turns)
         turns = turns_lib.normalize_sample(sample, needs_answer=False)
+        for turn in turns:
+            check_unicode(turn["value"], f"the text of a {turn['from']} turn")
 
         # `turns` has the right number of markers; what counts here is what the user wrote.
         markers = sum(
@@ -254,6 +256,7 @@ class PromptProcessor:
 
     def answer_ids(self, request: Request, answer: str) -> list[int]:
         """Returns the ids of an answer to the request as in training, end of turn included."""
+        check_unicode(answer, "the answer")
         turns = self.turns(request)
         prompt = conversation.encode(turns, self.tokenizer, self.template, open_answer=True)
         answered_turns = [*turns, {"from": "gpt", "value": answer}]
@@ -269,6 +272,7 @@ class PromptProcessor:
         Raises:
           UserError: the text has less than two tokens, so that no token follows another.
         """
+        check_unicode(text, "the text")
         ids = tokenization.as_text_tokenizer(self.tokenizer).encode(text)
         if len(ids) < 2:
             raise UserError(
@@ -300,12 +304,26 @@ class PromptProcessor:
         return text if markers else f"{turns_lib.MARKER}\n" * images + text
 
     def load_images(self, images: Sequence[Any]) -> tuple[np.ndarray, ...]:
-        """Returns the images as the vision tower's input, u8[h,w,3] each."""
+        """Returns the images as the vision tower's input, u8[h,w,3] each.
+
+        Raises:
+          UserError: an image is missing, or cannot be read.
+        """
         vision = self.arch.vision
         return tuple(
-            image_files.prepare_image(image_files.load_image(image), vision.image_size, vision.mean)
+            image_files.prepare_image(_load_image(image), vision.image_size, vision.mean)
             for image in images
         )
+
+
+def _load_image(image: Any) -> Image.Image:
+    """Returns an image in RGB. Raises UserError if it cannot be read."""
+    try:
+        return image_files.load_image(image)
+    except UserError:
+        raise
+    except (ValueError, TypeError) as error:  # NUL or surrogates in a path, or not a path at all
+        raise UserError(f"image {str(image)[:200]!r}: {error}") from error
 
 
 def as_list(images: Sequence[Any] | Any) -> list[Any]:
@@ -317,6 +335,20 @@ def as_list(images: Sequence[Any] | Any) -> list[Any]:
     is_one = isinstance(images, str | bytes | os.PathLike | Image.Image)
     is_array = getattr(images, "ndim", None) == 3
     return [images] if is_one or is_array else list(images)
+
+
+def check_unicode(text: str, where: str) -> None:
+    """Raises UserError if a text has surrogates, which are not characters.
+
+    They come from bytes that are not UTF-8, and from JSON escapes such as "\\ud83d" alone.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(text[error.start]):04X}"
+        raise UserError(
+            f"{where} is not valid Unicode: {code} at character {error.start + 1}; give it as UTF-8"
+        ) from error
 
 
 def seen_tokens(rows: Sequence[PromptSlots], arch: WingsArch) -> np.ndarray:
