@@ -19,6 +19,7 @@ import functools
 import json
 import logging
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -136,7 +137,7 @@ def newest_step(directory: str | pathlib.Path) -> pathlib.Path | None:
 
 
 def check_complete(step: pathlib.Path) -> None:
-    """Raises DamagedCheckpointError if a step lacks an item that every checkpoint has."""
+    """Raises DamagedCheckpointError if an item that every checkpoint has does not exist."""
     for item in ("params", "meta", "tokenizer"):
         if not (step / item).is_dir():
             raise DamagedCheckpointError(step, f"{item} does not exist")
@@ -153,6 +154,9 @@ def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
     hint = ""
     if any(file.suffix in OTHER_FORMATS for file in files):
         hint = " of wings_jax; import it first: python -m wings_jax.convert import"
+    elif not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(directory)):
+        command = f"python -m wings_jax.convert import --llm {directory} --out DIR"
+        hint = f"; if it is on the Hugging Face hub, import it first: {command} (or --wings)"
     raise UserError(f"{flag}: {directory} holds no checkpoint{hint}")
 
 

@@ -10,11 +10,11 @@ so `wings --help` needs neither JAX nor transformers.
 
 from __future__ import annotations
 
+import argparse
 import atexit
 import contextlib
 import difflib
 import importlib
-import importlib.metadata
 import io
 import os
 import pathlib
@@ -22,6 +22,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 
+import wings_jax
 from wings_jax.errors import UserError
 
 # Subcommand -> its module, and one line for --help.
@@ -57,7 +58,7 @@ def dispatch() -> None:
         print(help_text())
         return
     if command == "--version":
-        print(f"wings_jax {importlib.metadata.version('wings_jax')}")
+        print(f"wings_jax {wings_jax.__version__}")
         return
 
     if command not in COMMANDS:
@@ -158,6 +159,28 @@ def _print_error(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def check_text(flags: argparse.Namespace) -> None:
+    """Checks that texts and paths among the flags are valid Unicode without null characters.
+
+    An argument with other bytes than UTF-8 has lone surrogates, which no file can be written with.
+
+    Raises:
+      UserError: naming the flag.
+    """
+    for name, value in vars(flags).items():
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, str | pathlib.PurePath):
+                continue
+            flag = f"--{name.replace('_', '-')}"
+            shown = ascii(str(text))
+            if "\0" in str(text):
+                raise UserError(f"{flag}: {shown} has a null character")
+            try:
+                str(text).encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise UserError(f"{flag}: {shown} is not UTF-8") from error
+
+
 def use_compilation_cache(directory: str | os.PathLike | None = None) -> None:
     """Stores compiled programs in `directory` (default ~/.cache/wings_jax/compiled).
 
@@ -165,7 +188,7 @@ def use_compilation_cache(directory: str | os.PathLike | None = None) -> None:
     """
     import jax  # slow, and `wings --help` does not need it
 
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values.get("jax_compilation_cache_dir"):
         return
 
     cache_home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"

@@ -68,7 +68,7 @@ def attend(
     if is_cache:
         k, v = (split_heads(x, q.shape[0]) for x in (k, v))
     has_probes = probes is not None
-    if not has_probes:
+    if probes is None:
         probes = jnp.zeros((q.shape[0], num_keys, 0), jnp.float32)
 
     # Query heads by the kv head that they read: [B, T, N, H] -> [B, T, K, G, H]

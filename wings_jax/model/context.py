@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from wings_jax.model import attention, layout
 from wings_jax.model.layers import RopeTable, rope_table
-from wings_jax.model.layout import Layout, Visibility
+from wings_jax.model.layout import Array, Layout, Visibility
 from wings_jax.model.presets import WingsArch
 
 # Keys and values of one attention: [B,S,K,H] each, or [B*K,S,H] where they are a KV cache.
@@ -64,7 +64,7 @@ class LayerContext:
     rope_table: RopeTable
     query: Visibility
     main: KVInputs
-    positions: jax.Array
+    positions: Array
     learners: Mapping[str, KVInputs]
     classes: jax.Array | None = None
     learner_rope_table: RopeTable | None = None
@@ -115,7 +115,7 @@ def make_context(
     )
 
 
-def rope_tables(arch: WingsArch, positions: jax.Array) -> tuple[RopeTable, RopeTable | None]:
+def rope_tables(arch: WingsArch, positions: Array) -> tuple[RopeTable, RopeTable | None]:
     """Returns the rope table of the LLM, and that of the learners where it differs.
 
     The learners of the authors' release ignore the LLM's rope scaling.
@@ -139,7 +139,7 @@ def ungated_tokens(
     has_keys = [
         layout.visible(query, kv_inputs.visibility).any(-1) for kv_inputs in learners.values()
     ]
-    return sum(mask.astype(jnp.int32) for mask in has_keys) == 1
+    return jnp.stack(has_keys).sum(0) == 1
 
 
 def update_cache(
@@ -149,14 +149,14 @@ def update_cache(
 
     Without a cache they are the new ones, [B,F,K,H].
     """
-    if cached is None:
+    if cached is None or start is None:
         return fresh
-    return tuple(
-        jax.lax.dynamic_update_slice_in_dim(
-            old, attention.merge_heads(new.astype(old.dtype)), start, axis=1
-        )
-        for old, new in zip(cached, fresh, strict=True)
-    )
+
+    def write(old: jax.Array, new: jax.Array) -> jax.Array:
+        merged = attention.merge_heads(new.astype(old.dtype))
+        return jax.lax.dynamic_update_slice_in_dim(old, merged, start, axis=1)
+
+    return write(cached[0], fresh[0]), write(cached[1], fresh[1])
 
 
 def _pack_images(visual: KVInputs, rows: Layout, count: int) -> KVInputs:

@@ -24,9 +24,15 @@ from flax import linen as nn
 
 from wings_jax import axes
 from wings_jax.model import attention
-from wings_jax.model.context import Cache, KeysValues, LayerContext, make_context, update_cache
-from wings_jax.model.layers import INIT, GatedMlp, Prefix, Projection, RMSNorm, rope
-from wings_jax.model.layout import Layout
+from wings_jax.model.context import (
+    Cache,
+    KeysValues,
+    LayerContext,
+    make_context,
+    update_cache,
+)
+from wings_jax.model.layers import INIT, GatedMlp, Prefix, Projection, RMSNorm, partitioned, rope
+from wings_jax.model.layout import Array, Layout
 from wings_jax.model.learners import Learner, Router
 from wings_jax.model.presets import WingsArch
 
@@ -180,7 +186,7 @@ class DecoderLayer(nn.Module):
 
     def _sow_masses(self, probed: jax.Array | None, ctx: LayerContext) -> None:
         """Sows the attention masses of `ctx.classes`, the last C of the probed rows."""
-        if ctx.classes is not None:
+        if ctx.classes is not None and probed is not None:
             masses = probed[..., -ctx.classes.shape[-1] :]
             self.sow("intermediates", "head_masses", masses)
             self.sow("intermediates", "masses", masses.mean(2))
@@ -192,7 +198,7 @@ class DecoderLayer(nn.Module):
         arch = self.arch
         num_learners = len(arch.learners)
         gates = jnp.ones((*ctx.query.segments.shape, num_learners), jnp.float32)
-        if arch.router:
+        if arch.router and probed is not None:
             gates = router(probed[..., :num_learners].sum(2))
             self.sow("intermediates", "gates", gates)
         gates = gates * (arch.gain * switch)
@@ -219,10 +225,10 @@ class Embed(nn.Module):
     width: int
 
     def setup(self) -> None:
-        init = nn.with_logical_partitioning(INIT, ("V", "D"))
+        init = partitioned(INIT, ("V", "D"))
         self.embedding = self.param("embedding", init, (self.vocab_size, self.width), jnp.float32)
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Array) -> jax.Array:
         """Returns f32[B,T,D] of tokens i32[B,T]."""
         return self.embedding[tokens].astype(jnp.float32)
 
@@ -276,7 +282,7 @@ class Decoder(nn.Module):
         if not decoder.tie_embeddings:
             self._head = Projection("BTD,DV->BTV", {"V": decoder.vocab_size}, name="head")
 
-    def embed(self, tokens: jax.Array) -> jax.Array:
+    def embed(self, tokens: Array) -> jax.Array:
         """Returns f32[B,T,D], the embeddings of i32[B,T] tokens."""
         return self._embed(tokens)
 

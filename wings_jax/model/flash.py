@@ -238,7 +238,7 @@ def _key_block_spans(query: Visibility, key: Visibility) -> tuple[jax.Array, jax
     return first, stop
 
 
-def _to_blocks(x: jax.Array, block: int, fill: int = 0) -> jax.Array:
+def _to_blocks(x: layout.Array, block: int, fill: int = 0) -> jax.Array:
     """Returns [blocks,B,block,...] of [B,T,...], padded at the end with `fill`."""
     short = -x.shape[1] % block
     x = jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)
