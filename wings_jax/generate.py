@@ -75,15 +75,17 @@ def parse_flags() -> argparse.Namespace:
 
 def answer_one(arguments: argparse.Namespace, sampling: SamplingParams) -> None:
     """Prints the answer to `--prompt` while it is generated."""
-    from wings_jax.inference.prompts import Request  # slow to import, and --help needs none of it
+    from wings_jax.inference import prompts  # slow to import, and --help needs none of it
 
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if not prompt.strip():
         raise UserError("--prompt is empty")
+    prompts.check_unicode(prompt, "--prompt")
+    prompts.check_unicode(arguments.system, "--system")
 
     turns = [{"from": "system", "value": arguments.system}] if arguments.system else []
     turns.append({"from": "human", "value": prompt})
-    request = Request(turns, arguments.image)
+    request = prompts.Request(turns, arguments.image)
     generator = flags_lib.open_generator(arguments, rows=1)
 
     if sampling.logprobs:
