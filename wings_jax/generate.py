@@ -95,9 +95,11 @@ def answer_one(arguments: argparse.Namespace, sampling: SamplingParams) -> None:
             print(f"{logprob:9.4f}  {generator.processor.decode([token])!r}")
         return
 
-    for piece in generator.stream(request):
-        print(piece, end="", flush=True)
-    print()
+    try:
+        for piece in generator.stream(request):
+            print(piece, end="", flush=True)
+    finally:  # after Ctrl-C too, so that its message begins a line
+        print()
 
 
 def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
