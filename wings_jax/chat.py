@@ -94,11 +94,13 @@ class Terminal:
         """Removes the last question and its answer."""
         self.chat.undo()
         self.paths = self.paths[: len(self.chat.images)]
+        print("removed the last question and its answer")
 
     def reset(self, _: str) -> None:
         """Starts a new conversation."""
         self.chat.reset()
         self.paths, self.attached = [], []
+        print("new conversation")
 
     def save(self, path: str) -> None:
         """Writes the conversation as a record of LLaVA JSON."""
