@@ -54,7 +54,12 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSlots:
-    """A `VisionFormat` for measuring lengths: only the number of slots is used."""
+    """A `VisionFormat` for measuring lengths: only the number of slots is used.
+
+    num_patches  P, slots of an image
+    image_size   height and width in pixels; not used
+    mean         color of the padding, in 0..1; not used
+    """
 
     num_patches: int
     image_size: int = 1

@@ -25,8 +25,9 @@ class Estimate:
 
     # Mean over seeds, NaN where there is no run.
     mean: float
-    # Ends of the interval, NaN where it is not known.
+    # Lower end of the interval, NaN where it is not known.
     low: float
+    # Upper end of the interval, NaN where it is not known.
     high: float
     # Number of seeds.
     runs: int
