@@ -82,6 +82,8 @@ def open_image(source: ImageSource) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return _upright(image, name)
+    except samples.BadSample:  # of `_upright`; a ValueError too
+        raise
     except Image.UnidentifiedImageError as error:
         raise samples.BadSample(samples.UNREADABLE_IMAGE, f"{name}: not an image") from error
     except _DECODING_ERRORS as error:
