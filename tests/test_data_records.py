@@ -263,7 +263,7 @@ def write_file(path: pathlib.Path) -> None:
     else:
         text = json.dumps(ROWS) if ".json" in name and "jsonl" not in name else lines(ROWS)
         content = ("\ufeff" + text).encode()
-        path.write_bytes(gzip.compress(content) if name.endswith(".gz") else content)
+        path.write_bytes(gzip.compress(content, mtime=0) if name.endswith(".gz") else content)
 
 
 JSON_NAMES = ["x.json", "x.JSON", "x.jsonl", "x.ndjson", "x.NDJSON", "x.json.gz", "x.jsonl.GZ"]
@@ -323,7 +323,7 @@ def test_prepared_data_of_another_form_is_the_same(tmp_path):
     ("name", "content", "message"),
     [
         ("x.json.gz", b"not gzip", "x.json.gz cannot be decompressed: Not a gzipped file"),
-        ("x.json.gz", gzip.compress(b"[{}]" * 99)[:-9], "cannot be decompressed: "),
+        ("x.json.gz", gzip.compress(b"[{}]" * 99, mtime=0)[:-9], "cannot be decompressed: "),
         ("x.parquet", b"PAR1 and more", "x.parquet cannot be read: "),
         ("x.arrow", b"ARROW1 and more", "x.arrow cannot be read: "),
         ("x.arrow", b"", "x.arrow cannot be read: "),

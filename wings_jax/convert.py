@@ -38,7 +38,7 @@ def main() -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Returns the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m wings_jax.convert",
+        prog=cli.program_name("wings_jax.convert"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )

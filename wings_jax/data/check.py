@@ -259,7 +259,7 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 def _parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m wings_jax.data.check", description=__doc__.splitlines()[0]
+        prog=cli.program_name("wings_jax.data.check"), description=__doc__.splitlines()[0]
     )
     add_argument = parser.add_argument
     add_argument(

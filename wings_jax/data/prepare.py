@@ -145,7 +145,7 @@ def _features(sample: samples.Sample) -> dict[str, Any]:
 def main() -> None:
     """Writes the directory from the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m wings_jax.data.prepare", description=__doc__.splitlines()[0]
+        prog=cli.program_name("wings_jax.data.prepare"), description=__doc__.splitlines()[0]
     )
     parser.add_argument("file", help="a data file, of any format that training reads")
     parser.add_argument("--images", help="directory of the image paths (default: the file's)")

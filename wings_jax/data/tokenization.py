@@ -113,9 +113,10 @@ class TextTokenizer:
         return self._controls[tokens]
 
     def _find_controls(self, tokens: tuple[str, ...]) -> Mapping[str, int]:
-        ids = {token: self.id_of(token) for token in tokens}
+        found = {token: self.id_of(token) for token in tokens}
+        ids = {token: number for token, number in found.items() if number is not None}
 
-        missing = [token for token, number in ids.items() if number is None]
+        missing = [token for token in found if token not in ids]
         if missing:
             raise UserError(
                 f"the tokenizer does not have {', '.join(missing)}, which the template needs; "

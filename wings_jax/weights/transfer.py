@@ -141,7 +141,7 @@ def import_tree(
     """
     plan = plan_import(rules, tensors, params, ignorable=ignorable, fresh=fresh, source=source)
     # One generator of layers per parameter: a tensor is read when its place is allocated.
-    arrays = {}
+    arrays: dict[str, np.ndarray | jax.Array] = {}
     for path, (rule, hf_keys) in plan.matches.items():
         struct = params[path]
 
