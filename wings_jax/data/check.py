@@ -116,6 +116,7 @@ def summarize(
     name: str, findings: Sequence[Finding], recipe: examples.Recipe | None
 ) -> dict[str, Any]:
     """Returns the report: forms, counts by cause with all ids, images per sample, lengths."""
+    # Bad samples by cause, with the ids of all of them.
     bad_samples = [
         (finding.id, finding.reason) for finding in findings if finding.reason is not None
     ]
@@ -184,6 +185,7 @@ def as_table(report: dict[str, Any]) -> str:
     lines.append("images per sample")
     lines += [f"  {count:>9,}  x {number}" for number, count in report["images_per_sample"].items()]
 
+    # What is not wrong, but worth knowing.
     word = report["image_word_without_images"]
     if word["count"]:
         lines.append(
@@ -270,6 +272,8 @@ def _parse_args() -> argparse.Namespace:
         "--images", help="directory that image paths are relative to (default: the file's)"
     )
     add_argument("--split", default="train", help="split of a prepared directory")
+
+    # Lengths depend on the tokenizer and the model.
     add_argument("--tokenizer", help="directory of a tokenizer: lengths are checked too")
     add_argument("--template", choices=chat_template.NAMES, help="default: the tokenizer's")
     add_argument("--sequence-length", type=_at_least(1), default=2048, help="slots of a row")
