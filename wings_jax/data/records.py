@@ -162,9 +162,6 @@ def _add_system(record: Record, conversation: Any) -> Any:
     return [{"from": "system", "value": record[key]}, *conversation]
 
 
-# --- turns -------------------------------------------------------------------------------------
-
-
 def _message_list(key: str) -> Callable[[Record, list[Any]], list[Turn]]:
     """Returns the reader of a list of turns or of question-answer pairs under `key`."""
 
@@ -304,9 +301,6 @@ FORMS: tuple[RecordForm, ...] = (
     _question_answer("question", "answer"),
     RecordForm("image and text", (CAPTION_IMAGE_KEYS, CAPTION_KEYS), _caption, CAPTION_IMAGE_KEYS),
 )
-
-
-# --- images ------------------------------------------------------------------------------------
 
 
 def _listed_images(record: Record, keys: Sequence[str]) -> list[Any]:
