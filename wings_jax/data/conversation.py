@@ -172,6 +172,7 @@ class _IdWriter:
 
     def write_markup(self, text: str, *, learned: bool = False) -> None:
         """Writes a string of the template itself."""
+        # Control tokens are ids of their own; the text between them may merge with its neighbors.
         for part in _split_controls(self.template.controls, text):
             if part in self.controls:
                 self._flush()
@@ -242,6 +243,7 @@ def expand(encoded: Encoded, image_slots: int, *, length: int | None = None) -> 
     >>> expand(Encoded(ids, labels), 2, length=2).tokens.tolist()
     [7]
     """
+    # Every id takes one slot, an image `image_slots` of them.
     is_image = encoded.ids == IMAGE_ID
     sizes = np.where(is_image, image_slots, 1)  # slots of each id
     if length is not None:

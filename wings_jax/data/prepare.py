@@ -85,6 +85,7 @@ def write_dataset(
         raise errors.UserError(f"--name {name!r} must be lower-case letters, digits and _")
     source = sources.open_source(path, images=images)
 
+    # Written beside `out` and moved there when complete.
     tally = samples.Tally()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

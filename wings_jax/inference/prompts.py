@@ -291,13 +291,13 @@ class PromptProcessor:
     def add_markers(self, text: str, images: int) -> str:
         """Returns a human turn with a marker for each image: its own, or else all in front.
 
-        Without images it is the text as it is, in which `<image>` is a word.
+        Without images `<image>` is a word; it is escaped, as later turns may have images.
 
         Raises:
           UserError: the text has markers, but not one for each image.
         """
         if not images:
-            return text
+            return turns_lib.escape_markers(text)
         markers = turns_lib.count_markers(text)
         if markers and markers != images:
             raise UserError(f"{images} image(s), {markers} {turns_lib.MARKER} in the text")

@@ -179,7 +179,7 @@ def open_data(
     for name, source in data.sources.items():
         if not source.path:
             raise UserError(
-                f"config.data.sources.{name}.path is empty: give a LLaVA JSON or JSONL file or a "
+                f"config.data.sources.{name}.path is empty: give a data file or a "
                 f"TFDS directory, --config.data.sources.{name}.path=FILE"
             )
 
