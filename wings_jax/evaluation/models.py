@@ -162,6 +162,7 @@ def base_model(model: LazyModel) -> LazyModel:
 
 def _follow_chain(model: LazyModel) -> LazyModel:
     """Returns the first stage of a model: the last one of the chain that can be read."""
+    # A workdir that was started from itself would be followed forever.
     visited = {model.origin}
     while model.config.stage != IMPORT_STAGE and model.config.init_from:
         before = model.config.init_from
@@ -192,6 +193,7 @@ def _open_imported(model: LazyModel) -> checkpoint.Checkpoint:
     """Returns an imported checkpoint, with a new projector where it has a tower but none."""
     opened = model.open()
     flat = tree.flatten(opened.params)
+    # An LLM alone answers text only; a projector would be of no use.
     if "vision" not in opened.params:
         return opened
 
