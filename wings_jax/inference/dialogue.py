@@ -107,7 +107,8 @@ class Dialogue:
 
             # `decode` donates the cache. An interrupt in between leaves None, never a cache whose
             # content is not known.
-            cache, self.cache = self._make_room(STEPS), None
+            assert self.cache is not None
+            cache, self.cache = self._make_room(self.cache, STEPS), None
             cache, state, generated = decode.decode(
                 self.spec, self.weights, cache, state, batch_params, self.stops, steps=STEPS
             )
@@ -150,15 +151,16 @@ class Dialogue:
                 self.spec, self.weights, chunk, features, slots=slots
             )
         else:
+            assert self.cache is not None
             self.cache = decode.truncate(self.cache, starts)
-            cache, self.cache = self._make_room(length, images * patches), None
+            cache, self.cache = self._make_room(self.cache, length, images * patches), None
             self.cache, logits = decode.extend(self.spec, self.weights, cache, chunk, features)
 
         self.cached = prompt
         return logits
 
-    def _make_room(self, slots: int, visual: int = 0) -> KVCache:
-        """Returns the cache with so many free slots; when it grows, half of it becomes free."""
+    def _make_room(self, full: KVCache, slots: int, visual: int = 0) -> KVCache:
+        """Returns a cache with so many free slots; when it grows, half of it becomes free."""
         new_slots = {"main": slots, "textual": slots, "visual": visual}
 
         def needed(cache: KVCache) -> dict[str, int]:
@@ -172,10 +174,10 @@ class Dialogue:
             capacities = kv_cache.capacities(cache)
             return all(size <= capacities[name] for name, size in needed(cache).items())
 
-        if fits(self.cache):
-            return self.cache
+        if fits(full):
+            return full
 
-        cache = decode.compact(self.cache)
+        cache = decode.compact(full)
         if not fits(cache):
             sizes = {name: prompts.bucket(2 * size) for name, size in needed(cache).items()}
             cache = decode.grow(cache, tuple(sorted(sizes.items())))

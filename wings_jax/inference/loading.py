@@ -42,7 +42,7 @@ def load_generator(
     """
     dtype = dtype or parameters.default_dtype()
     with errors.full_memory(MEMORY_ADVICE):
-        restored = checkpoint.load(path, flag=flag, dtype=dtype, mesh=mesh)
+        restored = checkpoint.load(os.fspath(path), flag=flag, dtype=dtype, mesh=mesh)
         return Generator.from_checkpoint(
             restored, dtype=dtype, mesh=mesh, rows=rows, sampling=sampling
         )
