@@ -33,6 +33,8 @@ def run_command(monkeypatch, *flags: object) -> None:
             "--regimes (--base tiny): there is no 'text'; there are images, replay",
         ),
         (["--seeds", "0,a"], "--seeds: '0,a' is not a list of whole numbers"),
+        (["--seeds", "0,99999999999999999999"], "--seeds: 99999999999999999999 is not between 0"),
+        (["--seeds=-1"], "--seeds: -1 is not between 0 and 4294967295"),
         (["--steps", "0"], "--steps: 0 is less than 1"),
         (["--limit", "0", "--fast"], "--limit: 0 is less than 1"),
         (["--data-root", "no/such"], "--data-root: no/such has no scenes.json"),
@@ -99,7 +101,7 @@ def test_the_whole_experiment(monkeypatch, capsys, tmp_path):
     ]
     flags += ["--steps", "2", "--stage1-steps", "2", "--limit", "6"]
     model = {"model.llm": directory / "llm", "model.vision": directory / "vision", "model.rank": 4}
-    quick = {"batch_size": 8, "optimizer.kind": "adamw", "data.threads": 1}
+    quick = {"batch_size": 8, "optimizer.name": "adamw", "data.threads": 1}
     flags += [f"--config.{key}={value}" for key, value in (model | quick).items()]
     run_command(monkeypatch, *flags, "--methods", "base,frozen_llm")
     output = capsys.readouterr().out

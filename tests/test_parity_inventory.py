@@ -7,7 +7,7 @@ import math
 import pytest
 import transformers
 
-from wings_jax.model import parameters, presets
+from wings_jax.model import hf_config, parameters, presets
 from wings_jax.weights import hf, release, transfer
 
 torch = pytest.importorskip("torch")
@@ -45,7 +45,7 @@ def test_every_decoder_has_the_parameters_of_hugging_face(name: str):
     arch = presets.DECODERS[name]
     entries = hf.llm_config(arch)
     hf_tensors = on_meta(transformers.AutoConfig.for_model(**entries))
-    assert presets.decoder_from_hf(entries) == arch
+    assert hf_config.decoder_from_hf(entries) == arch
 
     model = parameters.abstract_params(presets.WingsArch(arch, TINY_TOWER))
     params = {k.removeprefix("decoder/"): s for k, s in model.items() if k.startswith("decoder/")}

@@ -13,8 +13,8 @@ import weights_cases
 from weights_cases import edit_config
 
 from wings_jax.errors import UserError
-from wings_jax.model import presets
-from wings_jax.weights import hf, release_settings, sources, store
+from wings_jax.model import hf_config
+from wings_jax.weights import hf, release_import, release_settings, sources, store
 
 VISION = {**weights_cases.VISION, "model_type": "siglip_vision_model"}
 CLIP = {**weights_cases.VISION, "model_type": "clip_vision_model"}
@@ -72,7 +72,7 @@ def test_entries_of_config_json_are_named(llm, entries: dict, message: str):
 
 def test_null_entries_are_defaults(llm):
     edit_config(llm, head_dim=None, num_key_value_heads=None, max_position_embeddings=None)
-    arch = presets.decoder_from_hf(store.read_config(llm))
+    arch = hf_config.decoder_from_hf(store.read_config(llm))
     assert (arch.head_dim, arch.num_kv_heads, arch.max_positions) == (8, 4, 2048)
 
 
@@ -96,14 +96,14 @@ def test_null_entries_are_defaults(llm):
 )
 def test_entries_of_a_tower_are_named(entries: dict, message: str):
     with pytest.raises(UserError, match=message):
-        presets.vision_from_hf({**VISION, **entries})
+        hf_config.vision_from_hf({**VISION, **entries})
 
 
 def test_the_layer_of_a_multimodal_config_is_used():
     """llava-hf has it beside `vision_config`."""
-    arch = presets.vision_from_hf({"vision_config": CLIP, "vision_feature_layer": -1})
+    arch = hf_config.vision_from_hf({"vision_config": CLIP, "vision_feature_layer": -1})
     assert arch.feature_layer == -1
-    assert presets.vision_from_hf({"vision_config": CLIP}).feature_layer == -2
+    assert hf_config.vision_from_hf({"vision_config": CLIP}).feature_layer == -2
 
 
 @pytest.mark.parametrize(
@@ -120,7 +120,7 @@ def test_the_layer_of_a_multimodal_config_is_used():
 def test_processors_give_the_same_pixels_as_in_transformers(changes: dict):
     size = {"height": 28, "width": 28}
     processor = transformers.SiglipImageProcessor(size=size, **changes)
-    arch = presets.vision_from_hf(VISION, processor.to_dict())
+    arch = hf_config.vision_from_hf(VISION, processor.to_dict())
     pixels = np.random.default_rng(0).integers(0, 256, (28, 28, 3), np.uint8)
     expected = processor(pixels, return_tensors="np")["pixel_values"][0].transpose(1, 2, 0)
     normalized = (pixels / 255 - np.array(arch.mean)) / np.array(arch.std)
@@ -143,7 +143,7 @@ def test_processors_give_the_same_pixels_as_in_transformers(changes: dict):
 )
 def test_processors_that_do_something_else_are_refused(entries, message: str):
     with pytest.raises(UserError, match=f"preprocessor_config.json: .*{message}"):
-        presets.vision_from_hf(VISION, entries)
+        hf_config.vision_from_hf(VISION, entries)
 
 
 def test_the_nested_processor_of_transformers_5_precedes(tower):
@@ -174,12 +174,12 @@ def test_the_nested_processor_of_transformers_5_precedes(tower):
 def test_entries_of_llava_are_refused_by_name(llava, entries: dict, message: str):
     edit_config(llava, **entries)
     with pytest.raises(UserError, match=f"config.json: {message}"):
-        sources.from_release(llava, weights_cases.sources() / "tower")
+        release_import.from_release(llava, weights_cases.sources() / "tower")
 
 
 @pytest.mark.parametrize(("layer", "built"), [(-1, 3), (-2, 2), (1, 1)])
 def test_the_layer_of_a_clip_tower_is_used(layer: int, built: int):
-    tower = presets.vision_from_hf(CLIP)
+    tower = hf_config.vision_from_hf(CLIP)
     arch = release_settings.check_llava_entries({"mm_vision_select_layer": layer}, tower, "c")
     assert (arch.feature_layer, arch.built_layers) == (layer, built)
 
@@ -203,5 +203,5 @@ def test_wrong_entries_of_a_release_config_are_named(llava, entries: dict, messa
             file.unlink()
         store.write_shards(llava, arrays)
     with pytest.raises(UserError, match=message) as caught:
-        sources.from_release(llava, weights_cases.sources() / "tower")
+        release_import.from_release(llava, weights_cases.sources() / "tower")
     assert "\n" not in str(caught.value)

@@ -14,8 +14,8 @@ from weights_cases import LLM, RANK, run
 
 from wings_jax import checkpoint, tree
 from wings_jax import config as config_lib
-from wings_jax.model import parameters, presets
-from wings_jax.weights import commands, imports, release, rules, store
+from wings_jax.model import hf_config, parameters, presets
+from wings_jax.weights import commands, imports, release, release_import, rules, store
 from wings_jax.weights import sources as sources_lib
 from wings_jax.weights.tensors import WeightsError
 
@@ -90,10 +90,10 @@ def test_release_there_and_back(name: str, sources, tmp_path):
 
 def test_import_recognizes_a_tower_of_known_size(sources, monkeypatch):
     """The sizes of `presets.VISION` are recognized by their shapes alone."""
-    arch = presets.vision_from_hf(store.read_config(sources / "tower"))
-    clip = presets.vision_from_hf(store.read_config(sources / "clip"))
+    arch = hf_config.vision_from_hf(store.read_config(sources / "tower"))
+    clip = hf_config.vision_from_hf(store.read_config(sources / "clip"))
     monkeypatch.setattr(presets, "VISION", presets.VISION | {"narrow": clip, "tiny": arch})
-    spec = sources_lib.from_release(sources / "wings_stage2")
+    spec = release_import.from_release(sources / "wings_stage2")
     assert spec.arch.vision == arch
     steps, fresh = imports.plan_parts(spec)
     assert not fresh
@@ -108,12 +108,12 @@ def test_import_takes_the_tower_of_another_directory(sources, tmp_path):
     tensors = store.open_tensors(sources / "llava")
     blind = {key: t for key, t in tensors.items() if not key.startswith(release.TOWER)}
     store.write_shards(tmp_path / "blind", blind)
-    spec = sources_lib.from_release(tmp_path / "blind", sources / "tower")
+    spec = release_import.from_release(tmp_path / "blind", sources / "tower")
     assert [part.name for part in spec.parts] == ["Wings", "tower"]
     flat = imports.load_parts(imports.plan_parts(spec)[0])
     assert flat.keys() == parameters.abstract_params(spec.arch).keys()
     with pytest.raises(WeightsError, match="holds no vision tower"):
-        sources_lib.from_release(tmp_path / "blind")
+        release_import.from_release(tmp_path / "blind")
 
 
 def save_projector(file: pathlib.Path) -> dict[str, torch.Tensor]:
@@ -177,8 +177,8 @@ def test_load_model_is_one_call_from_directories_to_parameters(sources):
 
 
 def test_merged_lora_is_unmerged_lora(sources, tmp_path):
-    decoder = presets.decoder_from_hf(store.read_config(sources / "llm"))
-    vision = presets.vision_from_hf(store.read_config(sources / "tower"))
+    decoder = hf_config.decoder_from_hf(store.read_config(sources / "llm"))
+    vision = hf_config.vision_from_hf(store.read_config(sources / "tower"))
     arch = presets.WingsArch(decoder, vision, lora_rank=3, lora_alpha=6.0)
     rng = np.random.default_rng(1)
     flat = {

@@ -24,7 +24,7 @@ from gguf_cases import write_gguf
 from hypothesis import strategies as st
 
 from wings_jax.errors import UserError
-from wings_jax.model import presets
+from wings_jax.model import hf_config
 from wings_jax.weights import gguf_file, safetensors_file, sources, store, torch_file
 from wings_jax.weights.tensors import LazyTensor
 
@@ -201,7 +201,7 @@ def test_damaged_gguf(data, family):
 
     def read() -> None:
         model = gguf_file.read_gguf(file)
-        presets.decoder_from_hf(model.config)
+        hf_config.decoder_from_hf(model.config)
         read_all(model.tensors)
 
     read_or_refuse(read)
@@ -247,7 +247,7 @@ VALUES = ("rescale_factor", "image_mean", "image_std", "size", "crop_size", "res
     st.dictionaries(st.sampled_from([*STEPS, *VALUES]), values, max_size=3),
 )
 def test_any_value_in_the_config_of_a_tower(changes, processor):
-    read_or_refuse(lambda: presets.vision_from_hf({**VISION, **changes}, processor))
+    read_or_refuse(lambda: hf_config.vision_from_hf({**VISION, **changes}, processor))
 
 
 @budget(60)

@@ -17,7 +17,7 @@ import transformers
 from gguf_cases import write_gguf
 
 from wings_jax import checkpoint, tree
-from wings_jax.model import layout, presets
+from wings_jax.model import hf_config, layout
 from wings_jax.model import wings as model_lib
 from wings_jax.weights import gguf_file, imports, sources
 from wings_jax.weights.tensors import WeightsError
@@ -32,7 +32,7 @@ def test_tensors_config_and_tokenizer(family: str, tmp_path):
     assert opened.tensors.keys() == state.keys()
     for key, array in state.items():
         np.testing.assert_array_equal(np.asarray(opened.tensors[key]), array, err_msg=key)
-    arch = presets.decoder_from_hf(opened.config)
+    arch = hf_config.decoder_from_hf(opened.config)
     assert (arch.qkv_bias, arch.tie_embeddings) == (family == "qwen2", family == "llama")
     assert (arch.norm_eps, arch.rope_theta, arch.num_kv_heads) == (1e-5, 5e4, 2)
     tokenizer = checkpoint.open_tokenizer(opened.tokenizer_files)

@@ -15,14 +15,14 @@ from weights_cases import run
 
 from wings_jax import checkpoint
 from wings_jax.errors import UserError
-from wings_jax.model import presets
+from wings_jax.model import hf_config, presets
 from wings_jax.weights import gguf_file, sources
 
 HEAD_DIM = SIZES["hidden_size"] // SIZES["num_attention_heads"]
 
 
 def read_arch(file: pathlib.Path) -> presets.DecoderArch:
-    return presets.decoder_from_hf(gguf_file.read_gguf(file).config)
+    return hf_config.decoder_from_hf(gguf_file.read_gguf(file).config)
 
 
 def linear(writer: gguf.GGUFWriter) -> None:

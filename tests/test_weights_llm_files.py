@@ -17,7 +17,7 @@ from weights_cases import run
 
 from wings_jax import checkpoint
 from wings_jax.errors import UserError
-from wings_jax.weights import hf, safetensors_file, sources, store
+from wings_jax.weights import hf, release_import, safetensors_file, sources, store
 from wings_jax.weights.tensors import LazyTensor, WeightsError
 
 torch = pytest.importorskip("torch")
@@ -157,7 +157,12 @@ def test_a_trainer_directory_is_its_model(llm):
 def test_an_adapter_is_not_a_model(tmp_path):
     (tmp_path / "adapter_config.json").write_text('{"base_model_name_or_path": "some/llm"}')
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    for read in (sources.from_llm, hf.read_vision_arch, store.open_tensors, sources.from_release):
+    for read in (
+        sources.from_llm,
+        hf.read_vision_arch,
+        store.open_tensors,
+        release_import.from_release,
+    ):
         with pytest.raises(WeightsError, match=r"holds a PEFT adapter .* merge it into some/llm"):
             read(tmp_path)
 

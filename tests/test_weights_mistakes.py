@@ -11,7 +11,7 @@ import pytest
 import weights_cases
 from weights_cases import LLM, VISION, edit_config, run
 
-from wings_jax.model import parameters, presets
+from wings_jax.model import hf_config, parameters, presets
 from wings_jax.weights import exports, safetensors_file, store
 from wings_jax.weights.tensors import LazyTensor, WeightsError
 
@@ -209,8 +209,8 @@ def test_no_space_left(sources, tmp_path, monkeypatch, capsys):
 def export_release(**changes) -> None:
     """Tries to export a model with the arch's `changes` in the release's layout."""
     arch = presets.WingsArch(
-        presets.decoder_from_hf({**LLM, "model_type": "qwen2"}),
-        presets.vision_from_hf({**VISION, "model_type": "siglip_vision_model"}),
+        hf_config.decoder_from_hf({**LLM, "model_type": "qwen2"}),
+        hf_config.vision_from_hf({**VISION, "model_type": "siglip_vision_model"}),
         **{"learners": ("visual", "textual"), "router": True, **changes},
     )
     flat = {p: np.zeros(s.shape, s.dtype) for p, s in parameters.abstract_params(arch).items()}
@@ -235,7 +235,7 @@ def test_what_the_release_cannot_hold(changes: dict, message: str):
 
 def test_an_llm_cannot_hold_a_prefix():
     arch = presets.WingsArch(
-        presets.decoder_from_hf({**LLM, "model_type": "qwen2"}), presets.VISION["siglip_base_224"]
+        hf_config.decoder_from_hf({**LLM, "model_type": "qwen2"}), presets.VISION["siglip_base_224"]
     )
     shapes = parameters.abstract_params(arch)
     flat = {p: np.zeros(s.shape, s.dtype) for p, s in shapes.items() if p.startswith("decoder/")}

@@ -16,7 +16,7 @@ import tokenizers
 import transformers
 
 from wings_jax import cli, convert
-from wings_jax.model import parameters, presets
+from wings_jax.model import hf_config, parameters, presets
 from wings_jax.weights import exports, hf, release, store, transfer
 
 torch = pytest.importorskip("torch")
@@ -90,8 +90,8 @@ def sources() -> pathlib.Path:
 
 def save_release(root: pathlib.Path, name: str, **entries) -> None:
     """Random weights in the release's layout, in two shards; stage 1 has idle textual learners."""
-    decoder = presets.decoder_from_hf(store.read_config(root / "llm"))
-    vision = presets.vision_from_hf(store.read_config(root / "tower"))
+    decoder = hf_config.decoder_from_hf(store.read_config(root / "llm"))
+    vision = hf_config.vision_from_hf(store.read_config(root / "tower"))
     arch = presets.WingsArch(decoder, vision, rank=RANK, **entries)
     rng = np.random.default_rng(7)
     flat = {

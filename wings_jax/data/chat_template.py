@@ -54,8 +54,11 @@ def compare_templates(template: Template, tokenizer: tokenization.HFTokenizer) -
     for turns in _conversations(with_system="system" in template.speakers):
         for is_open in (False, True):
             part = turns[:-1] if is_open else turns
-            expected = _render(tokenizer, part, is_open=is_open)
             written = conversation.render_text(part, template, open_answer=is_open)
+            try:
+                expected = _render(tokenizer, part, is_open=is_open)
+            except ValueError as error:
+                return f"it refuses {written[:40]!r}... ({error})"
             if expected not in (written, written + template.between):
                 return _first_difference(written, expected)
     return ""
@@ -185,7 +188,10 @@ class _Derivation:
 
         # Text that is not learned may be divided anywhere if turns have no separator.
         after_question, answer_header = "", self.header
-        if between:
+        if self.header.startswith(after_answer + between):
+            after_question = after_answer
+            answer_header = self.header.removeprefix(after_answer + between)
+        elif between:
             after_question, _, answer_header = self.header.partition(between)
         speakers = {
             "human": TurnMarkup(question_header, after_question),

@@ -147,7 +147,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog=cli.program_name("wings_jax.data.prepare"), description=__doc__.splitlines()[0]
     )
-    parser.add_argument("file", help="a LLaVA JSON or JSONL file")
+    parser.add_argument("file", help="a data file, of any format that training reads")
     parser.add_argument("--images", help="directory of the image paths (default: the file's)")
     parser.add_argument("--out", required=True, help="directory to write; must not exist")
     parser.add_argument("--name", default="conversations", help="name of the data set")

@@ -43,6 +43,7 @@ REFUSED_KEYS = {
 RECORD_WEIGHTS = ("weight",)
 TURN_WEIGHTS = ("weight", "train", "loss")
 IMAGE_PARTS = ("image", "image_url")
+IMAGE_PART_KEYS = ("image", "image_url", "value", "url", "path")  # the first that is not empty
 TOOL_SPEAKERS = ("function", "function_call", "tool", "tool_call", "tool_response")
 # How base64 of JPEG, PNG, GIF and WebP files begins.
 _BASE64_IMAGE = re.compile(r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR)[A-Za-z0-9+/\s]*={0,2}\s*")
@@ -228,8 +229,8 @@ def _read_parts(
             raise BadSample(samples.MALFORMED, f"a content part is {samples.shorten(part)}")
 
         kind = _kind(part)
-        content = next((part[key] for key in (kind, "value") if key in part), None)
         if kind == "text":
+            content = part.get("text", part.get("value"))
             if not isinstance(content, str):
                 raise BadSample(samples.MALFORMED, f"a text part is {samples.shorten(part)}")
             is_escaped = escape and speaker == "human"
@@ -237,7 +238,7 @@ def _read_parts(
         elif kind in IMAGE_PARTS:
             if speaker != "human":
                 raise BadSample(samples.MALFORMED, f"an image in a turn of {speaker}")
-            images.append(content if content is not None else part.get("url", part.get("path")))
+            images.append(next((part[key] for key in IMAGE_PART_KEYS if part.get(key)), None))
             texts.append(turns.MARKER)
         else:
             is_media = kind.startswith(("video", "audio"))

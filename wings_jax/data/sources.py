@@ -72,7 +72,11 @@ def open_source(
       UserError: the path is missing, unreadable, malformed (with line and column) or empty.
     """
     path = pathlib.Path(path)
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"data file {path} cannot be read: {error.strerror}") from error
+    if not exists:
         raise UserError(f"data file {samples.printable(str(path))} does not exist")
     base = path if path.is_dir() else path.parent
     image_directory = base if images is None else pathlib.Path(images)

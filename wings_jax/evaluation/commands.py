@@ -115,7 +115,10 @@ def read_all_questions(
     chosen = tasks.find_tasks(task_names)
     if data_root is None and any(task_name.file for task_name in chosen.values()):
         if not scenes:
-            raise UserError("--data-root is missing: the checkpoint's config names no scenes")
+            raise UserError(
+                "--data-root is missing, and the checkpoint's config names no scenes: write them "
+                "with python -m wings_jax.scenes DIR"
+            )
         data_root = dataset.write_scenes(scenes)
 
     return {

@@ -22,6 +22,7 @@ side is the perplexity of English prose and zero-shot multiple choice, as in
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 from collections.abc import Mapping
 
@@ -34,7 +35,9 @@ from wings_jax.forgetting.methods import BASES
 def main() -> None:
     """Runs the experiment that the flags describe."""
     config_files.register_package()  # the methods are named after files in configs/
-    flags, overrides = flags_lib.parse_flags()
+    program = cli.program_name("wings_jax.forgetting.__main__")
+    flags, overrides = flags_lib.parse_flags(program)
+    cli.check_text(argparse.Namespace(**vars(flags), config=overrides))
 
     # After the flags: these import slowly.
     from wings_jax.forgetting import plan, plots, results, runner, table
@@ -71,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run_main(flags_lib.PROGRAM, main)
+    cli.run_main(cli.program_name("wings_jax.forgetting.__main__"), main)

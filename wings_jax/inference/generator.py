@@ -59,6 +59,7 @@ class Generator:
       kernel: attention kernel (`attention.attend`).
       rows: how many requests are answered at once.
       sampling: for requests that have none of their own.
+      eos_ids: ids that end an answer, beside those of template and tokenizer.
       mesh: devices that share weights and caches, by the rules of training (`axes.RULES`); by
         default everything is on the device of the parameters.
 
@@ -77,6 +78,7 @@ class Generator:
         kernel: str = "auto",
         rows: int = 16,
         sampling: SamplingParams | None = None,
+        eos_ids: Sequence[int] = (),
         mesh: Mesh | None = None,
     ):
         if isinstance(template, str):
@@ -86,7 +88,7 @@ class Generator:
         self.weights = engine.split_layers(params, self.spec)
         self.sampling = sampling or SamplingParams()
         self.processor = PromptProcessor(arch, tokenizer, template, missing_parts(arch, params))
-        stops = stop_tokens(tokenizer, template)
+        stops = stop_tokens(tokenizer, template, eos_ids)
         self.options = scheduler.SchedulerOptions(rows, stops=stops)
 
     @classmethod
@@ -94,7 +96,9 @@ class Generator:
         """Returns the generator of a loaded checkpoint; `options` as above, from `dtype` on."""
         data, tokenizer = restored.config.data, restored.tokenizer
         template = chat_template.template_from_settings(data, tokenizer)
-        return cls(restored.arch, restored.params, restored.tokenizer, template, **options)
+        return cls(
+            restored.arch, restored.params, tokenizer, template, eos_ids=restored.eos_ids, **options
+        )
 
     @overload
     def generate(
@@ -311,12 +315,18 @@ def place_params(params: Mapping[str, Any], arch: WingsArch, mesh: Mesh) -> dict
 
 
 def stop_tokens(
-    tokenizer: tokenization.HFTokenizer, template: conversation.Template
+    tokenizer: tokenization.HFTokenizer,
+    template: conversation.Template,
+    eos_ids: Sequence[int] = (),
 ) -> tuple[int, ...]:
-    """Returns the ids that end an answer: end of turn (template) and of text (tokenizer)."""
+    """Returns the ids that end an answer.
+
+    They are the template's end of turn, the tokenizer's end of text, and `eos_ids`.
+    """
     end_of_turn = template.speakers["gpt"].after.strip()
     ids = {
         tokenization.as_text_tokenizer(tokenizer).id_of(end_of_turn),
         tokenizer.eos_token_id,
+        *eos_ids,
     }
     return tuple(sorted(token for token in ids if token is not None))

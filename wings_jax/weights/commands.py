@@ -26,6 +26,7 @@ from wings_jax.weights import (
     hub,
     imports,
     inspection,
+    release_import,
     release_settings,
     sources,
     tokenizer_files,
@@ -84,7 +85,7 @@ def open_sources(arguments: argparse.Namespace) -> imports.ImportSpec:
         if arguments.projector:
             raise UserError("--projector: the checkpoint given with --wings has its own projector")
         directory = hub.find_directory(arguments.wings, "--wings")
-        return sources.from_release(directory, vision, semantics=arguments.semantics)
+        return release_import.from_release(directory, vision, semantics=arguments.semantics)
 
     # An LLM with its own tower and projector.
     if arguments.semantics:
