@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-<<<<<<< HEAD
-from collections.abc import Generator, Sequence
-=======
-from collections.abc import Iterator, Mapping, Sequence
->>>>>>> main
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np

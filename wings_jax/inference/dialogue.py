@@ -105,16 +105,10 @@ class Dialogue:
             count_before = int(state.count[0])
             pending = int(state.tokens[0])
 
-<<<<<<< HEAD
-            # `decode` donates the cache. An interrupt in between leaves None, never a cache whose
-            # content is not known.
-            assert self.cache is not None
-            cache, self.cache = self._make_room(self.cache, STEPS), None
-=======
+            assert self.cache is not None  # as `_enter` and the end of this block leave it
             # `decode` donates the cache. Ctrl-C before the end of this block leaves None, never a
             # cache whose content is not that of `cached`.
             cache, self.cache = make_room(self.cache, STEPS), None
->>>>>>> main
             cache, state, generated = decode.decode(
                 self.spec, self.weights, cache, state, batch_params, self.stops, steps=STEPS
             )
@@ -158,27 +152,14 @@ class Dialogue:
             slots = device_memory.cache_slots(self.spec, chunk, capacity)
             cache, logits = decode.prefill(self.spec, self.weights, chunk, features, slots=slots)
         else:
-<<<<<<< HEAD
-            assert self.cache is not None
-            self.cache = decode.truncate(self.cache, starts)
-            cache, self.cache = self._make_room(self.cache, length, images * patches), None
-            self.cache, logits = decode.extend(self.spec, self.weights, cache, chunk, features)
-=======
             cache = decode.truncate(old_cache, starts)
             cache = make_room(cache, length, images * patches)
             cache, logits = decode.extend(self.spec, self.weights, cache, chunk, features)
->>>>>>> main
 
         self.cached = prompt
         self.cache = cache
         return logits
 
-<<<<<<< HEAD
-    def _make_room(self, full: KVCache, slots: int, visual: int = 0) -> KVCache:
-        """Returns a cache with so many free slots; when it grows, half of it becomes free."""
-        new_slots = {"main": slots, "textual": slots, "visual": visual}
-=======
->>>>>>> main
 
 def make_room(cache: KVCache, slots: int, visual: int = 0) -> KVCache:
     """Returns the cache with so many free slots; when it grows, half of it becomes free.
@@ -188,15 +169,6 @@ def make_room(cache: KVCache, slots: int, visual: int = 0) -> KVCache:
     """
     new_slots = {"main": slots, "textual": slots, "visual": visual}
 
-<<<<<<< HEAD
-        if fits(full):
-            return full
-
-        cache = decode.compact(full)
-        if not fits(cache):
-            sizes = {name: prompts.bucket(2 * size) for name, size in needed(cache).items()}
-            cache = decode.grow(cache, tuple(sorted(sizes.items())))
-=======
     def needed(cache: KVCache) -> dict[str, int]:
         return {
             name: int(cache.used[name]) + new_slots[name]
@@ -209,7 +181,6 @@ def make_room(cache: KVCache, slots: int, visual: int = 0) -> KVCache:
         return all(size <= capacities[name] for name, size in needed(cache).items())
 
     if fits(cache):
->>>>>>> main
         return cache
 
     cache = decode.compact(cache)

@@ -149,16 +149,10 @@ def stack_params(params: Sequence[SamplingParams], vocab_size: int) -> BatchSamp
     def column(name: str, dtype: type) -> np.ndarray:
         return np.array([getattr(row, name) for row in params], dtype)
 
-<<<<<<< HEAD
-    limits = column("max_new_tokens", np.int32)
-    penalties = column("repetition_penalty", np.float32)
-    penalty = None if (penalties == 1).all() else penalties
-=======
     # Python's integers have no limit, arrays do: clamp before the conversion.
     limits = np.array([min(row.max_new_tokens, MOST_TOKENS) for row in params], np.int32)
-    penalty = column("repetition_penalty", np.float32)
-    penalty = None if (penalty == 1).all() else penalty
->>>>>>> main
+    penalties = column("repetition_penalty", np.float32)
+    penalty = None if (penalties == 1).all() else penalties
 
     temperature = column("temperature", np.float32)
     temperature[temperature < MIN_TEMPERATURE] = 0
