@@ -241,7 +241,7 @@ def _recipe_from_args(arguments: argparse.Namespace) -> examples.Recipe:
     if not pathlib.Path(arguments.tokenizer).is_dir():
         raise errors.UserError(f"--tokenizer {arguments.tokenizer} is not a directory")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)
     except (OSError, ValueError) as error:
         first_line = str(error).splitlines()[0]
         raise errors.UserError(f"--tokenizer {arguments.tokenizer}: {first_line}") from error

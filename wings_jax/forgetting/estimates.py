@@ -125,7 +125,7 @@ def interval_over_questions(
         return None
 
     # [runs, questions] -> [questions]
-    by_run = [np.subtract(run[1], reference[1]) for run, reference in graded]
+    by_run = [np.subtract(run[1], ref[1]) for run, ref in graded if run is not None and ref]
     by_question = np.mean(by_run, axis=0)
     mean = by_question.mean()
 
