@@ -51,7 +51,7 @@ TRAINS = {
 # config -> why the authors' layout cannot hold it; the others export as they are
 NOT_EXPORTED = {
     "lora": "add --merge-lora",
-    "prefix": "no place for decoder/layers/prefix",
+    "prefix": "cannot hold decoder/layers/prefix",
     "textual_only": r"no models with learners \('textual',\)",
     "no_router": "a router exactly where it has both",
 }

@@ -62,6 +62,37 @@ def test_commands_that_are_named_exist(page):
         assert name in modules, f"{page.name}: python -m {name}"
 
 
+def documented_flags() -> dict[tuple[str, ...], dict[str, str]]:
+    """Returns command and subcommand -> {flag: page} of all commands in code blocks."""
+    flags: dict[tuple[str, ...], dict[str, str]] = {}
+    for page in PAGES:
+        blocks = re.findall(r"^```\w*\n(.*?)^```", page.read_text(), re.DOTALL | re.MULTILINE)
+        text = "\n".join(blocks).replace("\\\n", " ")
+        for line in re.findall(r"^wings ([a-z].*)$", text, re.MULTILINE):
+            words = line.partition(" #")[0].split()
+            # `convert` and `analyze` have subcommands with flags of their own.
+            length = 2 if words[0] in ("convert", "analyze") else 1
+            found = flags.setdefault(tuple(words[:length]), {})
+            named = [word.partition("=")[0] for word in words if word.startswith("--")]
+            found |= {flag: page.name for flag in named if not flag.startswith("--config.")}
+    return flags
+
+
+@pytest.mark.slow
+def test_flags_that_are_named_exist():
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "COLUMNS": "200"}
+    for words, flags in documented_flags().items():
+        code = f"import sys; sys.argv = ['wings', *{words!r}, '--help']; "
+        code += "from wings_jax.cli import main; main()"
+        completed = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+        )
+        assert completed.returncode == 0, completed.stderr
+        known = set(re.findall(r"--[\w-]+", completed.stdout)) | {"--help"}
+        missing = {flag: page for flag, page in flags.items() if flag not in known}
+        assert not missing, f"wings {' '.join(words)}"
+
+
 def test_scripts_are_executable_and_short():
     for path in (ROOT / "launch").glob("*.sh"):
         assert len(path.read_text().splitlines()) <= 60, path.name

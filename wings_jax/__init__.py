@@ -80,6 +80,7 @@ def _version() -> str:
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used (PEP 562)."""
+    value: Any
     if name == "__version__":
         value = _version()
     elif name in _EXPORTS:

@@ -16,8 +16,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -64,6 +66,8 @@ class Checkpoint:
     """WORKDIR/checkpoints/STEP."""
     step: int
     """Optimizer steps done; 0 for an import."""
+    eos_ids: tuple[int, ...] = ()
+    """The end-of-text ids of `generation_config.json`, beside the tokenizer's own."""
 
 
 @contextlib.contextmanager
@@ -159,6 +163,9 @@ def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
     hint = ""
     if any(file.suffix in OTHER_FORMATS for file in files):
         hint = " of wings_jax; import it first: python -m wings_jax.convert import"
+    elif not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(directory)):
+        command = f"python -m wings_jax.convert import --llm {directory} --out DIR"
+        hint = f"; if it is on the Hugging Face hub, import it first: {command} (or --wings)"
     raise UserError(f"{flag}: {directory} holds no checkpoint{hint}")
 
 
@@ -225,6 +232,33 @@ def read_params(
     return flat
 
 
+def read_eos_ids(files: Mapping[str, str], where: str) -> tuple[int, ...]:
+    """Returns the end-of-text ids of `generation_config.json`, () without it.
+
+    >>> read_eos_ids({"generation_config.json": '{"eos_token_id": [151645, 151643]}'}, "DIR")
+    (151645, 151643)
+
+    Raises:
+      UserError: the file is malformed; the message begins with `where`.
+    """
+    where = f"{where}: generation_config.json"
+    try:
+        content = json.loads(files.get("generation_config.json", "{}"))
+    except ValueError as error:
+        raise UserError(f"{where}: malformed JSON: {error}") from error
+
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: is not an object")
+
+    ids = content.get("eos_token_id")
+    if ids is None:
+        return ()
+    ids = ids if isinstance(ids, list) else [ids]
+    if not all(type(number) is int for number in ids):
+        raise UserError(f"{where}: eos_token_id is {ids!r}, not an id or a list of ids")
+    return tuple(ids)
+
+
 def open_tokenizer(files: Mapping[str, str]) -> Any:
     """Returns the transformers tokenizer of these files (name -> content)."""
     import transformers  # takes 2 seconds, so only where it is needed
@@ -256,8 +290,9 @@ def load(
     step = find_step(directory, flag=flag)
     config, arch, number = read_meta(step)
     flat = read_params(step, _targets(step, arch, dtype, mesh), verify=verify)
-    tokenizer = open_tokenizer(read_tokenizer_files(step))
-    return Checkpoint(config, arch, tree.nest(flat), tokenizer, step, number)
+    files = read_tokenizer_files(step)
+    tokenizer, eos_ids = open_tokenizer(files), read_eos_ids(files, str(step))
+    return Checkpoint(config, arch, tree.nest(flat), tokenizer, step, number, eos_ids)
 
 
 def _targets(

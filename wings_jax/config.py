@@ -345,9 +345,11 @@ def field_docs(kind: type) -> dict[str, str]:
     'Replicas of the parameters; each takes a share of the batch.'
     """
     (declared,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(declared, ast.ClassDef)
+
     docs = {}
     for field, below in zip(declared.body, declared.body[1:], strict=False):
         is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
         if isinstance(field, ast.AnnAssign) and is_text:
-            docs[field.target.id] = " ".join(below.value.value.split())
+            docs[ast.unparse(field.target)] = " ".join(ast.literal_eval(below.value).split())
     return docs

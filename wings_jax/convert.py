@@ -38,7 +38,7 @@ def main() -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Returns the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m wings_jax.convert",
+        prog=cli.program_name("wings_jax.convert"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -71,7 +71,11 @@ def add_import(command: argparse.ArgumentParser) -> None:
         default="",
         help="how the learners of --wings are computed; default: as the checkpoint was trained",
     )
-    command.add_argument("--template", help="conversation template; default: by the tokenizer")
+    command.add_argument(
+        "--template",
+        help="chatml, llama3, vicuna, tokenizer (its chat template) or a Jinja file; "
+        "default: what equals the tokenizer's chat template",
+    )
     command.add_argument("--dtype", choices=DTYPES, default="stored", help="default: as stored")
     command.add_argument("--mesh", default="", help="e.g. fsdp=4,tensor=2: load onto many devices")
     add_output(command)

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from wings_jax import checkpoint
 from wings_jax.analysis import laws, probes, results
 from wings_jax.data import samples
+from wings_jax.errors import UserError
+from wings_jax.inference.generator import missing_parts
 from wings_jax.model import parameters
 from wings_jax.model.wings import Wings
 
@@ -55,6 +57,12 @@ def measure_checkpoint(
     settings = settings or MeasurementSettings()
     arch = model.arch
     laws.check_layers(arch.decoder.num_layers, f"--checkpoint {name}")
+    missing = missing_parts(arch, model.params)
+    if missing:
+        raise UserError(
+            f"--checkpoint {name}: the model has no {' and no '.join(missing)}; "
+            "attention shift is measured on images"
+        )
 
     # Samples become probes, which depend on the model's tokenizer and image size.
     recipe = probes.make_recipe(model.config, arch, model.tokenizer, settings.max_slots)
@@ -62,7 +70,8 @@ def measure_checkpoint(
     probes.check_any(len(probe_list), tally, source)
 
     compute_dtype = jnp.dtype(model.config.compute_dtype or parameters.default_dtype())
-    batches = probes.batch_probes(probe_list, recipe, settings.batch_size)
+    batch_size = min(settings.batch_size, len(probe_list))
+    batches = probes.batch_probes(probe_list, recipe, batch_size)
     result = results.ShiftResult(
         name=name,
         origin=origin or str(model.directory),

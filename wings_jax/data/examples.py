@@ -8,7 +8,15 @@ from typing import Protocol
 
 import numpy as np
 
-from wings_jax.data import conversation, images, samples, settings, tokenization, turns
+from wings_jax.data import (
+    chat_template,
+    conversation,
+    images,
+    samples,
+    settings,
+    tokenization,
+    turns,
+)
 from wings_jax.errors import UserError
 from wings_jax.model import layout
 
@@ -74,7 +82,7 @@ def make_recipe(
             f"{vision.image_size}, {vision.num_patches} and {vision.mean}"
         )
 
-    template = conversation.template_from_settings(data)
+    template = chat_template.template_from_settings(data, tokenizer)
     text_tokenizer = tokenization.as_text_tokenizer(tokenizer)
     text_tokenizer.controls(template.controls)
     return Recipe(

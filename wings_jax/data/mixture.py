@@ -49,7 +49,7 @@ class Mixture:
             identity = sample.id
             return examples.make_example(sample, recipe)
         except samples.BadSample as reason:
-            return identity, reason
+            return reason.sample_id or identity, reason
 
     def measure(self, number: int, recipe: examples.Recipe) -> tuple[int, int] | Bad:
         """Returns the slots and images of a sample, or its id and the reason why it is bad.
@@ -63,7 +63,7 @@ class Mixture:
             slots = examples.truncate(examples.encode_sample(sample, recipe), recipe)
             return len(slots.tokens), slots.images
         except samples.BadSample as reason:
-            return identity, reason
+            return reason.sample_id or identity, reason
 
     @property
     def fingerprints(self) -> tuple[str, ...]:

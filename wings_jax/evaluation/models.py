@@ -229,6 +229,7 @@ def _open_parts(config: config_lib.Config, loading: LoadOptions) -> checkpoint.C
         tokenizer=checkpoint.open_tokenizer(tokenizer_files),
         directory=pathlib.Path(config.model.llm),
         step=0,
+        eos_ids=checkpoint.read_eos_ids(tokenizer_files, config.model.llm),
     )
 
 

@@ -149,8 +149,10 @@ def spread_indices(count: int, limit: int | None) -> Sequence[int]:
 
     >>> spread_indices(10, 5)
     [0, 2, 4, 6, 8]
+    >>> spread_indices(3, 10**20)
+    range(0, 3)
     """
-    if not limit:
+    if not limit or limit >= count:
         return range(count)
     return sorted({number * count // limit for number in range(limit)})
 

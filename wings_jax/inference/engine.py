@@ -19,8 +19,9 @@ from jax.sharding import Mesh
 from wings_jax import tree
 from wings_jax.inference import kv_cache
 from wings_jax.inference.kv_cache import KVCache
-from wings_jax.model import attention, decoder
-from wings_jax.model.decoder import Cache, DecoderLayer, KVInputs, LayerContext
+from wings_jax.model import attention
+from wings_jax.model.context import Cache, KVInputs, LayerContext, rope_tables, ungated_tokens
+from wings_jax.model.decoder import DecoderLayer
 from wings_jax.model.layers import RMSNorm, is_matrix
 from wings_jax.model.layout import IMAGE, LEARNERS, MAIN, NEVER, PADDING, TEXT, Visibility
 from wings_jax.model.presets import WingsArch
@@ -210,7 +211,7 @@ def extend(
         main=KVInputs(visibility["main"], cache.used["main"]),
         positions=positions,
         learners=learners,
-        ungated=decoder.ungated_tokens(spec.arch, ctx.query, learners),
+        ungated=ungated_tokens(spec.arch, ctx.query, learners),
     )
     hidden, layers = _run_layers(spec, weights, ctx, x0, cache.layers)
 
@@ -295,22 +296,22 @@ def _layer_context(
     for name, picks in chunk.picks.items():
         visible_from = _gather_slots(chunk.visible_from[..., LEARNERS[name]], picks, NEVER)
         visibility[name] = Visibility(_gather_slots(segments, picks), visible_from)
-        llm_table, wing_table = decoder.rope_tables(
-            spec.arch, _gather_slots(chunk.positions, picks)
-        )
+        llm_table, learner_table = rope_tables(spec.arch, _gather_slots(chunk.positions, picks))
         learners[name] = KVInputs(
-            visibility[name], None, _gather_slots(x0, picks), wing_table or llm_table
+            visibility[name],
+            x0=_gather_slots(x0, picks),
+            rope_table=learner_table or llm_table,
         )
 
-    table, wing_table = decoder.rope_tables(spec.arch, chunk.positions)
+    llm_table, learner_table = rope_tables(spec.arch, chunk.positions)
     return visibility, LayerContext(
-        table,
-        query,
-        KVInputs(visibility["main"]),
-        chunk.positions,
-        learners,
-        wing_table=wing_table,
-        ungated=decoder.ungated_tokens(spec.arch, query, learners),
+        rope_table=llm_table,
+        query=query,
+        main=KVInputs(visibility["main"]),
+        positions=chunk.positions,
+        learners=learners,
+        learner_rope_table=learner_table,
+        ungated=ungated_tokens(spec.arch, query, learners),
     )
 
 

@@ -8,6 +8,7 @@ the filters is that of Hugging Face: repetition penalty, temperature, top-k, top
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,6 +19,8 @@ import numpy as np
 from wings_jax.errors import UserError
 
 SEED_MASK = 0xFFFFFFFFFFFFFFF  # 60 bits of a seed are used
+MOST_TOKENS = 2**31 - 1
+MIN_TEMPERATURE = 1e-5  # below, float32 logits overflow; the limit is greedy
 
 # name -> least and greatest value; None without a limit
 BOUNDS = {
@@ -26,6 +29,7 @@ BOUNDS = {
     "top_k": (0, None),
     "top_p": (0, 1),
     "min_p": (0, 1),
+    "repetition_penalty": (1e-5, 1e9),  # beyond, float32 logits overflow
 }
 
 
@@ -34,12 +38,14 @@ class SamplingParams:
     """How one request is answered. The defaults are greedy.
 
     max_new_tokens      the most tokens of an answer
-    temperature         0 takes the likeliest token; otherwise logits are divided by it
+    temperature         0 takes the likeliest token, as does less than 1e-5; otherwise logits are
+                        divided by it
     top_k               only the k likeliest tokens; 0 for all
     top_p               only the likeliest tokens that together have this probability
     min_p               only tokens at least this fraction as likely as the likeliest
     repetition_penalty  > 1 makes tokens of prompt and answer less likely (CTRL)
-    seed                of the random draws; an answer never depends on the rest of its batch
+    seed                any whole number, of which 60 bits are used; an answer never depends on the
+                        rest of its batch
     stop                strings that end an answer, and are not part of it
     logprobs            whether the log-probability of each token is returned
     """
@@ -58,7 +64,7 @@ class SamplingParams:
         """Raises UserError naming the first value of a wrong type or out of range."""
         for name in ("max_new_tokens", "top_k", "seed"):
             value = getattr(self, name)
-            if not isinstance(value, int | np.integer):
+            if not isinstance(value, int | np.integer) or isinstance(value, bool):
                 raise UserError(f"{name}: {value!r} is not a whole number")
 
         is_list = isinstance(self.stop, tuple | list)
@@ -67,8 +73,8 @@ class SamplingParams:
 
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
             value = getattr(self, name)
-            if not isinstance(value, int | float | np.number):
-                raise UserError(f"{name}: {value!r} is not a number")
+            if not _is_finite_number(value):
+                raise UserError(f"{name}: {value!r} is not a finite number")
 
         for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
@@ -76,8 +82,19 @@ class SamplingParams:
                 limit = f"at least {least}" if most is None else f"between {least} and {most}"
                 raise UserError(f"{name}: {value} is not {limit}")
 
-        if not self.repetition_penalty > 0:
-            raise UserError(f"repetition_penalty: {self.repetition_penalty} is not positive")
+
+def _is_finite_number(value: object) -> bool:
+    """Returns whether a value is a number that a float can hold, and not a bool.
+
+    >>> [_is_finite_number(value) for value in (1, 0.5, True, "1", 10**400, float("nan"))]
+    [True, True, False, False, False, False]
+    """
+    if not isinstance(value, int | float | np.number) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def change_params(params: SamplingParams, changes: Mapping[str, Any]) -> SamplingParams:
@@ -131,21 +148,23 @@ def stack_params(params: Sequence[SamplingParams], vocab_size: int) -> BatchSamp
     def column(name: str, dtype: type) -> np.ndarray:
         return np.array([getattr(row, name) for row in params], dtype)
 
-    limits = column("max_new_tokens", np.int32)
+    # Python's integers have no limit, arrays do: clamp before the conversion.
+    limits = np.array([min(row.max_new_tokens, MOST_TOKENS) for row in params], np.int32)
     penalty = column("repetition_penalty", np.float32)
     penalty = None if (penalty == 1).all() else penalty
 
     temperature = column("temperature", np.float32)
+    temperature[temperature < MIN_TEMPERATURE] = 0
     if not temperature.any():
         return BatchSamplingParams(limits, penalty=penalty)
 
-    top_k = column("top_k", np.int32)
-    seeds = column("seed", np.int64) & SEED_MASK
+    top_k = np.array([min(row.top_k, vocab_size) for row in params], np.int32)
+    seeds = np.array([int(row.seed) & SEED_MASK for row in params], np.int64)
     return BatchSamplingParams(
         limits=limits,
         keys=np.stack([seeds >> 32, seeds & 0xFFFFFFFF], axis=-1).astype(np.uint32),
         temperature=temperature,
-        top_k=np.where(top_k == 0, vocab_size, np.minimum(top_k, vocab_size)),
+        top_k=np.where(top_k == 0, vocab_size, top_k),
         top_p=column("top_p", np.float32),
         min_p=column("min_p", np.float32),
         penalty=penalty,

@@ -116,4 +116,4 @@ def download_tokenizer(hub_id: str, *, flag: str) -> pathlib.Path:
         cached_file(hub_id, "tokenizer_config.json")
     except OSError as error:
         raise UserError(f"{flag}: {hub_id}: {str(error).splitlines()[0]}") from error
-    return pathlib.Path(path).parent
+    return pathlib.Path(str(path)).parent
