@@ -112,6 +112,7 @@ class Terminal:
         if file.exists():
             raise UserError(f"/save: {file} exists")
 
+        # The form of LLaVA's training files, so that a chat can be trained on.
         record = {"id": file.stem, "image": self.paths, "conversations": self.chat.turns}
         try:
             file.write_text(jobs.to_json([record], indent=1) + "\n", encoding="utf-8")

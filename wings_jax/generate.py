@@ -83,6 +83,7 @@ def answer_one(arguments: argparse.Namespace, sampling: SamplingParams) -> None:
     prompts.check_unicode(prompt, "--prompt")
     prompts.check_unicode(arguments.system, "--system")
 
+    # Without --system the template's own system text is used.
     turns = [{"from": "system", "value": arguments.system}] if arguments.system else []
     turns.append({"from": "human", "value": prompt})
     request = prompts.Request(turns, arguments.image)
@@ -138,6 +139,7 @@ def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
     finally:
         journal.close()
 
+    # The first few errors; all of them are in the output.
     failed = [answer for answer in journal.answers.values() if "error" in answer]
     for answer in failed[:5]:
         print(f"{cli.program_name(MODULE)}: {answer['error']}", file=sys.stderr)
