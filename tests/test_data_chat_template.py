@@ -13,8 +13,8 @@ from wings_jax.model import layout
 
 CHATML = (
     "{% if messages[0]['role'] != 'system' and default %}"
-    "<|im_start|>system\n{{ default }}<|im_end|>\n{% endif %}{% for m in messages %}"
-    "<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
+    "<|im_start|>system\n{{ default }}<|im_end|>\n{% endif %}"
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n"
     "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 CHATML_TOKENS = ("<|im_start|>", "<|im_end|>")
@@ -131,7 +131,7 @@ def test_the_derived_template_equals_the_named_one(name):
     [
         ("chatml", "chatml", "template: chatml, equal to the tokenizer's chat template"),
         ("chatml without default", "tokenizer", "chatml differs: '<|im_start|>system"),
-        ("chatml with another default", "tokenizer", "helpful assi' instead of "),
+        ("chatml with another default", "tokenizer", "instead of 'tem\\nYou are Qwen."),
         ("zephyr", "tokenizer", "template: the tokenizer's chat template; vicuna differs: "),
         ("llama2", "tokenizer", "template: the tokenizer's chat template; vicuna differs: "),
         ("llama3", "llama3", "template: llama3, equal to the tokenizer's chat template"),
@@ -168,7 +168,7 @@ def test_a_named_template_that_differs_is_reported():
         ("{% for m in messages %}{{ m['content'] }}{% endfor %}", "control token"),
         ("constant", "every turn once"),
         ("{{ messages[0]['content'] }}", "every turn once"),
-        ("{% for m in messages %", "expected token"),
+        ("{% for m in messages %", "end of template"),
         ("{{ raise_exception('never') }}", "never"),
         (
             "{% for m in messages %}{{ loop.index }}{{ m['content'] }}<|im_end|>{% endfor %}",

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import io
-import os
 import pathlib
 
-import hypothesis
 import numpy as np
 import pytest
-from hypothesis import strategies
 from PIL import Image
 
 from wings_jax.data import images, samples
 
 EVAL = pathlib.Path(__file__).parents[2] / "shared" / "data" / "eval" / "images"
 MEAN = (0.2, 0.5, 0.8)
-FUZZ_SCALE = int(os.environ.get("WINGS_FUZZ_SCALE", 1))
 
 
 def ramp(dtype, low: float, high: float) -> np.ndarray:
@@ -193,6 +188,7 @@ def test_real_files_are_read_or_refused_with_the_right_reason(name):
         with pytest.raises(samples.BadSample, match=expected) as raised:
             images.load_image(EVAL / name)
         assert raised.value.cause == samples.UNREADABLE_IMAGE
+        assert str(raised.value).count(samples.UNREADABLE_IMAGE) == 1
         return
     opened = images.open_image(EVAL / name)
     assert (opened.mode, opened.size) == expected
@@ -203,37 +199,3 @@ def test_real_files_are_read_or_refused_with_the_right_reason(name):
 def test_every_real_file_is_in_the_table():
     files = {path.relative_to(EVAL).as_posix() for path in EVAL.rglob("*") if path.is_file()}
     assert files == set(EXPECTED)
-
-
-def seeds() -> list[bytes]:
-    """Returns small valid files of several formats."""
-    pixels = np.random.default_rng(0).integers(0, 256, (9, 7, 3), np.uint8)
-    exif = Image.Exif()
-    exif[0x0112] = 6
-    files = []
-    for suffix in ("png", "jpeg", "webp", "gif", "bmp", "tiff", "ppm", "ico", "tga", "pcx"):
-        file = io.BytesIO()
-        options = {"exif": exif} if suffix in ("png", "jpeg", "webp", "tiff") else {}
-        Image.fromarray(pixels).save(file, suffix, **options)
-        files.append(file.getvalue())
-    return files
-
-
-@pytest.mark.fuzz
-@hypothesis.settings(max_examples=300 * FUZZ_SCALE, deadline=None)
-@hypothesis.given(
-    file=strategies.sampled_from(seeds()),
-    edits=strategies.lists(
-        strategies.tuples(strategies.floats(0, 1, exclude_max=True), strategies.binary(max_size=6)),
-        max_size=8,
-    ),
-    end=strategies.floats(0, 1),
-)
-def test_fuzz_damaged_image_files(file, edits, end):
-    damaged = bytearray(file)
-    for where, content in edits:
-        start = int(where * len(damaged))
-        damaged[start : start + len(content)] = content
-    with contextlib.suppress(samples.BadSample):
-        image = images.load_image(bytes(damaged[: max(1, int(end * len(damaged)))]))
-        assert images.prepare_image(image, 8, MEAN).shape == (8, 8, 3)

@@ -20,6 +20,7 @@ from wings_jax.inference import decode, jobs, sampling
 from wings_jax.inference.loading import load_generator
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams
+from wings_jax.model import layout
 
 SHORT = SamplingParams(max_new_tokens=3)
 LONE = "\ud83d"
@@ -140,6 +141,41 @@ def test_sampling_params_beyond_the_range_of_arrays():
 def test_sampling_params_of_a_wrong_type_are_refused(name, value):
     with pytest.raises(UserError, match=f"^{name}: "):
         SamplingParams(**{name: value})
+
+
+# --- the word <image> ------------------------------------------------------------------------
+
+
+def prompt_text(model, request: Request) -> str:
+    """Returns the text of a request's prompt; image slots have no text."""
+    slots = model.processor.encode(request)
+    return model.processor.tokenizer.decode(slots.tokens[slots.modality == layout.TEXT].tolist())
+
+
+def test_marker_without_images_is_text():
+    model = cases.generator(1)
+    assert "What does <image> mean?" in prompt_text(model, Request("What does <image> mean?"))
+    model.generate("What does <image> mean?", max_new_tokens=1)
+    image = np.zeros((8, 8, 3), np.uint8)
+    text = prompt_text(model, Request(r"<image>What does \<image> mean?", [image]))
+    assert "What does <image> mean?" in text
+    with pytest.raises(UserError, match=r"1 image\(s\), 2 <image> in the prompt"):
+        model.generate("<image>What does <image> mean?", images=image)
+
+
+def test_marker_as_text_in_a_chat_before_and_after_an_image():
+    model = cases.generator(1)
+    chat, image = model.chat(sampling=SHORT), np.zeros((8, 8, 3), np.uint8)
+    for text, images in (("A <image>?", []), ("B?", [image]), ("C <image>?", [])):
+        answer = "".join(chat.ask(text, images))
+        request = Request(chat.turns[:-1] if answer else chat.turns, chat.images, SHORT)
+        assert model.generate(request).text == answer
+    text = prompt_text(model, Request([*chat.turns, {"from": "human", "value": "D"}], chat.images))
+    assert [part in text for part in ("A <image>?", "B?", "C <image>?")] == [True] * 3
+    assert "\\" not in text
+    chat.undo()
+    chat.undo()
+    assert chat.turns[0] == {"from": "human", "value": "A <image>?"}
 
 
 # --- files of requests -----------------------------------------------------------------------

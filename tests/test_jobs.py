@@ -32,9 +32,9 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen:
 
 def free_port() -> int:
     """Returns a port without a listener."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 def job(arguments: list[str], processes: int, devices: int) -> list[subprocess.Popen]:
@@ -104,7 +104,7 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path, processes):
     running[-1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=300)[0] for process in running]
     assert [process.returncode for process in running] == [143] * processes, outputs
-    saved = [int(found.name) for found in (tmp_path / "run/checkpoints").iterdir()]
+    saved = [int(step.name) for step in (tmp_path / "run/checkpoints").iterdir()]
     assert len(saved) == 1
     again = start(
         options(tmp_path / "run", steps="2000", checkpoint_every="5000"), JAX_NUM_CPU_DEVICES="4"

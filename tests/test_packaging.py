@@ -138,6 +138,13 @@ def test_errors_name_the_command_that_was_typed():
     assert len(completed.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize("command", ["chat", "check", "convert", "train"])
+def test_help_names_the_command_that_was_typed(command):
+    completed = run_wings(command, "--help")
+    assert completed.returncode == 0
+    assert completed.stdout.startswith(f"usage: wings {command} ")
+
+
 def test_a_config_on_disk_wins_over_the_shipped_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     shipped = str(config_files.shipped_directory() / "stage1.py")

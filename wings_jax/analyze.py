@@ -30,7 +30,7 @@ from wings_jax.errors import UserError
 if TYPE_CHECKING:
     from wings_jax.data import samples
 
-PROGRAM = "python -m wings_jax.analyze"
+PROGRAM = cli.program_name("wings_jax.analyze")
 ROWS = ("all", "after")  # those of `analysis.slot_classes`, which --help should not have to import
 SCORE = "scenes_text/all text"
 

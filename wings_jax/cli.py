@@ -15,7 +15,6 @@ import atexit
 import contextlib
 import difflib
 import importlib
-import importlib.metadata
 import io
 import os
 import pathlib
@@ -23,6 +22,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 
+import wings_jax
 from wings_jax.errors import UserError
 
 # Subcommand -> its module, and one line for --help.
@@ -58,7 +58,7 @@ def dispatch() -> None:
         print(help_text())
         return
     if command == "--version":
-        print(f"wings_jax {importlib.metadata.version('wings_jax')}")
+        print(f"wings_jax {wings_jax.__version__}")
         return
 
     if command not in COMMANDS:

@@ -11,9 +11,9 @@
 Prints a table with a column per model; with --out, report.md, report.json and every answer are
 written there. --base adds the model before any training (the checkpoint that was imported, or the
 LLM and the tower of the first config), or another checkpoint to compare with. --mesh shares each
-model among devices, --dtype is that of its matmuls. `iit` asks in interleaved conversations of text and images;
-`forgetting` compares each model with the base, question by question, and writes forgetting.md and
-forgetting.json too.
+model among devices, --dtype is that of its matmuls. `iit` asks in interleaved conversations of
+text and images; `forgetting` compares each model with the base, question by question, and writes
+forgetting.md and forgetting.json too.
 
 `language` measures any LLM by likelihood: the perplexity of English prose, and multiple choice
 without examples, where the most likely choice counts as the answer (and, in another row, the most

@@ -25,7 +25,7 @@ from wings_jax.analysis import shift_metric
 from wings_jax.errors import UserError
 from wings_jax.training import arguments, loop, start
 
-PROGRAM = "python -m wings_jax.train"
+PROGRAM = cli.program_name("wings_jax.train")
 
 
 def main() -> None:

@@ -72,8 +72,13 @@ def open_source(
       UserError: the path is missing, unreadable, malformed (with line and column) or empty.
     """
     path = pathlib.Path(path)
-    if not path.exists():
+    try:
+        exists = path.exists()
+    except OSError as error:  # such as a name that is too long
+        raise UserError(f"data file {path} cannot be read: {error.strerror}") from error
+    if not exists:
         raise UserError(f"data file {samples.printable(str(path))} does not exist")
+    # Image paths are relative to the directory of the data unless another is given.
     base = path if path.is_dir() else path.parent
     image_directory = base if images is None else pathlib.Path(images)
     if not image_directory.is_dir():
@@ -90,6 +95,7 @@ def open_source(
 
 def _open_file(path: pathlib.Path, images: pathlib.Path) -> SampleSource:
     _refuse_lfs_pointer(path)
+    # The last suffix may be .gz; the one before it names the format.
     suffixes = [suffix.lower() for suffix in path.suffixes]
     is_compressed = suffixes[-1:] == [".gz"]
     suffix = (suffixes[:-1] if is_compressed else suffixes)[-1:] or [""]
@@ -97,6 +103,7 @@ def _open_file(path: pathlib.Path, images: pathlib.Path) -> SampleSource:
     if file_format.is_table:
         return ArrowSource(path, [path], images)
 
+    # Text tables are converted to JSONL, so that there is one reader of records.
     content = table_source.decompress(path) if is_compressed else path
     if file_format.delimiter:
         content = table_source.csv_to_jsonl(path, content, file_format.delimiter)

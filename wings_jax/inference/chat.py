@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class Chat:
 
     def ask(
         self, text: str, images: Sequence[Any] = (), sampling: SamplingParams | None = None
-    ) -> Iterator[str]:
+    ) -> Generator[str]:
         """Yields the answer piece by piece, and records what was yielded as the answer's turn.
 
         Images without a marker in the text come before it. If the caller stops iterating, the
@@ -60,8 +60,14 @@ class Chat:
         """
         new_images = self._processor.load_images(images)
         question = self._processor.add_markers(text, len(new_images))
-        turns = [*self.turns, {"from": "human", "value": question}]
         all_images = [*self.images, *new_images]
+
+        # In a conversation with images, `<image>` in a turn without images has to be escaped.
+        earlier = self.turns
+        if new_images and not self.images:
+            earlier = [escape_turn(turn) for turn in earlier]
+        turn = {"from": "human", "value": question}
+        turns = [*earlier, escape_turn(turn) if self.images and not new_images else turn]
 
         # Nothing is changed until the prompt is known to be valid.
         prompt = self._processor.encode(Request(turns, all_images))
@@ -108,6 +114,26 @@ class Chat:
             raise UserError("no question has been asked yet")
 
         last = questions[-1]
-        image_count = turns_lib.count_markers(self.turns[last]["value"])
+        image_count = turns_lib.count_markers(self.turns[last]["value"]) if self.images else 0
         self.turns = self.turns[:last]
         self.images = self.images[: len(self.images) - image_count]
+        if image_count and not self.images:
+            self.turns = [unescape_turn(turn) for turn in self.turns]
+
+
+def escape_turn(turn: Mapping[str, str]) -> dict[str, str]:
+    """Returns a turn of a conversation without images as a turn of one with images.
+
+    >>> print(escape_turn({"from": "human", "value": "What does <image> mean?"})["value"])
+    What does \\<image> mean?
+    """
+    is_human = turn["from"] == "human"
+    text = turn["value"]
+    return {**turn, "value": turns_lib.escape_markers(text) if is_human else text}
+
+
+def unescape_turn(turn: Mapping[str, str]) -> dict[str, str]:
+    """Returns a turn of a conversation that has no images any more: undoes `escape_turn`."""
+    is_human = turn["from"] == "human"
+    text = turn["value"]
+    return {**turn, "value": "".join(turns_lib.split_markers(text)) if is_human else text}

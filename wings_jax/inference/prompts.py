@@ -43,15 +43,17 @@ class PromptSlots:
 EMPTY = PromptSlots(np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
-def from_ids(ids: Sequence[int], images: Sequence[np.ndarray], image_slots: int) -> PromptSlots:
+def from_ids(
+    ids: Sequence[int] | np.ndarray, images: Sequence[np.ndarray], image_slots: int
+) -> PromptSlots:
     """Returns the slots of ids, in which `conversation.IMAGE_ID` stands for an image.
 
     >>> from_ids([5, conversation.IMAGE_ID, 6], (), image_slots=2).tokens
     array([5, 0, 0, 6], dtype=int32)
     """
-    ids = np.asarray(ids, np.int32).reshape(-1)
-    labels = np.full_like(ids, layout.IGNORE)
-    expanded = conversation.expand(conversation.Encoded(ids, labels), image_slots)
+    id_array = np.asarray(ids, np.int32).reshape(-1)
+    labels = np.full_like(id_array, layout.IGNORE)
+    expanded = conversation.expand(conversation.Encoded(id_array, labels), image_slots)
     return PromptSlots(expanded.tokens, expanded.modality, tuple(images))
 
 
@@ -150,8 +152,9 @@ def _pick_slots(is_picked: np.ndarray, width: int) -> np.ndarray:
 class Request:
     """A conversation to be continued by an answer. Its last turn is a human's.
 
-    conversations  turns {"from": system|human|gpt, "value": text}, with `<image>` in the text for
-                   each image; or a text, for a single human turn
+    conversations  turns {"from": system|human|gpt, "value": text}, or a text for a single human
+                   turn. With images, `<image>` in a human turn stands for an image and
+                   `\\<image>` for the word; without images `<image>` is the word
     images         paths, encoded bytes, u8[h,w,3] or PIL images, in the order of the markers; one
                    image, and all images of a single text, need no marker: they come first
     sampling       how the answer is sampled; None for the generator's default
@@ -219,12 +222,11 @@ class PromptProcessor:
     def turns(self, request: Request) -> list[dict[str, str]]:
         """Returns the turns of a request, with as many markers as it has images.
 
-        Data may have excess markers, which training ignores; in a request they are an error.
+        Data may have excess markers, which training ignores; in a request with images they are
+        an error, and in one without images they are text.
         """
         sample = samples.Sample("", tuple(request.images), request.turns)
         turns = turns_lib.normalize_sample(sample, needs_answer=False)
-        for turn in turns:
-            check_unicode(turn["value"], f"the text of a {turn['from']} turn")
 
         # `turns` has the right number of markers; what counts here is what the user wrote.
         markers = sum(
@@ -291,7 +293,7 @@ class PromptProcessor:
     def add_markers(self, text: str, images: int) -> str:
         """Returns a human turn with a marker for each image: its own, or else all in front.
 
-        Without images `<image>` is a word, which is escaped.
+        Without images `<image>` is a word; it is escaped, as later turns may have images.
 
         Raises:
           UserError: the text has markers, but not one for each image.
@@ -311,19 +313,9 @@ class PromptProcessor:
         """
         vision = self.arch.vision
         return tuple(
-            image_files.prepare_image(_load_image(image), vision.image_size, vision.mean)
+            image_files.prepare_image(image_files.load_image(image), vision.image_size, vision.mean)
             for image in images
         )
-
-
-def _load_image(image: Any) -> Image.Image:
-    """Returns an image in RGB. Raises UserError if it cannot be read."""
-    try:
-        return image_files.load_image(image)
-    except UserError:
-        raise
-    except (ValueError, TypeError) as error:  # NUL or surrogates in a path, or not a path at all
-        raise UserError(f"image {str(image)[:200]!r}: {error}") from error
 
 
 def as_list(images: Sequence[Any] | Any) -> list[Any]:
