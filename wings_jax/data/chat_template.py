@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from wings_jax.data import conversation, settings, tokenization
 from wings_jax.data.conversation import Template, TurnMarkup
@@ -66,7 +66,7 @@ def compare_templates(template: Template, tokenizer: tokenization.HFTokenizer) -
 
 
 def template_from_settings(
-    data: settings.DataConfig, tokenizer: tokenization.HFTokenizer
+    data: settings.DataConfig, tokenizer: tokenization.AnyTokenizer
 ) -> Template:
     """Returns the template of a config, with the config's system text.
 
@@ -74,7 +74,7 @@ def template_from_settings(
       UserError: the template's name is unknown, or the tokenizer has no usable chat template.
     """
     if data.template == TOKENIZER:
-        template = derive_template(tokenizer)
+        template = derive_template(cast("tokenization.HFTokenizer", tokenizer))
     else:
         template = conversation.get_template(data.template)
 
@@ -177,7 +177,8 @@ class _Derivation:
         try:
             with_system = _turns(("system", _SYSTEM)) + turns[:2]
             text = _render(tokenizer, with_system, is_open=False)
-            self.system: tuple[str, str] | None = _split(text, (_SYSTEM, *words[:2]))[:2]
+            before, after, *_ = _split(text, (_SYSTEM, *words[:2]))
+            self.system: tuple[str, str] | None = (before, after)
             self.controls = tuple(sorted({*self.controls, *(t for t in special if t in text)}))
         except ValueError:
             self.system = None  # such as Gemma's
@@ -228,6 +229,9 @@ class _Derivation:
 
     def _add_system(self, template: Template) -> Template:
         """Returns the template with the markup of system turns and the default system text."""
+        if self.system is None:
+            return template
+
         before, after = self.system
         question_header = template.speakers["human"].before
         size = len(before) + len(after)

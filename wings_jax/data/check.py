@@ -56,7 +56,12 @@ class Finding:
 
 @dataclasses.dataclass(frozen=True)
 class ImageSlots:
-    """A `VisionFormat` for measuring lengths: only the number of slots is used."""
+    """A `VisionFormat` for measuring lengths: only the number of slots is used.
+
+    num_patches  P, slots of an image
+    image_size   height and width in pixels; not used
+    mean         color of the padding, in 0..1; not used
+    """
 
     num_patches: int
     image_size: int = 1
@@ -236,7 +241,7 @@ def _recipe_from_args(arguments: argparse.Namespace) -> examples.Recipe:
     if not pathlib.Path(arguments.tokenizer).is_dir():
         raise errors.UserError(f"--tokenizer {arguments.tokenizer} is not a directory")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)
     except (OSError, ValueError) as error:
         first_line = str(error).splitlines()[0]
         raise errors.UserError(f"--tokenizer {arguments.tokenizer}: {first_line}") from error

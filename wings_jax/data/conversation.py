@@ -119,10 +119,10 @@ def _write_conversation(
         is_answer = speaker == "gpt"
         is_last = number + 1 == len(turns) and not open_answer
 
-        is_joined = (
-            previous == "system" and speaker == "human" and template.after_system is not None
-        )
-        writer.write_markup(template.after_system if is_joined else markup.before)
+        before = markup.before
+        if previous == "system" and speaker == "human" and template.after_system is not None:
+            before = template.after_system
+        writer.write_markup(before)
         if is_answer:
             writer.write_answer(template.lead + text)
         elif speaker == "human":

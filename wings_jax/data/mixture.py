@@ -151,7 +151,8 @@ def _receive(*parts) -> None:
 
 
 def _measure_received(first: int) -> list[tuple[int, int] | Bad]:
-    return _measure_chunk(*_received, first)
+    mixture, recipe = _received
+    return _measure_chunk(mixture, recipe, first)
 
 
 def _digest(mixture: Mixture, recipe: examples.Recipe) -> str:

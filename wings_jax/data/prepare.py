@@ -30,7 +30,7 @@ from wings_jax.data import images, samples, sources, turns
 VERSION = "1.0.0"
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes the given examples in their order."""
 
     VERSION = tfds.core.Version(VERSION)

@@ -143,8 +143,9 @@ def _refuse_empty_image(record: Record, form: RecordForm, conversation: Any) -> 
     # Turns are not checked yet: they may be anything.
     for turn in conversation:
         text = turn.get("value") if isinstance(turn, dict) else None
-        is_human = isinstance(text, str) and turns.speaker_of(turn) == "human"
-        if is_human and turns.count_markers(text):
+        if not isinstance(text, str) or turns.speaker_of(turn) != "human":
+            continue
+        if turns.count_markers(text):
             detail = f"{keys[0]} is {samples.shorten(record[keys[0]])}"
             raise BadSample(samples.EMPTY_IMAGE, detail)
 
@@ -305,7 +306,7 @@ FORMS: tuple[RecordForm, ...] = (
 
 def _listed_images(record: Record, keys: Sequence[str]) -> list[Any]:
     """Returns the images of the record's first image key that is not empty."""
-    value = next((record[key] for key in keys if record.get(key)), [])
+    value: Any = next((record[key] for key in keys if record.get(key)), [])
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 

@@ -142,7 +142,7 @@ def csv_to_jsonl(path: pathlib.Path, content: pathlib.Path, delimiter: str) -> p
             for row in reader:
                 line = reader.line_num
                 if None in row:
-                    raise csv.Error(f"more cells than the header's {len(reader.fieldnames)}")
+                    raise csv.Error(f"more cells than the header's {len(reader.fieldnames or ())}")
                 record = {key: _read_cell(key, cell) for key, cell in row.items()}
                 file.write(json.dumps(record) + "\n")
     except (OSError, csv.Error, UnicodeDecodeError) as error:

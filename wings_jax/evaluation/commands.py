@@ -144,6 +144,7 @@ def check_outputs(
     if not figure:
         return
 
+    # matplotlib chooses the format by the suffix; only PNG is documented.
     if figure.suffix.lower() != ".png" or figure.is_dir():
         raise UserError(f"--figure: {figure} does not end in .png")
     files.check_writable(figure.parent, "--figure")

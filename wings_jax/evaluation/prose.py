@@ -93,6 +93,7 @@ def installed_text() -> Text:
         seen.update(new_paragraphs)
         passages += split_passages(new_paragraphs)
 
+    # The version is part of the name: descriptions change with it.
     return Text(f"descriptions of {PACKAGE} {_package_version()}", tuple(passages))
 
 

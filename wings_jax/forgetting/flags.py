@@ -174,6 +174,7 @@ def find_seeds(text: str) -> list[int]:
     [0, 1, 2]
     """
     try:
+        # Repeated seeds count once.
         seeds = sorted({int(part) for part in text.split(",")})
     except ValueError as error:
         raise UserError(f"--seeds: {text!r} is not a list of whole numbers") from error

@@ -172,6 +172,7 @@ def _scoring_jobs(directory: pathlib.Path, name: str, settings: ExperimentSettin
         outputs = (*settings.language, "--out", str(directory / "language"), *limit)
         jobs.append(_job("language", directory, "evaluate", "language", checkpoint, *outputs))
 
+    # --limit is for questions; the probes are those of the default.
     outputs = ("--out", str(directory / "laws"))
     jobs.append(_job("laws", directory, "analyze", "laws", checkpoint, *outputs))
     return jobs

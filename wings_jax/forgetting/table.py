@@ -198,6 +198,7 @@ def _format_difference(
 
 
 def _format_mean(runs: Sequence[RunScores], method: str, regime: str, measure: Measure) -> str:
+    # Means alone: by kind there are too few questions for intervals to be useful.
     estimate = estimates.estimate_mean(results.select_runs(runs, method, regime), measure)
     mean = Estimate(estimate.mean, math.nan, math.nan, estimate.runs)
     return format_estimate(mean, measure)
