@@ -18,6 +18,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from wings_jax.data import conversation, samples, tokenization, turns
 from wings_jax.errors import UserError
+from wings_jax.inference import prompts
 from wings_jax.model import layout
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "shared" / "fixtures" / "formatter_qwen.json"
@@ -303,6 +304,21 @@ def test_the_word_image_is_text_outside_of_markers(images, texts, spoken):
     assert answer == "The tag is `<image>`.<|im_end|>"
     again = turns.normalize_sample(samples.Sample("s", ("x",) * images, talk))
     assert again == talk
+
+
+def test_the_word_image_can_be_asked_about():
+    processor = prompts.PromptProcessor(None, None, None)
+    question = "What does <image> mean?"
+    (asked,) = processor.turns(prompts.Request(question))
+    assert turns.split_markers(asked["value"]) == [question]
+
+    # In a chat a later question has an image; the word of the first one stays a word.
+    first = processor.add_markers(question, 0)
+    talk = tiny_data.turns(first, "A marker.", processor.add_markers("And this?", 1))
+    after = processor.turns(prompts.Request(talk, ["x.png"]))
+    assert [turns.count_markers(turn["value"]) for turn in after] == [0, 0, 1]
+    with pytest.raises(UserError, match=r"1 image\(s\), 2 <image> in the prompt"):
+        processor.turns(prompts.Request("<image><image>", ["x.png"]))
 
 
 @pytest.mark.parametrize("speaker", ["human", "gpt"])

@@ -188,6 +188,7 @@ def test_real_files_are_read_or_refused_with_the_right_reason(name):
         with pytest.raises(samples.BadSample, match=expected) as raised:
             images.load_image(EVAL / name)
         assert raised.value.cause == samples.UNREADABLE_IMAGE
+        assert str(raised.value).count(samples.UNREADABLE_IMAGE) == 1
         return
     opened = images.open_image(EVAL / name)
     assert (opened.mode, opened.size) == expected

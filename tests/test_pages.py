@@ -25,6 +25,9 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in FILES]
 MAX_LINES = 65  # of a function, with its docstring
 LONG = 20  # lines of a body that must be in paragraphs
 MIN_IN_PARAGRAPHS = 0.93  # of the functions with long bodies
+# Verbs that need their object, as in `write_shards`; `checkpoint.load` is clear by its module.
+VAGUE = {"build", "find", "load", "make", "place", "read", "write"}
+CLEAR = {"checkpoint.py load"}
 HOOKS = {"setup"}  # methods that a library calls, documented by it
 
 Function = ast.FunctionDef | ast.AsyncFunctionDef
@@ -121,6 +124,16 @@ def test_public_class_names_are_unique():
                 files_by_class.setdefault(node.name, []).append(name)
     repeated = {cls: files for cls, files in files_by_class.items() if len(files) > 1}
     assert not repeated
+
+
+def test_function_names_have_an_object():
+    vague = [
+        f"{name} {node.name}"
+        for name in NAMES
+        for node in parse(name).body
+        if isinstance(node, Function) and node.name in VAGUE
+    ]
+    assert set(vague) <= CLEAR
 
 
 def test_functions_are_short():

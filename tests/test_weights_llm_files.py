@@ -17,8 +17,8 @@ from weights_cases import run
 
 from wings_jax import checkpoint
 from wings_jax.errors import UserError
-from wings_jax.weights import hf, release_import, safetensors_file, sources, store
-from wings_jax.weights.tensors import LazyTensor, WeightsError
+from wings_jax.weights import hf, release_import, sources, store
+from wings_jax.weights.tensors import WeightsError
 
 torch = pytest.importorskip("torch")
 
@@ -27,14 +27,6 @@ torch = pytest.importorskip("torch")
 def llm(tmp_path) -> pathlib.Path:
     """A copy of the small LLM, to be changed."""
     return shutil.copytree(weights_cases.sources() / "llm", tmp_path / "llm")
-
-
-def rewrite(directory: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
-    """Replaces the weights by one file of these arrays."""
-    for file in directory.glob("model*"):
-        file.unlink()
-    tensors = {k: LazyTensor(a.shape, a.dtype, lambda a=a: a) for k, a in arrays.items()}
-    safetensors_file.write_safetensors(directory / "model.safetensors", tensors)
 
 
 # Tied heads
@@ -59,7 +51,7 @@ def test_a_different_head_is_used_although_the_config_ties_it(llm, tmp_path, cap
 
 def test_an_equal_head_stays_tied(llm):
     arrays = weights_cases.read_arrays(llm)
-    rewrite(llm, arrays | {"lm_head.weight": arrays["model.embed_tokens.weight"]})
+    weights_cases.rewrite(llm, arrays | {"lm_head.weight": arrays["model.embed_tokens.weight"]})
     weights_cases.edit_config(llm, tie_word_embeddings=True)
     arch = hf.read_decoder_arch(llm)
     assert arch.tie_embeddings
@@ -96,14 +88,14 @@ def test_quantization_is_refused_by_its_method(llm, quantization, named: str):
     ],
 )
 def test_integers_are_not_read_as_weights(llm, key: str, dtype):
-    rewrite(llm, weights_cases.read_arrays(llm) | {key: np.ones((48, 32), dtype)})
+    weights_cases.rewrite(llm, weights_cases.read_arrays(llm) | {key: np.ones((48, 32), dtype)})
     with pytest.raises(WeightsError, match=r"is quantized \(model\.layers\.0\.mlp\.up_proj"):
         sources.from_llm(llm)
 
 
 def test_float8_is_named_as_quantized(llm):
     file = llm / "model.safetensors"
-    rewrite(llm, weights_cases.read_arrays(llm))
+    weights_cases.rewrite(llm, weights_cases.read_arrays(llm))
     content = file.read_bytes()
     size = int.from_bytes(content[:8], "little")
     header = content[8 : 8 + size].replace(b'"BF16"', b'"F8_E4M3"', 1)
@@ -149,7 +141,7 @@ def test_a_trainer_directory_is_its_model(llm):
     assert weights_cases.read_arrays(llm).keys() == expected.keys()
 
     # One canonical file, without an index.
-    rewrite(llm, expected)
+    weights_cases.rewrite(llm, expected)
     (llm / "model.fp16.safetensors").write_bytes(b"not a model")
     assert weights_cases.read_arrays(llm).keys() == expected.keys()
 

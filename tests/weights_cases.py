@@ -17,7 +17,8 @@ import transformers
 
 from wings_jax import cli, convert
 from wings_jax.model import hf_config, parameters, presets
-from wings_jax.weights import exports, hf, release, store, transfer
+from wings_jax.weights import exports, hf, release, safetensors_file, store, transfer
+from wings_jax.weights.tensors import LazyTensor
 
 torch = pytest.importorskip("torch")
 
@@ -180,3 +181,11 @@ def to_torch(directory: pathlib.Path, *, is_zip: bool = True, shards: int = 1) -
         weight_map |= dict.fromkeys(part, name)
     index = {"metadata": {}, "weight_map": weight_map}
     (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+def rewrite(directory: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Replaces the weights by one file of these arrays."""
+    for file in directory.glob("model*"):
+        file.unlink()
+    tensors = {k: LazyTensor(a.shape, a.dtype, lambda a=a: a) for k, a in arrays.items()}
+    safetensors_file.write_safetensors(directory / "model.safetensors", tensors)

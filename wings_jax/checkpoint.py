@@ -83,14 +83,23 @@ def _open_reader(handler: Any) -> Iterator[ocp.Checkpointer]:
         logger.setLevel(level)
 
 
-@contextlib.contextmanager
-def reading(step: pathlib.Path) -> Iterator[None]:
-    """Raises DamagedCheckpointError for what cannot be read; orbax raises several types for it."""
-    try:
-        yield
-    except (OSError, ValueError, KeyError) as error:
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise DamagedCheckpointError(step, f"cannot be read: {lines[0][:200]}") from error
+class ReadErrors:
+    """Context manager: what cannot be read is a DamagedCheckpointError of this step."""
+
+    def __init__(self, step: pathlib.Path):
+        self._step = step
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        # For an array that cannot be decoded, orbax raises `Exception` itself.
+        is_read_error = kind is not None and issubclass(kind, (OSError, ValueError, KeyError))
+        if not isinstance(error, UserError) and (is_read_error or kind is Exception):
+            lines = str(error).partition(". See ")[0].splitlines() or [kind.__name__]
+            raise DamagedCheckpointError(self._step, f"cannot be read: {lines[0][:200]}") from error
 
 
 def verify_arrays(step: pathlib.Path, item: str, arrays: Mapping[str, Any]) -> None:
@@ -161,7 +170,7 @@ def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
 
 
 def _read_json_item(step: pathlib.Path, item: str) -> dict[str, Any]:
-    with reading(step), _open_reader(ocp.JsonCheckpointHandler()) as reader:
+    with ReadErrors(step), _open_reader(ocp.JsonCheckpointHandler()) as reader:
         return reader.restore(step / item)
 
 
@@ -186,7 +195,7 @@ def read_tokenizer_files(step: pathlib.Path) -> dict[str, str]:
 
 def read_shapes(step: pathlib.Path) -> dict[str, Any]:
     """Returns the flat tree of saved arrays' metadata (shape, dtype); nothing is loaded."""
-    with reading(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
+    with ReadErrors(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
         metadata = reader.metadata(step / "params")
     return tree.flatten(metadata.item_metadata.tree)
 
@@ -216,7 +225,7 @@ def read_params(
     nested = tree.nest(targets)
     arguments = ocp.checkpoint_utils.construct_restore_args(nested)
     restore = ocp.args.PyTreeRestore(nested, restore_args=arguments, partial_restore=True)
-    with reading(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
+    with ReadErrors(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
         flat = tree.flatten(reader.restore(step / "params", args=restore))
     if verify:
         verify_arrays(step, "params", flat)

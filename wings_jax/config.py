@@ -349,7 +349,6 @@ def field_docs(kind: type) -> dict[str, str]:
 
     docs = {}
     for field, below in zip(declared.body, declared.body[1:], strict=False):
-        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-        if isinstance(field, ast.AnnAssign) and is_text:
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
             docs[ast.unparse(field.target)] = " ".join(ast.literal_eval(below.value).split())
     return docs

@@ -89,7 +89,7 @@ def answer_one(arguments: argparse.Namespace, sampling: SamplingParams) -> None:
     if sampling.logprobs:
         answer = generator.generate(request)
         print(answer.text)
-        for token, logprob in zip(answer.tokens, answer.logprobs, strict=True):
+        for token, logprob in zip(answer.tokens, answer.logprobs or (), strict=True):
             print(f"{logprob:9.4f}  {generator.processor.decode([token])!r}")
         return
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from wings_jax.data import conversation, settings, tokenization
 from wings_jax.data.conversation import Template, TurnMarkup
@@ -51,6 +51,7 @@ def compare_templates(template: Template, tokenizer: tokenization.HFTokenizer) -
 
     The separator that some chat templates write after the last turn is ignored.
     """
+    # Prompts end with a generation prompt, conversations with an answer.
     for turns in _conversations(with_system="system" in template.speakers):
         for is_open in (False, True):
             part = turns[:-1] if is_open else turns
@@ -65,7 +66,7 @@ def compare_templates(template: Template, tokenizer: tokenization.HFTokenizer) -
 
 
 def template_from_settings(
-    data: settings.DataConfig, tokenizer: tokenization.HFTokenizer
+    data: settings.DataConfig, tokenizer: tokenization.AnyTokenizer
 ) -> Template:
     """Returns the template of a config, with the config's system text.
 
@@ -73,7 +74,7 @@ def template_from_settings(
       UserError: the template's name is unknown, or the tokenizer has no usable chat template.
     """
     if data.template == TOKENIZER:
-        template = derive_template(tokenizer)
+        template = derive_template(cast("tokenization.HFTokenizer", tokenizer))
     else:
         template = conversation.get_template(data.template)
 
@@ -99,6 +100,7 @@ def choose_template(tokenizer: tokenization.HFTokenizer, *, prefer_named: bool) 
         name = name or conversation.get_template_for(tokenizer)
         return name, f"template: {name}, by its control tokens; the tokenizer has no chat template"
 
+    # A named template is best: its checkpoints do not depend on a Jinja program.
     difference = compare_templates(conversation.TEMPLATES[name], tokenizer) if name else ""
     if name and not difference:
         return name, f"template: {name}, equal to the tokenizer's chat template"
@@ -166,14 +168,17 @@ class _Derivation:
         self.first, self.to_answer, self.to_question, again, self.end = _split(text, words)
         if again != self.to_answer:
             raise ValueError("it writes a later answer in another way than the first")
+        # The generation prompt: from the question to where an answer begins.
         opened = _render(tokenizer, turns[:1], is_open=True)
         _, self.header = _split(opened, words[:1])
         self.controls = tuple(sorted(token for token in special if token in text + opened))
 
+        # Before and after a system text.
         try:
             with_system = _turns(("system", _SYSTEM)) + turns[:2]
             text = _render(tokenizer, with_system, is_open=False)
-            self.system: tuple[str, str] | None = _split(text, (_SYSTEM, *words[:2]))[:2]
+            before, after, *_ = _split(text, (_SYSTEM, *words[:2]))
+            self.system: tuple[str, str] | None = (before, after)
             self.controls = tuple(sorted({*self.controls, *(t for t in special if t in text)}))
         except ValueError:
             self.system = None  # such as Gemma's
@@ -182,6 +187,7 @@ class _Derivation:
         """Returns the template, which remains to be checked."""
         if not self.to_answer.startswith(self.header):
             raise ValueError("its answers do not begin with its generation prompt")
+        # The second question follows the end of the first answer.
         after_answer, between = self._end_of_turn()
         question_header = self.to_question.removeprefix(after_answer + between)
 
@@ -209,6 +215,7 @@ class _Derivation:
 
     def _end_of_turn(self) -> tuple[str, str]:
         """Returns what ends an answer, up to its first control token, and what separates turns."""
+        # At the end of the conversation and before a question the same text ends the answer.
         size = 0
         while size < min(len(self.end), len(self.to_question)):
             if self.end[size] != self.to_question[size]:
@@ -222,9 +229,13 @@ class _Derivation:
 
     def _add_system(self, template: Template) -> Template:
         """Returns the template with the markup of system turns and the default system text."""
+        if self.system is None:
+            return template
+
         before, after = self.system
         question_header = template.speakers["human"].before
         size = len(before) + len(after)
+        # Does a conversation without system text begin as one with it?
         is_default = (
             len(self.first) >= size and self.first.startswith(before) and self.first.endswith(after)
         )
@@ -238,6 +249,8 @@ class _Derivation:
         if not before.startswith(start):
             raise ValueError("it begins a conversation with a system turn in another way")
 
+        # What follows the system text: its end and a question's header, or, as in Llama 2, only
+        # the question, because both are one turn.
         after_system, after_header = after.removesuffix(template.between + question_header), None
         if after_system == after:  # the question follows the system text within one turn
             after_system, after_header = after, ""

@@ -41,6 +41,7 @@ class Finding:
     form    name of the record's form (`records.FORMS`), None if it has none
     modes   PIL modes of its images
     pixels  of its largest image; 0 without images
+    word    whether it has no image, but the word `<image>` in a question, which is text then
     """
 
     id: str
@@ -50,11 +51,17 @@ class Finding:
     form: str | None = None
     modes: tuple[str, ...] = ()
     pixels: int = 0
+    word: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSlots:
-    """A `VisionFormat` for measuring lengths: only the number of slots is used."""
+    """A `VisionFormat` for measuring lengths: only the number of slots is used.
+
+    num_patches  P, slots of an image
+    image_size   height and width in pixels; not used
+    mean         color of the padding, in 0..1; not used
+    """
 
     num_patches: int
     image_size: int = 1
@@ -72,9 +79,9 @@ def inspect_sample(
 
         # The same functions in the same order as in training (`examples.make_example`).
         slots = None
-        if recipe is None:
-            turns.normalize_sample(sample)
-        else:
+        conversation = turns.normalize_sample(sample)
+        has_word = any(turns.ESCAPED_MARKER in turn["value"] for turn in conversation)
+        if recipe is not None:
             encoded = examples.encode_sample(sample, recipe)
             slots = len(encoded.ids) + finding.images * (recipe.vision.num_patches - 1)
             examples.truncate(encoded, recipe)
@@ -85,7 +92,10 @@ def inspect_sample(
             images.to_rgb(opened)
             modes.append(opened.mode)
             pixels = max(pixels, opened.width * opened.height)
-        return dataclasses.replace(finding, slots=slots, modes=tuple(modes), pixels=pixels)
+        word = has_word and not sample.images
+        return dataclasses.replace(
+            finding, slots=slots, modes=tuple(modes), pixels=pixels, word=word
+        )
     except samples.BadSample as reason:
         identity = reason.sample_id or finding.id
         return dataclasses.replace(finding, id=identity, reason=reason)
@@ -111,6 +121,7 @@ def summarize(
     name: str, findings: Sequence[Finding], recipe: examples.Recipe | None
 ) -> dict[str, Any]:
     """Returns the report: forms, counts by cause with all ids, images per sample, lengths."""
+    # Bad samples by cause, with the ids of all of them.
     bad_samples = [
         (finding.id, finding.reason) for finding in findings if finding.reason is not None
     ]
@@ -125,6 +136,8 @@ def summarize(
     forms = collections.Counter(finding.form or "none" for finding in findings)
     report["forms"] = dict(forms.most_common())
     report["images"] = _image_statistics(findings)
+    words = [finding.id for finding in findings if finding.word]
+    report["image_word_without_images"] = {"count": len(words), "first": words[:5]}
     image_counts = np.bincount([finding.images for finding in findings]).tolist()
     report["images_per_sample"] = {
         str(number): count for number, count in enumerate(image_counts) if count
@@ -177,6 +190,13 @@ def as_table(report: dict[str, Any]) -> str:
     lines.append("images per sample")
     lines += [f"  {count:>9,}  x {number}" for number, count in report["images_per_sample"].items()]
 
+    # What is not wrong, but worth knowing.
+    word = report["image_word_without_images"]
+    if word["count"]:
+        lines.append(
+            f"<image> as a word  {word['count']:,} samples without images (first: "
+            f"{word['first'][0]}); is their image under another key?"
+        )
     image_report = report["images"]
     if image_report["scaled_to_8_bit"]:
         lines.append("scaled to 8 bits   " + _join_counts(image_report["scaled_to_8_bit"]))
@@ -221,7 +241,7 @@ def _recipe_from_args(arguments: argparse.Namespace) -> examples.Recipe:
     if not pathlib.Path(arguments.tokenizer).is_dir():
         raise errors.UserError(f"--tokenizer {arguments.tokenizer} is not a directory")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)
     except (OSError, ValueError) as error:
         first_line = str(error).splitlines()[0]
         raise errors.UserError(f"--tokenizer {arguments.tokenizer}: {first_line}") from error
@@ -257,6 +277,8 @@ def _parse_args() -> argparse.Namespace:
         "--images", help="directory that image paths are relative to (default: the file's)"
     )
     add_argument("--split", default="train", help="split of a prepared directory")
+
+    # Lengths depend on the tokenizer and the model.
     add_argument("--tokenizer", help="directory of a tokenizer: lengths are checked too")
     add_argument("--template", choices=chat_template.NAMES, help="default: the tokenizer's")
     add_argument("--sequence-length", type=_at_least(1), default=2048, help="slots of a row")

@@ -119,10 +119,10 @@ def _write_conversation(
         is_answer = speaker == "gpt"
         is_last = number + 1 == len(turns) and not open_answer
 
-        is_joined = (
-            previous == "system" and speaker == "human" and template.after_system is not None
-        )
-        writer.write_markup(template.after_system if is_joined else markup.before)
+        before = markup.before
+        if previous == "system" and speaker == "human" and template.after_system is not None:
+            before = template.after_system
+        writer.write_markup(before)
         if is_answer:
             writer.write_answer(template.lead + text)
         elif speaker == "human":
@@ -172,6 +172,7 @@ class _IdWriter:
 
     def write_markup(self, text: str, *, learned: bool = False) -> None:
         """Writes a string of the template itself."""
+        # Control tokens are ids of their own; the text between them may merge with its neighbors.
         for part in _split_controls(self.template.controls, text):
             if part in self.controls:
                 self._flush()
@@ -242,6 +243,7 @@ def expand(encoded: Encoded, image_slots: int, *, length: int | None = None) -> 
     >>> expand(Encoded(ids, labels), 2, length=2).tokens.tolist()
     [7]
     """
+    # Every id takes one slot, an image `image_slots` of them.
     is_image = encoded.ids == IMAGE_ID
     sizes = np.where(is_image, image_slots, 1)  # slots of each id
     if length is not None:

@@ -73,6 +73,7 @@ def make_recipe(
       UserError: the template is unknown or does not fit the tokenizer, or a number is out of
         range.
     """
+    # Errors of the settings come before those of the template.
     for name, least in (("sequence_length", 1), ("images_per_row", 0)):
         if getattr(data, name) < least:
             raise UserError(f"data: {name} must be at least {least}, not {getattr(data, name)}")
@@ -82,6 +83,7 @@ def make_recipe(
             f"{vision.image_size}, {vision.num_patches} and {vision.mean}"
         )
 
+    # The template's control tokens must be tokens of the tokenizer.
     template = chat_template.template_from_settings(data, tokenizer)
     text_tokenizer = tokenization.as_text_tokenizer(tokenizer)
     text_tokenizer.controls(template.controls)

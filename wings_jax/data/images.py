@@ -74,6 +74,7 @@ def open_image(source: ImageSource) -> Image.Image:
         detail = f"{samples.shorten(source)} is not a path, bytes, an array or a PIL image"
         raise samples.BadSample(samples.UNREADABLE_IMAGE, detail)
 
+    # The file is read whole, so that decoders cannot keep it open.
     name = f"{len(source)} bytes" if isinstance(source, bytes) else str(source)
     content = image_bytes(source)
     if not content or content.startswith(LFS_POINTER):
@@ -82,6 +83,8 @@ def open_image(source: ImageSource) -> Image.Image:
     try:
         with Image.open(io.BytesIO(content)) as image:
             return _upright(image, name)
+    except samples.BadSample:  # of `_upright`; a ValueError too
+        raise
     except Image.UnidentifiedImageError as error:
         raise samples.BadSample(samples.UNREADABLE_IMAGE, f"{name}: not an image") from error
     except _DECODING_ERRORS as error:
@@ -141,6 +144,7 @@ def to_8_bit(values: np.ndarray) -> np.ndarray:
     if values.dtype == np.bool_:
         return values.astype(np.uint8) * np.uint8(255)
 
+    # Black is 0 and white 255; rounding is to the nearest value.
     floats = values.astype(np.float64)
     if not np.isfinite(floats).all():
         raise ValueError("pixel values are not finite")
@@ -154,6 +158,7 @@ def _value_range(values: np.ndarray) -> tuple[float, float]:
     if values.dtype.itemsize == 2 and values.dtype.kind == "u":
         return 0.0, 65535.0
 
+    # Wider values that fit a narrower range are taken to be of that range.
     least, most = float(values.min(initial=0)), float(values.max(initial=0))
     limits = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
     for limit in limits:
@@ -206,6 +211,7 @@ def _resize_in_strips(image: Image.Image, size: int, mean: Sequence[float]) -> I
     stop = min(side, math.ceil(last_column * scale + reach))
     box_end = side if last_column == size else last_column * scale
 
+    # Horizontally resized rows; those of padding have the padding's color.
     columns = Image.new("RGB", (size, side), _padding_color(mean))
     rows = max(1, STRIP_PIXELS // (stop - start))
     for first in range(0, height, rows):

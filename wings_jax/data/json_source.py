@@ -42,6 +42,7 @@ class JsonSource:
         content: pathlib.Path | None = None,
     ):
         self._path, self._images, self._content = path, images, content or path
+        # The size and time of change stand for the content.
         status = path.stat()
         self.fingerprint = f"{path.absolute()} {status.st_size} {status.st_mtime_ns}"
 
@@ -141,6 +142,7 @@ def _list_records(text: str) -> Iterator[tuple[int, int, Any]]:
         elif text[start : start + 1] != "]":
             raise json.JSONDecodeError("expected ',' or ']' after a record", text, start)
 
+    # Nothing may follow the list.
     rest = _skip_space(text, start + 1)
     if rest < len(text):
         raise json.JSONDecodeError("the list has ended, but text follows", text, rest)
@@ -154,6 +156,7 @@ def _line_records(text: str) -> Iterator[tuple[int, int, Any]]:
         line_end = text.find("\n", start)
         line_end = len(text) if line_end < 0 else line_end
 
+        # A record must end on its line, and no other may follow it there.
         record, end = decode(text, start)
         if end > line_end or text[end:line_end].strip():
             raise json.JSONDecodeError("expected one record per line", text, min(end, line_end))

@@ -30,7 +30,7 @@ from wings_jax.data import images, samples, sources, turns
 VERSION = "1.0.0"
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes the given examples in their order."""
 
     VERSION = tfds.core.Version(VERSION)
@@ -85,6 +85,7 @@ def write_dataset(
         raise errors.UserError(f"--name {name!r} must be lower-case letters, digits and _")
     source = sources.open_source(path, images=images)
 
+    # Written beside `out` and moved there when complete.
     tally = samples.Tally()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)

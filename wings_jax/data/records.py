@@ -97,6 +97,7 @@ def _read_sample(record: Record, identity: str, images: pathlib.Path) -> samples
     if form is None:
         return samples.Sample(identity, (), (), record, form=None)
 
+    # Images are in the messages, in a list beside them, or both.
     inline: list[Any] = []
     conversation = form.read_turns(record, inline)
     listed = _listed_images(record, form.image_keys)
@@ -104,6 +105,7 @@ def _read_sample(record: Record, identity: str, images: pathlib.Path) -> samples
     if not values:
         _refuse_empty_image(record, form, conversation)
 
+    # The system text of the record becomes the first turn; unused keys stay available.
     conversation = _add_system(record, conversation)
     sources = tuple(_image_source(value, images) for value in values)
     used = {*form.image_keys, *SYSTEM_KEYS, "id", *(key for group in form.keys for key in group)}
@@ -126,6 +128,7 @@ def _refuse_keys(record: Record, weights: Sequence[str]) -> None:
     for key, cause in REFUSED_KEYS.items():
         if record.get(key) and record[key] != "[]":
             raise BadSample(cause, f"{key} is {samples.shorten(record[key])}")
+    # A masked turn would be learned, so it is refused rather than ignored.
     for key in weights:
         if record.get(key, 1) not in (1, None):
             raise BadSample(samples.WEIGHT, f"{key} is {samples.shorten(record[key])}")
@@ -137,10 +140,12 @@ def _refuse_empty_image(record: Record, form: RecordForm, conversation: Any) -> 
     if not keys or not isinstance(conversation, list):
         return
 
+    # Turns are not checked yet: they may be anything.
     for turn in conversation:
         text = turn.get("value") if isinstance(turn, dict) else None
-        is_human = isinstance(text, str) and turns.speaker_of(turn) == "human"
-        if is_human and turns.count_markers(text):
+        if not isinstance(text, str) or turns.speaker_of(turn) != "human":
+            continue
+        if turns.count_markers(text):
             detail = f"{keys[0]} is {samples.shorten(record[keys[0]])}"
             raise BadSample(samples.EMPTY_IMAGE, detail)
 
@@ -156,9 +161,6 @@ def _add_system(record: Record, conversation: Any) -> Any:
         what = "and there is a system turn" if has_system else "not a text"
         raise BadSample(samples.MALFORMED, f"{key} is {samples.shorten(record[key])}, {what}")
     return [{"from": "system", "value": record[key]}, *conversation]
-
-
-# --- turns -------------------------------------------------------------------------------------
 
 
 def _message_list(key: str) -> Callable[[Record, list[Any]], list[Turn]]:
@@ -201,6 +203,7 @@ def _read_message(message: Any, images: list[Any], *, escape: bool) -> list[Turn
         return [message]
     _refuse_keys(message, TURN_WEIGHTS)
 
+    # ShareGPT pairs, then role/content, then LLaVA's from/value.
     if "from" not in message and {"human", "assistant"} <= set(message):
         pair = ("human", message["human"]), ("gpt", message["assistant"])
         return [{"from": speaker, "value": text} for speaker, text in pair]
@@ -209,6 +212,7 @@ def _read_message(message: Any, images: list[Any], *, escape: bool) -> list[Turn
     if "from" not in message or "value" not in message:
         return [dict(message)]
 
+    # Content may be a text or a list of parts.
     speaker, content = message["from"], message["value"]
     if isinstance(speaker, str) and speaker.lower() in TOOL_SPEAKERS:
         raise BadSample(samples.TOOLS, f"a turn of {speaker!r}")
@@ -227,6 +231,7 @@ def _read_parts(
         if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
             raise BadSample(samples.MALFORMED, f"a content part is {samples.shorten(part)}")
 
+        # Text keeps its place among the images; other kinds of parts are refused.
         kind = _kind(part)
         if kind == "text":
             content = part.get("text", part.get("value"))
@@ -257,6 +262,7 @@ def _question_answer(question: str, answer: str) -> RecordForm:
                 detail = f"history has {samples.shorten(pair)}, not a question and an answer"
                 raise BadSample(samples.MALFORMED, detail)
 
+        # The record's own question and answer are the last pair.
         asked = record[question]
         if question == "instruction" and record.get("input"):
             if not isinstance(asked, str) or not isinstance(record["input"], str):
@@ -298,12 +304,9 @@ FORMS: tuple[RecordForm, ...] = (
 )
 
 
-# --- images ------------------------------------------------------------------------------------
-
-
 def _listed_images(record: Record, keys: Sequence[str]) -> list[Any]:
     """Returns the images of the record's first image key that is not empty."""
-    value = next((record[key] for key in keys if record.get(key)), [])
+    value: Any = next((record[key] for key in keys if record.get(key)), [])
     return list(value) if isinstance(value, (list, tuple)) else [value]
 
 
@@ -313,6 +316,7 @@ def _image_source(value: Any, directory: pathlib.Path) -> pathlib.Path | bytes:
     Raises:
       BadSample: it is a URL, its base64 is damaged, or it is something else.
     """
+    # {"url": ...} of chat messages; {"bytes": ..., "path": ...} of Hugging Face datasets.
     if isinstance(value, Mapping) and isinstance(value.get("url"), str):
         value = value["url"]
     elif isinstance(value, Mapping) and "bytes" in value:
@@ -325,6 +329,7 @@ def _image_source(value: Any, directory: pathlib.Path) -> pathlib.Path | bytes:
     if not isinstance(value, str) or not value:
         raise BadSample(samples.MALFORMED, f"image is {samples.shorten(value)}")
 
+    # A text is a data URL, base64, a URL, or a path.
     if value.startswith("data:"):
         header, _, content = value.partition(",")
         if not header.endswith(";base64"):

@@ -11,7 +11,7 @@ class SourceConfig:
     """One data file or data directory."""
 
     path: str = ""
-    """LLaVA JSON or JSONL file, or a directory that data.prepare (tensorflow-datasets) wrote."""
+    """JSON, JSONL, CSV, TSV, parquet or arrow file, or a directory of tables or prepared data."""
 
     images: str = ""
     """Directory that the records' image paths are relative to; '' for the data file's own."""

@@ -78,6 +78,7 @@ def open_source(
         raise UserError(f"data file {path} cannot be read: {error.strerror}") from error
     if not exists:
         raise UserError(f"data file {samples.printable(str(path))} does not exist")
+    # Image paths are relative to the directory of the data unless another is given.
     base = path if path.is_dir() else path.parent
     image_directory = base if images is None else pathlib.Path(images)
     if not image_directory.is_dir():
@@ -94,6 +95,7 @@ def open_source(
 
 def _open_file(path: pathlib.Path, images: pathlib.Path) -> SampleSource:
     _refuse_lfs_pointer(path)
+    # The last suffix may be .gz; the one before it names the format.
     suffixes = [suffix.lower() for suffix in path.suffixes]
     is_compressed = suffixes[-1:] == [".gz"]
     suffix = (suffixes[:-1] if is_compressed else suffixes)[-1:] or [""]
@@ -101,6 +103,7 @@ def _open_file(path: pathlib.Path, images: pathlib.Path) -> SampleSource:
     if file_format.is_table:
         return ArrowSource(path, [path], images)
 
+    # Text tables are converted to JSONL, so that there is one reader of records.
     content = table_source.decompress(path) if is_compressed else path
     if file_format.delimiter:
         content = table_source.csv_to_jsonl(path, content, file_format.delimiter)

@@ -89,6 +89,7 @@ def _as_arrow_file(path: pathlib.Path) -> pathlib.Path:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
+    # Batch by batch, so that memory does not grow with the file.
     try:
         with pq.ParquetFile(path) as file:
             target = temporary_file(".arrow")
@@ -137,10 +138,11 @@ def csv_to_jsonl(path: pathlib.Path, content: pathlib.Path, delimiter: str) -> p
             target.open("w", encoding="utf-8") as file,
         ):
             reader = csv.DictReader(text, delimiter=delimiter, strict=True)
+            # Cells beyond the header are under the key None.
             for row in reader:
                 line = reader.line_num
                 if None in row:
-                    raise csv.Error(f"more cells than the header's {len(reader.fieldnames)}")
+                    raise csv.Error(f"more cells than the header's {len(reader.fieldnames or ())}")
                 record = {key: _read_cell(key, cell) for key, cell in row.items()}
                 file.write(json.dumps(record) + "\n")
     except (OSError, csv.Error, UnicodeDecodeError) as error:

@@ -71,6 +71,7 @@ def parse_turn(turn: Any, *, strip: bool = False) -> tuple[str, str]:
         detail = f'a turn is {samples.shorten(turn)}, not {{"from", "value"}}'
         raise samples.BadSample(samples.MALFORMED, detail)
 
+    # Speakers have several spellings; texts must be valid Unicode to be tokenized.
     speaker, text = speaker_of(turn), turn["value"]
     if speaker is None:
         detail = f"speaker {turn['from']!r} is none of {', '.join(SPEAKERS)}"
@@ -126,6 +127,7 @@ def _place_markers(turns: Sequence[tuple[str, str]], images: int) -> list[tuple[
         detail = f"{images} images, {sum(counts)} {MARKER} in human turns"
         raise samples.BadSample(samples.MARKERS, detail)
 
+    # Answers and system texts are not changed.
     placed = list(turns)
     remaining = images
     for number, (speaker, text) in enumerate(turns):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -148,7 +149,7 @@ def base_model(model: LazyModel) -> LazyModel:
         )
 
     # No adapters of any kind. The rest, such as the template, is that of the model itself.
-    no_wings = {"learners": (), "router": False, "lora_rank": 0, "prefix_length": 0}
+    no_wings: dict[str, Any] = {"learners": (), "router": False, "lora_rank": 0, "prefix_length": 0}
     parts = dataclasses.replace(first.config.model, **no_wings)
     _check_parts(model, first, parts)
     config = dataclasses.replace(model.config, model=parts)

@@ -133,11 +133,14 @@ def read_questions(
       UserError: the data are missing or malformed, or a record has not what the task needs.
     """
     # A task has a function or a file.
+    source: Sequence[samples.Sample] | sources.SampleSource
     if task.make_samples:
         source, source_name = task.make_samples(), task.title
-    else:
+    elif root is not None:
         source = sources.open_source(root / task.file, images=root / "images")
         source_name = str(root / task.file)
+    else:
+        raise UserError(f"{task.title}: the directory of its data is missing")
 
     return [
         _question(task, source[index], source_name) for index in spread_indices(len(source), limit)

@@ -25,8 +25,9 @@ class Estimate:
 
     # Mean over seeds, NaN where there is no run.
     mean: float
-    # Ends of the interval, NaN where it is not known.
+    # Lower end of the interval, NaN where it is not known.
     low: float
+    # Upper end of the interval, NaN where it is not known.
     high: float
     # Number of seeds.
     runs: int
@@ -124,7 +125,7 @@ def interval_over_questions(
         return None
 
     # [runs, questions] -> [questions]
-    by_run = [np.subtract(run[1], reference[1]) for run, reference in graded]
+    by_run = [np.subtract(run[1], ref[1]) for run, ref in graded if run is not None and ref]
     by_question = np.mean(by_run, axis=0)
     mean = by_question.mean()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -48,7 +48,7 @@ class Chat:
 
     def ask(
         self, text: str, images: Sequence[Any] = (), sampling: SamplingParams | None = None
-    ) -> Iterator[str]:
+    ) -> Generator[str]:
         """Yields the answer piece by piece, and records what was yielded as the answer's turn.
 
         Images without a marker in the text come before it. If the caller stops iterating, the

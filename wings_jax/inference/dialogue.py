@@ -105,6 +105,7 @@ class Dialogue:
             count_before = int(state.count[0])
             pending = int(state.tokens[0])
 
+            assert self.cache is not None  # as `_enter` and the end of this block leave it
             # `decode` donates the cache. Ctrl-C before the end of this block leaves None, never a
             # cache whose content is not that of `cached`.
             cache, self.cache = make_room(self.cache, STEPS), None

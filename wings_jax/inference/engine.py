@@ -23,7 +23,7 @@ from wings_jax.model import attention
 from wings_jax.model.context import Cache, KVInputs, LayerContext, rope_tables, ungated_tokens
 from wings_jax.model.decoder import DecoderLayer
 from wings_jax.model.layers import RMSNorm, is_matrix
-from wings_jax.model.layout import IMAGE, LEARNERS, MAIN, NEVER, PADDING, TEXT, Visibility
+from wings_jax.model.layout import IMAGE, LEARNERS, MAIN, NEVER, PADDING, TEXT, Array, Visibility
 from wings_jax.model.presets import WingsArch
 from wings_jax.model.wings import Wings
 
@@ -81,12 +81,12 @@ class Chunk:
                   a learner without new slots is left out
     """
 
-    tokens: jax.Array
-    modality: jax.Array
-    positions: jax.Array
-    visible_from: jax.Array
-    features: jax.Array
-    picks: Mapping[str, jax.Array]
+    tokens: Array
+    modality: Array
+    positions: Array
+    visible_from: Array
+    features: Array
+    picks: Mapping[str, Array]
 
 
 def split_layers(params: Mapping[str, Any], spec: ModelSpec) -> Weights:
@@ -115,7 +115,8 @@ def encode(spec: ModelSpec, weights: Weights, images: jax.Array) -> jax.Array:
 def logits(spec: ModelSpec, weights: Weights, hidden: jax.Array) -> jax.Array:
     """Returns f32[B,V] of final states [B,D]."""
     model, params = spec.model, {"params": weights.rest}
-    return model.apply(params, hidden[:, None], method=Wings.logits)[:, 0]
+    scores: Any = model.apply(params, hidden[:, None], method=Wings.logits)
+    return scores[:, 0]
 
 
 def prefill(
@@ -138,10 +139,11 @@ def prefill(
     # [B, T, K, H] -> [B*K, slots, H]
     padded_layers = tuple(
         {
-            name: tuple(
-                kv_cache.pad_slots(attention.merge_heads(x), slots[name]) for x in key_value
+            name: (
+                kv_cache.pad_slots(attention.merge_heads(k), slots[name]),
+                kv_cache.pad_slots(attention.merge_heads(v), slots[name]),
             )
-            for name, key_value in layer.items()
+            for name, (k, v) in layer.items()
         }
         for layer in layers
     )
@@ -262,7 +264,7 @@ def _embed(
     spec: ModelSpec, weights: Weights, chunk: Chunk, features: jax.Array | None
 ) -> jax.Array:
     """Returns layer-0 features f32[B,T,D]: encoded images in image slots, else embeddings."""
-    x0 = spec.model.apply(
+    x0: Any = spec.model.apply(
         {"params": weights.rest}, chunk.tokens, method=lambda m, tokens: m.decoder.embed(tokens)
     )
     if features is None:
@@ -273,7 +275,7 @@ def _embed(
     return jnp.where(is_image, features[chunk.features], x0)
 
 
-def _gather_slots(array: jax.Array, picks: jax.Array, fill: int = 0) -> jax.Array:
+def _gather_slots(array: Array, picks: Array, fill: int = 0) -> jax.Array:
     """Returns [B,F,...], the picked slots i32[B,F] of [B,T,...]; `fill` where a pick is T."""
     return jax.vmap(lambda row, index: row.at[index].get(mode="fill", fill_value=fill))(
         array, picks
@@ -338,5 +340,5 @@ def _run_layers(
         new_caches.append({**cache, **keys_values})
 
     norm = RMSNorm(spec.arch.decoder.norm_eps)
-    hidden = norm.apply({"params": weights.rest["decoder"]["norm"]}, x)
+    hidden: Any = norm.apply({"params": weights.rest["decoder"]["norm"]}, x)
     return hidden, tuple(new_caches)

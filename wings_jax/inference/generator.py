@@ -142,13 +142,13 @@ class Generator:
             names = ", ".join(sampling)
             raise UserError(f"{names}: goes with one request; in a list, set Request.sampling")
 
-        answers: list[Answer | None] = [None] * len(requests)
+        answers: dict[int, Answer] = {}
         for index, answer in self.answers(requests):
             if isinstance(answer, UserError):
                 where = f"request {index + 1}: " if len(requests) > 1 else ""
                 raise UserError(f"{where}{answer}") from answer
             answers[index] = answer
-        return answers
+        return [answers[index] for index in range(len(requests))]
 
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer | UserError]]:
         """Yields (index, answer) as they end, or what is wrong with a request instead."""
@@ -161,8 +161,10 @@ class Generator:
                 yield index, error
 
         for task, output in scheduler.run(self.spec, self.weights, tasks, self.options):
-            is_error = isinstance(output, UserError)
-            yield task.index, output if is_error else self._answer(output)
+            if isinstance(output, UserError):
+                yield task.index, output
+            else:
+                yield task.index, self._answer(output)
 
     def stream(self, request: Request) -> Iterator[str]:
         """Yields the answer to a request piece by piece.
@@ -327,4 +329,4 @@ def stop_tokens(
         tokenizer.eos_token_id,
         *eos_ids,
     }
-    return tuple(sorted(ids - {None}))
+    return tuple(sorted(token for token in ids if token is not None))

@@ -231,7 +231,8 @@ def run(generator: Generator, lines: list[Line], journal: Journal) -> Iterator[d
             yield _add_answer(journal, line, line.request)
 
     valid = [line for line in waiting if isinstance(line.request, Request)]
-    for index, answer in generator.answers([line.request for line in valid]):
+    requests = [line.request for line in valid if isinstance(line.request, Request)]
+    for index, answer in generator.answers(requests):
         yield _add_answer(journal, valid[index], answer)
 
 

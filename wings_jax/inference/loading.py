@@ -44,7 +44,7 @@ def load_generator(
     if isinstance(mesh, str):
         mesh = axes.make_mesh(axes.parse_mesh(mesh)) if mesh else None
     with errors.full_memory(MEMORY_ADVICE):
-        restored = checkpoint.load(path, flag=flag, dtype=dtype, mesh=mesh)
+        restored = checkpoint.load(os.fspath(path), flag=flag, dtype=dtype, mesh=mesh)
         return Generator.from_checkpoint(
             restored, dtype=dtype, mesh=mesh, rows=rows, sampling=sampling
         )

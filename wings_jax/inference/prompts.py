@@ -43,15 +43,17 @@ class PromptSlots:
 EMPTY = PromptSlots(np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
-def from_ids(ids: Sequence[int], images: Sequence[np.ndarray], image_slots: int) -> PromptSlots:
+def from_ids(
+    ids: Sequence[int] | np.ndarray, images: Sequence[np.ndarray], image_slots: int
+) -> PromptSlots:
     """Returns the slots of ids, in which `conversation.IMAGE_ID` stands for an image.
 
     >>> from_ids([5, conversation.IMAGE_ID, 6], (), image_slots=2).tokens
     array([5, 0, 0, 6], dtype=int32)
     """
-    ids = np.asarray(ids, np.int32).reshape(-1)
-    labels = np.full_like(ids, layout.IGNORE)
-    expanded = conversation.expand(conversation.Encoded(ids, labels), image_slots)
+    id_array = np.asarray(ids, np.int32).reshape(-1)
+    labels = np.full_like(id_array, layout.IGNORE)
+    expanded = conversation.expand(conversation.Encoded(id_array, labels), image_slots)
     return PromptSlots(expanded.tokens, expanded.modality, tuple(images))
 
 
@@ -291,13 +293,13 @@ class PromptProcessor:
     def add_markers(self, text: str, images: int) -> str:
         """Returns a human turn with a marker for each image: its own, or else all in front.
 
-        Without images it is the text as it is, in which `<image>` is a word.
+        Without images `<image>` is a word; it is escaped, as later turns may have images.
 
         Raises:
           UserError: the text has markers, but not one for each image.
         """
         if not images:
-            return text
+            return turns_lib.escape_markers(text)
         markers = turns_lib.count_markers(text)
         if markers and markers != images:
             raise UserError(f"{images} image(s), {markers} {turns_lib.MARKER} in the text")

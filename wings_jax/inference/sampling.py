@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from wings_jax.errors import UserError
+from wings_jax.model.layout import Array
 
 SEED_MASK = 0xFFFFFFFFFFFFFFF  # 60 bits of a seed are used
 MOST_TOKENS = 2**31 - 1
@@ -133,13 +134,13 @@ class BatchSamplingParams:
     penalty      f32[B]    repetition penalty, or None
     """
 
-    limits: jax.Array
-    keys: jax.Array | None = None
-    temperature: jax.Array | None = None
-    top_k: jax.Array | None = None
-    top_p: jax.Array | None = None
-    min_p: jax.Array | None = None
-    penalty: jax.Array | None = None
+    limits: Array
+    keys: Array | None = None
+    temperature: Array | None = None
+    top_k: Array | None = None
+    top_p: Array | None = None
+    min_p: Array | None = None
+    penalty: Array | None = None
 
 
 def stack_params(params: Sequence[SamplingParams], vocab_size: int) -> BatchSamplingParams:
@@ -150,8 +151,8 @@ def stack_params(params: Sequence[SamplingParams], vocab_size: int) -> BatchSamp
 
     # Python's integers have no limit, arrays do: clamp before the conversion.
     limits = np.array([min(row.max_new_tokens, MOST_TOKENS) for row in params], np.int32)
-    penalty = column("repetition_penalty", np.float32)
-    penalty = None if (penalty == 1).all() else penalty
+    penalties = column("repetition_penalty", np.float32)
+    penalty = None if (penalties == 1).all() else penalties
 
     temperature = column("temperature", np.float32)
     temperature[temperature < MIN_TEMPERATURE] = 0
@@ -181,13 +182,13 @@ def sample_tokens(
       count: i32[B], how many tokens of the answer there are already.
       seen: bool[B,V], the tokens of prompt and answer; needed with a repetition penalty.
     """
-    if params.penalty is not None:
+    if params.penalty is not None and seen is not None:
         penalty = params.penalty[:, None]
         penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
         logits = jnp.where(seen, penalized, logits)
 
     likeliest = logits.argmax(-1).astype(jnp.int32)
-    if params.keys is None:
+    if params.keys is None or params.temperature is None:
         return likeliest
 
     # Greedy rows of a mixed batch are computed at temperature 1 and then replaced.
@@ -196,13 +197,16 @@ def sample_tokens(
     filtered = filter_logits(logits / temperature[:, None], params)
 
     # Token n of a row is a function of its seed and n only.
-    keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(params.keys), count)
+    keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(jnp.asarray(params.keys)), count)
     sampled = jax.vmap(jax.random.categorical)(keys, filtered)
     return jnp.where(is_sampled, sampled, likeliest).astype(jnp.int32)
 
 
 def filter_logits(logits: jax.Array, params: BatchSamplingParams) -> jax.Array:
     """Returns f32[B,V] with -inf where top-k, top-p or min-p excludes a token."""
+    if params.top_k is None or params.top_p is None or params.min_p is None:
+        return logits
+
     ordered = -jnp.sort(-logits, axis=-1)
     rank = jnp.arange(logits.shape[-1])
     ordered = jnp.where(rank < params.top_k[:, None], ordered, -jnp.inf)

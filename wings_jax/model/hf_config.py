@@ -142,7 +142,7 @@ def vision_from_hf(
 
 
 def _feature_layer(whole: ConfigFields, tower: ConfigFields, layers: int) -> int:
-    """Returns the hidden state that a multimodal config (llava-hf), else the tower's, selects."""
+    """Returns the hidden state that a multimodal config, or else the tower's, selects."""
     owner = whole if whole.has("vision_feature_layer") else tower
     layer = owner.integer("vision_feature_layer", -2)
     if not -(layers + 1) <= layer <= layers:

@@ -49,7 +49,7 @@ class Learner(nn.Module):
 
         # New keys and values are computed from x0; older ones are in the KV cache.
         keys_values = cached
-        if kv_inputs.x0 is not None and kv_inputs.table is not None:
+        if kv_inputs.x0 is not None and kv_inputs.rope_table is not None:
             x0 = kv_inputs.x0.astype(h.dtype)
             k = rope(residual("k", x0), kv_inputs.rope_table)
             keys_values = update_cache(cached, (k, residual("v", x0)), kv_inputs.start)

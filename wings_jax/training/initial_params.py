@@ -45,6 +45,7 @@ def load_params(
     frozen_dtype = jnp.dtype(config.frozen_dtype or parameters.default_dtype())
     is_trained = {path: optim.is_trained(labels, config.optimizer, path) for path in abstract}
 
+    loaded: dict[str, Any]
     if source is None:
         origin = "config.model"
         loaded = starting.load_base(

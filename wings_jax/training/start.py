@@ -28,7 +28,17 @@ from wings_jax.weights import starting
 
 @dataclasses.dataclass
 class TrainingRun:
-    """One run, ready to start or to resume."""
+    """One run, ready to start or to resume.
+
+    config     the validated config
+    workdir    directory of the run's checkpoints and metrics
+    arch       the model
+    tokenizer  fast tokenizer of the LLM
+    mesh       devices, over which state and batches are sharded
+    loader     batches by step
+    state      parameters, optimizer state and step, restored if the run is resumed
+    writer     writes checkpoints in the background
+    """
 
     config: config_lib.Config
     workdir: pathlib.Path
@@ -169,7 +179,7 @@ def open_data(
     for name, source in data.sources.items():
         if not source.path:
             raise UserError(
-                f"config.data.sources.{name}.path is empty: give a LLaVA JSON or JSONL file or a "
+                f"config.data.sources.{name}.path is empty: give a data file or a "
                 f"TFDS directory, --config.data.sources.{name}.path=FILE"
             )
 

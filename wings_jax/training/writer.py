@@ -77,7 +77,7 @@ class CheckpointWriter:
         items = ocp.args.Composite(
             params=_restore_args(tree.nest(params)), opt_state=_restore_args(opt_state)
         )
-        with checkpoint.reading(directory):
+        with checkpoint.ReadErrors(directory):
             restored = self._manager.restore(step, args=items)
 
         flat = tree.flatten(restored["params"])

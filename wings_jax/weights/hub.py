@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+from typing import Any
 
 from wings_jax.errors import UserError
 from wings_jax.weights import store, torch_file
@@ -48,7 +49,10 @@ def _download(hub_id: str, flag: str) -> pathlib.Path:
     from huggingface_hub import errors
 
     # The HTTP library differs by version; all its errors have the class that this one derives from.
-    connection_errors = (*errors.HfHubHTTPError.__bases__, errors.OfflineModeIsEnabled)
+    connection_errors: tuple[Any, ...] = (
+        *errors.HfHubHTTPError.__bases__,
+        errors.OfflineModeIsEnabled,
+    )
     try:
         names = choose_hub_files(huggingface_hub.list_repo_files(hub_id))
     except (errors.HfHubHTTPError, ValueError) as error:

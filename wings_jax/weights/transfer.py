@@ -24,7 +24,9 @@ class HasShape(Protocol):
     """Anything with the shape of an array, such as a LazyTensor or a torch parameter."""
 
     @property
-    def shape(self) -> Sequence[int]: ...
+    def shape(self) -> Sequence[int]:
+        """The sizes of the dimensions."""
+        ...
 
 
 def no_progress(hf_key: str, size: int) -> None:
