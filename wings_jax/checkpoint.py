@@ -98,7 +98,7 @@ class ReadErrors:
         # For an array that cannot be decoded, orbax raises `Exception` itself.
         is_read_error = kind is not None and issubclass(kind, (OSError, ValueError, KeyError))
         if not isinstance(error, UserError) and (is_read_error or kind is Exception):
-            lines = str(error).partition(". See ")[0].splitlines() or [kind.__name__]
+            lines = str(error).partition(". See ")[0].splitlines() or [type(error).__name__]
             raise DamagedCheckpointError(self._step, f"cannot be read: {lines[0][:200]}") from error
 
 
