@@ -95,10 +95,12 @@ class ReadErrors:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: object
     ) -> None:
+        if kind is None or isinstance(error, UserError):
+            return
+
         # For an array that cannot be decoded, orbax raises `Exception` itself.
-        is_read_error = kind is not None and issubclass(kind, (OSError, ValueError, KeyError))
-        if not isinstance(error, UserError) and (is_read_error or kind is Exception):
-            lines = str(error).partition(". See ")[0].splitlines() or [type(error).__name__]
+        if kind is Exception or issubclass(kind, (OSError, ValueError, KeyError)):
+            lines = str(error).partition(". See ")[0].splitlines() or [kind.__name__]
             raise DamagedCheckpointError(self._step, f"cannot be read: {lines[0][:200]}") from error
 
 
