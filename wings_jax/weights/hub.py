@@ -62,6 +62,7 @@ def _download(hub_id: str, flag: str) -> pathlib.Path:
 
     if names and any(name.endswith(torch_file.SUFFIXES) for name in names):
         torch_file.check_torch(f"{flag}: {hub_id}")
+    # With a list, exactly these files; without, what the cache holds.
     try:
         directory = huggingface_hub.snapshot_download(
             hub_id, allow_patterns=names, local_files_only=names is None
@@ -78,6 +79,7 @@ def _download(hub_id: str, flag: str) -> pathlib.Path:
 
 def _hub_error(hub_id: str, flag: str, error: Exception) -> UserError:
     """Returns the error of a failed download, in one line."""
+    # The library's messages have several lines.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = " ".join(lines) or type(error).__name__
     return UserError(
