@@ -9,7 +9,7 @@ from typing import Any
 from wings_jax.errors import UserError
 from wings_jax.weights import store, torch_file
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 # Configs and tokenizers; the weight files are chosen by their names.
 TEXT_SUFFIXES = (".json", ".model", ".txt", ".jinja")
 
@@ -21,7 +21,7 @@ def find_directory(name: str, flag: str) -> pathlib.Path:
       UserError: naming `flag`, if there is neither a directory nor a repository of that name.
     """
     path = pathlib.Path(name)
-    if path.is_dir():
+    if name and path.is_dir():
         return path
     if path.exists() or not HUB_ID.fullmatch(name):
         raise UserError(f"{flag}: {name} is not a directory")
