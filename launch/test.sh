@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests need into .venv and runs all checks: ruff, then every test.
+# Installs what the tests need into .venv and runs all checks: ruff, mypy, then every test.
 #
 #   ./launch/test.sh [pytest arguments, for instance: -m "not slow" -k laws]
 #   PYTHON=python3.13 VENV=.venv313 ./launch/test.sh
@@ -20,6 +20,11 @@ started=$SECONDS
 python --version
 ruff check .
 ruff format --check .
+if python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
+    mypy
+else # newer numpy and jax declare other types; the code is the same
+    echo "mypy: skipped, it is run with Python 3.11"
+fi
 
 export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=2 TOKENIZERS_PARALLELISM=false
 export NO_MKDOCS_2_WARNING=1

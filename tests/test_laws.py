@@ -11,7 +11,7 @@ import pytest
 import tiny_model
 from tiny_model import VARIANTS
 
-from wings_jax.model import decoder, layers, layout
+from wings_jax.model import context, decoder, layers, layout
 from wings_jax.model.wings import Wings
 
 ROWS = ["ttittitttttt", "tttttttttt", "itt|titt|tttt", "tttiitt"]
@@ -170,13 +170,15 @@ def test_scan_equals_a_loop_over_layers():
     x0 = model.apply({"params": params}, rows.layout, rows.images, method=Wings.embed)
     arch = model.arch.decoder
     table = layers.rope_table(jnp.asarray(rows.layout.positions), arch.head_dim, arch.rope_theta)
-    ctx = decoder.LayerContext(
-        table=table,
+    ctx = context.LayerContext(
+        rope_table=table,
         query=layout.query_visibility(rows.layout),
-        main=decoder.KVInputs(layout.key_visibility(rows.layout, layout.MAIN)),
+        main=context.KVInputs(layout.key_visibility(rows.layout, layout.MAIN)),
         positions=jnp.asarray(rows.layout.positions),
         learners={
-            name: decoder.KVInputs(layout.key_visibility(rows.layout, which), None, x0, table)
+            name: context.KVInputs(
+                layout.key_visibility(rows.layout, which), x0=x0, rope_table=table
+            )
             for name, which in layout.LEARNERS.items()
         },
     )

@@ -87,6 +87,7 @@ def shape_of(arch: presets.WingsArch) -> oracle.Shape:
             scaling.high_freq_factor,
             scaling.original_max_positions,
         )
+
     return oracle.Shape(
         num_heads=d.num_heads,
         num_kv_heads=d.num_kv_heads,
@@ -114,6 +115,7 @@ def test_decoder_equals_the_equations(case: str):
     tokens = rng.integers(0, arch.decoder.vocab_size, MODALITY.shape)
     rows = layout.make_layout(tokens, MODALITY, SEGMENTS)
     features = rng.normal(0, 1, (*MODALITY.shape, 16)).astype(np.float32)
+
     module = DecoderWithLogits(arch)
     params = random_params(module, features, rows, seed=2)
     logits, sown = module.apply({"params": params}, features, rows, mutable=["intermediates"])
@@ -139,6 +141,7 @@ def test_every_part_of_the_semantics_changes_the_oracle():
     rows = layout.make_layout(tokens, MODALITY, SEGMENTS)
     x0 = rng.normal(0, 1, (*MODALITY.shape, 16)).astype(np.float32)
     params = random_params(DecoderWithLogits(arch), x0, rows, seed=4)
+
     slots = oracle.Slots(rows.positions[0], MODALITY[0], SEGMENTS[0])
     shape = shape_of(arch)
     reference, _ = oracle.decoder(x0[0], slots, params, shape)
@@ -151,6 +154,7 @@ def test_every_part_of_the_semantics_changes_the_oracle():
         "images": (dataclasses.replace(slots, modality=np.where(MODALITY[0], T, P)), shape),
         "rope": (slots, dataclasses.replace(shape, inv_freq=shape.inv_freq / 2)),
     }
+
     for name, (other_slots, other_shape) in others.items():
         logits, _ = oracle.decoder(x0[0], other_slots, params, other_shape)
         assert np.abs(logits - reference)[MODALITY[0] != P].max() > 1e-2, name

@@ -36,7 +36,7 @@ OPTIONAL = {"torch", "gguf", "tensorflow"}
 # Needed without an import of ours: array_record is what tensorflow-datasets reads shards with,
 # jinja2 renders chat templates, and sentencepiece with protobuf reads `tokenizer.model`, both
 # inside transformers.
-INDIRECT = {"array-record", "jinja2", "sentencepiece", "protobuf", "psutil", "pyarrow"}
+INDIRECT = {"array-record", "jinja2", "sentencepiece", "protobuf", "pyarrow"}
 STANDARD = frozenset(sys.stdlib_module_names)
 
 
@@ -136,6 +136,13 @@ def test_errors_name_the_command_that_was_typed():
     assert completed.stderr.startswith("wings check: ")
     assert "nowhere.json" in completed.stderr
     assert len(completed.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["chat", "check", "convert", "train"])
+def test_help_names_the_command_that_was_typed(command):
+    completed = run_wings(command, "--help")
+    assert completed.returncode == 0
+    assert completed.stdout.startswith(f"usage: wings {command} ")
 
 
 def test_a_config_on_disk_wins_over_the_shipped_one(tmp_path, monkeypatch):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import transformers
 
-from wings_jax.model import layout, presets, wings
+from wings_jax.model import hf_config, layout, presets, wings
 from wings_jax.weights import store
 
 torch = pytest.importorskip("torch")
@@ -62,7 +62,7 @@ def test_logits_and_hidden_states(case: str, tmp_path):
     """230 slots: a full row, one padded on the right and one padded on the left."""
     reference = make_torch(case)
     reference.save_pretrained(tmp_path / "hf", max_shard_size="60KB")
-    arch = presets.decoder_from_hf(store.read_config(tmp_path / "hf"))
+    arch = hf_config.decoder_from_hf(store.read_config(tmp_path / "hf"))
     params = {"decoder": hf_directories.load_llm(tmp_path / "hf", arch)}
 
     tokens = np.random.default_rng(0).integers(0, arch.vocab_size, (3, LENGTH))
@@ -101,7 +101,7 @@ def test_one_layer(case: str, tmp_path):
     """The first layer alone, from embeddings of unit size: 1e-5."""
     reference = make_torch(case)
     reference.save_pretrained(tmp_path / "hf")
-    arch = presets.decoder_from_hf(store.read_config(tmp_path / "hf"))
+    arch = hf_config.decoder_from_hf(store.read_config(tmp_path / "hf"))
     params = {"decoder": hf_directories.load_llm(tmp_path / "hf", arch)}
 
     tokens = np.random.default_rng(1).integers(0, arch.vocab_size, (1, LENGTH))

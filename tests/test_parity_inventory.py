@@ -7,7 +7,7 @@ import math
 import pytest
 import transformers
 
-from wings_jax.model import parameters, presets
+from wings_jax.model import hf_config, parameters, presets
 from wings_jax.weights import hf, release, transfer
 
 torch = pytest.importorskip("torch")
@@ -45,7 +45,8 @@ def test_every_decoder_has_the_parameters_of_hugging_face(name: str):
     arch = presets.DECODERS[name]
     entries = hf.llm_config(arch)
     hf_tensors = on_meta(transformers.AutoConfig.for_model(**entries))
-    assert presets.decoder_from_hf(entries) == arch
+    assert hf_config.decoder_from_hf(entries) == arch
+
     model = parameters.abstract_params(presets.WingsArch(arch, TINY_TOWER))
     params = {k.removeprefix("decoder/"): s for k, s in model.items() if k.startswith("decoder/")}
     plan = transfer.plan_import(hf.decoder_rules(arch), hf_tensors, params)
@@ -61,12 +62,15 @@ def test_every_tower_has_the_parameters_of_hugging_face(name: str):
     entries.pop("vision_use_head", None)
     config = transformers.AutoConfig.for_model(**entries)
     hf_tensors = hf.vision_tensors(on_meta(config), name)
+
     model = parameters.abstract_params(presets.WingsArch(presets.DECODERS["smollm2_135m"], arch))
     params = {k.removeprefix("vision/"): s for k, s in model.items() if k.startswith("vision/")}
     plan = transfer.plan_import(
         hf.vision_rules(arch), hf_tensors, params, ignorable=hf.vision_ignorable(arch)
     )
     assert not plan.unfilled_paths
+
+    # Ignored are the pooling head, and the layer after the one that is read.
     ignored_size = size(hf_tensors[key] for key in plan.unused_keys)
     assert size(params.values()) == size(hf_tensors.values()) - ignored_size
     head = {key for key in plan.unused_keys if not key.startswith("encoder.layers.")}
@@ -84,6 +88,7 @@ def test_the_release_checkpoint_has_the_parameters_of_the_model():
         router=True,
         rank=64,
     )
+
     params = parameters.abstract_params(arch)
     keys = [
         key for rule in release.release_rules(arch) for key in rule.hf_keys(params[rule.path].shape)
@@ -91,6 +96,7 @@ def test_the_release_checkpoint_has_the_parameters_of_the_model():
     assert len(keys) == len(set(keys)) == 1388
     assert {rule.path for rule in release.release_rules(arch)} == set(params)
     assert round(size(params.values()) / 1e9, 3) == 8.275
+
     groups = {
         "decoder/layers/visual": 67.1,
         "decoder/layers/textual": 67.1,

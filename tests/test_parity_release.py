@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from wings_jax import tree
-from wings_jax.model import decoder, layout, parameters, presets, vision
+from wings_jax.model import decoder, hf_config, layout, parameters, presets, vision
 from wings_jax.weights import hf, release, sources, store, transfer
 
 FIXTURES = pathlib.Path(__file__).parents[2] / "shared" / "fixtures"
@@ -50,7 +50,7 @@ class Golden:
         config = json.loads((FIXTURES / f"{weights}.json").read_text())
         family = config["model_type"].removeprefix("wings_").removeprefix("llava_")
         arch = presets.WingsArch(
-            presets.decoder_from_hf({**config, "model_type": family}),
+            hf_config.decoder_from_hf({**config, "model_type": family}),
             presets.VISION["siglip_base_224"],
             projector="identity",
             rank=config["lora_dim"],

@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from wings_jax import tree
-from wings_jax.model import presets, vision
+from wings_jax.model import hf_config, presets, vision
 from wings_jax.weights import store
 
 torch = pytest.importorskip("torch")
@@ -53,8 +53,9 @@ def test_feature_layers(family: str, image_size: int, layer: int, tmp_path):
     reference = make_torch(family, image_size)
     reference.save_pretrained(tmp_path / "hf")
     config = store.read_config(tmp_path / "hf")
-    arch = presets.vision_from_hf(config, feature_layer=layer)
+    arch = hf_config.vision_from_hf(config, feature_layer=layer)
     params = hf_directories.load_vision(tmp_path / "hf", arch)
+
     pixels = np.random.default_rng(0).integers(0, 256, (2, image_size, image_size, 3), np.uint8)
     features = jax.jit(vision.VisionTower(arch).apply)({"params": params}, pixels)
     expected = reference_features(reference, arch, pixels)
@@ -73,16 +74,19 @@ def test_import_of_all_key_styles_and_of_full_models(family: str, tmp_path):
         text_config=text, vision_config={**SIZES, "image_size": 40}
     )
     full = getattr(transformers, f"{name}Model")(config)
+    # The full model, with the same vision half
     full.vision_model.load_state_dict(reference.state_dict(), strict=True)
     reference.save_pretrained(tmp_path / "v5")
     full.save_pretrained(tmp_path / "full")
-    arch = presets.vision_from_hf(store.read_config(tmp_path / "v5"))
-    assert presets.vision_from_hf(store.read_config(tmp_path / "full")) == arch
+
+    arch = hf_config.vision_from_hf(store.read_config(tmp_path / "v5"))
+    assert hf_config.vision_from_hf(store.read_config(tmp_path / "full")) == arch
     tensors = store.open_tensors(tmp_path / "v5")
     bare = {key.removeprefix("vision_model."): t for key, t in tensors.items()}
     for style, prefix in (("bare", ""), ("prefixed", "vision_model.")):
         (tmp_path / style).mkdir()
         store.write_shards(tmp_path / style, {prefix + key: t for key, t in bare.items()})
+
     first = tree.flatten(hf_directories.load_vision(tmp_path / "v5", arch))
     for style in ("full", "bare", "prefixed"):
         other = tree.flatten(hf_directories.load_vision(tmp_path / style, arch))
@@ -95,14 +99,16 @@ def test_import_of_all_key_styles_and_of_full_models(family: str, tmp_path):
 def test_export_loads_in_transformers(family: str, tmp_path):
     reference = make_torch(family)
     reference.save_pretrained(tmp_path / "hf")
-    arch = presets.vision_from_hf(store.read_config(tmp_path / "hf"))
+    arch = hf_config.vision_from_hf(store.read_config(tmp_path / "hf"))
     params = hf_directories.load_vision(tmp_path / "hf", arch)
     hf_directories.save_vision(params, arch, tmp_path / "export")
+
     again = type(reference).from_pretrained(tmp_path / "export").eval()
     pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), np.uint8)
     features = reference_features(reference, arch, pixels)[-2]
     np.testing.assert_array_equal(reference_features(again, arch, pixels)[-1], features)
-    short = presets.vision_from_hf(store.read_config(tmp_path / "export"), feature_layer=-1)
+
+    short = hf_config.vision_from_hf(store.read_config(tmp_path / "export"), feature_layer=-1)
     assert short == dataclasses.replace(arch, num_layers=3, feature_layer=-1)
     back = tree.flatten(hf_directories.load_vision(tmp_path / "export", short))
     for path, array in tree.flatten(params).items():

@@ -17,7 +17,7 @@ import pytest
 import transformers
 
 from wings_jax.data import conversation
-from wings_jax.model import layout, presets, vision, wings
+from wings_jax.model import hf_config, layout, presets, vision, wings
 from wings_jax.scenes import drawings, questions, skills
 from wings_jax.weights import store
 
@@ -32,13 +32,13 @@ def tokenizer():
 
 @pytest.fixture(scope="module")
 def llm():
-    arch = presets.decoder_from_hf(store.read_config(BASE / "llm"))
+    arch = hf_config.decoder_from_hf(store.read_config(BASE / "llm"))
     return arch, hf_directories.load_llm(BASE / "llm", arch)
 
 
 @pytest.fixture(scope="module")
 def tower():
-    arch = presets.vision_from_hf(store.read_config(BASE / "vision"))
+    arch = hf_config.vision_from_hf(store.read_config(BASE / "vision"))
     return arch, hf_directories.load_vision(BASE / "vision", arch)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -65,7 +66,7 @@ def fails(arguments: list[str], capsys, monkeypatch) -> str:
         ({"model__rank": "0"}, "config.model.rank: 0 is less than 1"),
         ({"optimizer__skip_limit": "0"}, "config.optimizer.skip_limit: 0 is less than 1"),
         ({"optimizer__warmup_ratio": "5.0"}, "config.optimizer.warmup_ratio: 5.0 is not"),
-        ({"optimizer__groups__visual": "("}, "config.optimizer.groups: '(' is no regular"),
+        ({"optimizer__groups__visual": "("}, "config.optimizer.groups: '(' is not a regular"),
         ({"optimizer__learning_rates__visual": "-1e-3"}, "learning_rates.visual: -0.001 is less"),
         (
             {"model__lora_targets": "('q','z')"},
@@ -126,11 +127,14 @@ def test_checkpoint_of_another_model_or_with_adapters(tmp_path, capsys):
     cases.set_up(tmp_path / "run", "llava", init_from=init_from)
     assert "ignored parameters of the checkpoint " in capsys.readouterr().out
     cases.run(tmp_path / "stage2", steps=1)
+    message = "config.model.gain differs from the checkpoint's (1.0 -> 2.0), "
+    gain2 = {"init_from": str(tmp_path / "stage2")}
+    with pytest.raises(errors.UserError, match=re.escape(message)):
+        cases.set_up(tmp_path / "gain", "gain2", **gain2)
+    assert not (tmp_path / "gain").exists()
     capsys.readouterr()
-    cases.set_up(tmp_path / "gain", "gain2", init_from=str(tmp_path / "stage2"))
-    assert (
-        "config.model.gain differs from the checkpoint's (1.0 -> 2.0), " in capsys.readouterr().out
-    )
+    cases.set_up(tmp_path / "gain", "gain2", accept_changed_model=True, **gain2)
+    assert message in capsys.readouterr().out
 
 
 def test_mesh_on_which_hosts_would_share_a_batch():
@@ -153,7 +157,7 @@ def test_mesh_on_which_hosts_would_share_a_batch():
         ({"data": 4, "tensor": 2}, lambda number: number % 2),
         ({"data": 8}, lambda number: int(number == 0)),
     ):
-        with pytest.raises(axes.MeshError, match="of a batch of 16 the hosts would hold"):
+        with pytest.raises(axes.MeshError, match="of a batch of 16 rows the hosts would hold"):
             check(shape, host_of)
 
 

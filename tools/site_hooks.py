@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import pathlib
 import sys
+import typing
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -62,27 +63,30 @@ def config_leaves() -> str:
 
 
 def _section(config: Any, section: Any, prefix: str) -> list[str]:
-    documentation = getattr(config, "field_docs", lambda _: {})(section)
+    documentation = config.field_docs(section)
+    hints = typing.get_type_hints(section)
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     subsections: list[str] = []
 
     for field in dataclasses.fields(section):
         key = f"{prefix}.{field.name}"
-        default = _default(field)
-        if dataclasses.is_dataclass(default):  # a section of its own, after this one
-            subsections += _section(config, type(default), key)
+        value_types = [t for t in typing.get_args(hints[field.name]) if dataclasses.is_dataclass(t)]
+        if dataclasses.is_dataclass(hints[field.name]):  # a section of its own, after this one
+            subsections += _section(config, hints[field.name], key)
             continue
+        for value_type in value_types:  # a mapping from names to sections
+            subsections += _section(config, value_type, f"{key}.NAME")
 
         # A bar would end the cell.
-        meaning = " ".join(documentation.get(field.name, "").split()).replace("|", "\\|")
+        meaning = " ".join(documentation[field.name].split()).replace("|", "\\|")
         type_name = str(field.type).replace("|", "\\|")
-        rows.append(f"| `{key}` | `{type_name}` | `{default!r}` | {meaning} |")
+        rows.append(f"| `{key}` | `{type_name}` | `{_default(field)!r}` | {meaning} |")
 
     summary = (section.__doc__ or "").partition("\n")[0]
     return [f"## `{prefix}`\n\n{summary}", "\n".join(rows), *subsections]
 
 
 def _default(field: dataclasses.Field) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return field.default_factory() if callable(field.default_factory) else ""
+    if callable(field.default_factory):
+        return field.default_factory()
+    return field.default

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wings_jax import cli, files
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
     from wings_jax.analysis.results import ShiftResult
     from wings_jax.data import samples
 
-PROGRAM = "python -m wings_jax.analyze"
+PROGRAM = cli.program_name("wings_jax.analyze")
 ROWS = ("all", "after")  # those of `analysis.slot_classes`, which --help should not have to import
 MEMORY_ADVICE = (
     "lower --batch-size or --longest, use --dtype bfloat16, or share the model with --mesh"
@@ -93,7 +94,7 @@ def parse_flags() -> argparse.Namespace:
     return flags
 
 
-def read_samples(flags: argparse.Namespace) -> list[samples.Sample | samples.BadSample]:
+def read_samples(flags: argparse.Namespace) -> Sequence[samples.Sample | samples.BadSample]:
     """Returns the samples of --data, or the embedded ones. Raises UserError for a wrong file."""
     from wings_jax.analysis import probes
     from wings_jax.data import sources

@@ -10,14 +10,19 @@ so `wings --help` needs neither JAX nor transformers.
 
 from __future__ import annotations
 
+import argparse
+import atexit
+import contextlib
 import difflib
 import importlib
-import importlib.metadata
+import io
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Mapping
 
+import wings_jax
 from wings_jax.errors import UserError
 
 # Subcommand -> its module, and one line for --help.
@@ -53,7 +58,7 @@ def dispatch() -> None:
         print(help_text())
         return
     if command == "--version":
-        print(f"wings_jax {importlib.metadata.version('wings_jax')}")
+        print(f"wings_jax {wings_jax.__version__}")
         return
 
     if command not in COMMANDS:
@@ -114,18 +119,66 @@ def program_name(module: str) -> str:
 
 
 def run_main(program: str, main: Callable[[], None]) -> None:
-    """Runs `main`; a UserError becomes one line on stderr and exit status 2.
+    """Runs `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C status 130.
 
-    With `--debug` among the arguments its traceback is shown instead.
+    With `--debug` among the arguments a UserError's traceback is shown instead. The text of a
+    KeyboardInterrupt, if it has one, is part of the line.
     """
+    accept_any_text()
     try:
         main()
     except UserError as error:
         if "--debug" in sys.argv:
             raise
-        sys.stdout.flush()
-        print(f"{program}: {error}", file=sys.stderr, flush=True)
+        _print_error(f"{program}: {error}")
         sys.exit(2)
+    except KeyboardInterrupt as interrupt:
+        _print_error(f"{program}: " + ": ".join(["interrupted", *map(str, interrupt.args)]))
+        sys.exit(130)
+    finally:
+        # Handlers run in reverse order, so this one runs before JAX destroys its backends: a
+        # Ctrl-C in the middle of that would end the process with a segmentation fault.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+
+
+def accept_any_text() -> None:
+    """Lets input and output hold text that is not valid in their encoding, such as file names.
+
+    Bytes that are not UTF-8 become surrogates on input, as in `sys.argv`, and are written as
+    escapes.
+    """
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _print_error(message: str) -> None:
+    """Prints one line on stderr, after what is on stdout."""
+    with contextlib.suppress(OSError):  # the reader of stdout may be gone
+        sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+
+
+def check_text(flags: argparse.Namespace) -> None:
+    """Checks that texts and paths among the flags are valid Unicode without null characters.
+
+    An argument with other bytes than UTF-8 has lone surrogates, which no file can be written with.
+
+    Raises:
+      UserError: naming the flag.
+    """
+    for name, value in vars(flags).items():
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, str | pathlib.PurePath):
+                continue
+            flag = f"--{name.replace('_', '-')}"
+            shown = ascii(str(text))
+            if "\0" in str(text):
+                raise UserError(f"{flag}: {shown} has a null character")
+            try:
+                str(text).encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise UserError(f"{flag}: {shown} is not UTF-8") from error
 
 
 def use_compilation_cache(directory: str | os.PathLike | None = None) -> None:
@@ -135,7 +188,7 @@ def use_compilation_cache(directory: str | os.PathLike | None = None) -> None:
     """
     import jax  # slow, and `wings --help` does not need it
 
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values.get("jax_compilation_cache_dir"):
         return
 
     cache_home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"

@@ -138,6 +138,12 @@ class Config:
     """Steps between lines on the terminal; metrics.jsonl has every step."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; the last step is always saved."""
+    verify_checkpoints: bool = True
+    """Whether what is loaded is compared with the checksums in the checkpoint."""
+    accept_changed_data: bool = False
+    """Whether to resume a run although its data files have changed since it was started."""
+    accept_changed_model: bool = False
+    """Whether to start from a checkpoint whose learners had another gain or other semantics."""
     max_checkpoints: int = 2
     """Newest checkpoints that are kept; older ones are deleted."""
     laws_every: int = 0
@@ -158,6 +164,9 @@ FREE = (
     "log_every",
     "checkpoint_every",
     "max_checkpoints",
+    "verify_checkpoints",
+    "accept_changed_data",
+    "accept_changed_model",
     "laws_every",
     "data.threads",
     "data.workers",
@@ -336,9 +345,10 @@ def field_docs(kind: type) -> dict[str, str]:
     'Replicas of the parameters; each takes a share of the batch.'
     """
     (declared,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(declared, ast.ClassDef)
+
     docs = {}
     for field, below in zip(declared.body, declared.body[1:], strict=False):
-        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-        if isinstance(field, ast.AnnAssign) and is_text:
-            docs[field.target.id] = " ".join(below.value.value.split())
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+            docs[ast.unparse(field.target)] = " ".join(ast.literal_eval(below.value).split())
     return docs

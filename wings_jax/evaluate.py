@@ -9,10 +9,11 @@
         [--text FILE.txt] [--choices FILE.jsonl]
 
 Prints a table with a column per model; with --out, report.md, report.json and every answer are
-written there. --base adds the LLM and the tower as they were before the first stage, or another
-checkpoint to compare with. `iit` asks in interleaved conversations of text and images;
-`forgetting` compares each model with the base, question by question, and writes forgetting.md and
-forgetting.json too.
+written there. --base adds the model before any training (the checkpoint that was imported, or the
+LLM and the tower of the first config), or another checkpoint to compare with. --mesh shares each
+model among devices, --dtype is that of its matmuls. `iit` asks in interleaved conversations of
+text and images; `forgetting` compares each model with the base, question by question, and writes
+forgetting.md and forgetting.json too.
 
 `language` measures any LLM by likelihood: the perplexity of English prose, and multiple choice
 without examples, where the most likely choice counts as the answer (and, in another row, the most
@@ -32,7 +33,7 @@ from collections.abc import Sequence
 from wings_jax import cli
 from wings_jax.errors import UserError
 
-PROGRAM = "python -m wings_jax.evaluate"
+PROGRAM = cli.program_name("wings_jax.evaluate")
 TASK_NAMES = ("scenes_images", "scenes_text", "iit")  # of `evaluation.tasks`, which imports slowly
 DEFAULT_TASKS = {"tasks": "scenes_images,scenes_text", "iit": "iit", "forgetting": "scenes_text"}
 LANGUAGE = "language"
@@ -82,6 +83,7 @@ def main() -> None:
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Returns the flags, with the mode's defaults filled in. Raises UserError."""
     flags = make_parser().parse_args(arguments)
+    cli.check_text(flags)
     check_mode(flags)
 
     if flags.tasks is None:

@@ -19,20 +19,20 @@ import sys
 
 import jax
 
-from wings_jax import cli, config_files, formatting
+from wings_jax import cli, config_checks, config_files, errors, formatting
 from wings_jax import config as config_lib
 from wings_jax.analysis import shift_metric
 from wings_jax.errors import UserError
 from wings_jax.training import arguments, loop, start
 
-PROGRAM = "python -m wings_jax.train"
+PROGRAM = cli.program_name("wings_jax.train")
 
 
 def main() -> None:
     """Trains what the command line asks for, and prints where everything is."""
     options = arguments.parse(config_files.resolve_flags(sys.argv[1:]))
     if options.help:
-        print(arguments.format_help(PROGRAM, options))
+        print(arguments.format_help(cli.program_name("wings_jax.train"), options))
         return
     config = config_lib.from_config_dict(options.config)
     if options.print_config:
@@ -40,18 +40,20 @@ def main() -> None:
         return
 
     workdir = options.workdir or config.workdir
+    config_checks.check_text("--workdir", workdir)
     _check_local("--workdir", workdir)
     _check_local("config.init_from", config.init_from)
     cli.use_compilation_cache()
     if options.distributed:
         join_job()
 
-    run = start.set_up(config, pathlib.Path(workdir))
-    metric = None
-    if config.laws_every:
-        metric = shift_metric.make_metric(config, run.arch, run.tokenizer, run.mesh)
-    with jax.set_mesh(run.mesh):
-        summary = loop.train(run, metric)
+    with errors.full_memory(memory_advice(config)):
+        run = start.set_up(config, pathlib.Path(workdir))
+        metric = None
+        if config.laws_every:
+            metric = shift_metric.make_metric(config, run.arch, run.tokenizer, run.mesh)
+        with jax.set_mesh(run.mesh):
+            summary = loop.train(run, metric)
 
     if "last_loss" in summary:
         print(
@@ -60,6 +62,18 @@ def main() -> None:
             f"{summary['last_tokens_per_s']:,.0f} tokens/s"
         )
     print(f"checkpoint, metrics and summary: {run.workdir}")
+
+
+def memory_advice(config: config_lib.Config) -> str:
+    """Returns what lowers the memory that a run needs, with the current values."""
+    rows = config.batch_size // config.optimizer.accumulation
+    return (
+        f"raise config.optimizer.accumulation ({config.optimizer.accumulation}, so {rows} rows at "
+        f"a time), lower config.data.sequence_length ({config.data.sequence_length}) or "
+        f"config.loss_chunk ({config.loss_chunk}), set config.remat=full ({config.remat}), share "
+        "the parameters over more devices with config.mesh.fsdp, or train fewer of them "
+        "(configs/frozen_llm.py, configs/lora.py)"
+    )
 
 
 def _check_local(key: str, path: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
@@ -148,7 +149,7 @@ def base_model(model: LazyModel) -> LazyModel:
         )
 
     # No adapters of any kind. The rest, such as the template, is that of the model itself.
-    no_wings = {"learners": (), "router": False, "lora_rank": 0, "prefix_length": 0}
+    no_wings: dict[str, Any] = {"learners": (), "router": False, "lora_rank": 0, "prefix_length": 0}
     parts = dataclasses.replace(first.config.model, **no_wings)
     _check_parts(model, first, parts)
     config = dataclasses.replace(model.config, model=parts)
@@ -162,6 +163,7 @@ def base_model(model: LazyModel) -> LazyModel:
 
 def _follow_chain(model: LazyModel) -> LazyModel:
     """Returns the first stage of a model: the last one of the chain that can be read."""
+    # A workdir that was started from itself would be followed forever.
     visited = {model.origin}
     while model.config.stage != IMPORT_STAGE and model.config.init_from:
         before = model.config.init_from
@@ -192,6 +194,7 @@ def _open_imported(model: LazyModel) -> checkpoint.Checkpoint:
     """Returns an imported checkpoint, with a new projector where it has a tower but none."""
     opened = model.open()
     flat = tree.flatten(opened.params)
+    # An LLM alone answers text only; a projector would be of no use.
     if "vision" not in opened.params:
         return opened
 
@@ -229,6 +232,7 @@ def _open_parts(config: config_lib.Config, loading: LoadOptions) -> checkpoint.C
         tokenizer=checkpoint.open_tokenizer(tokenizer_files),
         directory=pathlib.Path(config.model.llm),
         step=0,
+        eos_ids=checkpoint.read_eos_ids(tokenizer_files, config.model.llm),
     )
 
 

@@ -22,6 +22,8 @@ from wings_jax.forgetting.plan import ExperimentRun, Job
 
 # A line of a log that is the message of a UserError (`cli.run_main`).
 USER_ERROR = re.compile(r"^(python -m )?wings_jax\.\S+: ")
+# What JAX prints below a traceback.
+JAX_FOOTER = re.compile(r"^(-+$|For simplicity, JAX has removed)")
 
 
 def run_all(
@@ -40,12 +42,10 @@ def run_all(
                 continue
 
             # One failed run does not stop the others.
-            reason = _finish_run(run, failed_jobs)
+            reason = _finish_run(run, failed_jobs) or _gather_scores(run)
             if reason:
                 failed_runs[run.name] = reason
                 print(f"FAILED {run.name}: {reason}", flush=True)
-            else:
-                results.write_scores(run)
 
             update(failed_runs)
             print(format_progress(runs), flush=True)
@@ -65,6 +65,15 @@ def _finish_run(run: ExperimentRun, failed_jobs: dict[Job, str]) -> str:
                 failed_jobs[job] = reason
         if job in failed_jobs:
             return failed_jobs[job]
+    return ""
+
+
+def _gather_scores(run: ExperimentRun) -> str:
+    """Returns "" when the scores of the run are written, or the reason why they cannot be."""
+    try:
+        results.write_scores(run)
+    except UserError as error:
+        return str(error)
     return ""
 
 
@@ -113,7 +122,8 @@ def _failure_line(job: Job, log_start: int) -> str:
     # The log also has the output of earlier tries.
     lines = job.log.read_bytes()[log_start:].decode("utf-8", errors="replace").strip().splitlines()
     messages = [line for line in lines if USER_ERROR.match(line)]
-    return (messages or lines or ["(no output)"])[-1]
+    others = [line for line in lines if not JAX_FOOTER.match(line)]
+    return (messages or others or ["(no output)"])[-1]
 
 
 @contextlib.contextmanager

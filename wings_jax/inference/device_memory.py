@@ -24,6 +24,7 @@ def cache_slots(spec: ModelSpec, chunk: Chunk, capacity: int) -> tuple[tuple[str
     Raises:
       UserError: the caches need more memory than is free.
     """
+    # A chunk's picks are the slots that it writes into a learner's cache.
     slots = {name: picks.shape[1] for name, picks in chunk.picks.items()}
     slots["main"] = capacity
     if "textual" in slots:
@@ -40,7 +41,8 @@ def check_memory(spec: ModelSpec, rows: int, slots: Mapping[str, int]) -> None:
     this check comes first.
     """
     needed = cache_bytes(spec, rows, slots)
-    free = free_bytes(jax.devices()[:1] if spec.mesh is None else spec.mesh.devices.flat)
+    devices = jax.devices()[:1] if spec.mesh is None else spec.mesh.devices.flatten().tolist()
+    free = free_bytes(devices)
     if free is not None and needed > free:
         raise UserError(
             f"{rows} conversation(s) of {slots['main']} slots need {needed / GB:.1f} GB for their "

@@ -91,9 +91,13 @@ def grow(cache: KVCache, slots: Mapping[str, int]) -> KVCache:
 
     # [B*K, S, H] -> [B*K, sizes[name], H]
     layers = tuple(
-        {name: tuple(pad_slots(x, sizes[name]) for x in pair) for name, pair in layer.items()}
+        {
+            name: (pad_slots(k, sizes[name]), pad_slots(v, sizes[name]))
+            for name, (k, v) in layer.items()
+        }
         for layer in cache.layers
     )
+    # [B, S] -> [B, sizes[name]], with empty slots
     visibility = {
         name: pad_visibility(keys, sizes[name]) for name, keys in cache.visibility.items()
     }
@@ -127,7 +131,8 @@ def compact(cache: KVCache) -> KVCache:
 
         for layer in layers:
             if name in layer:
-                layer[name] = tuple(_take_slots(x, sources, rows) for x in layer[name])
+                k, v = layer[name]
+                layer[name] = _take_slots(k, sources, rows), _take_slots(v, sources, rows)
 
     return KVCache(tuple(layers), visibility, positions, used, cache.lengths)
 
@@ -147,6 +152,7 @@ def truncate(cache: KVCache, lengths: jax.Array) -> KVCache:
         visible_from = jnp.where(is_cut, NEVER, keys.visible_from)
         visibility[name] = Visibility(keys.segments, visible_from)
 
+    # Slots are not moved: `used` stays, and `compact` removes the empty ones when needed.
     shorter = jnp.minimum(cache.lengths, lengths)
     return dataclasses.replace(cache, visibility=visibility, lengths=shorter)
 

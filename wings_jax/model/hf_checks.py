@@ -9,7 +9,7 @@ from typing import Any
 from wings_jax.errors import UserError
 from wings_jax.model.config_fields import ConfigFields
 
-Vector = tuple[float, float, float]  # one value per color
+Vector = tuple[float, ...]  # one value per color
 
 
 def check_decoder_features(fields: ConfigFields, config: Mapping[str, Any], family: str) -> None:

@@ -267,7 +267,7 @@ def find_leaf(key: str) -> tuple[str, Any]:
     names: list[str] = []
     for name in key.split("."):
         if dataclasses.is_dataclass(kind):
-            name = config_lib.current_name(kind, name)
+            name = config_lib.current_name(typing.cast(type, kind), name)
             hints = typing.get_type_hints(kind)
             if name not in hints:
                 path = ".".join(["--config", *names, name])
@@ -323,7 +323,7 @@ def format_help(program: str, arguments: Arguments) -> str:
 
 
 def list_leaves(
-    kind: type, values: Mapping[str, Any], prefix: str = ""
+    kind: Any, values: Mapping[str, Any], prefix: str = ""
 ) -> list[tuple[str, Any, str]]:
     """Returns (key, value, documentation) of all leaves below a dataclass of the config."""
     hints, docs = typing.get_type_hints(kind), config_lib.field_docs(kind)
@@ -331,7 +331,7 @@ def list_leaves(
     for field in dataclasses.fields(kind):
         key, value, hint = f"{prefix}{field.name}", values[field.name], hints[field.name]
         is_mapping = typing.get_origin(hint) is collections.abc.Mapping
-        entry = typing.get_args(hint)[1] if is_mapping else None
+        entry: Any = typing.get_args(hint)[1] if is_mapping else None
 
         if dataclasses.is_dataclass(hint):
             leaves += list_leaves(hint, value, f"{key}.")

@@ -175,7 +175,8 @@ class NonFiniteGuard:
     """
 
     def __init__(self, limit: int, window: int, start: tuple[int, int] = (0, 0)):
-        self._limit, self._counts = limit, deque([start], maxlen=window + 1)
+        self._limit = limit
+        self._counts: deque[tuple[int, float]] = deque([start], maxlen=window + 1)
 
     def check(self, step: int, skipped: float) -> None:
         """Notes how many steps were skipped until `step`. Raises UserError at the limit."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -51,7 +52,7 @@ def token_loss(
     @jax.checkpoint
     def chunk_loss(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         # [B, C, D] -> [B, C, V]
-        logits = model.apply({"params": params}, hidden, method=Wings.logits)
+        logits: Any = model.apply({"params": params}, hidden, method=Wings.logits)
         logits = axes.constrain(logits, "BTV")
 
         # [B, C, V] -> [B, C]: -log p(target) = logsumexp(logits) - logits[target]
@@ -101,8 +102,8 @@ def make_train_step(
 
     def sums(trained: Flat, frozen: Flat, batch: Batch) -> tuple[jax.Array, jax.Array]:
         params = tree.nest({**frozen, **trained})
-        hidden = model.apply({"params": params}, batch)
-        return token_loss(model, params, hidden, batch.targets, loss_chunk)
+        hidden: Any = model.apply({"params": params}, batch)
+        return token_loss(model, params, hidden, jnp.asarray(batch.targets), loss_chunk)
 
     def gradient(trained: Flat, frozen: Flat, batch: Batch) -> tuple[Flat, jax.Array, jax.Array]:
         (loss, right), grads = jax.value_and_grad(sums, has_aux=True)(trained, frozen, batch)

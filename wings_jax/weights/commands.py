@@ -16,7 +16,7 @@ import tqdm
 
 from wings_jax import axes, checkpoint, files, tree
 from wings_jax import config as config_lib
-from wings_jax.data import conversation
+from wings_jax.data import chat_template
 from wings_jax.errors import UserError
 from wings_jax.formatting import format_names
 from wings_jax.model import presets
@@ -26,6 +26,7 @@ from wings_jax.weights import (
     hub,
     imports,
     inspection,
+    release_import,
     release_settings,
     sources,
     tokenizer_files,
@@ -51,7 +52,11 @@ def run_import(arguments: argparse.Namespace) -> None:
 
     # Before any tensor is read: the tokenizer and the template have to fit.
     tokenizer = read_tokenizer(spec, arguments.tokenizer)
-    config = import_config(spec, tokenizer, arguments.template)
+    template = arguments.template
+    if template and template not in chat_template.NAMES:
+        tokenizer = chat_template.with_template_file(tokenizer, pathlib.Path(template))
+        template = chat_template.TOKENIZER
+    config = import_config(spec, tokenizer, template)
     if arguments.dry_run:
         print("dry run: nothing written")
         return
@@ -80,7 +85,7 @@ def open_sources(arguments: argparse.Namespace) -> imports.ImportSpec:
         if arguments.projector:
             raise UserError("--projector: the checkpoint given with --wings has its own projector")
         directory = hub.find_directory(arguments.wings, "--wings")
-        return sources.from_release(directory, vision, semantics=arguments.semantics)
+        return release_import.from_release(directory, vision, semantics=arguments.semantics)
 
     # An LLM with its own tower and projector.
     if arguments.semantics:
@@ -127,9 +132,14 @@ def import_config(
     spec: imports.ImportSpec, tokenizer: Mapping[str, str], template: str | None
 ) -> config_lib.Config:
     """Returns the config of an imported checkpoint."""
+    opened = checkpoint.open_tokenizer(tokenizer)
     if template is None:
-        template = conversation.get_template_for(checkpoint.open_tokenizer(tokenizer))
-    conversation.get_template(template)
+        # A Wings checkpoint was trained with its own template, whatever its tokenizer has.
+        is_trained = bool(spec.arch.learners)
+        template, line = chat_template.choose_template(opened, prefer_named=is_trained)
+    else:
+        line = chat_template.explain_template(template, opened)
+    print(line)
 
     # Presets are named; other models by their source.
     arch = spec.arch

@@ -22,7 +22,7 @@ from wings_jax.weights.tensors import WeightsError
 MAGIC = b"GGUF"
 VERSIONS = (2, 3)
 # Type number of a field -> little-endian dtype; 8 is a string, 9 an array.
-SCALARS = {
+SCALARS: dict[int, np.dtype] = {
     0: np.dtype("<u1"),
     1: np.dtype("<i1"),
     2: np.dtype("<u2"),

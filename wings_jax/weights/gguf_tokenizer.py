@@ -72,6 +72,7 @@ def _byte_level_bpe(
       has_whole_words: a word that is a token stays whole, whatever the merges make of it.
     """
     vocabulary = {token: index for index, token in enumerate(tokens)}
+    pairs: list[tuple[str, str]] = []
     for merge in merges:
         is_pair = len(merge) == 2
         if not is_pair or not {*merge, "".join(merge)} <= vocabulary.keys():
@@ -79,7 +80,7 @@ def _byte_level_bpe(
                 f"{fields.file}: tokenizer.ggml.merges: {' '.join(merge)[:40]!a} is not a pair of "
                 "tokens"
             )
-    pairs = [tuple(merge) for merge in merges]
+        pairs.append((merge[0], merge[1]))
     return tokenizers.Tokenizer(
         models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=has_whole_words)
     )

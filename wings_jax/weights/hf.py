@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from wings_jax.model import presets
+from wings_jax.model import hf_config, presets
 from wings_jax.weights import store, tables
 from wings_jax.weights.rules import Rule
 from wings_jax.weights.tensors import LazyTensor, WeightsError
@@ -87,7 +87,7 @@ def read_decoder_arch(directory: str | os.PathLike) -> presets.DecoderArch:
     It is that of `config.json`, except for a tied head that the weights contradict (`untie`).
     """
     file = str(pathlib.Path(directory) / "config.json")
-    arch = presets.decoder_from_hf(store.read_config(directory), file=file)
+    arch = hf_config.decoder_from_hf(store.read_config(directory), file=file)
     if not arch.tie_embeddings or not store.has_weights(directory):
         return arch
     return untie(arch, decoder_tensors(store.open_tensors(directory)))
@@ -113,7 +113,7 @@ def read_vision_arch(directory: str | os.PathLike) -> presets.VisionArch:
     """Returns the architecture of a directory with a SigLIP or CLIP, from its config files."""
     file = str(pathlib.Path(directory) / "config.json")
     config = store.read_config(directory)
-    return presets.vision_from_hf(config, read_processor(directory), file=file)
+    return hf_config.vision_from_hf(config, read_processor(directory), file=file)
 
 
 def read_processor(directory: str | os.PathLike) -> dict[str, Any] | None:
@@ -134,7 +134,7 @@ def read_processor(directory: str | os.PathLike) -> dict[str, Any] | None:
 def llm_config(arch: presets.DecoderArch) -> dict[str, Any]:
     """Returns the `config.json` of a decoder, which both transformers 4 and 5 read."""
     family = "qwen2" if arch.qkv_bias else "llama"
-    config = {
+    config: dict[str, Any] = {
         "architectures": ["Qwen2ForCausalLM" if arch.qkv_bias else "LlamaForCausalLM"],
         "model_type": family,
         "vocab_size": arch.vocab_size,

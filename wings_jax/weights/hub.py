@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
+from typing import Any
 
 from wings_jax.errors import UserError
 from wings_jax.weights import store, torch_file
@@ -44,16 +45,20 @@ def choose_hub_files(names: list[str]) -> list[str]:
 
 def _download(hub_id: str, flag: str) -> pathlib.Path:
     """Returns the local copy of a repository's weights, configs and tokenizer."""
-    import httpx
     import huggingface_hub
     from huggingface_hub import errors
 
+    # The HTTP library differs by version; all its errors have the class that this one derives from.
+    connection_errors: tuple[Any, ...] = (
+        *errors.HfHubHTTPError.__bases__,
+        errors.OfflineModeIsEnabled,
+    )
     try:
         names = choose_hub_files(huggingface_hub.list_repo_files(hub_id))
-    except (errors.OfflineModeIsEnabled, httpx.TransportError):
-        names = None  # no connection: perhaps it was downloaded before
-    except (errors.HfHubHTTPError, OSError, ValueError) as error:
+    except (errors.HfHubHTTPError, ValueError) as error:
         raise _hub_error(hub_id, flag, error) from error
+    except connection_errors:
+        names = None  # no connection: perhaps it was downloaded before
 
     if names and any(name.endswith(torch_file.SUFFIXES) for name in names):
         torch_file.check_torch(f"{flag}: {hub_id}")
@@ -61,7 +66,12 @@ def _download(hub_id: str, flag: str) -> pathlib.Path:
         directory = huggingface_hub.snapshot_download(
             hub_id, allow_patterns=names, local_files_only=names is None
         )
-    except (errors.HfHubHTTPError, httpx.TransportError, OSError, ValueError) as error:
+    except errors.LocalEntryNotFoundError as error:
+        raise UserError(
+            f"{flag}: {hub_id} is not a directory; there is no connection to the Hugging Face "
+            "hub, and it was not downloaded before"
+        ) from error
+    except (*connection_errors, ValueError) as error:
         raise _hub_error(hub_id, flag, error) from error
     return pathlib.Path(directory)
 
@@ -69,7 +79,7 @@ def _download(hub_id: str, flag: str) -> pathlib.Path:
 def _hub_error(hub_id: str, flag: str, error: Exception) -> UserError:
     """Returns the error of a failed download, in one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    reason = (lines or [type(error).__name__])[0]
+    reason = " ".join(lines) or type(error).__name__
     return UserError(
         f"{flag}: {hub_id} is not a directory, and it cannot be downloaded from the Hugging Face "
         f"hub: {reason[:300]}"

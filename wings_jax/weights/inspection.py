@@ -12,7 +12,7 @@ from typing import Any
 from wings_jax.errors import UserError
 from wings_jax.formatting import format_names
 from wings_jax.model import parameters, presets
-from wings_jax.weights import hf, imports, release, sources, store, transfer
+from wings_jax.weights import hf, imports, release, release_import, sources, store, transfer
 from wings_jax.weights.rules import group_name
 from wings_jax.weights.tensors import LazyTensor, WeightsError
 
@@ -38,7 +38,7 @@ def describe(path: str | os.PathLike, vision: str | os.PathLike | None = None) -
     # From the whole model to its parts.
     if family in release.FAMILIES:
         title = f"{path}: a checkpoint in the release's layout ({family})"
-        return [title, *sizes, *_import_lines(lambda: sources.from_release(path, vision))]
+        return [title, *sizes, *_import_lines(lambda: release_import.from_release(path, vision))]
     if family in ("qwen2", "llama"):
         title = f"{path}: an LLM ({family})"
         return [title, *sizes, *_import_lines(lambda: sources.from_llm(path, vision))]

@@ -1,4 +1,7 @@
-"""What a model is imported from: an LLM, a tower, a projector, or a checkpoint of the release."""
+"""What a model is imported from: directories or files of an LLM, a tower, a projector.
+
+`release_import` has the checkpoints of the authors' release.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from wings_jax.model import parameters, presets
+from wings_jax.model import hf_config, presets
 from wings_jax.model.vision import PROJECTORS
-from wings_jax.weights import gguf_file, hf, imports, release, release_settings, rules, store
+from wings_jax.weights import gguf_file, hf, imports, release, rules, store
 from wings_jax.weights.imports import ImportPart, ImportSpec
 from wings_jax.weights.tensors import LazyTensor, WeightsError, check_not_quantized
 
@@ -48,12 +51,13 @@ def load_model(
     Raises:
       WeightsError, UserError: a source is missing, of another family, or does not fit `arch`.
     """
-    if arch is None and llm is None:
+    if arch is not None:
+        decoder, tower = arch.decoder, arch.vision
+    elif llm is not None:
+        decoder = hf.read_decoder_arch(llm)
+        tower = DEFAULT_TOWER if vision is None else hf.read_vision_arch(vision)
+    else:
         raise WeightsError("give the directory of an LLM, or an architecture")
-    decoder = arch.decoder if arch else hf.read_decoder_arch(llm)
-    tower = arch.vision if arch else DEFAULT_TOWER
-    if vision is not None and arch is None:
-        tower = hf.read_vision_arch(vision)
 
     # Each directory fills its own half of the model.
     parts = []
@@ -88,7 +92,7 @@ def from_llm(
         spec,
         hf_config=config,
         tokenizer_directory=pathlib.Path(llm),
-        notes=_tie_notes(config, decoder),
+        notes=tie_notes(config, decoder),
     )
 
 
@@ -106,7 +110,7 @@ def from_gguf(
       with_tokenizer: False leaves out the file's tokenizer, which may be of an unsupported kind.
     """
     model = gguf_file.read_gguf(file, with_tokenizer=with_tokenizer)
-    decoder = presets.decoder_from_hf(model.config, file=str(file))
+    decoder = hf_config.decoder_from_hf(model.config, file=str(file))
     part = _decoder_part(decoder, model.tensors, str(file))
     spec = _base_spec(decoder, part, vision, projector, projector_kind)
     return dataclasses.replace(spec, hf_config=model.config, tokenizer_files=model.tokenizer_files)
@@ -141,7 +145,7 @@ def check_projector_kind(kind: str, name: str) -> None:
         raise WeightsError(f"{name}: {kind!r} is not one of {', '.join(PROJECTORS)}")
 
 
-def _tie_notes(config: Mapping[str, Any], decoder: presets.DecoderArch) -> tuple[str, ...]:
+def tie_notes(config: Mapping[str, Any], decoder: presets.DecoderArch) -> tuple[str, ...]:
     """Returns a line where the weights contradict the config's tied head."""
     if not config.get("tie_word_embeddings") or decoder.tie_embeddings:
         return ()
@@ -191,162 +195,3 @@ def _projector_part(arch: presets.WingsArch, source: str | os.PathLike) -> Impor
             f"the vision tower has width {width}"
         )
     return ImportPart("projector", str(source), table, tensors)
-
-
-def from_release(
-    directory: str | os.PathLike,
-    vision: str | os.PathLike | None = None,
-    *,
-    semantics: str = "",
-) -> ImportSpec:
-    """Returns the import of a checkpoint of the authors' release: Wings or their LLaVA.
-
-    Its keys, shapes and config decide the architecture: learners, router, rank, projector, tower.
-    With learners the model gets the release's semantics, except for an export of wings_jax, which
-    records its own (`release_settings`).
-
-    Args:
-      vision: a tower's directory. It fills a checkpoint that has no tower, and describes the
-        sizes of one that fits no preset.
-      semantics: 'paper' or 'release' overrides what the checkpoint decides.
-
-    Raises:
-      WeightsError, UserError: the checkpoint is of another kind, broken, or without a tower.
-    """
-    source = str(directory)
-    config_file = str(pathlib.Path(directory) / "config.json")
-    config = store.read_config(directory)
-    family = release.FAMILIES.get(str(config.get("model_type")))
-    if family is None:
-        known = ", ".join(release.FAMILIES)
-        raise WeightsError(
-            f"{config_file}: model_type {config.get('model_type')!r} is not one of {known}"
-        )
-
-    # Wings and LLaVA checkpoints differ in their keys only.
-    tensors = store.open_tensors(directory)
-    check_not_quantized(tensors, source)
-    decoder = presets.decoder_from_hf({**config, "model_type": family}, file=config_file)
-    decoder = hf.untie(decoder, tensors)
-    fields = _wings_fields(tensors, config, source)
-    recorded = release_settings.read_settings(config, config_file)
-
-    # The tower: that of the other directory, or the checkpoint's own.
-    has_tower = any(hf_key.startswith(release.TOWER) for hf_key in tensors)
-    if not has_tower and vision is None:
-        raise WeightsError(f"{source} holds no vision tower; give its directory as --vision")
-    tower = recorded.get("vision")
-    if vision is not None:
-        tower = hf.read_vision_arch(vision)
-    elif tower is None:
-        tower = _known_tower(tensors, source)
-    if recorded.get("vision") is None:
-        tower = release_settings.check_llava_entries(config, tower, config_file)
-
-    projector = _projector_kind(tensors, config)
-    check_projector_kind(projector, f"{config_file}: mm_projector_type")
-    fields |= {name: value for name, value in recorded.items() if name != "vision"}
-    if semantics and fields.get("learners"):
-        fields["semantics"] = release_settings.named_semantics(semantics, config, config_file)
-    arch = dataclasses.replace(presets.WingsArch(decoder, tower), projector=projector, **fields)
-
-    # One part for the checkpoint, a second one for the tower of another directory.
-    table = release.release_rules(arch)
-    if not has_tower:
-        table = tuple(rule for rule in table if not rule.path.startswith("vision/"))
-    parts = [ImportPart("Wings", source, table, tensors, release.release_ignorable(arch))]
-    if not has_tower:
-        parts.append(vision_part(vision, tower))
-    return ImportSpec(
-        arch,
-        tuple(parts),
-        fresh=(),
-        hf_config=config,
-        tokenizer_directory=pathlib.Path(directory),
-        notes=(*_tie_notes(config, decoder), *release_settings.padding_notes(config)),
-    )
-
-
-def _wings_fields(
-    tensors: Mapping[str, LazyTensor], config: Mapping[str, Any], source: str
-) -> dict[str, Any]:
-    """Returns the fields of WingsArch that a checkpoint's keys and config decide."""
-    has_router = any(".reweight_module." in hf_key for hf_key in tensors)
-    has_visual = any(".attn_pool." in hf_key for hf_key in tensors)
-    if not has_visual:
-        return {}
-
-    # All learners have the same rank, which `lora_dim` repeats.
-    ranks = {
-        tensors[hf_key].shape[0]
-        for hf_key in tensors
-        if hf_key.endswith("attn_pool.q_proj.0.weight")
-    }
-    if len(ranks) != 1:
-        raise WeightsError(f"{source}: attn_pool.q_proj.0.weight has ranks {sorted(ranks)}")
-    rank = ranks.pop()
-    if config.get("lora_dim", rank) != rank:
-        raise WeightsError(
-            f"{source}: config.json has lora_dim {config['lora_dim']!r}, the tensors have {rank}"
-        )
-
-    # A router exists from stage 2 on, where both learners are trained.
-    fields = {
-        "learners": ("visual", "textual") if has_router else ("visual",),
-        "router": has_router,
-        "rank": rank,
-        "gain": 2.0 if has_router else 1.0,
-        "semantics": release_settings.named_semantics("release", config, f"{source}/config.json"),
-    }
-    if has_router:
-        fields["router_positions"] = max(
-            tensor.shape[-1]
-            for hf_key, tensor in tensors.items()
-            if hf_key.endswith("reweight_module.linear.weight")
-        )
-    return fields
-
-
-def _projector_kind(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any]) -> str:
-    """Returns the projector's kind by its keys, or the config's where it has no keys."""
-    hf_keys = {
-        hf_key.removeprefix(release.PROJECTOR)
-        for hf_key in tensors
-        if hf_key.startswith(release.PROJECTOR)
-    }
-    # A single Linear has no index in its keys.
-    if "weight" in hf_keys:
-        return "linear"
-    depth = sum(hf_key.endswith(".weight") for hf_key in hf_keys)
-    return f"mlp{depth}x_gelu" if depth else config.get("mm_projector_type", "identity")
-
-
-def _known_tower(tensors: Mapping[str, LazyTensor], source: str) -> presets.VisionArch:
-    """Returns the preset whose shapes the checkpoint's tower has.
-
-    The number of heads is not in the shapes, so only towers of known sizes are recognized.
-    """
-    tower = {
-        hf_key.removeprefix(release.TOWER): tensor
-        for hf_key, tensor in tensors.items()
-        if hf_key.startswith(release.TOWER)
-    }
-    for arch in presets.VISION.values():
-        is_deeper = f"encoder.layers.{arch.num_layers}.layer_norm1.weight" in tower
-        if not is_deeper and _tower_fits(arch, tower):
-            return arch
-    raise WeightsError(
-        f"{source} holds a vision tower of no known size; give a directory with its config.json "
-        "as --vision"
-    )
-
-
-def _tower_fits(arch: presets.VisionArch, tower: Mapping[str, LazyTensor]) -> bool:
-    """Returns whether the tensors have all keys of an architecture, with its shapes."""
-    shapes = parameters.abstract_params(presets.WingsArch(ANY_DECODER, arch))
-    for rule in hf.vision_rules(arch):
-        shape = shapes[f"vision/{rule.path}"].shape
-        for hf_key in rule.hf_keys(shape):
-            if hf_key not in tower or tuple(tower[hf_key].shape) != rule.hf_shape(shape):
-                return False
-    return True
