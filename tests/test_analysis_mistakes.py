@@ -23,7 +23,7 @@ def workdir(tmp_path_factory):
     ("given", "message"),
     [
         (["--checkpoint", "no/such"], "--checkpoint: no/such holds no checkpoint"),
-        (["--checkpoint", "RUN", "RUN"], "two are called 'random'"),
+        (["--checkpoint", "RUN", "RUN"], "two models have the name 'random'"),
         (["--checkpoint", "SHORT"], "--checkpoint other: the model has 2 layers"),
         (
             ["--checkpoint", "RUN", "--data", "TEXT"],
@@ -43,7 +43,9 @@ def workdir(tmp_path_factory):
         (["--checkpoint", "RUN", "--mesh", "data=3"], "mesh"),
         (["--checkpoint", "RUN", "--mesh", "data=1,tensor=8"], "tensor"),
         (["--checkpoint", "RUN", "--base", "no/such"], "--base: no/such"),
-        (["--checkpoint", "RUN", "--base", "random=SHORT"], "two"),
+        (["--checkpoint", "RUN", "--base", "random=SHORT"], "two models have the name"),
+        (["--checkpoint", "RUN", "--data", "a\udcff.json"], "--data: 'a\\udcff.json' is not UTF-8"),
+        (["--checkpoint", "\udcff"], "--checkpoint: '\\udcff' is not UTF-8"),
         (["--checkpoint", "RUN", "--out", "TEXT"], "--out: cannot write to"),
     ],
 )

@@ -40,7 +40,7 @@ SCORE = "scenes_text/all text"
 
 
 def parse_flags() -> argparse.Namespace:
-    """Returns the flags. Raises UserError for a number out of range."""
+    """Returns the flags. Raises UserError for a number out of range or a text that is not UTF-8."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description=__doc__,
@@ -87,6 +87,7 @@ def parse_flags() -> argparse.Namespace:
     add("--debug", action="store_true", help="show the traceback of an error")
 
     flags = parser.parse_args()
+    cli.check_text(flags)
     for name, minimum in (("limit", 1), ("longest", 1), ("batch_size", 1), ("exclude_prefix", 0)):
         value = getattr(flags, name)
         if value < minimum:
