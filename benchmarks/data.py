@@ -1,4 +1,4 @@
-"""How many samples a second the data path gives, beside what training took of them.
+"""Samples per second of the data path alone, and of training.
 
     python benchmarks/data.py [--config=configs/stage2.py] [--steps=60] [--workdir=runs/stage2]
 
@@ -34,9 +34,12 @@ def main(_: list[str]) -> None:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     config = config_lib.from_config_dict(module.get_config())
+
     arch = starting.resolve_arch(config.model)
     tokenizer = checkpoint.open_tokenizer(starting.tokenizer_files(config, None))
-    loader = start.open_data(config, arch, tokenizer)
+    loader = start.open_data(config, arch, tokenizer, pathlib.Path(_WORKDIR.value))
+
+    # The first batches fill the buffers and are not timed.
     batches = loader.iterate()
     for _ in range(5):
         next(batches)
@@ -46,6 +49,7 @@ def main(_: list[str]) -> None:
     rate = _STEPS.value * config.batch_size / (time.perf_counter() - began)
     batches.close()
     print(f"data alone: {rate:,.0f} samples/s")
+
     lines = pathlib.Path(_WORKDIR.value, "metrics.jsonl")
     if lines.is_file():
         steps = [json.loads(line)["step_s"] for line in lines.read_text().splitlines()]

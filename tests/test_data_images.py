@@ -1,4 +1,4 @@
-"""Pictures equal what Hugging Face's processors make of the padded square."""
+"""Images equal what Hugging Face's processors compute from the padded square."""
 
 from __future__ import annotations
 
@@ -34,37 +34,38 @@ def random_image(width: int, height: int, *, seed: int = 0) -> Image.Image:
 @pytest.mark.parametrize("size", [(31, 50), (50, 31), (28, 28), (9, 9), (200, 3), (97, 96)])
 @pytest.mark.parametrize("name", sorted(PROCESSORS))
 def test_equal_to_hugging_face_bit_for_bit(name, size):
-    make, mean, settings = PROCESSORS[name]
+    processor, mean, settings = PROCESSORS[name]
     image = random_image(*size)
     square = images.pad_to_square(image, mean)
-    ours = images.prepare_image(image, 28, mean)
-    bare = make(do_rescale=False, do_normalize=False, **settings)
-    theirs = np.asarray(bare(square)["pixel_values"][0])
-    assert ours.dtype == np.uint8
-    assert (ours.transpose(2, 0, 1) == theirs).all()
+    prepared = images.prepare_image(image, 28, mean)
+    assert prepared.dtype == np.uint8
 
-    full = make(**settings)
-    theirs = np.asarray(full(square)["pixel_values"][0])
+    resize_only = processor(do_rescale=False, do_normalize=False, **settings)
+    expected = np.asarray(resize_only(square)["pixel_values"][0])
+    assert (prepared.transpose(2, 0, 1) == expected).all()
+
+    full = processor(**settings)
+    expected = np.asarray(full(square)["pixel_values"][0])
     std = np.array(full.image_std, np.float32)
-    normalised = (ours.astype(np.float32) / 255 - np.array(full.image_mean, np.float32)) / std
-    np.testing.assert_allclose(normalised.transpose(2, 0, 1), theirs, atol=1e-6)
+    normalized = (prepared.astype(np.float32) / 255 - np.array(full.image_mean, np.float32)) / std
+    np.testing.assert_allclose(normalized.transpose(2, 0, 1), expected, atol=1e-6)
 
 
-@pytest.mark.skipif(not GOLDEN.exists(), reason="the release's golden pictures are not here")
+@pytest.mark.skipif(not GOLDEN.exists(), reason="the release's golden images are not here")
 @pytest.mark.parametrize("number", [0, 1])
-def test_release_golden_pictures(number):
+def test_release_golden_images(number):
     golden = np.load(GOLDEN)
-    ours = images.prepare_image(Image.fromarray(golden[f"image{number}_uint8"]), 28, HALF)
-    normalised = (ours.astype(np.float32) / 255 - 0.5) / 0.5
-    assert np.abs(normalised.transpose(2, 0, 1) - golden[f"image{number}_pixel_values"]).max() == 0
+    prepared = images.prepare_image(Image.fromarray(golden[f"image{number}_uint8"]), 28, HALF)
+    normalized = (prepared.astype(np.float32) / 255 - 0.5) / 0.5
+    assert np.abs(normalized.transpose(2, 0, 1) - golden[f"image{number}_pixel_values"]).max() == 0
 
 
-def test_padding_is_centred_and_has_the_mean_colour():
+def test_padding_is_centered_and_has_the_mean_color():
     square = np.asarray(images.pad_to_square(Image.new("RGB", (5, 2), (9, 9, 9)), CLIP_MEAN))
-    grey = [int(255 * part) for part in CLIP_MEAN]
+    gray = [int(255 * part) for part in CLIP_MEAN]
     assert square.shape == (5, 5, 3)
     assert (square[1:3] == 9).all()
-    assert (square[[0, 3, 4]] == grey).all()
+    assert (square[[0, 3, 4]] == gray).all()
 
 
 @pytest.mark.parametrize("mode", ["L", "1", "P", "RGBA", "LA", "CMYK"])
@@ -109,7 +110,9 @@ def break_file(path: pathlib.Path, kind: str) -> None:
 
 
 BROKEN = [
-    *itertools.product(("missing", "truncated", "text", "empty", "folder"), ("png", "jpg", "webp")),
+    *itertools.product(
+        ("missing", "truncated", "text", "empty", "directory"), ("png", "jpg", "webp")
+    ),
     ("damaged", "png"),  # the others have no checksum: damaged pixels decode to something
 ]
 

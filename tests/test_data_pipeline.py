@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import functools
 import logging
 
 import hypothesis
@@ -12,8 +13,9 @@ import numpy as np
 import pytest
 import tiny_data
 from hypothesis import strategies
+from tiny_data import loader
 
-from wings_jax.data import examples, packing, pipeline, prepare, samples, sources
+from wings_jax.data import examples, packing, pipeline, prepare, samples, settings, sources
 from wings_jax.errors import UserError
 from wings_jax.model import layout
 
@@ -27,20 +29,15 @@ def file(tmp_path):
     return tiny_data.write_json(tmp_path / "x.json", records)
 
 
-def loader(*files, host: int = 0, hosts: int = 1, **changes) -> pipeline.Loader:
-    spec = tiny_data.spec(*files, **changes)
-    return pipeline.Loader(spec, tiny_data.byte_tokenizer(), host=host, hosts=hosts)
-
-
-def assert_equal(ours: layout.Batch, theirs: layout.Batch) -> None:
-    jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+def assert_equal(actual: layout.Batch, expected: layout.Batch) -> None:
+    jax.tree.map(np.testing.assert_array_equal, actual, expected)
 
 
 def conversations(batch: layout.Batch) -> list[tuple[bytes, ...]]:
     """Returns every conversation of a batch: tokens, modality, targets and images as bytes."""
-    found = []
+    contents = []
     for row in range(len(batch.targets)):
-        pictures = 0
+        used_images = 0
         segments = batch.layout.segments[row]
         for segment in range(1, segments.max() + 1):
             span = np.flatnonzero(segments == segment)
@@ -48,31 +45,29 @@ def conversations(batch: layout.Batch) -> list[tuple[bytes, ...]]:
             assert (batch.layout.positions[row, span] == np.arange(len(span))).all()
             modality = batch.layout.modality[row, span]
             count = int((modality == layout.IMAGE).sum()) // 4
-            images = batch.images[row, pictures : pictures + count]
-            pictures += count
+            images = batch.images[row, used_images : used_images + count]
+            used_images += count
             arrays = (batch.layout.tokens[row, span], modality, batch.targets[row, span], images)
-            found.append(tuple(array.tobytes() for array in arrays))
+            contents.append(tuple(array.tobytes() for array in arrays))
+
         rest = segments == 0
         assert (batch.layout.modality[row, rest] == layout.PADDING).all()
         assert (batch.targets[row, rest] == layout.IGNORE).all()
-        assert (batch.images[row, pictures:] == 0).all()
-    return found
+        assert (batch.images[row, used_images:] == 0).all()
+    return contents
 
 
-def alone(file, spec: pipeline.DataSpec) -> list[tuple[bytes, ...]]:
-    """Returns the same of every sample of the file, made on its own."""
-    recipe = pipeline.recipe_from_spec(spec, tiny_data.byte_tokenizer())
+def single_examples(file) -> list[tuple[bytes, ...]]:
+    """Returns the same of every sample of the file, made without a loader."""
+    recipe = tiny_data.recipe()
     source = sources.open_source(file)
-    made = [examples.make_example(source[number], recipe) for number in range(len(source))]
-    return [
-        (
-            one.tokens.tobytes(),
-            one.modality.tobytes(),
-            one.targets.tobytes(),
-            b"".join(picture.tobytes() for picture in one.images),
-        )
-        for one in made
-    ]
+    contents = []
+    for number in range(len(source)):
+        example = examples.make_example(source[number], recipe)
+        arrays = (example.tokens, example.modality, example.targets)
+        images = b"".join(image.tobytes() for image in example.images)
+        contents.append((*(array.tobytes() for array in arrays), images))
+    return contents
 
 
 @PACKING
@@ -109,12 +104,12 @@ def test_far_steps_are_as_quick_to_reach_as_near_ones(file):
 @PACKING
 def test_an_epoch_has_every_conversation_once_and_whole(file, is_packed):
     data = loader(file, packing=is_packed, rows=1)
-    expected = collections.Counter(alone(file, data.spec))
+    expected = collections.Counter(single_examples(file))
     orders = []
     for epoch in range(2):
         first = epoch * data.steps_per_epoch
-        found = [conversations(data[first + step]) for step in range(data.steps_per_epoch)]
-        flat = [one for row in found for one in row]
+        contents = [conversations(data[first + step]) for step in range(data.steps_per_epoch)]
+        flat = [one for row in contents for one in row]
         assert collections.Counter(flat) == expected
         orders.append(flat)
     assert orders[0] != orders[1]
@@ -124,7 +119,7 @@ def test_an_epoch_has_every_conversation_once_and_whole(file, is_packed):
 
 def test_without_shuffling_the_order_is_the_files(file):
     data = loader(file, shuffle=False, rows=COUNT)
-    assert conversations(data[0]) == conversations(data[1]) == alone(file, data.spec)
+    assert conversations(data[0]) == conversations(data[1]) == single_examples(file)
 
 
 def test_packing_fills_rows(tmp_path):
@@ -141,9 +136,9 @@ sizes = strategies.tuples(strategies.integers(1, 20), strategies.integers(0, 3))
 
 @hypothesis.settings(max_examples=100, deadline=None)
 @hypothesis.given(strategies.lists(sizes, min_size=1, max_size=300))
-def test_every_member_has_one_place_and_no_row_overflows(found):
-    slots, images = np.array(found).T
-    members = np.arange(len(found)) + 5
+def test_every_member_has_one_place_and_no_row_overflows(contents):
+    slots, images = np.array(contents).T
+    members = np.arange(len(contents)) + 5
     rows = packing.first_fit(members, slots, images, length=20, images_per_row=3)
     assert sorted(np.concatenate([rows[r] for r in range(len(rows))])) == members.tolist()
     for row in range(len(rows)):
@@ -162,10 +157,11 @@ def test_weights_are_shares_and_every_source_keeps_its_epochs(tmp_path, is_packe
         for record in records:
             record["conversations"][0]["value"] = "AB"[number] * 60
         paths.append(tiny_data.write_json(tmp_path / f"{number}.json", records))
-    parts = tuple(
-        pipeline.SourceSpec(str(path), weight=w) for path, w in zip(paths, (3, 1), strict=True)
-    )
-    data = loader(sources=parts, packing=is_packed, rows=48)
+    weighted = {
+        path.name: settings.SourceConfig(str(path), weight=weight)
+        for path, weight in zip(paths, (3.0, 1.0), strict=True)
+    }
+    data = loader(sources=weighted, packing=is_packed, rows=48)
     a, b = tiny_data.byte_tokenizer().encode("AB").ids
     tokens = np.concatenate([data[step].layout.tokens for step in range(2)])
     is_first, is_second = (tokens == a).any(1), (tokens == b).any(1)
@@ -175,10 +171,10 @@ def test_weights_are_shares_and_every_source_keeps_its_epochs(tmp_path, is_packe
     assert len({row.tobytes() for row in tokens[is_second]}) == 24
 
 
-def break_records(records, folder):
+def break_records(records, directory):
     """Breaks one sample for each cause; returns cause -> id."""
     talk = tiny_data.turns("<image>q", "a")
-    (folder / "broken.png").write_text("not a picture")
+    (directory / "broken.png").write_text("not an image")
     broken = {
         samples.MISSING_IMAGE: {"image": "nowhere.png", "conversations": talk},
         samples.UNREADABLE_IMAGE: {"image": "broken.png", "conversations": talk},
@@ -193,23 +189,23 @@ def break_records(records, folder):
         samples.CUT_OFF: {"conversations": tiny_data.turns("q" * 200, "a")},
     }
     assert set(broken) == set(samples.CAUSES)
+
     for number, (cause, change) in enumerate(broken.items()):
-        at = 3 * number + 1
-        records[at] = {"id": f"bad {cause}"} | change
+        records[3 * number + 1] = {"id": f"bad {cause}"} | change
     return {cause: f"bad {cause}" for cause in broken}
 
 
 @PACKING
 def test_bad_samples_are_left_out_counted_and_logged(tmp_path, file, is_packed, caplog):
-    whole = alone(file, tiny_data.spec(file))
+    whole = single_examples(file)
     records = tiny_data.write_records(tmp_path, COUNT)
     names = break_records(records, tmp_path)
     broken = tiny_data.write_json(tmp_path / "broken.json", records)
     data = loader(broken, packing=is_packed, rows=1)
     with caplog.at_level(logging.WARNING):
-        found = [one for s in range(data.steps_per_epoch) for one in conversations(data[s])]
+        contents = [one for s in range(data.steps_per_epoch) for one in conversations(data[s])]
     good = [one for number, one in enumerate(whole) if "bad" not in records[number]["id"]]
-    assert collections.Counter(found) == collections.Counter(good)
+    assert collections.Counter(contents) == collections.Counter(good)
     counted = dict(data.stats["causes"]) | data.stats["left_out"]["causes"]
     assert {cause: row["count"] for cause, row in counted.items()} == dict.fromkeys(names, 1)
     for cause, name in names.items():
@@ -223,11 +219,10 @@ def test_a_bad_sample_changes_no_other_row(tmp_path, file):
     broken = loader(tiny_data.write_json(tmp_path / "broken.json", records), rows=COUNT)
     whole = loader(file, rows=COUNT)
     for step in range(3):
-        ours, theirs = broken[step], whole[step]
-        is_bad = (ours.layout.modality == layout.PADDING).all(1)
+        is_bad = (broken[step].layout.modality == layout.PADDING).all(1)
         assert is_bad.sum() == len(samples.CAUSES)
-        keep = jax.tree.map(lambda a, bad=is_bad: a[~bad], (ours, theirs))
-        assert_equal(*keep)
+        select_good = functools.partial(jax.tree.map, lambda array, good=~is_bad: array[good])
+        assert_equal(select_good(broken[step]), select_good(whole[step]))
 
 
 @PACKING
@@ -237,19 +232,19 @@ def test_too_many_bad_samples_stop_the_run(tmp_path, is_packed):
         record["conversations"] = record["conversations"][:1]
     records[7]["image"] = "nowhere.png"
     file = tiny_data.write_json(tmp_path / "x.json", records)
-    said = r"6 x no assistant turn \(first: s\d: 1 turns\)"
-    with pytest.raises(UserError, match=said) as raised:
+    message = r"6 x no assistant turn \(first: s\d: 1 turns\)"
+    with pytest.raises(UserError, match=message) as raised:
         loader(file, packing=is_packed, max_bad_share=0.1, rows=COUNT)[0]
     assert "more than max_bad_share = 0.1" in str(raised.value)
     assert "\n" not in str(raised.value)
     loader(file, packing=is_packed, max_bad_share=0.3, rows=COUNT)[0]
 
 
-def test_a_prepared_folder_gives_the_same_batches(tmp_path, file):
+def test_a_prepared_directory_gives_the_same_batches(tmp_path, file):
     prepare.write_dataset(file, tmp_path / "out")
-    ours, theirs = loader(file), loader(tmp_path / "out")
+    from_json, prepared = loader(file), loader(tmp_path / "out")
     for step in range(3):
-        assert_equal(ours[step], theirs[step])
+        assert_equal(prepared[step], from_json[step])
 
 
 @pytest.mark.slow
@@ -263,43 +258,49 @@ def test_worker_processes_give_the_same_batches(file, is_packed):
     assert data.stats["seen"] > 0
 
 
-def test_the_plan_is_remembered_until_the_file_changes(tmp_path, file, monkeypatch):
+def test_measured_sizes_are_cached_until_the_file_changes(tmp_path, file, monkeypatch):
     cache = tmp_path / "cache"
-    first = loader(file, packing=True, cache=str(cache))
-    loader(file, packing=True, cache=str(cache), sequence_length=80)
+    first = loader(file, packing=True, cache=cache)
+    loader(file, packing=True, cache=cache, sequence_length=80)
     assert len(list(cache.iterdir())) == 2
     with monkeypatch.context() as patched:
         patched.setattr(pipeline.mixing, "_chunks", None)  # nothing may be measured again
-        again = loader(file, packing=True, cache=str(cache))
+        again = loader(file, packing=True, cache=cache)
     assert_equal(first[2], again[2])
     assert first.stats["left_out"] == again.stats["left_out"]
     tiny_data.write_json(file, tiny_data.write_records(tmp_path, COUNT + 1))
-    assert loader(file, packing=True, cache=str(cache)).stats["samples"] == COUNT + 1
+    assert loader(file, packing=True, cache=cache).stats["samples"] == COUNT + 1
     assert len(list(cache.iterdir())) == 3
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"sources": ()}, "no sources"),
+        ({"sources": {}}, "no sources"),
         ({"rows": 3, "hosts": 2}, "3 rows do not split over 2 hosts"),
         ({"template": "qwen"}, "template 'qwen' is unknown"),
-        ({"template": "llama3"}, "the tokenizer lacks"),
+        ({"template": "llama3"}, "the tokenizer does not have"),
         ({"sequence_length": 0}, "sequence_length must be at least 1"),
-        ({"image_mean": (0.5,)}, "image_mean has 3 parts"),
+        ({"images_per_row": -1}, "images_per_row must be at least 0"),
         ({"seed": -1}, "must not be negative"),
     ],
 )
 def test_settings_that_do_not_fit_are_named(file, changes, message):
-    hosts = changes.pop("hosts", 1) if "hosts" in changes else 1
-    settings = dict(changes)
     with pytest.raises(UserError, match=message):
-        loader(file, hosts=hosts, **settings)
+        loader(file, **changes)
+
+
+@pytest.mark.parametrize(
+    "vision", [tiny_data.Vision(mean=(0.5,)), tiny_data.Vision(0), tiny_data.Vision(num_patches=0)]
+)
+def test_a_vision_format_that_cannot_be(vision):
+    with pytest.raises(UserError, match="an image needs a size, slots and 3 mean values"):
+        examples.make_recipe(tiny_data.data(), tiny_data.byte_tokenizer(), vision)
 
 
 def test_weights_are_given_for_all_sources_or_none(file):
-    one = pipeline.SourceSpec(str(file), weight=1.0)
+    source = settings.SourceConfig(str(file), weight=1.0)
     with pytest.raises(UserError, match="either every source has a weight or none"):
-        loader(sources=(one, dataclasses.replace(one, weight=None)))
+        loader(sources={"a": source, "b": dataclasses.replace(source, weight=0.0)})
     with pytest.raises(UserError, match="weights must be positive"):
-        loader(sources=(dataclasses.replace(one, weight=0.0),))
+        loader(sources={"a": dataclasses.replace(source, weight=-1.0)})

@@ -81,11 +81,11 @@ def test_reading_from_many_threads(tmp_path):
         ("x.json", "[{}]\n[{}]", "line 2, column 1: the list has ended, but text follows"),
         ("x.json", '[{}, "word"]', 'line 1, column 6: a record must be an object, this is "word"'),
         ("x.json", "", "line 1, column 1: expected a list of records"),
-        ("x.json", "[]", "holds no samples"),
-        ("x.jsonl", "", "holds no samples"),
+        ("x.json", "[]", "has no samples"),
+        ("x.jsonl", "", "has no samples"),
         ("x.jsonl", '{"a": 1}\n{"b": \n', "Expecting value"),
-        ("x.jsonl", '{"a": 1}\n\n{"b": 1} {"c": 1}\n', "line 3, column 9: expected one record a"),
-        ("x.jsonl", '{"a": 1}\n{\n"b": 1}', "line 2, column 2: expected one record a line"),
+        ("x.jsonl", '{"a": 1}\n\n{"b": 1} {"c": 1}\n', "line 3, column 9: expected one record per"),
+        ("x.jsonl", '{"a": 1}\n{\n"b": 1}', "line 2, column 2: expected one record per line"),
     ],
 )
 def test_mistakes_have_line_and_column(tmp_path, name, text, message):
@@ -108,22 +108,24 @@ def test_missing_things_are_named(tmp_path):
     with pytest.raises(UserError, match=r"nowhere.json does not exist"):
         sources.open_source(tmp_path / "nowhere.json")
     path = tiny_data.write_json(tmp_path / "x.json", [{}])
-    with pytest.raises(UserError, match=r"image folder .*/pictures of data file .* does not exist"):
-        sources.open_source(path, images=tmp_path / "pictures")
-    (tmp_path / "folder").mkdir()
-    with pytest.raises(UserError, match=r"folder: no dataset_info.json"):
-        sources.open_source(tmp_path / "folder")
+    with pytest.raises(
+        UserError, match=r"image directory .*/no-such of data file .* does not exist"
+    ):
+        sources.open_source(path, images=tmp_path / "no-such")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"empty: no dataset_info.json"):
+        sources.open_source(tmp_path / "empty")
 
 
 @pytest.mark.parametrize("image", [3, {"path": "x"}, ["a.png", None]])
-def test_an_image_that_is_no_path(tmp_path, image):
+def test_an_image_that_is_not_a_path(tmp_path, image):
     record = {"image": image, "conversations": tiny_data.turns("q", "a")}
     source = sources.open_source(tiny_data.write_json(tmp_path / "x.json", [record]))
     with pytest.raises(samples.BadSample, match="malformed: image is "):
         source[0]
 
 
-def test_a_prepared_folder_holds_the_same_samples(tmp_path):
+def test_a_prepared_directory_has_the_same_samples(tmp_path):
     path = tiny_data.write_json(tmp_path / "x.json", tiny_data.write_records(tmp_path, 9))
     prepare.write_dataset(path, tmp_path / "out", split="test")
     before, after = (
@@ -134,8 +136,8 @@ def test_a_prepared_folder_holds_the_same_samples(tmp_path):
     for number in range(9):
         assert after[number].id == before[number].id
         assert after[number].conversations == before[number].conversations
-        ours, theirs = before[number].images, after[number].images
-        assert [images.image_bytes(a) for a in ours] == list(theirs)
+        files = [images.image_bytes(path) for path in before[number].images]
+        assert files == list(after[number].images)
     assert pickle.loads(pickle.dumps(after))[4] == after[4]
     assert len(sources.open_source(tmp_path / "out", split="test[:3]")) == 3
     with pytest.raises(UserError, match="split 'train': Unknown split"):
@@ -143,7 +145,7 @@ def test_a_prepared_folder_holds_the_same_samples(tmp_path):
 
 
 class _Photos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """A data set of another author: one decoded picture, no id."""
+    """A data set of another author: one decoded image, no id."""
 
     VERSION = tfds.core.Version("1.0.0")
     name = "photos"
@@ -160,14 +162,14 @@ class _Photos(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {"train": self._generate_examples()}
 
     def _generate_examples(self):
-        yield 0, {"image": io.BytesIO(self.picture), "conversations": tiny_data.turns("q", "a")}
+        yield 0, {"image": io.BytesIO(self.encoded), "conversations": tiny_data.turns("q", "a")}
 
 
 def test_decoded_image_features_are_read_too(tmp_path):
     file = io.BytesIO()
     Image.new("RGB", (4, 3), (7, 7, 7)).save(file, "png")
     tfds.disable_progress_bar()
-    _Photos.picture = file.getvalue()
+    _Photos.encoded = file.getvalue()
     _Photos(data_dir=str(tmp_path), file_format="array_record").download_and_prepare()
     source = sources.open_source(tmp_path / "photos")
     assert source[0].id == "photos[train]#0"

@@ -146,7 +146,7 @@ def test_the_tower_shows_names_and_colours_of_shapes_it_never_saw(tower):
         for split in ("train", "test"):
             found = [o for picture in truths[split] for o in picture]
             values_found = [
-                None if o is None else (o.colour if what == "colour" else o.name) for o in found
+                None if o is None else (o.color if what == "colour" else o.name) for o in found
             ]
             kept = [i for i, value in enumerate(values_found) if value in values]
             xs[split] = np.pad(features[split][kept], ((0, 0), (0, 1)), constant_values=1)

@@ -16,7 +16,6 @@ from flax import linen as nn
 
 from wings_jax import config as config_lib
 from wings_jax import tree
-from wings_jax.data import pipeline
 from wings_jax.errors import UserError
 from wings_jax.model import decoder, layout, presets
 from wings_jax.weights import starting
@@ -67,8 +66,7 @@ def test_batches_carry_the_orders(tmp_path):
     records = tiny_data.write_records(tmp_path, 6)
     file = tiny_data.write_json(tmp_path / "data.json", records)
     for prompt_length in (None, 3):
-        spec = tiny_data.spec(file, prompt_length=prompt_length)
-        rows = pipeline.Loader(spec, tiny_data.byte_tokenizer())[0].layout
+        rows = tiny_data.loader(file, prompt_length=prompt_length)[0].layout
         wanted = layout.make_layout(
             rows.tokens, rows.modality, rows.segments, prompt_length=prompt_length
         )

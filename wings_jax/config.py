@@ -15,6 +15,8 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from wings_jax.data.settings import DataConfig
+from wings_jax.data.settings import SourceConfig as SourceConfig  # exported with the others
 from wings_jax.errors import UserError
 from wings_jax.model import attention, decoder, vision
 
@@ -47,37 +49,6 @@ class ModelConfig:
     lora_alpha: float = 16.0
     lora_targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
     prefix_length: int = 0
-
-
-@dataclasses.dataclass(frozen=True)
-class SourceConfig:
-    """One data file: LLaVA JSON or JSONL with its image folder, or a TFDS array_record folder."""
-
-    path: str = ""
-    images: str = ""
-    weight: float = 0.0
-    split: str = "train"
-
-
-@dataclasses.dataclass(frozen=True)
-class DataConfig:
-    """What the batches are made of.
-
-    scenes   folder of the embedded data set; it is written there when missing; '' for none
-    tokenizer  folder or hub id; '' for the LLM's own
-    images_per_row   image slots are reserved for so many; a row with more is skipped
-    """
-
-    sources: Mapping[str, SourceConfig] = dataclasses.field(default_factory=dict)
-    scenes: str = ""
-    tokenizer: str = ""
-    template: str = "chatml"
-    sequence_length: int = 2048
-    images_per_row: int = 1
-    packing: bool = False
-    max_bad_share: float = 0.01
-    threads: int = 4
-    workers: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +114,7 @@ class Config:
     keep: int = 2
     laws_every: int = 0
     model: ModelConfig = ModelConfig()
-    data: DataConfig = DataConfig()
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
     optimizer: OptimizerConfig = OptimizerConfig()
     mesh: MeshConfig = MeshConfig()
 
@@ -157,6 +128,7 @@ FREE = (
     "laws_every",
     "data.threads",
     "data.workers",
+    "data.cache",
     "data.scenes",
     "init_from",
 )

@@ -106,10 +106,10 @@ def pairs(rng: random.Random) -> list[tuple[str, str]]:
     The shortest form of looking something up, which a small model finds first.
     """
     objects = questions.make_crowd(rng, rng.randint(3, 6))
-    listed = " ".join(f"{o.name} {o.colour}" for o in objects)
+    listed = " ".join(f"{o.name} {o.color}" for o in objects)
     asked = [rng.sample(objects, len(objects)) for _ in range(rng.randint(1, 3))]
     turns = [
-        (" ".join(o.name for o in order), " ".join(f"{o.name} {o.colour}" for o in order))
+        (" ".join(o.name for o in order), " ".join(f"{o.name} {o.color}" for o in order))
         for order in asked
     ]
     turns[0] = (f"{listed}\n{turns[0][0]}", turns[0][1])

@@ -137,7 +137,7 @@ def score(params: dict, arch: presets.VisionArch, split: str, count: int = 600) 
         for o in scene:
             kind = "digit" if o.name in drawings.DIGITS else "thing"
             hits[kind].append(what[i, o.cell] == teacher.NAMES.index(o.name))
-            hits["colour"].append(colour[i, o.cell] == list(drawings.COLORS).index(o.colour))
+            hits["colour"].append(colour[i, o.cell] == list(drawings.COLORS).index(o.color))
         for cell in set(range(4)) - {o.cell for o in scene}:
             hits["empty"].append(what[i, cell] == EMPTY)
     hits["place"] = list((place.argmax(-1) == np.arange(place.shape[1])).reshape(-1))

@@ -20,6 +20,7 @@ import numpy as np
 
 from wings_jax import config as config_lib
 from wings_jax.data import conversation, examples, images, pipeline, samples, sources
+from wings_jax.data import turns as turns_lib
 from wings_jax.errors import UserError
 from wings_jax.model.layout import IGNORE, IMAGE, TEXT, Batch
 from wings_jax.model.presets import WingsArch
@@ -150,12 +151,12 @@ def make_probe(one: samples.Sample, recipe: examples.Recipe, variant: Variant) -
     Raises:
       BadSample: it is malformed, text only, too long, or has too little text around its images.
     """
-    turns = conversation.normalize_sample(one, needs_answer=False)
+    turns = turns_lib.normalize_sample(one, needs_answer=False)
     if not one.images:
         raise samples.BadSample(TEXT_ONLY, "no image")
     is_open = turns[-1]["from"] != "gpt"
     encoded = conversation.encode(turns, recipe.tokenizer, recipe.template, open_answer=is_open)
-    slots = conversation.expand(encoded, recipe.image_slots)
+    slots = conversation.expand(encoded, recipe.vision.num_patches)
     if len(slots.tokens) > recipe.length:
         detail = f"{len(slots.tokens)} slots, at most {recipe.length} are read"
         raise samples.BadSample(TOO_LONG, detail)
@@ -165,7 +166,9 @@ def make_probe(one: samples.Sample, recipe: examples.Recipe, variant: Variant) -
     system = _system_slots(turns, recipe)
     _check_text(slots.modality[:end], max(system, variant.exclude_prefix))
     pictures = [
-        images.prepare_image(images.load_image(picture), recipe.image_size, recipe.image_mean)
+        images.prepare_image(
+            images.load_image(picture), recipe.vision.image_size, recipe.vision.mean
+        )
         for picture in one.images
     ]
     example = examples.Example(one.id, slots.tokens, slots.modality, slots.targets, pictures)
@@ -183,7 +186,7 @@ def last_prompt_slot(targets: np.ndarray) -> int:
     return int(starts[-1]) + 1 if len(starts) else len(targets)
 
 
-def _system_slots(turns: conversation.Turns, recipe: examples.Recipe) -> int:
+def _system_slots(turns: turns_lib.Turns, recipe: examples.Recipe) -> int:
     """Returns how many slots a conversation's system turn takes, its own or the template's."""
     own = [turns[0]] if turns[0]["from"] == "system" else []
     if not own and not recipe.template.system:
@@ -242,18 +245,10 @@ def make_recipe(
     """
     limit = min(longest, arch.decoder.max_positions)
     limit = min(limit, arch.router_positions) if arch.router else limit
-    spec = pipeline.DataSpec(
-        sources=(),
-        sequence_length=limit,
-        rows=1,
-        images_per_row=1,
-        image_size=arch.vision.image_size,
-        image_mean=arch.vision.mean,
-        image_slots=arch.vision.num_patches,
-        template=config.data.template,
-        prompt_length=arch.semantics.prompt_length,
+    data = dataclasses.replace(config.data, sequence_length=limit, images_per_row=1)
+    return examples.make_recipe(
+        data, tokenizer, arch.vision, prompt_length=arch.semantics.prompt_length
     )
-    return pipeline.recipe_from_spec(spec, tokenizer)
 
 
 def in_batches(

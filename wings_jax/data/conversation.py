@@ -1,10 +1,11 @@
 """Conversations to token ids and targets, in one pass, turn by turn.
 
-A template is data: what stands before and after the text of each speaker. Only a template's own
-strings are read for control tokens; what people wrote is always text, so a user who types
-`<|im_end|>` ends nothing. Labels come from knowing whose text is being encoded, never from
-searching the ids afterwards. The ids of a history with an open answer are a prefix of the ids
-of the same history answered, so a model is asked exactly what it was trained on.
+A template is data: the strings before and after the text of each speaker. Control tokens are
+read from a template's own strings only; what people wrote is always text, so a user who writes
+`<|im_end|>` does not end the turn. Targets are set while the ids are written, turn by turn, and
+never searched for in the ids afterwards. The ids of a conversation up to an open answer are a
+prefix of the ids of the same conversation with the answer, so inference uses exactly the prompts
+of training.
 """
 
 from __future__ import annotations
@@ -13,24 +14,24 @@ import dataclasses
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
-from wings_jax.data import samples, tokenization
+from wings_jax.data import settings, tokenization
+from wings_jax.data.turns import MARKER, Turns, parse_turn
 from wings_jax.errors import UserError
 from wings_jax.model import layout
 
-MARKER = "<image>"  # how people write an image
-IMAGE_ID = -200  # how an image stands among ids, before it is expanded
-SPEAKERS = {"system": "system", "human": "human", "user": "human", "gpt": "gpt", "assistant": "gpt"}
-
-Turns = Sequence[Mapping[str, str]]
+IMAGE_ID = -200  # stands for an image among the ids, before it is expanded
 
 
 @dataclasses.dataclass(frozen=True)
 class TurnMarkup:
-    """What stands before and after the text of a speaker."""
+    """What a template writes around the text of a speaker.
+
+    before  written before the text
+    after   written after it; learned if the turn is an answer
+    """
 
     before: str
     after: str
@@ -38,15 +39,16 @@ class TurnMarkup:
 
 @dataclasses.dataclass(frozen=True)
 class Template:
-    """How a conversation is written down.
+    """How a conversation is written as one text.
 
-    controls  strings that are one control token each, wherever the template itself has them
-    start     stands before everything
-    system    system text where a conversation brings none; "" for no system turn
-    speakers  Form of "system", "human" and "gpt"
+    controls  strings that are one control token each, wherever the template's own strings have
+              them
+    start     written before everything else
+    system    system text of a conversation that has none; "" for no system turn
+    speakers  markup of "system", "human" and "gpt"
     lead      written before an answer's text and learned with it
     between   written between two turns; learned where it follows an answer
-    strip     whether white space around a turn's text is dropped
+    strip     whether white space around a turn's text is removed
     """
 
     controls: tuple[str, ...]
@@ -59,7 +61,7 @@ class Template:
 
 
 TEMPLATES: Mapping[str, Template] = {
-    # Qwen, SmolLM2 and many others; the form of the Wings release.
+    # Qwen, SmolLM2 and many others; the format of the Wings release.
     "chatml": Template(
         controls=("<|im_start|>", "<|im_end|>"),
         start="",
@@ -100,26 +102,43 @@ TEMPLATES: Mapping[str, Template] = {
 
 
 def get_template(name: str, *, system: str | None = None) -> Template:
-    """Returns the template called `name`, with another default system text where one is given.
+    """Returns the template called `name`, with another default system text if one is given.
+
+    >>> get_template("chatml").system
+    'You are a helpful assistant.'
+    >>> get_template("chatml", system="Be brief.").system
+    'Be brief.'
 
     Raises:
-      UserError: there is no such template.
+      UserError: the name is unknown.
     """
     if name not in TEMPLATES:
         raise UserError(f"template {name!r} is unknown; known are {', '.join(TEMPLATES)}")
-    found = TEMPLATES[name]
-    return found if system is None else dataclasses.replace(found, system=system)
+    template = TEMPLATES[name]
+    return template if system is None else dataclasses.replace(template, system=system)
 
 
-def get_template_for(tokenizer: Any) -> str:
+def template_from_settings(data: settings.DataConfig) -> Template:
+    """Returns the template of a config, with the config's system text.
+
+    Raises:
+      UserError: the template's name is unknown.
+    """
+    if data.system == "none":
+        return get_template(data.template, system="")
+    return get_template(data.template, system=data.system or None)
+
+
+def get_template_for(tokenizer: tokenization.AnyTokenizer) -> str:
     """Returns the name of the first template whose control tokens the tokenizer has."""
     vocabulary = tokenization.as_text_tokenizer(tokenizer)
     for name, template in TEMPLATES.items():
         if all(vocabulary.id_of(control) is not None for control in template.controls):
             return name
+
+    controls = (f"{name}: {' '.join(known.controls)}" for name, known in TEMPLATES.items())
     raise UserError(
-        "the tokenizer has the control tokens of none of the templates "
-        + "; ".join(f"{name}: {' '.join(t.controls)}" for name, t in TEMPLATES.items())
+        f"the tokenizer does not have the control tokens of any template ({'; '.join(controls)})"
     )
 
 
@@ -127,7 +146,7 @@ def get_template_for(tokenizer: Any) -> str:
 class Encoded:
     """A conversation before its images are expanded.
 
-    ids     i32[n]  token ids, IMAGE_ID where an image stands
+    ids     i32[n]  token ids, IMAGE_ID for an image
     labels  i32[n]  the id itself where it is to be learned, else IGNORE (not shifted)
     """
 
@@ -142,7 +161,7 @@ class Expanded:
     tokens    i32[n]  token ids, 0 in image slots
     modality  i32[n]  TEXT or IMAGE
     targets   i32[n]  id of the next slot where it is to be learned, else IGNORE (shifted)
-    images    how many images have their slots here
+    images    number of images that have their slots here
     """
 
     tokens: np.ndarray
@@ -151,8 +170,61 @@ class Expanded:
     images: int
 
 
-class _Writer:
-    """Collects ids and labels. Adjacent context is spelt as one text, answers on their own."""
+def encode(
+    conversations: Turns,
+    tokenizer: tokenization.AnyTokenizer,
+    template: Template,
+    *,
+    open_answer: bool = False,
+) -> Encoded:
+    """Returns the ids and labels of a conversation.
+
+    Learned are the answers, their ends of turn and, if another turn follows, what the template
+    writes between the two. With `open_answer` the assistant's header follows, for generation.
+
+    Args:
+      conversations: turns {"from": system|human|gpt, "value": text}, as `turns.normalize_sample`
+        returns them.
+      tokenizer: a TextTokenizer, or a fast tokenizer of `transformers`.
+      template: how the turns are written.
+
+    Raises:
+      UserError: the tokenizer does not fit the template.
+      BadSample: a turn of an unknown speaker, or of something that is not text.
+    """
+    writer = _IdWriter(tokenization.as_text_tokenizer(tokenizer), template)
+    turns = [parse_turn(turn, strip=template.strip) for turn in conversations]
+    if template.system and (not turns or turns[0][0] != "system"):
+        turns.insert(0, ("system", template.system))
+
+    # Each turn: header, text, end of turn, and what separates it from the next turn.
+    writer.write_markup(template.start)
+    for number, (speaker, text) in enumerate(turns):
+        markup = template.speakers[speaker]
+        is_answer = speaker == "gpt"
+        is_last = number + 1 == len(turns) and not open_answer
+
+        writer.write_markup(markup.before)
+        if is_answer:
+            writer.write_answer(template.lead + text)
+        elif speaker == "human":
+            writer.write_question(text)
+        else:
+            writer.pending += text
+        writer.write_markup(markup.after, learned=is_answer)
+        if not is_last:
+            writer.write_markup(template.between, learned=is_answer)
+
+    if open_answer:
+        writer.write_markup(template.speakers["gpt"].before)
+    return writer.encoded()
+
+
+class _IdWriter:
+    """Collects ids and labels.
+
+    Adjacent strings that are not learned are tokenized as one text, answers separately.
+    """
 
     def __init__(self, tokenizer: tokenization.TextTokenizer, template: Template):
         self.tokenizer = tokenizer
@@ -160,192 +232,87 @@ class _Writer:
         self.controls = tokenizer.controls(template.controls)
         self.ids: list[int] = []
         self.learned: list[bool] = []
-        self.pending = ""
+        self.pending = ""  # text that is not learned and not tokenized yet
 
-    def flush(self) -> None:
-        if self.pending:
-            self.put(self.tokenizer.encode(self.pending), learned=False)
-            self.pending = ""
-
-    def put(self, ids: Sequence[int], *, learned: bool) -> None:
-        self.ids.extend(ids)
-        self.learned.extend([learned] * len(ids))
-
-    def control(self, token: str, *, learned: bool) -> None:
-        self.flush()
-        self.put([self.controls[token]], learned=learned)
-
-    def frame(self, text: str, *, learned: bool = False) -> None:
+    def write_markup(self, text: str, *, learned: bool = False) -> None:
         """Writes a string of the template itself."""
-        for part in _parts(self.template.controls, text):
+        for part in _split_controls(self.template.controls, text):
             if part in self.controls:
-                self.control(part, learned=learned)
+                self._flush()
+                self._append([self.controls[part]], learned=learned)
             elif learned:
-                self.put(self.tokenizer.encode(part), learned=True)
+                self._append(self.tokenizer.encode(part), learned=True)
             else:
                 self.pending += part
 
-    def context(self, text: str) -> None:
-        """Writes a person's text, in which MARKER stands for an image."""
+    def write_question(self, text: str) -> None:
+        """Writes a human turn's text, in which MARKER stands for an image."""
         first, *rest = text.split(MARKER)
         self.pending += first
         for part in rest:
-            self.flush()
-            self.put([IMAGE_ID], learned=False)
+            self._flush()
+            self._append([IMAGE_ID], learned=False)
             self.pending = part
 
-    def answer(self, text: str) -> None:
-        """Writes an answer, spelt as it is after the header's last words."""
-        self.flush()
-        header = _parts(self.template.controls, self.template.speakers["gpt"].before)
-        anchor = header[-1] if header and header[-1] not in self.controls else ""
-        self.put(self.tokenizer.encode_after(anchor, text), learned=True)
+    def write_answer(self, text: str) -> None:
+        """Writes an answer, tokenized as it is after the last words of its header."""
+        self._flush()
+        header = _split_controls(self.template.controls, self.template.speakers["gpt"].before)
+        prefix = header[-1] if header and header[-1] not in self.controls else ""
+        self._append(self.tokenizer.encode_after(prefix, text), learned=True)
 
     def encoded(self) -> Encoded:
-        self.flush()
+        """Returns what was written."""
+        self._flush()
         ids = np.array(self.ids, np.int32)
         return Encoded(ids, np.where(self.learned, ids, layout.IGNORE).astype(np.int32))
 
+    def _flush(self) -> None:
+        if self.pending:
+            self._append(self.tokenizer.encode(self.pending), learned=False)
+            self.pending = ""
+
+    def _append(self, ids: Sequence[int], *, learned: bool) -> None:
+        self.ids.extend(ids)
+        self.learned.extend([learned] * len(ids))
+
 
 @functools.lru_cache(maxsize=64)
-def _parts(controls: tuple[str, ...], text: str) -> tuple[str, ...]:
-    """Returns a template's string cut into its control tokens and the text between them."""
+def _split_controls(controls: tuple[str, ...], text: str) -> tuple[str, ...]:
+    """Returns a template's string, split into its control tokens and the text between them.
+
+    >>> _split_controls(("<s>", "</s>"), "</s>USER: ")
+    ('</s>', 'USER: ')
+    """
     pattern = "(" + "|".join(map(re.escape, controls)) + ")"
     return tuple(filter(None, re.split(pattern, text)))
 
 
-def encode(
-    conversations: Turns, tokenizer: Any, template: Template, *, open_answer: bool = False
-) -> Encoded:
-    """Returns the ids and labels of a conversation.
-
-    Learned are the answers, their ends of turn and, where another turn follows, what stands
-    between the two. With `open_answer` the assistant's header follows, for a model to go on.
-
-    Args:
-      conversations: turns {"from": system|human|gpt, "value": text}, as `normalise` returns.
-      tokenizer: a TextTokenizer, or a fast tokenizer of `transformers`.
-      template: one of TEMPLATES.
-
-    Raises:
-      UserError: the tokenizer does not fit the template.
-      BadSample: a turn of an unknown speaker, or of something that is not text.
-    """
-    writer = _Writer(tokenization.as_text_tokenizer(tokenizer), template)
-    turns = [_turn(turn, template.strip) for turn in conversations]
-    if template.system and (not turns or turns[0][0] != "system"):
-        turns.insert(0, ("system", template.system))
-    writer.frame(template.start)
-    for number, (speaker, text) in enumerate(turns):
-        form = template.speakers[speaker]
-        is_answer = speaker == "gpt"
-        is_last = number + 1 == len(turns) and not open_answer
-        writer.frame(form.before)
-        if is_answer:
-            writer.answer(template.lead + text)
-        elif speaker == "human":
-            writer.context(text)
-        else:
-            writer.pending += text
-        writer.frame(form.after, learned=is_answer)
-        if not is_last:
-            writer.frame(template.between, learned=is_answer)
-    if open_answer:
-        writer.frame(template.speakers["gpt"].before)
-    return writer.encoded()
-
-
 def expand(encoded: Encoded, image_slots: int, *, length: int | None = None) -> Expanded:
-    """Returns the conversation's slots, each image as `image_slots` of them.
+    """Returns the slots of a conversation, `image_slots` of them for each image.
 
-    With `length`, what lies beyond is cut off; an image that would be cut through goes whole,
-    and the conversation ends before it.
+    With `length` the slots beyond it are cut off; if that would split an image, the conversation
+    ends before the image.
 
-        ids      a  -200  b  c        with 2 slots per image, "b c" learned:
-        tokens   a  0  0  b  c
-        targets  -  -  b  c  -
-        length 2 gives just "a"
+    >>> ids = np.array([7, IMAGE_ID, 8, 9], np.int32)
+    >>> labels = np.array([layout.IGNORE, layout.IGNORE, 8, 9], np.int32)
+    >>> slots = expand(Encoded(ids, labels), 2)
+    >>> slots.tokens.tolist(), slots.targets.tolist()
+    ([7, 0, 0, 8, 9], [-100, -100, 8, 9, -100])
+    >>> expand(Encoded(ids, labels), 2, length=2).tokens.tolist()
+    [7]
     """
     is_image = encoded.ids == IMAGE_ID
-    sizes = np.where(is_image, image_slots, 1)
+    sizes = np.where(is_image, image_slots, 1)  # slots of each id
     if length is not None:
-        kept = int(np.searchsorted(np.cumsum(sizes), length, side="right"))
-        encoded = Encoded(encoded.ids[:kept], encoded.labels[:kept])
-        is_image, sizes = is_image[:kept], sizes[:kept]
+        count = int(np.searchsorted(np.cumsum(sizes), length, side="right"))
+        encoded = Encoded(encoded.ids[:count], encoded.labels[:count])
+        is_image, sizes = is_image[:count], sizes[:count]
+
     tokens = np.repeat(np.where(is_image, 0, encoded.ids), sizes).astype(np.int32)
     modality = np.repeat(np.where(is_image, layout.IMAGE, layout.TEXT), sizes).astype(np.int32)
+
+    # Slot i predicts the token of slot i + 1.
     targets = np.full_like(tokens, layout.IGNORE)
     targets[:-1] = np.repeat(encoded.labels, sizes)[1:]
     return Expanded(tokens, modality, targets, int(is_image.sum()))
-
-
-def normalize_sample(sample: samples.Sample, *, needs_answer: bool = True) -> list[dict[str, str]]:
-    """Returns the turns with as many markers as the sample has images, each in a human turn.
-
-    One image: the first marker of the first human turn that has one stays where it is, all
-    others go; where no human turn has one, the last human turn begins with it. No image: all
-    markers go. Several images: the human turns must hold exactly as many markers.
-
-    Raises:
-      BadSample: malformed turns, no human turn, no assistant turn (with `needs_answer`), or
-        counts that differ.
-    """
-    if not isinstance(sample.conversations, Sequence) or isinstance(sample.conversations, str):
-        raise samples.BadSample(samples.MALFORMED, "conversations is not a list of turns")
-    turns = [_turn(turn, strip=False) for turn in sample.conversations]
-    speakers = [speaker for speaker, _ in turns]
-    if "human" not in speakers:
-        raise samples.BadSample(samples.NO_HUMAN_TURN, f"{len(turns)} turns")
-    if needs_answer and "gpt" not in speakers:
-        raise samples.BadSample(samples.NO_ANSWER, f"{len(turns)} turns")
-    counts = [text.count(MARKER) * (speaker == "human") for speaker, text in turns]
-    keep = _kept_markers(speakers, counts, len(sample.images))
-    if keep is None:
-        last = len(speakers) - 1 - speakers[::-1].index("human")
-        turns = [(speaker, text.replace(MARKER, "")) for speaker, text in turns]
-        turns[last] = ("human", f"{MARKER}\n{turns[last][1]}")
-    else:
-        turns = [
-            (speaker, _keep_first(text, count))
-            for (speaker, text), count in zip(turns, keep, strict=True)
-        ]
-    return [{"from": speaker, "value": text} for speaker, text in turns]
-
-
-def _kept_markers(
-    speakers: Sequence[str], counts: Sequence[int], images: int
-) -> Sequence[int] | None:
-    """Returns how many markers each turn keeps; None to put one into the last human turn."""
-    if images > 1:
-        if sum(counts) != images:
-            detail = f"{images} images, {sum(counts)} {MARKER} in human turns"
-            raise samples.BadSample(samples.MARKERS, detail)
-        return counts
-    keep = [0] * len(speakers)
-    if images == 1:
-        first = next((turn for turn, count in enumerate(counts) if count), None)
-        if first is None:
-            return None
-        keep[first] = 1
-    return keep
-
-
-def _keep_first(text: str, count: int) -> str:
-    """Returns `text` with its first `count` markers, the others dropped."""
-    head, *rest = text.split(MARKER)
-    return head + "".join(
-        (MARKER if number < count else "") + part for number, part in enumerate(rest)
-    )
-
-
-def _turn(turn: Any, strip: bool) -> tuple[str, str]:
-    if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
-        detail = f'a turn is {samples.shorten(turn)}, not {{"from", "value"}}'
-        raise samples.BadSample(samples.MALFORMED, detail)
-    speaker, text = turn["from"], turn["value"]
-    if not isinstance(speaker, str) or speaker not in SPEAKERS:
-        known = ", ".join(SPEAKERS)
-        raise samples.BadSample(samples.MALFORMED, f"speaker {speaker!r} is none of {known}")
-    if not isinstance(text, str):
-        raise samples.BadSample(samples.MALFORMED, f"a turn's value is {samples.shorten(text)}")
-    return SPEAKERS[speaker], text.strip() if strip else text

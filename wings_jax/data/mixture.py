@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import concurrent.futures
 import hashlib
-import itertools
 import json
 import multiprocessing
 import os
 import pathlib
-import tempfile
 from collections.abc import Iterator, Sequence
 
 import numpy as np
 import tqdm
 
+from wings_jax import files
 from wings_jax.data import examples, samples, sources
 from wings_jax.errors import UserError
 
-_CHUNK = 256
+_CHUNK = 256  # samples that a worker measures at a time
 
-Bad = tuple[str, samples.BadSample]
+Bad = tuple[str, samples.BadSample]  # id of a sample, and why it is bad
 
 
 class Mixture:
-    """Samples numbered through all sources, in the order of the sources."""
+    """Samples numbered through all sources, in the order of the sources.
+
+    Args:
+      parts: the sources.
+      names: what each source is called in messages.
+    """
 
     def __init__(self, parts: Sequence[sources.SampleSource], names: Sequence[str]):
         self._parts, self._names = tuple(parts), tuple(names)
@@ -37,66 +41,77 @@ class Mixture:
         part, index = self._locate(number)
         return self._parts[part][index]
 
-    def make(self, number: int, recipe: examples.Recipe) -> examples.Example | Bad:
-        """Returns the example of a sample, or its id and what is wrong with it."""
-        name = self._name(number)
+    def make_example(self, number: int, recipe: examples.Recipe) -> examples.Example | Bad:
+        """Returns the example of a sample, or its id and the reason why it is bad."""
+        identity = self._default_id(number)
         try:
             sample = self[number]
-            name = sample.id
+            identity = sample.id
             return examples.make_example(sample, recipe)
         except samples.BadSample as reason:
-            return name, reason
+            return identity, reason
 
     def measure(self, number: int, recipe: examples.Recipe) -> tuple[int, int] | Bad:
-        """Returns the slots and images of a sample, or its id and what is wrong with its text."""
-        name = self._name(number)
+        """Returns the slots and images of a sample, or its id and the reason why it is bad.
+
+        Its images are not opened.
+        """
+        identity = self._default_id(number)
         try:
             sample = self[number]
-            name = sample.id
+            identity = sample.id
             slots = examples.truncate(examples.encode_sample(sample, recipe), recipe)
             return len(slots.tokens), slots.images
         except samples.BadSample as reason:
-            return name, reason
+            return identity, reason
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
-        """Returns what changes when the text of a source does."""
+        """A string for each source that changes when its text does."""
         return tuple(part.fingerprint for part in self._parts)
 
     def _locate(self, number: int) -> tuple[int, int]:
         part = int(np.searchsorted(self.starts, number, side="right")) - 1
         return part, int(number - self.starts[part])
 
-    def _name(self, number: int) -> str:
+    def _default_id(self, number: int) -> str:
         part, index = self._locate(number)
         return f"{self._names[part]}#{index}"
 
 
 def measure_mixture(
-    mixture: Mixture, recipe: examples.Recipe, *, workers: int = 0, cache: str | None = None
+    mixture: Mixture,
+    recipe: examples.Recipe,
+    *,
+    workers: int = 0,
+    cache: str | os.PathLike | None = None,
 ) -> tuple[np.ndarray, samples.Tally]:
-    """Returns i32[n,2], slots and images of every sample (0, 0 where it is bad), and a tally.
+    """Returns i32[n,2], slots and images of every sample (0, 0 if it is bad), and a tally.
 
     Args:
       workers: processes that share the work; 0 for this one alone.
-      cache: a folder; what was measured there for the same files, tokenizer and limits is read
-        back instead of being measured again.
+      cache: a directory; sizes stored there for the same files, tokenizer and limits are read
+        instead of being measured again.
     """
-    kept = pathlib.Path(cache) / f"sizes-{_digest(mixture, recipe)}.npz" if cache else None
-    if kept is not None and kept.exists():
-        with np.load(kept) as found:
-            return found["sizes"], samples.Tally.from_dict(json.loads(str(found["tally"])))
+    stored = pathlib.Path(cache) / f"sizes-{_digest(mixture, recipe)}.npz" if cache else None
+    if stored is not None and stored.exists():
+        return _read_sizes(stored)
+
+    # Rows of bad samples stay 0, 0.
     sizes, tally = np.zeros((len(mixture), 2), np.int32), samples.Tally()
-    with tqdm.tqdm(total=len(mixture), desc="measuring samples", disable=None) as bar:
-        for at, measured in _chunks(mixture, recipe, workers):
-            is_bad = [isinstance(size[1], samples.BadSample) for size in measured]
-            bad = list(itertools.compress(measured, is_bad))
-            for number, size in enumerate(measured):
-                sizes[at + number] = (0, 0) if is_bad[number] else size
-            tally.add(len(measured), bad)
-            bar.update(len(measured))
-    if kept is not None:
-        _save(kept, sizes, tally)
+    with tqdm.tqdm(total=len(mixture), desc="measuring samples", disable=None) as progress:
+        for first, measured in _chunks(mixture, recipe, workers):
+            bad_samples = []
+            for number, size in enumerate(measured, start=first):
+                if isinstance(size[1], samples.BadSample):
+                    bad_samples.append(size)
+                else:
+                    sizes[number] = size
+            tally.add(len(measured), bad_samples)
+            progress.update(len(measured))
+
+    if stored is not None:
+        _write_sizes(stored, sizes, tally)
     return sizes, tally
 
 
@@ -106,12 +121,13 @@ def _chunks(
     """Yields the number of a first sample, and the sizes from there on."""
     starts = range(0, len(mixture), _CHUNK)
     if not workers:
-        for at in starts:
-            yield at, _measure_chunk(mixture, recipe, at)
+        for first in starts:
+            yield first, _measure_chunk(mixture, recipe, first)
         return
+
     with concurrent.futures.ProcessPoolExecutor(
         workers,
-        mp_context=multiprocessing.get_context("spawn"),  # a fork would copy JAX's threads
+        mp_context=multiprocessing.get_context("spawn"),  # JAX's threads do not survive a fork
         initializer=_receive,
         initargs=(mixture, recipe),
     ) as pool:
@@ -119,9 +135,10 @@ def _chunks(
 
 
 def _measure_chunk(
-    mixture: Mixture, recipe: examples.Recipe, at: int
+    mixture: Mixture, recipe: examples.Recipe, first: int
 ) -> list[tuple[int, int] | Bad]:
-    return [mixture.measure(n, recipe) for n in range(at, min(at + _CHUNK, len(mixture)))]
+    last = min(first + _CHUNK, len(mixture))
+    return [mixture.measure(number, recipe) for number in range(first, last)]
 
 
 _received: list = []  # in a worker process: the mixture and the recipe, sent once
@@ -131,23 +148,25 @@ def _receive(*parts) -> None:
     _received[:] = parts
 
 
-def _measure_received(at: int) -> list[tuple[int, int] | Bad]:
-    return _measure_chunk(*_received, at)
+def _measure_received(first: int) -> list[tuple[int, int] | Bad]:
+    return _measure_chunk(*_received, first)
 
 
 def _digest(mixture: Mixture, recipe: examples.Recipe) -> str:
     """Returns a name for everything that the sizes depend on."""
-    limits = (recipe.length, recipe.image_slots, recipe.images_per_row)
+    limits = (recipe.length, recipe.vision.num_patches, recipe.images_per_row)
     parts = (mixture.fingerprints, recipe.tokenizer.__getstate__(), recipe.template, limits)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]
 
 
-def _save(path: pathlib.Path, sizes: np.ndarray, tally: samples.Tally) -> None:
-    """Writes the file whole or not at all: several hosts may share the folder."""
+def _read_sizes(path: pathlib.Path) -> tuple[np.ndarray, samples.Tally]:
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".npz", delete=False) as file:
-            np.savez(file, sizes=sizes, tally=json.dumps(tally.as_dict()))
-        os.replace(file.name, path)
-    except OSError as error:
-        raise UserError(f"cache folder {path.parent}: {error.strerror}") from error
+        with np.load(path) as stored:
+            return stored["sizes"], samples.Tally.from_dict(json.loads(str(stored["tally"])))
+    except (OSError, ValueError, KeyError) as error:
+        raise UserError(f"data.cache: {path} cannot be read ({error}); remove it") from error
+
+
+def _write_sizes(path: pathlib.Path, sizes: np.ndarray, tally: samples.Tally) -> None:
+    with files.replacing(path) as temporary, temporary.open("wb") as file:
+        np.savez(file, sizes=sizes, tally=json.dumps(tally.as_dict()))

@@ -1,10 +1,9 @@
 """Which samples share a row, planned once before the first step.
 
-The plan needs only the samples' sizes, so every host makes the same one, and a step finds its
-rows without looking at the steps before it. Every sample that is not bad has a place in exactly
-one row: nothing is dropped and nothing is carried over. The price is one pass of the tokenizer
-over the data at the start, and that the same samples share a row in every epoch (the order of
-the rows is shuffled anew each time).
+The plan needs only the samples' sizes, so every host computes the same one, and the rows of a
+step do not depend on earlier steps. Every good sample is in exactly one row: none is dropped and
+none is carried over. The price is one pass of the tokenizer over the data at the start, and that
+the same samples share a row in every epoch; the order of the rows is shuffled for each epoch.
 """
 
 from __future__ import annotations
@@ -14,12 +13,16 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-OPEN_ROWS = 64  # rows considered for a sample; more of them fill rows better, and plan slower
+OPEN_ROWS = 64  # rows considered for a sample; more of them fill rows better, but take longer
 
 
 @dataclasses.dataclass(frozen=True)
 class PackedRows:
-    """Rows of sample numbers: row r holds `members[offsets[r]:offsets[r + 1]]`."""
+    """Rows of sample numbers: row r holds `members[offsets[r]:offsets[r + 1]]`.
+
+    members  i64[n]      sample numbers, row by row
+    offsets  i64[rows+1]  where each row begins in `members`
+    """
 
     members: np.ndarray
     offsets: np.ndarray
@@ -32,16 +35,21 @@ class PackedRows:
 
 
 def one_each(first: int, count: int) -> PackedRows:
-    """Returns the rows of unpacked data: samples first..first+count-1, one in each."""
+    """Returns the rows of data without packing: samples first..first+count-1, one in each.
+
+    >>> rows = one_each(5, 3)
+    >>> [rows[row].tolist() for row in range(len(rows))]
+    [[5], [6], [7]]
+    """
     return PackedRows(np.arange(first, first + count), np.arange(count + 1))
 
 
 def concatenate(pools: Sequence[PackedRows]) -> PackedRows:
     """Returns the rows of all pools, one pool after another."""
-    before = np.cumsum([0] + [len(pool.members) for pool in pools])
-    offsets = [pool.offsets[:-1] + start for pool, start in zip(pools, before, strict=False)]
     members = np.concatenate([pool.members for pool in pools])
-    return PackedRows(members, np.concatenate([*offsets, before[-1:]]))
+    starts = np.cumsum([0] + [len(pool.members) for pool in pools])
+    offsets = [pool.offsets[:-1] + start for pool, start in zip(pools, starts, strict=False)]
+    return PackedRows(members, np.concatenate([*offsets, starts[-1:]]))
 
 
 def first_fit(
@@ -49,35 +57,44 @@ def first_fit(
 ) -> PackedRows:
     """Returns rows of at most `length` slots and `images_per_row` images that hold every member.
 
-    A member goes into the oldest open row with room for it; where none has room, the fullest of
-    OPEN_ROWS is closed and a new one opened.
+    A member goes into the oldest open row with room for it; if none has room, the fullest of
+    OPEN_ROWS is closed and a new one is opened.
+
+    >>> sizes = np.array([6, 5, 4, 3])
+    >>> rows = first_fit(np.arange(4), sizes, np.zeros(4, int), length=10, images_per_row=0)
+    >>> [rows[row].tolist() for row in range(len(rows))]
+    [[0, 2], [1, 3]]
 
     Args:
       members: i64[n] sample numbers, in the order in which they are placed.
-      slots: i32[n] size of each, at most `length`.
+      slots: i32[n] slots of each, at most `length`.
       images: i32[n] images of each, at most `images_per_row`.
     """
-    open_rows: list[list[int]] = []
-    room = np.zeros((0, 2), np.int64)
     closed: list[list[int]] = []
-    for member, size, pictures in zip(members, slots, images, strict=True):
-        need = np.array([size, pictures])
-        fits = (room >= need).all(axis=1)
-        if fits.any():
-            row = int(fits.argmax())
+    open_rows: list[list[int]] = []
+    room = np.zeros((0, 2), np.int64)  # free slots and images of each open row
+
+    for member, slot_count, image_count in zip(members, slots, images, strict=True):
+        need = np.array([slot_count, image_count])
+        has_room = (room >= need).all(axis=1)
+        if has_room.any():
+            row = int(has_room.argmax())
             room[row] -= need
             open_rows[row].append(int(member))
             continue
+
+        # Close the fullest row: the emptier ones can take more of the coming samples.
         if len(open_rows) == OPEN_ROWS:
             fullest = int(room[:, 0].argmin())
             closed.append(open_rows.pop(fullest))
             room = np.delete(room, fullest, axis=0)
         open_rows.append([int(member)])
         room = np.concatenate([room, [[length, images_per_row] - need]])
-    return _rows(closed + open_rows)
+
+    return _as_rows(closed + open_rows)
 
 
-def _rows(groups: Iterable[list[int]]) -> PackedRows:
+def _as_rows(groups: Iterable[list[int]]) -> PackedRows:
     groups = list(groups)
     sizes = np.array([0] + [len(group) for group in groups])
     members = np.array([member for group in groups for member in group], np.int64)

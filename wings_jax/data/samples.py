@@ -1,4 +1,4 @@
-"""A raw sample, and why one may be bad. The vocabulary that all of the data room speaks."""
+"""A raw sample, and the causes for which one cannot be used."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class BadSample(UserError):
         self.cause = cause
         self.detail = detail
 
-    def __reduce__(self):  # exceptions with two arguments do not cross processes by themselves
+    def __reduce__(self):  # by default an exception with two arguments cannot be unpickled
         return BadSample, (self.cause, self.detail)
 
 
@@ -46,10 +46,10 @@ class BadSample(UserError):
 class Sample:
     """What a source holds at one index.
 
-    id             names the sample in messages
-    images         what `images.load` reads: paths, encoded bytes or u8[h,w,3]
-    conversations  turns {"from": ..., "value": ...} as they stand in the file
-    extra          the remaining keys of the record, untouched
+    id             identifies the sample in messages
+    images         what `images.load_image` accepts: paths, encoded bytes or u8[h,w,3]
+    conversations  turns {"from": ..., "value": ...}, unchecked
+    extra          the remaining keys of the record, unchanged
     """
 
     id: str
@@ -60,9 +60,15 @@ class Sample:
 
 @dataclasses.dataclass
 class Tally:
-    """Counts samples seen and, by cause, the bad ones with the first few ids."""
+    """Counts of samples, and of the bad ones by cause.
 
-    keep: int = 5
+    max_examples  how many bad samples are listed per cause
+    seen          samples counted so far, good and bad
+    causes        cause -> number of bad samples
+    first         cause -> 'id: detail' of the first bad samples
+    """
+
+    max_examples: int = 5
     seen: int = 0
     causes: collections.Counter = dataclasses.field(default_factory=collections.Counter)
     first: dict[str, list[str]] = dataclasses.field(default_factory=dict)
@@ -70,20 +76,21 @@ class Tally:
     def add(self, seen: int, bad: Sequence[tuple[str, BadSample]]) -> None:
         """Counts `seen` samples, of which those in `bad` (id, reason) were skipped."""
         self.seen += seen
-        for name, reason in bad:
+
+        for identity, reason in bad:
             self.causes[reason.cause] += 1
             examples = self.first.setdefault(reason.cause, [])
-            line = f"{name}: {reason.detail}"
-            if len(examples) < self.keep and line not in examples:
-                examples.append(line)
+            message = f"{identity}: {reason.detail}"
+            if len(examples) < self.max_examples and message not in examples:
+                examples.append(message)
 
     @property
     def bad(self) -> int:
-        """How many of the seen samples were bad."""
+        """How many of the counted samples are bad."""
         return sum(self.causes.values())
 
     def summary(self, causes: int = 3) -> str:
-        """Returns one line: the commonest causes, their counts and a first sample of each."""
+        """Returns one line: the most frequent causes, their counts and a first sample of each."""
         parts = [
             f"{count} x {cause} (first: {self.first[cause][0]})"
             for cause, count in self.causes.most_common(causes)
@@ -92,19 +99,28 @@ class Tally:
 
     def as_dict(self) -> dict[str, Any]:
         """Returns the counts in a form that JSON can hold."""
-        by_cause = {c: {"count": n, "first": self.first[c]} for c, n in self.causes.most_common()}
+        by_cause = {
+            cause: {"count": count, "first": self.first[cause]}
+            for cause, count in self.causes.most_common()
+        }
         return {"seen": self.seen, "bad": self.bad, "causes": by_cause}
 
     @classmethod
     def from_dict(cls, counts: Mapping[str, Any]) -> Tally:
-        """Returns the tally that `as_dict` was made from."""
+        """Returns the tally whose `as_dict` is `counts`."""
         by_cause = counts["causes"]
-        causes = collections.Counter({cause: row["count"] for cause, row in by_cause.items()})
-        first = {cause: list(row["first"]) for cause, row in by_cause.items()}
+        causes = collections.Counter({cause: entry["count"] for cause, entry in by_cause.items()})
+        first = {cause: list(entry["first"]) for cause, entry in by_cause.items()}
         return cls(seen=counts["seen"], causes=causes, first=first)
 
 
 def shorten(value: Any, limit: int = 60) -> str:
-    """Returns `value` as JSON on one line, shortened, to be quoted in a message."""
+    """Returns `value` as JSON on one line, shortened, to be quoted in a message.
+
+    >>> shorten({"from": "bot"})
+    '{"from": "bot"}'
+    >>> shorten("a long text", limit=10)
+    '"a long...'
+    """
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= limit else text[: limit - 3] + "..."

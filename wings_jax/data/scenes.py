@@ -1,4 +1,4 @@
-"""The old name of `python -m wings_jax.scenes`, which it runs."""
+"""Runs `python -m wings_jax.scenes` under its former name."""
 
 import runpy
 import sys

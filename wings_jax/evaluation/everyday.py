@@ -1,44 +1,40 @@
-"""Questions with four choices: common knowledge as tables of our own, or a user's file.
+"""Multiple-choice questions about common knowledge, from tables that ship with the package.
 
-A table has a question and, by what it is asked of, the right answer. Wrong choices are drawn from
-the other answers of the same table, so a table holds only what cannot be mistaken: no answer in it
-may also be right for another row. The question stands alone, without the choices, each of which is
-a possible answer (an order names them in its question). A user's file has a line {"id", "kind",
-"question", "choices", "answer"} for each question, `id` and `kind` as one likes; benchmarks such as
-ARC, OpenBookQA or MMLU take this form with a few lines of Python.
+A table has a question and, for every subject, the right answer. Wrong choices are drawn from the
+other answers of the same table, so no answer in a table may also be right for another row of it.
+The question is complete without the choices, each of which is a possible answer (an order names
+them in its question). `choice_file` reads a user's questions.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
-import pathlib
 import random
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
 
-from wings_jax.data.samples import shorten
-from wings_jax.errors import UserError
-
-CHOICES = 4
+CHOICES = 4  # of every question
 EACH = 6  # questions of an order
-ALL, PER_TOKEN = "all questions", "all questions, per token"  # rows, so not kinds
-KEYS = {"id", "kind", "question", "choices", "answer"}
+ALL, PER_TOKEN = "all questions", "all questions, per token"  # rows of reports, so not kinds
 
 
 @dataclasses.dataclass(frozen=True)
-class Item:
-    """One question; `answer` is the index of the right one of its choices, `kind` may be ""."""
+class ChoiceQuestion:
+    """One multiple-choice question."""
 
+    # Identifier in reports and messages, unique in a set of questions.
     id: str
+    # Row of the report that it counts in, "" for none but the total.
     kind: str
+    # The question, complete without the choices.
     question: str
+    # Possible answers, all different.
     choices: tuple[str, ...]
+    # Index of the right choice.
     answer: int
 
 
-# Kind -> (question, "what stands in it: right answer; ...").
+# Kind -> (question with {} for the subject, "subject: right answer; ...").
 TABLES: Mapping[str, tuple[str, str]] = {
     "capitals": (
         "What is the capital of {}? Answer with its name only.",
@@ -198,7 +194,9 @@ TABLES: Mapping[str, tuple[str, str]] = {
         """,
     ),
 }
-# Kind -> (question, what it is asked of in order: the last of those named is right).
+
+# Kind -> (question with {} for the choices, subjects in ascending order: the last one named in
+# the question is the right answer).
 ORDERS: Mapping[str, tuple[str, Sequence[str]]] = {
     "largest animal": (
         "Which animal is the largest: {}? Answer with its name only.",
@@ -223,98 +221,46 @@ ORDERS: Mapping[str, tuple[str, Sequence[str]]] = {
 }
 
 
-def facts(kind: str) -> dict[str, str]:
-    """Returns the table of a kind: what is asked of -> right answer."""
+def answers_by_subject(kind: str) -> dict[str, str]:
+    """Returns the table of a kind: subject -> right answer.
+
+    >>> answers_by_subject("weekdays")["Monday"]
+    'Tuesday'
+    """
     rows = (row.split(":") for row in TABLES[kind][1].split(";"))
     return {" ".join(subject.split()): " ".join(answer.split()) for subject, answer in rows}
 
 
-def items() -> list[Item]:
-    """Returns the questions of all tables and orders, always the same ones."""
-    of_tables = (item for kind in TABLES for item in _of_table(kind))
-    return [*of_tables, *(item for kind in ORDERS for item in _of_order(kind))]
+def embedded_questions() -> list[ChoiceQuestion]:
+    """Returns the questions of all tables and orders, the same ones at every call."""
+    questions = [question for kind in TABLES for question in _table_questions(kind)]
+    return questions + [question for kind in ORDERS for question in _order_questions(kind)]
 
 
-def _of_table(kind: str) -> Iterator[Item]:
-    question, table = TABLES[kind][0], facts(kind)
-    for number, (subject, answer) in enumerate(table.items()):
+def _table_questions(kind: str) -> Iterator[ChoiceQuestion]:
+    template, answers = TABLES[kind][0], answers_by_subject(kind)
+    for number, (subject, answer) in enumerate(answers.items()):
+        # A generator per question: other questions of a table do not depend on it.
         rng = random.Random(f"{kind}-{number}")
-        wrong = rng.sample(sorted({*table.values()} - {answer}), CHOICES - 1)
-        yield _item(rng, kind, number, question.format(subject), [*wrong, answer])
+        wrong_answers = rng.sample(sorted({*answers.values()} - {answer}), CHOICES - 1)
+        yield _question(rng, kind, number, template.format(subject), [*wrong_answers, answer])
 
 
-def _of_order(kind: str) -> Iterator[Item]:
-    question, order = ORDERS[kind]
+def _order_questions(kind: str) -> Iterator[ChoiceQuestion]:
+    template, ascending = ORDERS[kind]
     rng = random.Random(kind)
-    picks = rng.sample(list(itertools.combinations(order, CHOICES)), EACH)
-    for number, picked in enumerate(picks):
-        *first, last = rng.sample(picked, CHOICES)
-        yield _item(rng, kind, number, question.format(f"{', '.join(first)} or {last}"), picked)
+    combinations = rng.sample(list(itertools.combinations(ascending, CHOICES)), EACH)
+    for number, subjects in enumerate(combinations):
+        # The question names them in a random order, the answer is the last of the ascending one.
+        *first, last = rng.sample(subjects, CHOICES)
+        question = template.format(f"{', '.join(first)} or {last}")
+        yield _question(rng, kind, number, question, subjects)
 
 
-def _item(
+def _question(
     rng: random.Random, kind: str, number: int, question: str, choices: Sequence[str]
-) -> Item:
-    """Returns the question; the last of its choices is right, until they are shuffled."""
+) -> ChoiceQuestion:
+    """Returns the question with its choices shuffled; the last of `choices` is the right one."""
     shuffled = rng.sample(choices, len(choices))
-    return Item(f"{kind}-{number}", kind, question, tuple(shuffled), shuffled.index(choices[-1]))
-
-
-def read_items(path: pathlib.Path) -> list[Item]:
-    """Returns the questions of a user's JSONL file; empty lines are passed over.
-
-    Raises:
-      UserError: the file cannot be read, holds no question, or a line is wrong.
-    """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise UserError(f"--choices: {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--choices: {path}: not UTF-8 at byte {error.start}") from error
-    found: dict[str, Item] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        try:
-            item = _parsed(line, number)
-            if item.id in found:
-                raise UserError(f"id {shorten(item.id)} is there twice")
-        except UserError as error:
-            raise UserError(f"--choices: {path}: line {number}: {error}") from error
-        found[item.id] = item
-    if not found:
-        raise UserError(f"--choices: {path} holds no question")
-    return list(found.values())
-
-
-def _parsed(line: str, number: int) -> Item:
-    try:
-        record = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"malformed JSON: {error.msg}, column {error.colno}") from error
-    if not isinstance(record, Mapping):
-        raise UserError(f"is {shorten(record)}, not an object")
-    unknown = sorted(set(record) - KEYS)
-    if unknown:
-        raise UserError(f"unknown key {unknown[0]!r}; there are {', '.join(sorted(KEYS))}")
-    texts = {"id": str(number), "kind": "", **record}
-    for key in ("id", "kind", "question"):
-        if not isinstance(texts.get(key), str) or not (texts[key].strip() or key == "kind"):
-            raise UserError(f"{key} is {shorten(texts.get(key))}, not a text")
-    if texts["kind"] in (ALL, PER_TOKEN):
-        raise UserError(f"kind is {shorten(texts['kind'])}, which is a row of its own")
-    choices = _choices(record.get("choices"))
-    answer = record.get("answer")
-    if type(answer) is not int or not 0 <= answer < len(choices):
-        raise UserError(f"answer is {shorten(answer)}, not a number from 0 to {len(choices) - 1}")
-    return Item(texts["id"], texts["kind"], texts["question"], choices, answer)
-
-
-def _choices(found: Any) -> tuple[str, ...]:
-    is_list = isinstance(found, list) and len(found) > 1
-    if not is_list or not all(isinstance(one, str) and one.strip() for one in found):
-        raise UserError(f"choices is {shorten(found)}, not a list of two or more texts")
-    if len({one.strip() for one in found}) < len(found):
-        raise UserError(f"choices is {shorten(found)}: two are the same")
-    return tuple(found)
+    answer = shuffled.index(choices[-1])
+    return ChoiceQuestion(f"{kind}-{number}", kind, question, tuple(shuffled), answer)

@@ -1,9 +1,9 @@
 """Interleaved image-text conversations (Wings, arXiv 2406.03496, section 4.2), from the package.
 
-A setting says what the turns of a conversation are about, T text only and V a picture; with its
-true answers before it the last question is scored. The paper joins turns that are neighbours in an
-embedding; here an earlier turn is, of some that are drawn, the one that shares the rarest words
-with the last question. For (T,V):
+The letters of a setting are its turns: T a text-only question, V a question about an image. The
+earlier turns have their true answers, and the answer to the last question is scored. The paper
+joins turns that are neighbors in an embedding; here an earlier turn is the one, of several random
+ones, that shares the rarest words with the last question. For (T,V):
 
     human  What says meow?
     gpt    cat
@@ -11,9 +11,9 @@ with the last question. For (T,V):
            Where is the cat?
     gpt    The cat is top left.                                          scored
 
-Pictures are of held-out digits and drawings. Text questions that are scored come from skills that
-are never replayed, for replay hides what is forgotten; earlier turns come from all skills but those
-that describe a picture, for that would contradict the one that is shown.
+Images are of held-out digits and drawings. Text questions that are scored come from skills that
+are never replayed, because replay hides forgetting. Earlier turns come from all skills except those
+that describe an image, which would contradict the image that is shown.
 """
 
 from __future__ import annotations
@@ -30,77 +30,98 @@ from wings_jax.scenes.questions import QuestionTurn
 
 SETTINGS = ("T", "TT", "TTT", "TTV", "TV", "V")
 EACH = 120  # conversations of a setting
-DRAWN = 32  # turns from which an earlier one is chosen
+CANDIDATES = 32  # random turns from which an earlier one is chosen
 TEXT_KINDS = tuple(name for name, skill in skills.SKILLS.items() if not skill.replayed)
-PICTURE_KINDS = tuple(kind for kind in questions.KINDS if kind != "sum")
+IMAGE_KINDS = tuple(kind for kind in questions.KINDS if kind != "sum")
 
 
-def title(setting: str) -> str:
-    """Returns the setting as the paper writes it: "(T,T,V)"."""
+def format_setting(setting: str) -> str:
+    """Returns the setting as the paper writes it.
+
+    >>> format_setting("TTV")
+    '(T,T,V)'
+    """
     return f"({','.join(setting)})"
 
 
-ROWS = tuple(map(title, SETTINGS))
+ROWS = tuple(map(format_setting, SETTINGS))
 
 
-def conversations(each: int = EACH, seed: int = 0) -> list[samples.Sample]:
-    """Returns `each` conversations of every setting, always the same ones.
+def make_conversations(each: int = EACH, seed: int = 0) -> list[samples.Sample]:
+    """Returns `each` conversations of every setting, the same ones at every call.
 
-    `extra` has `kinds`, one for each answer, and `setting`. Pictures are u8[64,64,3].
+    `extra` has `kinds`, one for each answer, and `setting`. Images are u8[64,64,3].
     """
     rng = random.Random(f"{seed}-iit")
     album = dataset.Album("test", rng)
-    return [_make(album, setting, number) for setting in SETTINGS for number in range(each)]
+    return [
+        _make_conversation(album, setting, number) for setting in SETTINGS for number in range(each)
+    ]
 
 
-def _make(album: dataset.Album, setting: str, number: int) -> samples.Sample:
-    rng, pictures, names = album.rng, (), ()
+def _make_conversation(album: dataset.Album, setting: str, number: int) -> samples.Sample:
+    rng, images, image_names = album.rng, (), ()
+
+    # The scored question, about an image or a text skill.
     if setting[-1] == "V":
-        kind = PICTURE_KINDS[number % len(PICTURE_KINDS)]
-        name, scene = album.add(with_kind=kind)
-        names, pictures = (name,), (drawings.render(scene, album.glyphs),)
-        last = QuestionTurn(kind, *questions.ask(rng, scene, kind))
+        question_kind = IMAGE_KINDS[number % len(IMAGE_KINDS)]
+        image_name, scene = album.add(with_kind=question_kind)
+        image_names, images = (image_name,), (drawings.render(scene, album.glyphs),)
+        last_turn = QuestionTurn(question_kind, *questions.ask(rng, scene, question_kind))
     else:
-        kind = TEXT_KINDS[number % len(TEXT_KINDS)]
-        last = QuestionTurn(kind, *skills.sample(rng, kind, "test"))
-    turns: list[QuestionTurn] = [last]
-    while len(turns) < len(setting):
-        turns.insert(-1, neighbour(rng, turns))
-    identity = f"iit-{setting}-{number}"
-    record = dataset.make_record(identity, title(setting), turns, names, at=len(turns) - 1)
+        question_kind = TEXT_KINDS[number % len(TEXT_KINDS)]
+        last_turn = QuestionTurn(question_kind, *skills.sample(rng, question_kind, "test"))
+
+    # The turns before it.
+    all_turns: list[QuestionTurn] = [last_turn]
+    while len(all_turns) < len(setting):
+        all_turns.insert(-1, choose_earlier_turn(rng, all_turns))
+
+    identifier = f"iit-{setting}-{number}"
+    record = dataset.make_record(
+        identifier, format_setting(setting), all_turns, image_names, at=len(all_turns) - 1
+    )
     extra = {key: record[key] for key in ("kinds", "setting")}
-    return samples.Sample(identity, pictures, record["conversations"], extra)
+    return samples.Sample(identifier, images, record["conversations"], extra)
 
 
-def neighbour(rng: random.Random, turns: Sequence[QuestionTurn]) -> QuestionTurn:
-    """Returns a text turn close to the last of `turns`, which it neither repeats nor gives away."""
-    drawn: list[QuestionTurn] = []
-    while len(drawn) < DRAWN:
+def choose_earlier_turn(rng: random.Random, turns: Sequence[QuestionTurn]) -> QuestionTurn:
+    """Returns a text turn close to the last of `turns`, which neither repeats nor answers it."""
+    candidates: list[QuestionTurn] = []
+    while len(candidates) < CANDIDATES:
         (turn,) = dataset.text_turns(rng, earlier_kinds(), "test", 1)
         if _may_precede(turn, turns):
-            drawn.append(turn)
-    counts = collections.Counter(word for turn in drawn for word in _words(turn.question))
-    asked = _words(turns[-1].question)
+            candidates.append(turn)
+
+    # A word that few candidates have counts more.
+    counts = collections.Counter(word for turn in candidates for word in _words(turn.question))
+    last_words = _words(turns[-1].question)
 
     def closeness(turn: QuestionTurn) -> float:
-        return sum(1 / counts[word] for word in sorted(asked & _words(turn.question)))
+        shared_words = sorted(last_words & _words(turn.question))
+        return sum(1 / counts[word] for word in shared_words)
 
-    return max(drawn, key=closeness)
+    return max(candidates, key=closeness)
 
 
 @functools.cache
 def earlier_kinds() -> tuple[str, ...]:
     """Returns the skills whose questions stand alone, without a description above them."""
     rng = random.Random(0)
-    return tuple(n for n in skills.SKILLS if "\n" not in skills.sample(rng, n, "test")[0])
+    return tuple(
+        skill_name
+        for skill_name in skills.SKILLS
+        if "\n" not in skills.sample(rng, skill_name, "test")[0]
+    )
 
 
 def _may_precede(turn: QuestionTurn, turns: Sequence[QuestionTurn]) -> bool:
-    is_asked = any(turn.question == other.question for other in turns)
-    gives_away = turn.answer not in ("yes", "no") and _words(turn.answer) <= _words(
-        turns[-1].answer
-    )
-    return not (is_asked or gives_away)
+    if any(turn.question == other.question for other in turns):
+        return False
+    # "yes" and "no" give no other answer away.
+    if turn.answer in ("yes", "no"):
+        return True
+    return not _words(turn.answer) <= _words(turns[-1].answer)
 
 
 def _words(text: str) -> set[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -15,157 +14,176 @@ from wings_jax.evaluation.prose import Text
 from wings_jax.evaluation.scoring import Score
 
 Table = tuple[str, list[list[str]]]  # title, rows of cells
-MEANING = (
-    "Multiple choice: right answers in % [95 % interval, Wilson]; the likeliest choice counts, in "
-    "the last row the likeliest per token"
+LEGEND = (
+    "Multiple choice: right answers in % [95 % interval, Wilson]; the most likely choice counts, "
+    "in the last row the most likely per token"
 )
 
 
-def tables(text: Text, results: Sequence[LanguageResult]) -> list[Table]:
+def language_tables(text: Text, results: Sequence[LanguageResult]) -> list[Table]:
     """Returns the tables with their titles: a column per model, changes are from the first."""
-    made = [_of_text(text, results), _of_choices(results)]
+    tables = [_text_table(text, results), _choice_table(results)]
     if len(results) > 1:
-        made.append(_of_changes(*results))
-    return made
+        tables.append(_change_table(*results))
+    return tables
 
 
-def _of_text(text: Text, results: Sequence[LanguageResult]) -> Table:
-    readings = [result.reading for result in results]
-    cells = [
+def _text_table(text: Text, results: Sequence[LanguageResult]) -> Table:
+    measured = [result.text for result in results]
+    table_cells = [
         ["", *(result.name for result in results)],
-        ["perplexity", *(_shown(one.perplexity, one.interval) for one in readings)],
-        ["nats per token", *(f"{one.nats_per_token:.4f}" for one in readings)],
-        ["bits per byte", *(f"{one.bits_per_byte:.4f}" for one in readings)],
-        ["tokens", *(str(one.tokens.sum()) for one in readings)],
+        ["perplexity", *(_format_perplexity(likelihood) for likelihood in measured)],
+        ["nats per token", *(f"{likelihood.nats_per_token:.4f}" for likelihood in measured)],
+        ["bits per byte", *(f"{likelihood.bits_per_byte:.4f}" for likelihood in measured)],
+        ["tokens", *(str(likelihood.tokens.sum()) for likelihood in measured)],
     ]
-    first, *others = readings
+
+    # Ratios where there is more than one model; the first column has none.
+    first_likelihood, *others = measured
     if others:
-        ratios = (one.ratio(first) for one in others)
-        shown = (_shown(*ratio, digits=4) if ratio else "(other tokens)" for ratio in ratios)
-        cells.append([f"ratio to {results[0].name}", "", *shown])
+        ratios = (_format_ratio(likelihood, first_likelihood) for likelihood in others)
+        table_cells.append([f"ratio to {results[0].name}", "", *ratios])
+
     size, checksum = len(text.passages), text.sha256[:12]
-    return f"Plain text: {text.source}, {size} passages, SHA-256 {checksum}... [95 %]", cells
+    title = f"Plain text: {text.source}, {size} passages, SHA-256 {checksum}... [95 %]"
+    return title, table_cells
 
 
-def _of_choices(results: Sequence[LanguageResult]) -> Table:
-    found = [language.outcomes(result.decisions) for result in results]
-    cells = [["", "n", *(result.name for result in results)]]
-    for row, first in found[0].items():
-        scores = (report.shown(Score(sum(rows[row]), len(rows[row]))) for rows in found)
-        cells.append([_label(row), str(len(first)), *scores])
-    return MEANING, cells
+def _format_perplexity(likelihood: TextLikelihood) -> str:
+    return formatting.format_estimate(likelihood.perplexity, likelihood.interval, digits=3)
 
 
-def _of_changes(first: LanguageResult, *others: LanguageResult) -> Table:
-    found = [language.changes(first, other) for other in others]
-    cells = [["", *(other.name for other in others)]]
-    for row in found[0]:
-        cells.append([_label(row), *(comparison.shown(rows[row]) for rows in found)])
-    return f"Change from {first.name} in points [95 % interval, paired, Newcombe]", cells
+def _format_ratio(likelihood: TextLikelihood, before: TextLikelihood) -> str:
+    ratio = likelihood.ratio(before)
+    return formatting.format_estimate(*ratio, digits=4) if ratio else "(other tokens)"
 
 
-def _label(row: str) -> str:
-    return f"= {row}" if row in (ALL, PER_TOKEN) else row
+def _choice_table(results: Sequence[LanguageResult]) -> Table:
+    # row -> right or wrong, for each model
+    by_model = [language.right_by_row(result.decisions) for result in results]
+    table_cells = [["", "n", *(result.name for result in results)]]
+    for row_name, first_marks in by_model[0].items():
+        scores = (Score(sum(marks[row_name]), len(marks[row_name])) for marks in by_model)
+        formatted = map(report.format_score, scores)
+        table_cells.append([_row_title(row_name), str(len(first_marks)), *formatted])
+    return LEGEND, table_cells
 
 
-def _shown(value: float, interval: tuple[float, float] | None, digits: int = 3) -> str:
-    ends = "" if interval is None else f" [{', '.join(f'{end:.{digits}f}' for end in interval)}]"
-    return f"{value:.{digits}f}{ends}"
+def _change_table(first_result: LanguageResult, *others: LanguageResult) -> Table:
+    # row -> paired score, for each model but the first
+    by_model = [language.paired_by_row(first_result, other) for other in others]
+    table_cells = [["", *(other.name for other in others)]]
+    for row_name in by_model[0]:
+        changes = (comparison.format_change(rows[row_name]) for rows in by_model)
+        table_cells.append([_row_title(row_name), *changes])
+    title = f"Change from {first_result.name} in points [95 % interval, paired, Newcombe]"
+    return title, table_cells
 
 
-def as_text(text: Text, results: Sequence[LanguageResult]) -> str:
+def _row_title(row_name: str) -> str:
+    return f"{formatting.TOTAL}{row_name}" if row_name in (ALL, PER_TOKEN) else row_name
+
+
+def text_report(text: Text, results: Sequence[LanguageResult]) -> str:
     """Returns the tables for a terminal."""
-    made = (f"{title}\n{formatting.text_table(cells)}" for title, cells in tables(text, results))
-    return "\n\n".join(made)
+    sections = (
+        f"{title}\n{formatting.text_table(table_cells)}"
+        for title, table_cells in language_tables(text, results)
+    )
+    return "\n\n".join(sections)
 
 
-def as_markdown(text: Text, results: Sequence[LanguageResult]) -> str:
+def markdown_report(text: Text, results: Sequence[LanguageResult]) -> str:
     """Returns the tables in Markdown, with where each model comes from."""
-    lines = ["# Language", ""]
-    for result in results:
-        step = "" if result.step is None else f", step {result.step}"
-        lines.append(f"- {result.name}: `{result.origin}`{step}")
-    for title, cells in tables(text, results):
-        lines += ["", f"{title}:", "", formatting.markdown_table(cells)]
-    return "\n".join(lines) + "\n"
+    markdown_lines = ["# Language", "", *report.model_lines(results)]
+    for title, table_cells in language_tables(text, results):
+        markdown_lines += ["", f"{title}:", "", formatting.markdown_table(table_cells)]
+    return "\n".join(markdown_lines) + "\n"
 
 
-def as_json(text: Text, results: Sequence[LanguageResult]) -> dict[str, Any]:
-    """Returns every number, for machines; `change` is from the first model to each other."""
-    first, *others = results
-    models = [
-        {
-            "name": result.name,
-            "origin": result.origin,
-            "step": result.step,
-            "seconds": round(result.seconds, 2),
-            "perplexity": _plain(text, result.reading),
-            "choices": {
-                row: report.plain(Score(sum(marks), len(marks)))
-                for row, marks in language.outcomes(result.decisions).items()
-            },
-        }
-        for result in results
-    ]
+def report_to_dict(text: Text, results: Sequence[LanguageResult]) -> dict[str, Any]:
+    """Returns every number as it is written to JSON; `change` is from the first model."""
+    first_result, *others = results
+    # The first model has no "change".
+    models = [_result_to_dict(text, result) for result in results]
+
     for model, other in zip(models[1:], others, strict=True):
-        ratio, interval = other.reading.ratio(first.reading) or (None, None)
-        paired = language.changes(first, other)
-        model["change"] = {
-            "from": first.name,
-            "perplexity": {"ratio": _rounded(ratio), "interval95": _ends(interval)},
-            "choices": {row: comparison.plain(found) for row, found in paired.items()},
-        }
+        model["change"] = _change_to_dict(first_result, other)
     return {"models": models}
 
 
-def _plain(text: Text, reading: TextLikelihood) -> dict[str, Any]:
+def _result_to_dict(text: Text, result: LanguageResult) -> dict[str, Any]:
     return {
-        "value": _rounded(reading.perplexity),
-        "interval95": _ends(reading.interval),
-        "nats_per_token": _rounded(reading.nats_per_token),
-        "bits_per_byte": _rounded(reading.bits_per_byte),
-        "tokens": int(reading.tokens.sum()),
-        "bytes": int(reading.bytes.sum()),
+        "name": result.name,
+        "origin": result.origin,
+        "step": result.step,
+        "seconds": round(result.seconds, 2),
+        "perplexity": _text_to_dict(text, result.text),
+        "choices": {
+            row_name: report.score_to_dict(Score(sum(is_right), len(is_right)))
+            for row_name, is_right in language.right_by_row(result.decisions).items()
+        },
+    }
+
+
+def _text_to_dict(text: Text, likelihood: TextLikelihood) -> dict[str, Any]:
+    return {
+        "value": formatting.round_for_json(likelihood.perplexity),
+        "interval95": formatting.round_interval(likelihood.interval),
+        "nats_per_token": formatting.round_for_json(likelihood.nats_per_token),
+        "bits_per_byte": formatting.round_for_json(likelihood.bits_per_byte),
+        "tokens": int(likelihood.tokens.sum()),
+        "bytes": int(likelihood.bytes.sum()),
         "passages": len(text.passages),
         "source": text.source,
         "sha256": text.sha256,
     }
 
 
-def _rounded(value: float | None) -> float | None:
-    return None if value is None else round(value, 6)
+def _change_to_dict(before: LanguageResult, after: LanguageResult) -> dict[str, Any]:
+    # None where the tokenizers differ.
+    ratio, interval = after.text.ratio(before.text) or (None, None)
+    return {
+        "from": before.name,
+        "perplexity": {
+            "ratio": formatting.round_for_json(ratio),
+            "interval95": formatting.round_interval(interval),
+        },
+        "choices": {
+            row_name: comparison.paired_to_dict(paired)
+            for row_name, paired in language.paired_by_row(before, after).items()
+        },
+    }
 
 
-def _ends(interval: tuple[float, float] | None) -> list[float] | None:
-    return None if interval is None else [round(end, 6) for end in interval]
-
-
-def save(
+def write_report(
     directory: pathlib.Path, text: Text, results: Sequence[LanguageResult]
 ) -> list[pathlib.Path]:
-    """Writes language.md, language.json and every model's decisions; returns the paths."""
-    made = {
-        "language.md": as_markdown(text, results),
-        "language.json": json.dumps(as_json(text, results), indent=1, ensure_ascii=False) + "\n",
+    """Writes language.md, language.json and choices-NAME.jsonl; returns the paths."""
+    contents = {
+        "language.md": markdown_report(text, results),
+        "language.json": formatting.json_text(report_to_dict(text, results)),
     }
     for result in results:
-        lines = (json.dumps(_line(one), ensure_ascii=False) for one in result.decisions)
-        made[f"choices-{result.name}.jsonl"] = "".join(f"{line}\n" for line in lines)
-    return [files.write_text(directory / name, content) for name, content in made.items()]
+        # One file per model, one line per question.
+        records = map(_decision_to_dict, result.decisions)
+        contents[f"choices-{result.name}.jsonl"] = formatting.json_lines(records)
+
+    return [files.write_text(directory / name, content) for name, content in contents.items()]
 
 
-def _line(one: Decision) -> dict[str, Any]:
-    item = one.item
+def _decision_to_dict(decision: Decision) -> dict[str, Any]:
+    question = decision.question
     return {
-        "id": item.id,
-        "kind": item.kind,
-        "question": item.question,
-        "truth": item.choices[item.answer],
-        "answer": item.choices[one.chosen],
-        "answer_per_token": item.choices[one.chosen_per_token],
-        "right": one.chosen == item.answer,
+        "id": question.id,
+        "kind": question.kind,
+        "question": question.question,
+        "truth": question.choices[question.answer],
+        "answer": question.choices[decision.chosen],
+        "answer_per_token": question.choices[decision.chosen_per_token],
+        "right": decision.is_right,
         "choices": [
-            {"text": choice, "logprob": round(found.logprob, 5), "tokens": found.tokens}
-            for choice, found in zip(item.choices, one.found, strict=True)
+            {"text": choice, "logprob": round(scored.logprob, 5), "tokens": scored.tokens}
+            for choice, scored in zip(question.choices, decision.likelihoods, strict=True)
         ],
     }

@@ -1,11 +1,10 @@
-"""Which models are asked: checkpoints by name, and what they were before their first stage."""
+"""The models of an evaluation: checkpoints by name, and their bases before any training."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
 
 from wings_jax import axes, checkpoint, tree
 from wings_jax import config as config_lib
@@ -16,95 +15,104 @@ from wings_jax.weights import starting
 
 @dataclasses.dataclass(frozen=True)
 class LazyModel:
-    """A model that has not been loaded yet.
+    """A model that is loaded only when `open` is called."""
 
-    origin  where it comes from, for people
-    step    optimizer steps of its stage, None for a base
-    scenes  where its config keeps the embedded data set
-    open    returns it as `checkpoint.load` does
-    """
-
+    # Name in tables and in the names of files.
     name: str
+    # Directory or description, for people.
     origin: str
+    # Optimizer steps of its last stage, None for a base.
     step: int | None
+    # Config of its last stage.
     config: config_lib.Config
-    open: Callable[[], Any]
+    # Loads and returns the model.
+    open: Callable[[], checkpoint.Checkpoint]
 
     @property
     def scenes(self) -> str:
-        """Returns where its config keeps the embedded data set, "" for nowhere."""
+        """Returns the directory of the embedded data set in its config, "" for none."""
         return self.config.data.scenes
 
 
-def parse_names(text: str, *, flag: str = "--checkpoint") -> LazyModel:
-    """Returns the model of `[NAME=]DIR`; without a name it is the workdir's.
+def parse_model(text: str, *, flag: str = "--checkpoint") -> LazyModel:
+    """Returns the model of `[NAME=]DIR`; the default name is the workdir's.
 
     Raises:
       UserError: there is no checkpoint, or the name cannot be part of a file's name.
     """
     name, _, directory = text.rpartition("=")
-    path = checkpoint.find_step(directory, flag=flag)
-    config, _, step = checkpoint.read_meta(path)
-    name = name or _workdir(path).name
+    step_directory = checkpoint.find_step(directory, flag=flag)
+    config, _, step = checkpoint.read_meta(step_directory)
+
+    # A step directory is named by a number: take the name of its workdir.
+    name = name or _workdir(step_directory).name
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
-        raise UserError(f"{flag}: {name!r} is no name; take letters, digits and -_.")
+        raise UserError(f"{flag}: the name {name!r} has other characters than letters, digits, -_.")
     return LazyModel(name, directory, step, config, lambda: checkpoint.load(directory))
 
 
 def find_models(
     checkpoints: Sequence[str], *, with_base: bool, base: str | None = None
 ) -> list[LazyModel]:
-    """Returns the models of `[NAME=]DIR`s in their order, with a base in front if asked.
+    """Returns the models of `[NAME=]DIR`s in their order; `with_base` puts a base in front.
 
-    The base is that of the first model, or `base`, a `[NAME=]DIR` of its own.
+    The base is that of the first model, or the `[NAME=]DIR` in `base`.
 
     Raises:
-      UserError: as `parse`, or two have the same name.
+      UserError: as `parse_model`, or two have the same name.
     """
-    found = [parse_names(text) for text in checkpoints]
+    models = [parse_model(text) for text in checkpoints]
     if with_base:
-        found.insert(0, parse_names(base, flag="--base") if base else base_of(found[0]))
-    names = [named.name for named in found]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise UserError(f"--checkpoint: two are called {twice[0]!r}; name them as NAME=DIR")
-    return found
+        models.insert(0, parse_model(base, flag="--base") if base else base_model(models[0]))
+
+    names = [model.name for model in models]
+    # Names are headings of columns and parts of file names.
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise UserError(f"--checkpoint: two models have the name {repeated[0]!r}; add NAME=DIR")
+    return models
 
 
-def _workdir(step: pathlib.Path) -> pathlib.Path:
-    is_inside = step.parent.name == checkpoint.FOLDER
-    return step.parent.parent if is_inside else step
+def _workdir(step_directory: pathlib.Path) -> pathlib.Path:
+    is_inside = step_directory.parent.name == checkpoint.FOLDER
+    return step_directory.parent.parent if is_inside else step_directory
 
 
-def base_of(named: LazyModel) -> LazyModel:
-    """Returns the LLM and tower that a checkpoint's config started from, as one model.
+def base_model(model: LazyModel) -> LazyModel:
+    """Returns the LLM and the tower that a checkpoint's config started from, as one model.
 
-    It has no wings, and a fresh projector: it has never seen the two together.
+    It has no learners, and a newly initialized projector: image and text were never trained
+    together.
     """
-    added = {"learners": (), "router": False, "lora_rank": 0, "prefix_length": 0}
-    model = dataclasses.replace(named.config.model, **added)
-    origin = f"{model.llm} + {model.vision}, before any training"
-    config = dataclasses.replace(named.config, model=model)
+    # The base is the bare LLM: no adapters of any kind.
+    no_wings = {"learners": (), "router": False, "lora_rank": 0, "prefix_length": 0}
+    parts = dataclasses.replace(model.config.model, **no_wings)
+    origin = f"{parts.llm} + {parts.vision}, before any training"
+    config = dataclasses.replace(model.config, model=parts)
     return LazyModel("base", origin, None, config, lambda: _open_base(config))
 
 
 def _open_base(config: config_lib.Config) -> checkpoint.Checkpoint:
-    """Returns the parts that `config.model` names, put together.
+    """Returns the LLM and the tower that `config.model` names, in one checkpoint.
 
     Raises:
-      UserError: they are not folders, or lack something.
+      UserError: they are not directories of models, or are incomplete.
     """
     arch = starting.resolve_arch(config.model)
     abstract = parameters.abstract_params(arch, mesh=axes.make_mesh({"data": -1}))
     loaded = starting.load_base(arch, config.model)
+
+    # The projector is in neither: it is newly initialized.
     missing = starting.check_sources(abstract, loaded, "--base: config.model")
-    flat = {**loaded, **parameters.initialize_params(arch, missing, abstract, config.seed)}
-    files = starting.tokenizer_files(config, None)
+    initialized = parameters.initialize_params(arch, missing, abstract, config.seed)
+    flat_params = {**loaded, **initialized}
+
+    tokenizer_files = starting.tokenizer_files(config, None)
     return checkpoint.Checkpoint(
         config=config,
         arch=arch,
-        params=tree.nest({path: flat[path] for path in abstract}),
-        tokenizer=checkpoint.open_tokenizer(files),
+        params=tree.nest({path: flat_params[path] for path in abstract}),
+        tokenizer=checkpoint.open_tokenizer(tokenizer_files),
         directory=pathlib.Path(config.model.llm),
         step=0,
     )

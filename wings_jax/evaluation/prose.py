@@ -1,10 +1,9 @@
-"""Ordinary English for a model to read: a file, or what the installed packages bring along.
+"""English prose to measure perplexity on: a user's file, or text from the installed packages.
 
-`tensorflow_datasets` carries a description in Markdown of every data set it knows, written by
-people for people. Without its markup, tables, lists and formulas that is some nine thousand words,
-and it is there wherever this package runs. It is public, so an LLM may have seen some of it in its
-pretraining: what changed from a base says more than a number alone, and for the latter there is a
-text of one's own.
+`tensorflow_datasets` contains a Markdown description of every data set. Without markup, tables,
+lists and formulas these are some nine thousand words of prose, which are there wherever this
+package runs. They are public, so an LLM may have been pretrained on some of them: the change from a
+base means more than a single number. For single numbers use a text of your own (`--text`).
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from collections.abc import Iterable, Sequence
 from wings_jax.errors import UserError
 from wings_jax.evaluation import tasks
 
-PASSAGE = 900  # characters of a passage at most: about 200 tokens, whatever the tokenizer
-LEAST = 40  # characters of one, unless there is but one
-WORDS = 25  # of a paragraph of prose, at least
+MAX_PASSAGE = 900  # characters: about 200 tokens, whatever the tokenizer
+MIN_PASSAGE = 40  # characters, unless there is only one passage
+MIN_WORDS = 25  # of a paragraph of prose
 PACKAGE = "tensorflow_datasets"
 
-# What Markdown has and prose has not, and what is left of it; in this order.
+# Markup that is not prose, and its replacement; applied in this order.
 MARKUP = tuple(
-    (re.compile(pattern, re.MULTILINE | re.DOTALL), left)
-    for pattern, left in (
+    (re.compile(pattern, re.MULTILINE | re.DOTALL), replacement)
+    for pattern, replacement in (
         (r"^ *(```|~~~).*?(?:^ *\1|\Z)", "\n\n"),
         (r"<!--.*?-->", ""),
         (r"<(pre|script|style|table)\b.*?</\1>", "\n\n"),
-        (r"^ *\* [^\n]*(\n +[^\n]+)*", "\n"),  # lists, before the stars of emphasis go
+        (r"^ *\* [^\n]*(\n +[^\n]+)*", "\n"),  # lists, before the stars of emphasis are removed
         (r"</?[a-zA-Z][^<>]*>", ""),
         (r"^ *#[^\n]*$", "\n"),
         (r"!\[[^\]]*\]\([^)]*\)", ""),
@@ -43,49 +42,60 @@ MARKUP = tuple(
     )
 )
 LIST = re.compile(r"^\s*([-+|>=]|\d+[.)]\s|    )", re.MULTILINE)  # or a table, a quotation, code
-SYMBOLS = re.compile(r"[\[\]{}<>|\\$@#=_^~]")  # formulas, addresses, names in programs
-ENDING = re.compile(r"[.!?][\"')]?$")
+SYMBOLS = re.compile(r"[\[\]{}<>|\\$@#=_^~]")  # of formulas, addresses, names in programs
+SENTENCE_END = re.compile(r"[.!?][\"')]?$")
 
 
 @dataclasses.dataclass(frozen=True)
 class Text:
-    """Passages, and where they come from, for people."""
+    """A text in passages."""
 
+    # Where it comes from, for people.
     source: str
+    # The passages, each scored on its own.
     passages: tuple[str, ...]
 
     @property
     def sha256(self) -> str:
-        """Returns the checksum of the passages, by which numbers of one text are known as such."""
+        """Returns the checksum of the passages: numbers compare only where it is equal."""
         return hashlib.sha256("\n\n".join(self.passages).encode()).hexdigest()
 
-    def some(self, limit: int | None) -> Text:
-        """Returns so many of the passages, spread over the text."""
-        chosen = tasks.spread(len(self.passages), limit)
+    def subset(self, limit: int | None) -> Text:
+        """Returns about `limit` of the passages, spread over the text.
+
+        >>> Text("", ("a", "b", "c", "d")).subset(2).passages
+        ('a', 'c')
+        """
+        chosen = tasks.spread_indices(len(self.passages), limit)
         return Text(self.source, tuple(self.passages[index] for index in chosen))
 
 
-def installed() -> Text:
-    """Returns the descriptions of data sets in `tensorflow_datasets`, which is not imported.
+def installed_text() -> Text:
+    """Returns the descriptions of data sets in `tensorflow_datasets`, without importing it.
 
     Raises:
       UserError: the package is not installed, or has no descriptions.
     """
-    found = importlib.util.find_spec(PACKAGE)
-    places = list(found.submodule_search_locations or ()) if found else []
-    files = sorted(pathlib.Path(places[0]).glob("datasets/*/README.md")) if places else []
-    if not files:
+    # Importing the package takes seconds; its files are enough.
+    spec = importlib.util.find_spec(PACKAGE)
+    directories = list(spec.submodule_search_locations or ()) if spec else []
+    paths = sorted(pathlib.Path(directories[0]).glob("datasets/*/README.md")) if directories else []
+    if not paths:
         raise UserError(f"--text is missing, and {PACKAGE} with its descriptions is not installed")
+
+    # Some descriptions occur in several data sets: every paragraph counts once.
     seen: set[str] = set()
     passages: list[str] = []
-    for file in files:
-        fresh = [p for p in paragraphs(file.read_text(encoding="utf-8")) if p not in seen]
-        seen.update(fresh)
-        passages += cut(fresh)
-    return Text(f"descriptions of {PACKAGE} {_version()}", tuple(passages))
+    for path in paths:
+        paragraphs = prose_paragraphs(path.read_text(encoding="utf-8"))
+        new_paragraphs = [paragraph for paragraph in paragraphs if paragraph not in seen]
+        seen.update(new_paragraphs)
+        passages += split_passages(new_paragraphs)
+
+    return Text(f"descriptions of {PACKAGE} {_package_version()}", tuple(passages))
 
 
-def _version() -> str:
+def _package_version() -> str:
     try:
         return importlib.metadata.version(PACKAGE)
     except importlib.metadata.PackageNotFoundError:  # a nightly build has another name
@@ -93,10 +103,10 @@ def _version() -> str:
 
 
 def read_text(path: pathlib.Path) -> Text:
-    """Returns a UTF-8 text file; empty lines part its paragraphs, other white space is one space.
+    """Returns a UTF-8 text file; empty lines separate paragraphs, other white space is a space.
 
     Raises:
-      UserError: it cannot be read, is not UTF-8, or holds fewer than LEAST characters.
+      UserError: it cannot be read, is not UTF-8, or has fewer than MIN_PASSAGE characters.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -104,37 +114,50 @@ def read_text(path: pathlib.Path) -> Text:
         raise UserError(f"--text: {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--text: {path}: not UTF-8 at byte {error.start}") from error
-    found = [one for one in map(_joined, _blocks(text)) if one]
-    count = sum(map(len, found))
-    if count < LEAST:
-        raise UserError(f"--text: {path}: {count} characters are too few; take {LEAST} or more")
-    return Text(str(path), tuple(cut(found)))
+
+    paragraphs = [paragraph for paragraph in map(_join_lines, _split_blocks(text)) if paragraph]
+    # One token of each passage is context, so a few characters are not enough.
+    count = sum(map(len, paragraphs))
+    if count < MIN_PASSAGE:
+        raise UserError(f"--text: {path}: {count} characters, fewer than {MIN_PASSAGE}")
+    return Text(str(path), tuple(split_passages(paragraphs)))
 
 
-def paragraphs(markdown: str) -> list[str]:
+def prose_paragraphs(markdown: str) -> list[str]:
     """Returns the paragraphs of prose in a Markdown text, without markup, each in one line."""
-    for pattern, left in MARKUP:
-        markdown = pattern.sub(left, markdown)
-    found = [_joined(block) for block in _blocks(markdown) if not LIST.search(block)]
-    return [one for one in found if is_prose(one)]
+    # The order matters: lists before emphasis, links before addresses.
+    for pattern, replacement in MARKUP:
+        markdown = pattern.sub(replacement, markdown)
+
+    paragraphs = [
+        _join_lines(paragraph)
+        for paragraph in _split_blocks(markdown)
+        if not LIST.search(paragraph)
+    ]
+    return [paragraph for paragraph in paragraphs if is_prose(paragraph)]
 
 
 def is_prose(paragraph: str) -> bool:
-    """Returns whether a paragraph is of whole sentences of words."""
-    is_long = len(paragraph.split()) >= WORDS
-    return is_long and bool(ENDING.search(paragraph)) and not SYMBOLS.search(paragraph)
+    """Returns whether a paragraph consists of whole sentences of words."""
+    is_long = len(paragraph.split()) >= MIN_WORDS
+    return is_long and bool(SENTENCE_END.search(paragraph)) and not SYMBOLS.search(paragraph)
 
 
-def cut(found: Iterable[str], longest: int = PASSAGE) -> list[str]:
+def split_passages(paragraphs: Iterable[str], longest: int = MAX_PASSAGE) -> list[str]:
     """Returns passages of whole paragraphs of about `longest` characters together.
 
-    A paragraph that is longer by itself is cut between words; a rest of a few characters stays with
-    the passage before it.
+    A longer paragraph is split between words; a rest of less than MIN_PASSAGE characters is added
+    to the passage before it.
+
+    >>> split_passages(["a" * 50, "b" * 50, "c" * 50], longest=110) == [
+    ...     "a" * 50 + "\\n\\n" + "b" * 50, "c" * 50]
+    True
     """
     passages: list[str] = []
-    for paragraph in found:
+    for paragraph in paragraphs:
         for piece in textwrap.wrap(paragraph, longest, break_on_hyphens=False):
-            is_rest = len(piece) < LEAST  # too little to stand alone
+            # Too short to be scored alone.
+            is_rest = len(piece) < MIN_PASSAGE
             if passages and (is_rest or len(passages[-1]) + 2 + len(piece) <= longest):
                 passages[-1] += f"\n\n{piece}"
             else:
@@ -142,9 +165,9 @@ def cut(found: Iterable[str], longest: int = PASSAGE) -> list[str]:
     return passages
 
 
-def _blocks(text: str) -> Sequence[str]:
+def _split_blocks(text: str) -> Sequence[str]:
     return re.split(r"\n\s*\n", text)
 
 
-def _joined(block: str) -> str:
+def _join_lines(block: str) -> str:
     return " ".join(block.split())

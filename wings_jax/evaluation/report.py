@@ -1,12 +1,11 @@
-"""The results of one or several models side by side: as text, Markdown, JSON, and a picture."""
+"""The results of one or several models side by side: as text, Markdown and JSON."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 from wings_jax import files, formatting
 from wings_jax.evaluation import scoring
@@ -14,125 +13,161 @@ from wings_jax.evaluation.scoring import Score
 from wings_jax.evaluation.tasks import TASKS, Question
 
 
+class ModelOrigin(Protocol):
+    """What the reports print about where a result comes from."""
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+
+    @property
+    def origin(self) -> str:
+        """Directory or description of the model."""
+
+    @property
+    def step(self) -> int | None:
+        """Optimizer steps of its last stage, None for a base."""
+
+
 @dataclasses.dataclass(frozen=True)
 class TaskResult:
-    """One model's answers.
+    """One model's answers and scores."""
 
-    name, origin  how it is called in the table, and where it comes from
-    step          optimizer steps of its last stage; None for a base
-    answers       task -> an answer for each of its questions
-    scores        task -> row -> score
-    seconds       task -> how long it took
-    """
-
+    # Name of the model in tables and in the names of files.
     name: str
+    # Directory or description of the model, for people.
     origin: str
+    # Optimizer steps of its last stage, None for a base.
     step: int | None
+    # Task -> an answer for each of its questions.
     answers: Mapping[str, Sequence[str]]
+    # Task -> row -> score.
     scores: Mapping[str, Mapping[str, Score]]
+    # Task -> wall-clock seconds.
     seconds: Mapping[str, float]
 
 
-def _cells(task: str, results: Sequence[TaskResult]) -> list[list[str]]:
-    """Returns the table of a task: a row per kind, a column per model."""
-    rows = [["", "n", *(result.name for result in results)]]
-    for row in results[0].scores[task]:
-        scores = [result.scores[task][row] for result in results]
-        rows.append([label(task, row), str(scores[0].total), *map(shown, scores)])
-    return rows
+def row_title(task_name: str, row_name: str) -> str:
+    """Returns the name of a row in tables: "= all text" if it adds up others."""
+    return f"{formatting.TOTAL}{row_name}" if row_name in TASKS[task_name].totals else row_name
 
 
-def label(task: str, row: str) -> str:
-    """Returns how a row of a task is called in tables: "= all text" if it adds others up."""
-    return f"= {row}" if row in TASKS[task].totals else row
+def format_score(score: Score) -> str:
+    """Returns the accuracy in % and its interval.
+
+    >>> format_score(Score(right=8, total=10))
+    '80.0 [49.0, 94.3]'
+    """
+    return formatting.format_estimate(score.accuracy, score.interval, scale=100)
 
 
-def shown(score: Score) -> str:
-    """Returns a score as it stands in tables: accuracy in % and its interval."""
-    low, high = (f"{100 * end:.1f}" for end in score.interval)
-    return f"{100 * score.accuracy:.1f} [{low}, {high}]"
+def _task_cells(task_name: str, results: Sequence[TaskResult]) -> list[list[str]]:
+    """Returns the table of a task: a row per kind of question, a column per model."""
+    table_cells = [["", "n", *(result.name for result in results)]]
+    for row_name in results[0].scores[task_name]:
+        # All models have the same questions, so n is that of the first.
+        scores = [result.scores[task_name][row_name] for result in results]
+        table_cells.append(
+            [row_title(task_name, row_name), str(scores[0].total), *map(format_score, scores)]
+        )
+    return table_cells
 
 
-def as_text(results: Sequence[TaskResult]) -> str:
+def text_report(results: Sequence[TaskResult]) -> str:
     """Returns tables for a terminal: accuracy in %, with its 95 % interval."""
-    parts = []
-    for task in results[0].scores:
-        title = f"{TASKS[task].title}: right answers in % [95 % interval]"
-        parts.append(f"{title}\n{formatting.text_table(_cells(task, results))}")
-    return "\n\n".join(parts)
+    sections = []
+    for task_name in results[0].scores:
+        title = f"{TASKS[task_name].title}: right answers in % [95 % interval]"
+        sections.append(f"{title}\n{formatting.text_table(_task_cells(task_name, results))}")
+    return "\n\n".join(sections)
 
 
-def as_markdown(results: Sequence[TaskResult]) -> str:
-    """Returns the same tables in Markdown, with where each model comes from."""
-    lines = ["# Evaluation", "", "Right answers in %, with the 95 % interval (Wilson).", ""]
+def model_lines(results: Sequence[ModelOrigin]) -> list[str]:
+    """Returns a Markdown list of the models and where they come from."""
+    markdown_lines = []
     for result in results:
+        # A base has no step.
         step = "" if result.step is None else f", step {result.step}"
-        lines.append(f"- {result.name}: `{result.origin}`{step}")
-    for task in results[0].scores:
-        lines += [
-            "",
-            f"## {TASKS[task].title}",
-            "",
-            formatting.markdown_table(_cells(task, results)),
-        ]
-    return "\n".join(lines) + "\n"
+        markdown_lines.append(f"- {result.name}: `{result.origin}`{step}")
+    return markdown_lines
 
 
-def plain(score: Score) -> dict[str, Any]:
+def markdown_report(results: Sequence[TaskResult]) -> str:
+    """Returns the same tables in Markdown, with where each model comes from."""
+    markdown_lines = [
+        "# Evaluation",
+        "",
+        "Right answers in %, with the 95 % interval (Wilson).",
+        "",
+    ]
+    markdown_lines += model_lines(results)
+
+    for task_name in results[0].scores:
+        table = formatting.markdown_table(_task_cells(task_name, results))
+        markdown_lines += ["", f"## {TASKS[task_name].title}", "", table]
+    return "\n".join(markdown_lines) + "\n"
+
+
+def score_to_dict(score: Score) -> dict[str, Any]:
     """Returns a score as it is written to JSON."""
     return {
         "right": score.right,
         "total": score.total,
-        "accuracy": round(score.accuracy, 6),
-        "interval95": [round(end, 6) for end in score.interval],
+        "accuracy": formatting.round_for_json(score.accuracy),
+        "interval95": formatting.round_interval(score.interval),
     }
 
 
-def as_json(results: Sequence[TaskResult]) -> dict[str, Any]:
-    """Returns counts, accuracies and intervals, for machines."""
-    return {
-        "models": [
-            {
-                "name": result.name,
-                "origin": result.origin,
-                "step": result.step,
-                "seconds": {task: round(s, 2) for task, s in result.seconds.items()},
-                "tasks": {
-                    task: {row: plain(found) for row, found in rows.items()}
-                    for task, rows in result.scores.items()
-                },
-            }
-            for result in results
-        ]
-    }
+def report_to_dict(results: Sequence[TaskResult]) -> dict[str, Any]:
+    """Returns counts, accuracies and intervals as they are written to JSON."""
+    models = [
+        {
+            "name": result.name,
+            "origin": result.origin,
+            "step": result.step,
+            "seconds": {
+                task_name: round(seconds, 2) for task_name, seconds in result.seconds.items()
+            },
+            "tasks": {
+                task_name: {row_name: score_to_dict(score) for row_name, score in rows.items()}
+                for task_name, rows in result.scores.items()
+            },
+        }
+        for result in results
+    ]
+    return {"models": models}
 
 
-def save(
+def write_report(
     directory: pathlib.Path,
     results: Sequence[TaskResult],
     questions: Mapping[str, Sequence[Question]],
 ) -> list[pathlib.Path]:
-    """Writes report.md, report.json and every answer; returns the paths."""
-    made = {
-        "report.md": as_markdown(results),
-        "report.json": json.dumps(as_json(results), indent=1) + "\n",
+    """Writes report.md, report.json and answers-NAME.jsonl; returns the paths."""
+    contents = {
+        "report.md": markdown_report(results),
+        "report.json": formatting.json_text(report_to_dict(results)),
     }
     for result in results:
-        lines = [
-            json.dumps(
-                {
-                    "task": task,
-                    "rows": question.labels,
-                    "id": question.id,
-                    "question": question.text,
-                    "truth": question.truth,
-                    "answer": answer,
-                    "right": scoring.is_right(answer, question.truth),
-                },
-                ensure_ascii=False,
-            )
-            for task, answers in result.answers.items()
-            for question, answer in zip(questions[task], answers, strict=True)
-        ]
-        made[f"answers-{result.name}.jsonl"] = "".join(f"{line}\n" for line in lines)
-    return [files.write_text(directory / name, text) for name, text in made.items()]
+        # One file per model, one line per question.
+        records = _answer_records(result, questions)
+        contents[f"answers-{result.name}.jsonl"] = formatting.json_lines(records)
+
+    return [files.write_text(directory / name, text) for name, text in contents.items()]
+
+
+def _answer_records(
+    result: TaskResult, questions: Mapping[str, Sequence[Question]]
+) -> Iterator[dict[str, Any]]:
+    """Yields every question of every task with the model's answer."""
+    for task_name, answers in result.answers.items():
+        for question, answer in zip(questions[task_name], answers, strict=True):
+            yield {
+                "task": task_name,
+                "rows": question.labels,
+                "id": question.id,
+                "question": question.text,
+                "truth": question.truth,
+                "answer": answer,
+                "right": scoring.is_right(answer, question.truth),
+            }

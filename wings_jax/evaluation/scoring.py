@@ -1,4 +1,4 @@
-"""Right or wrong, counted, with the interval that the count leaves open."""
+"""Counts of right answers, and the 95 % intervals of accuracies and of their changes."""
 
 from __future__ import annotations
 
@@ -7,43 +7,56 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 from wings_jax.evaluation.tasks import Question, Task
+from wings_jax.formatting import Interval
 
-Z = 1.959963984540054  # of a two-sided 95 % interval
+Z = 1.959963984540054  # quantile of the standard normal for a two-sided 95 % interval
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """So many right answers of so many."""
+    """The number of right answers among the questions of a row."""
 
+    # Answers that are right.
     right: int
+    # Questions of the row.
     total: int
 
     @property
     def accuracy(self) -> float:
-        """Returns the share of right answers."""
+        """Returns the share of right answers, NaN where there are no questions.
+
+        >>> Score(right=8, total=10).accuracy
+        0.8
+        """
         return self.right / self.total if self.total else math.nan
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """Returns the 95 % interval of the accuracy (Wilson 1927, without continuity correction).
+    def interval(self) -> Interval:
+        """Returns the 95 % interval of the accuracy (Wilson 1927, no continuity correction).
 
-        Unlike the textbook p +- 2 sd it stays within [0, 1] and has a width where all are right.
+        Unlike the normal approximation it stays within [0, 1] and has a positive width where all
+        answers are right.
         """
         if not self.total:
             return 0.0, 1.0
-        n, p = self.total, self.accuracy
-        centre = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
-        half = Z / (1 + Z**2 / n) * math.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
-        return max(0.0, centre - half), min(1.0, centre + half)
+
+        from scipy import stats  # takes a second to import
+
+        interval = stats.binomtest(self.right, self.total).proportion_ci(method="wilson")
+        return float(interval.low), float(interval.high)
 
 
 @dataclasses.dataclass(frozen=True)
-class Paired:
-    """The same questions answered twice: right both times, before only, after only, never."""
+class PairedScore:
+    """Counts of questions that two models answered (or one model at two times)."""
 
+    # Questions that are right both times.
     both: int
+    # Questions that are right only before.
     lost: int
+    # Questions that are right only after.
     gained: int
+    # Questions that are wrong both times.
     neither: int
 
     @property
@@ -53,47 +66,68 @@ class Paired:
 
     @property
     def before(self) -> Score:
-        """Returns the first score."""
+        """Returns the first model's score."""
         return Score(self.both + self.lost, self.total)
 
     @property
     def after(self) -> Score:
-        """Returns the second score."""
+        """Returns the second model's score."""
         return Score(self.both + self.gained, self.total)
 
     @property
     def change(self) -> float:
-        """Returns how much the accuracy rose; below 0 something was forgotten."""
+        """Returns the difference of the accuracies; negative where something was forgotten.
+
+        >>> PairedScore(both=36, lost=2, gained=12, neither=0).change
+        0.19999999999999996
+        """
         return self.after.accuracy - self.before.accuracy
 
     @property
-    def interval(self) -> tuple[float, float]:
+    def interval(self) -> Interval:
         """Returns the 95 % interval of the change (Newcombe 1998, paired proportions, method 10).
 
-        It joins the Wilson intervals of both scores, and takes account of their correlation.
+        It combines the Wilson intervals of both scores and their correlation. scipy has intervals
+        of single proportions only.
         """
-        (low, high), (low_before, high_before) = self.after.interval, self.before.interval
-        after, before, phi = self.after.accuracy, self.before.accuracy, self._correlation()
-        below = _joined(after - low, high_before - before, phi)
-        above = _joined(high - after, before - low_before, phi)
+        low_before, high_before = self.before.interval
+        low_after, high_after = self.after.interval
+        before, after = self.before.accuracy, self.after.accuracy
+
+        correlation = self._correlation()
+        # The lower end is reached by a lower second and a higher first accuracy, and vice versa.
+        below = _combined_width(after - low_after, high_before - before, correlation)
+        above = _combined_width(high_after - after, before - low_before, correlation)
         return max(-1.0, self.change - below), min(1.0, self.change + above)
 
     def _correlation(self) -> float:
-        """Returns phi of the 2 x 2 table, with a continuity correction where it is positive."""
+        """Returns phi of the 2 x 2 table, with a continuity correction where it is positive.
+
+        scipy's phi (`stats.contingency.association`) has neither the sign nor this correction.
+        """
         a, b, c, d = self.both, self.lost, self.gained, self.neither
-        sides = (a + b) * (c + d) * (a + c) * (b + d)
-        excess = a * d - b * c
-        if not sides:
+        margins = (a + b) * (c + d) * (a + c) * (b + d)
+        if not margins:
             return 0.0
-        return (max(excess - self.total / 2, 0) if excess > 0 else excess) / math.sqrt(sides)
+
+        # Determinant of the table: positive where the same questions tend to be right.
+        excess = a * d - b * c
+        if excess > 0:
+            excess = max(excess - self.total / 2, 0)
+        return excess / math.sqrt(margins)
 
 
-def _joined(left: float, right: float, phi: float) -> float:
-    return math.sqrt(max(0.0, left**2 - 2 * phi * left * right + right**2))
+def _combined_width(left: float, right: float, correlation: float) -> float:
+    """Returns the distance from a difference to its end, from the distances of both terms."""
+    return math.sqrt(max(0.0, left**2 - 2 * correlation * left * right + right**2))
 
 
 def is_right(answer: str, truth: str) -> bool:
-    """Returns whether an answer is exactly the true one, white space around it aside."""
+    r"""Returns whether an answer equals the true one, apart from white space around it.
+
+    >>> is_right(" top left\n", "top left"), is_right("Top left", "top left")
+    (True, False)
+    """
     return answer.strip() == truth.strip()
 
 
@@ -101,21 +135,48 @@ def score_answers(
     task: Task, questions: Sequence[Question], answers: Iterable[str]
 ) -> Mapping[str, Score]:
     """Returns row -> score, for the rows of the task that have questions, in its order."""
+    # A question counts in every row that it has a label of.
     right, total = dict.fromkeys(task.rows, 0), dict.fromkeys(task.rows, 0)
+
     for question, answer in zip(questions, answers, strict=True):
-        for label in question.labels:
-            total[label] += 1
-            right[label] += is_right(answer, question.truth)
-    return {row: Score(right[row], total[row]) for row in task.rows if total[row]}
+        for row_name in question.labels:
+            total[row_name] += 1
+            right[row_name] += is_right(answer, question.truth)
+
+    return {
+        row_name: Score(right[row_name], total[row_name])
+        for row_name in task.rows
+        if total[row_name]
+    }
 
 
 def score_pairs(
     task: Task, questions: Sequence[Question], before: Sequence[str], after: Sequence[str]
-) -> Mapping[str, Paired]:
-    """Returns row -> both answers compared, for the rows that have questions."""
-    counts = {row: [0, 0, 0, 0] for row in task.rows}
-    for question, first, second in zip(questions, before, after, strict=True):
-        was, now = (is_right(answer, question.truth) for answer in (first, second))
-        for label in question.labels:
-            counts[label][2 * (not was) + (not now)] += 1
-    return {row: Paired(*found) for row, found in counts.items() if sum(found)}
+) -> Mapping[str, PairedScore]:
+    """Returns row -> paired score of two models' answers, for the rows that have questions."""
+    outcomes: dict[str, list[tuple[bool, bool]]] = {row_name: [] for row_name in task.rows}
+
+    for question, answer_before, answer_after in zip(questions, before, after, strict=True):
+        outcome = (is_right(answer_before, question.truth), is_right(answer_after, question.truth))
+        for row_name in question.labels:
+            outcomes[row_name].append(outcome)
+
+    return {
+        row_name: count_pairs(row_outcomes)
+        for row_name, row_outcomes in outcomes.items()
+        if row_outcomes
+    }
+
+
+def count_pairs(outcomes: Sequence[tuple[bool, bool]]) -> PairedScore:
+    """Returns the paired score of (right before, right after) of every question.
+
+    >>> count_pairs([(True, True), (True, False), (True, False)])
+    PairedScore(both=1, lost=2, gained=0, neither=0)
+    """
+    return PairedScore(
+        both=outcomes.count((True, True)),
+        lost=outcomes.count((True, False)),
+        gained=outcomes.count((False, True)),
+        neither=outcomes.count((False, False)),
+    )

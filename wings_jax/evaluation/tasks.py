@@ -1,7 +1,7 @@
-"""What is asked, and which rows of the table a question counts in. Declarative records.
+"""The tasks: where their questions come from, and in which rows of the table a question counts.
 
-A task is a LLaVA file, or samples made from the package, whose last turn is the true answer. The
-extra keys say what kind of question it is; `labels` turns them into rows.
+A task is a LLaVA file, or samples that the package makes, whose last turn is the true answer. The
+extra keys of a record are its kinds of question; `labels` maps them to rows.
 """
 
 from __future__ import annotations
@@ -23,32 +23,35 @@ SUM = "sum"
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A set of questions.
+    """A set of questions, declared as data."""
 
-    title   its heading in reports
-    labels  returns the rows that a record counts in, from its extra keys
-    rows    every row there may be, in the order of the table
-    totals  rows that add others up
-    file    the data file, in the folder of the data set; its pictures are in images/ beside it
-    make    returns the samples of a task that has no file
-    """
-
+    # Heading in reports.
     title: str
+    # Returns the rows that a record counts in, from its extra keys.
     labels: Callable[[Mapping[str, Any]], tuple[str, ...]]
+    # Every row that can occur, in the order of the table.
     rows: tuple[str, ...]
+    # Rows that add up others.
     totals: tuple[str, ...] = ()
+    # Data file in the directory of the data set; its images are in images/ beside it.
     file: str = ""
-    make: Callable[[], Sequence[samples.Sample]] | None = None
+    # Returns the samples of a task that has no file.
+    make_samples: Callable[[], Sequence[samples.Sample]] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """One scored question: all turns up to it, its pictures, the true answer, and its rows."""
+    """One scored question."""
 
+    # Identifier of its sample.
     id: str
+    # All turns up to the question, {"from": ..., "value": ...}.
     turns: Sequence[Mapping[str, str]]
+    # Images of these turns: paths, encoded bytes or u8[h,w,3].
     images: tuple[Any, ...]
+    # The true answer.
     truth: str
+    # Rows of the table that it counts in.
     labels: tuple[str, ...]
 
     @property
@@ -65,13 +68,17 @@ def _image_labels(record: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _text_labels(record: Mapping[str, Any]) -> tuple[str, ...]:
-    name = record["kinds"][-1]
-    return (name, REPLAYED if skills.SKILLS[name].replayed else NOT_REPLAYED, ALL_TEXT)
+    skill = record["kinds"][-1]
+    return (skill, REPLAYED if skills.SKILLS[skill].replayed else NOT_REPLAYED, ALL_TEXT)
+
+
+def _setting_label(record: Mapping[str, Any]) -> tuple[str, ...]:
+    return (record["setting"],)
 
 
 TASKS: Mapping[str, Task] = {
     "scenes_images": Task(
-        title="Questions about pictures (held-out digits and drawings)",
+        title="Questions about images (held-out digits and drawings)",
         file="test_images.json",
         labels=_image_labels,
         rows=(
@@ -91,10 +98,10 @@ TASKS: Mapping[str, Task] = {
         totals=(REPLAYED, NOT_REPLAYED, ALL_TEXT),
     ),
     "iit": Task(
-        title="Interleaved conversations (T: text, V: picture), last question scored",
-        labels=lambda record: (record["setting"],),
+        title="Interleaved conversations (T: text, V: image), last question scored",
+        labels=_setting_label,
         rows=iit.ROWS,
-        make=iit.conversations,
+        make_samples=iit.make_conversations,
     ),
 }
 
@@ -103,49 +110,64 @@ def find_tasks(names: str) -> dict[str, Task]:
     """Returns the tasks of a comma-separated list.
 
     Raises:
-      UserError: there is no task of a name.
+      UserError: there is no task of a name, or no name.
     """
-    chosen = [name.strip() for name in names.split(",") if name.strip()]
-    unknown = [name for name in chosen if name not in TASKS]
-    if unknown or not chosen:
-        wrong = f"no such task: {unknown[0]!r}" if unknown else "names no task"
-        raise UserError(f"--tasks {wrong}; there are {', '.join(TASKS)}")
-    return {name: TASKS[name] for name in chosen}
+    chosen = [task_name.strip() for task_name in names.split(",") if task_name.strip()]
+    if not chosen:
+        raise UserError(f"--tasks: {names!r} has no name of a task; there are {', '.join(TASKS)}")
+
+    unknown = [task_name for task_name in chosen if task_name not in TASKS]
+    if unknown:
+        raise UserError(f"--tasks: no such task: {unknown[0]!r}; there are {', '.join(TASKS)}")
+    return {task_name: TASKS[task_name] for task_name in chosen}
 
 
 def read_questions(
     task: Task, root: pathlib.Path | None, limit: int | None = None
 ) -> list[Question]:
-    """Returns the task's questions; with `limit` about so many, spread over them.
+    """Returns the task's questions; with `limit` about as many, spread over all of them.
 
-    `root` is the folder of the data set, None if the task has no file.
+    `root` is the directory of the data set, None if the task has no file.
 
     Raises:
-      UserError: the data are missing or malformed, or a record lacks what the task needs.
+      UserError: the data are missing or malformed, or a record has not what the task needs.
     """
-    if task.make:
-        source, name = task.make(), task.title
+    # A task has a function or a file.
+    if task.make_samples:
+        source, source_name = task.make_samples(), task.title
     else:
         source = sources.open_source(root / task.file, images=root / "images")
-        name = str(root / task.file)
-    return [_question(task, source[index], name) for index in spread(len(source), limit)]
+        source_name = str(root / task.file)
+
+    return [
+        _question(task, source[index], source_name) for index in spread_indices(len(source), limit)
+    ]
 
 
-def spread(count: int, limit: int | None) -> Sequence[int]:
-    """Returns all indices below `count`, or about `limit` of them, spread evenly."""
-    return range(count) if not limit else sorted({i * count // limit for i in range(limit)})
+def spread_indices(count: int, limit: int | None) -> Sequence[int]:
+    """Returns all indices below `count`, or about `limit` of them, spread evenly.
+
+    >>> spread_indices(10, 5)
+    [0, 2, 4, 6, 8]
+    """
+    if not limit:
+        return range(count)
+    return sorted({number * count // limit for number in range(limit)})
 
 
 def _question(task: Task, sample: samples.Sample, file: str) -> Question:
+    """Returns the question that the last two turns of a sample are. Raises UserError."""
     turns = list(sample.conversations)
     try:
         labels = task.labels(sample.extra)
-        is_answered = turns[-1]["from"] == "gpt" and isinstance(turns[-1]["value"], str)
+        has_truth = turns[-1]["from"] == "gpt" and isinstance(turns[-1]["value"], str)
     except (KeyError, IndexError, TypeError) as error:
         raise UserError(f"{file}: {sample.id}: {type(error).__name__} {error}") from error
-    if not is_answered:
+
+    if not has_truth:
         raise UserError(f"{file}: {sample.id}: the last turn is not the true answer")
     unknown = [label for label in labels if label not in task.rows]
     if unknown:
         raise UserError(f"{file}: {sample.id}: there are no questions of kind {unknown[0]!r}")
+
     return Question(sample.id, turns[:-1], sample.images, turns[-1]["value"], labels)

@@ -1,285 +1,214 @@
-"""Which commands have to be run for which row of the table, and what is shared among them.
+"""The commands of every run of the experiment, and which of them runs share.
 
-OUT/settings.json               what all of its runs have in common
+OUT/settings.json               the settings of all its runs
 OUT/imported/                   the base as a checkpoint, where its LLM does not ship here
 OUT/stage1/CONFIG/seed-0/       a first stage, shared by the methods that start from it
-OUT/REGIME/METHOD/seed-0/       a run: the workdir of its training, and beside it
-    train.log, evaluate.log, ...          what the commands said
-    scores/, language/, laws/             what they found
-    run.json                              what of it goes into the table
+OUT/REGIME/METHOD/seed-0/       a run: the workdir of its training, with
+    train.log, evaluate.log, ...          the output of its commands
+    scores/, language/, laws/             their results
+    run.json                              the scores that go into the table
 OUT/base/                       the same of the models before any training
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import fcntl
-import functools
-import hashlib
-import importlib.resources
 import json
-import os
 import pathlib
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-from wings_jax import files
-from wings_jax.errors import UserError
 from wings_jax.forgetting import methods
 from wings_jax.forgetting.methods import ALIGNMENT, BASE, BASES, REGIMES, Regime
-
-SCENES = "runs/scenes"  # as in configs/base.py
-SHIPPED = pathlib.Path(str(importlib.resources.files("wings_jax"))) / "assets" / "tiny"
-
-
-@dataclasses.dataclass(frozen=True)
-class ExperimentSettings:
-    """What changes the numbers of a run; one folder holds runs of one choice.
-
-    base            of `methods.BASES`
-    gguf            file of its LLM, "" where that ships with the package
-    is_fast         the short form, which says so on its table
-    steps           of the last stage, None for the config's
-    stage1_steps    of the first, likewise
-    limit           questions of a task, None for all
-    data            folder of the embedded data set
-    overrides       further `--config.key=value` of every training
-    language        flags of `evaluate language`: what the user supplies to be read and asked
-    files           digest of the data set's note and of what the user supplies
-    """
-
-    base: str
-    gguf: str
-    is_fast: bool
-    steps: int | None
-    stage1_steps: int | None
-    limit: int | None
-    data: str
-    overrides: tuple[str, ...] = ()
-    language: tuple[str, ...] = ()
-    files: str = ""
+from wings_jax.forgetting.settings import SCENES, SHIPPED, ExperimentSettings
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """One command. It is done when `folder` holds the note that it left.
+    """One command. It is done when its `done_file` exists."""
 
-    kind     "import", "stage 1", "stage 2", "evaluate", "language" or "laws"
-    makes    what it puts there whole or not at all, and refuses to replace
-    """
-
+    # "import", "stage 1", "stage 2", "evaluate", "language" or "laws".
     kind: str
-    folder: pathlib.Path
+    # Directory of its log and its `done_file`.
+    directory: pathlib.Path
+    # Program and arguments.
     command: tuple[str, ...]
-    makes: pathlib.Path | None = None
+    # What the command writes atomically and refuses to replace: it is done if this exists.
+    output: pathlib.Path | None = None
 
     @property
     def log(self) -> pathlib.Path:
-        """Returns where what it says goes."""
-        return self.folder / f"{'train' if self.kind.startswith('stage') else self.kind}.log"
+        """Returns the file of its stdout and stderr."""
+        name = "train" if self.kind.startswith("stage") else self.kind
+        return self.directory / f"{name}.log"
 
     @property
-    def note(self) -> pathlib.Path:
-        """Returns the file that says that it ended well."""
+    def done_file(self) -> pathlib.Path:
+        """Returns the file that is written when the command has succeeded."""
         return self.log.with_suffix(".done.json")
 
     @property
     def seconds(self) -> float | None:
-        """Returns how long it took, None if it is not done."""
+        """Returns the wall-clock seconds that it took, None if it is not done."""
         try:
-            return json.loads(self.note.read_text(encoding="utf-8"))["seconds"]
+            return json.loads(self.done_file.read_text(encoding="utf-8"))["seconds"]
         except FileNotFoundError:
-            return 0.0 if self.makes and self.makes.exists() else None
+            return 0.0 if self.output and self.output.exists() else None
 
 
 @dataclasses.dataclass(frozen=True)
 class ExperimentRun:
-    """A method with a regime and a seed; its jobs in the order in which they must be run.
+    """A method with a regime and a seed."""
 
-    regime  "" and seed 0 for the base, which is one and the same for all
-    """
-
+    # Method or variant.
     method: str
+    # Name of the regime; "" for the base, which is the same under all.
     regime: str
+    # Seed of its trainings, 0 for the base.
     seed: int
-    folder: pathlib.Path
+    # Workdir of its last stage, with the results in it.
+    directory: pathlib.Path
+    # Its commands, in the order in which they are run.
     jobs: tuple[Job, ...]
 
     @property
     def name(self) -> str:
-        """Returns how messages call it."""
+        """Returns its name in messages."""
         return f"{self.method}, {self.regime}, seed {self.seed}" if self.regime else self.method
 
     @property
-    def file(self) -> pathlib.Path:
-        """Returns the file of its scores, which is there when the run is done."""
-        return self.folder / "run.json"
+    def scores_file(self) -> pathlib.Path:
+        """Returns the file of its scores, which exists when the run is done."""
+        return self.directory / "run.json"
 
 
-def runs(
+def plan_runs(
     out: pathlib.Path,
-    methods: Sequence[str],
+    method_names: Sequence[str],
     regimes: Sequence[str],
     seeds: Sequence[int],
     settings: ExperimentSettings,
 ) -> list[ExperimentRun]:
-    """Returns all runs, seed after seed, so that an early look has every method in it."""
-    found = [_run(out, BASE, "", 0, settings)] if BASE in methods else []
-    return found + [
-        _run(out, method, regime, seed, settings)
+    """Returns all runs, seed after seed, so that an early table has every method in it."""
+    # The base needs one run only: it has no seed and no second stage.
+    runs = [plan_run(out, BASE, "", 0, settings)] if BASE in method_names else []
+    return runs + [
+        plan_run(out, method, regime, seed, settings)
         for seed in seeds
         for regime in regimes
-        for method in methods
+        for method in method_names
         if method != BASE
     ]
 
 
-def _run(
+def plan_run(
     out: pathlib.Path, name: str, regime: str, seed: int, settings: ExperimentSettings
 ) -> ExperimentRun:
-    method, base = methods.find(name), BASES[settings.base]
-    folder = out / regime / name.replace("=", "-") / f"seed-{seed}" if regime else out / name
-    jobs, before = [], ""
-    if base.package:
-        jobs.append(_import(out / "imported", settings.gguf))
-        before = str(out / "imported" / "base")
-    if method.begins:
-        first = out / "stage1" / method.begins / f"seed-{seed}"
-        steps = settings.stage1_steps
-        jobs.append(
-            _train("stage 1", first, method.begins, ALIGNMENT, seed, steps, settings, before)
-        )
-        before = str(first)
-    steps = settings.steps if method.steps is None else method.steps
-    sees, further = REGIMES[regime] if regime else ALIGNMENT, method.values
-    jobs.append(
-        _train("stage 2", folder, method.config, sees, seed, steps, settings, before, further)
-    )
-    asks = f"--checkpoint={name.split('@')[0]}={folder}"
-    limit = ("--limit", str(settings.limit)) if settings.limit else ()
-    about = ("--tasks", ",".join(base.tasks), "--data-root", settings.data)
-    scores = ("--out", str(folder / "scores"), *limit)
-    jobs.append(_job("evaluate", folder, "evaluate", asks, *about, *scores))
-    if any(measure.task == "language" for measure in base.measures):
-        told = (*settings.language, "--out", str(folder / "language"), *limit)
-        jobs.append(_job("language", folder, "evaluate", "language", asks, *told))
-    jobs.append(_job("laws", folder, "analyze", "laws", asks, "--out", str(folder / "laws")))
-    return ExperimentRun(name, regime, seed, folder, tuple(jobs))
+    """Returns the run of a method: its stages, and the commands that score the last one."""
+    method_directory = name.replace("=", "-")  # checkpoints are given as NAME=DIR
+    directory = out / regime / method_directory / f"seed-{seed}" if regime else out / name
+
+    training = _training_jobs(out, directory, name, regime, seed, settings)
+    scoring = _scoring_jobs(directory, name, settings)
+    return ExperimentRun(name, regime, seed, directory, (*training, *scoring))
 
 
-def _import(folder: pathlib.Path, gguf: str) -> Job:
-    flags = (f"--gguf={gguf}", f"--vision={SHIPPED / 'vision'}", f"--out={folder / 'base'}")
-    job = _job("import", folder, "convert", "import", *flags)
-    return dataclasses.replace(job, makes=folder / "base")
-
-
-def _train(
-    kind: str,
-    folder: pathlib.Path,
-    config: str,
-    sees: Regime,
+def _training_jobs(
+    out: pathlib.Path,
+    directory: pathlib.Path,
+    name: str,
+    regime: str,
     seed: int,
-    steps: int | None,
     settings: ExperimentSettings,
-    before: str,
-    further: Sequence[str] = (),
+) -> list[Job]:
+    """Returns the import of the base, the first and the last stage, where they are needed."""
+    method, base = methods.find_method(name), BASES[settings.base]
+    # Each job starts from the result of the one before it.
+    jobs, init_from = [], ""
+
+    if base.package:
+        jobs.append(_import_job(out / "imported", settings.gguf))
+        init_from = str(jobs[-1].output)
+
+    # The first stage is in a directory of its config: methods share it.
+    if method.first_stage:
+        first_job = _train_job(
+            "stage 1",
+            out / "stage1" / method.first_stage / f"seed-{seed}",
+            method.first_stage,
+            ALIGNMENT,
+            {"seed": seed, "init_from": init_from, "steps": settings.stage1_steps},
+            settings,
+        )
+        jobs.append(first_job)
+        init_from = str(first_job.directory)
+
+    # The last stage starts from the first, or from the base.
+    steps = settings.steps if method.steps is None else method.steps
+    last_job = _train_job(
+        "stage 2",
+        directory,
+        method.config,
+        REGIMES[regime] if regime else ALIGNMENT,
+        {"seed": seed, "init_from": init_from, "steps": steps},
+        settings,
+        method.overrides,
+    )
+    return [*jobs, last_job]
+
+
+def _scoring_jobs(directory: pathlib.Path, name: str, settings: ExperimentSettings) -> list[Job]:
+    """Returns the commands that measure the checkpoint of a last stage."""
+    base = BASES[settings.base]
+    # The name is that of the method, without the changes of a variant.
+    checkpoint = f"--checkpoint={name.split('@')[0]}={directory}"
+    limit = ("--limit", str(settings.limit)) if settings.limit else ()
+
+    task_flags = ("--tasks", ",".join(base.tasks), "--data-root", settings.data)
+    outputs = ("--out", str(directory / "scores"), *limit)
+    jobs = [_job("evaluate", directory, "evaluate", checkpoint, *task_flags, *outputs)]
+
+    if any(measure.task == "language" for measure in base.measures):
+        outputs = (*settings.language, "--out", str(directory / "language"), *limit)
+        jobs.append(_job("language", directory, "evaluate", "language", checkpoint, *outputs))
+
+    outputs = ("--out", str(directory / "laws"))
+    jobs.append(_job("laws", directory, "analyze", "laws", checkpoint, *outputs))
+    return jobs
+
+
+def _import_job(directory: pathlib.Path, gguf: str) -> Job:
+    output = directory / "base"
+    flags = (f"--gguf={gguf}", f"--vision={SHIPPED / 'vision'}", f"--out={output}")
+    job = _job("import", directory, "convert", "import", *flags)
+    return dataclasses.replace(job, output=output)
+
+
+def _train_job(
+    kind: str,
+    directory: pathlib.Path,
+    config: str,
+    regime: Regime,
+    values: dict[str, int | str | None],
+    settings: ExperimentSettings,
+    overrides: Sequence[str] = (),
 ) -> Job:
+    """Returns a training of a config; a value None leaves the config's."""
     preset = BASES[settings.base].preset
-    flags = [f"--config={sees.config.format(config)}{preset}", f"--workdir={folder}"]
-    values = {"seed": seed, "init_from": before, "keep": 1}
+    # Only the newest checkpoint of each run is on the disk.
+    values = {"keep": 1, **values}
+
     if settings.data != SCENES:
-        values["data.scenes"] = ""  # it is there already, and may be of another size
-    for source, file in sees.sources.items():
+        values["data.scenes"] = ""  # it exists already, and may have another size
+    for source, file in regime.sources.items():
         values[f"data.sources.{source}.path"] = f"{settings.data}/{file}.json"
         values[f"data.sources.{source}.images"] = f"{settings.data}/images"
-    if steps is not None:
-        values["steps"] = steps
-    flags += [f"--config.{key}={value}" for key, value in values.items()]
-    flags += [*settings.overrides, *(f"--config.{value}" for value in further)]
-    return _job(kind, folder, "train", *flags)
+
+    flags = [f"--config={regime.config.format(config)}{preset}", f"--workdir={directory}"]
+    flags += [f"--config.{key}={value}" for key, value in values.items() if value is not None]
+    flags += [*settings.overrides, *(f"--config.{override}" for override in overrides)]
+    return _job(kind, directory, "train", *flags)
 
 
-def _job(kind: str, folder: pathlib.Path, program: str, *flags: str) -> Job:
-    return Job(kind, folder, (sys.executable, "-m", f"wings_jax.{program}", *flags))
-
-
-@contextlib.contextmanager
-def claim(out: pathlib.Path, settings: ExperimentSettings) -> Iterator[None]:
-    """Notes the settings in `out`, which is this process's as long as the context lasts.
-
-    Commands that it starts inherit the lock, and hold it until they have ended.
-
-    Raises:
-      UserError: it holds runs of other settings or of another base, or something else; another
-        process is at work in it; or it cannot be written.
-    """
-    files.check_writable(out, "--out")
-    note, lock = out / "settings.json", out / ".lock"
-    if out.exists() and not note.exists() and any(path != lock for path in out.iterdir()):
-        raise UserError(f"--out: {out} exists and holds no experiment")
-    out.mkdir(parents=True, exist_ok=True)
-    with lock.open("a", encoding="utf-8") as held:
-        try:
-            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise UserError(f"--out: another experiment is at work in {out}") from error
-        os.set_inheritable(held.fileno(), True)
-        _note(note, described(settings))
-        yield
-
-
-def _note(note: pathlib.Path, now: dict[str, Any]) -> None:
-    """Writes the settings; where they are already, they must be the same ones."""
-    if not note.exists():
-        files.write_text(note, json.dumps(now, indent=1) + "\n")
-        return
-    try:
-        old = dict(json.loads(note.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"--out: {note} is damaged: {error}; remove {note.parent}") from error
-    changed = [
-        f"{key}: {old.get(key)!r} -> {now[key]!r}"
-        for key in now
-        if old.get(key) != now[key] and key not in ("gguf", "data")  # wherever they lie
-    ]
-    if changed:
-        raise UserError(
-            f"--out: {note.parent} was made with other settings ({'; '.join(changed)}): give "
-            "another --out, or remove it"
-        )
-
-
-def described(settings: ExperimentSettings) -> dict[str, Any]:
-    """Returns the settings for JSON, with a digest of the weights that all runs start from."""
-    lists = {name: list(getattr(settings, name)) for name in ("overrides", "language")}
-    weights = digest(settings.gguf or _weights("llm"), _weights("vision"))
-    return dataclasses.asdict(settings) | lists | {"weights": weights}
-
-
-def told(settings: ExperimentSettings) -> str:
-    """Returns what was chosen, in words."""
-    chosen = [
-        f"{'as many steps as its config has' if count is None else f'{count} steps'} of {stage}"
-        for stage, count in (("stage 1", settings.stage1_steps), ("stage 2", settings.steps))
-    ]
-    chosen.append(f"{settings.limit or 'all'} questions of a task")
-    chosen += [f"every training with `{flag}`" for flag in settings.overrides]
-    return ", ".join(chosen)
-
-
-@functools.cache
-def digest(*files: str) -> str:
-    """Returns what tells these files from others. Raises UserError if one cannot be read."""
-    found = hashlib.sha256()
-    for file in map(pathlib.Path, files):
-        try:
-            found.update(file.read_bytes())
-        except OSError as error:
-            raise UserError(f"{file}: cannot be read: {error.strerror}") from error
-    return found.hexdigest()[:16]
-
-
-def _weights(half: str) -> str:
-    return str(SHIPPED / half / "model.safetensors")
+def _job(kind: str, directory: pathlib.Path, program: str, *flags: str) -> Job:
+    return Job(kind, directory, (sys.executable, "-m", f"wings_jax.{program}", *flags))

@@ -1,13 +1,14 @@
-"""Runs what is not done yet, one command after the other, and tells how far it is.
+"""Runs the jobs that are not done yet, one after the other, and prints the progress.
 
-A run that fails is named with its log, and the others go on. A stopped experiment goes on by the
-same command: jobs that ended left a note, and a training that was cut off resumes by itself.
+A run that fails is reported with its log, and the other runs continue. A stopped experiment is
+resumed by the same command: jobs that have ended left a file, and a training resumes from its last
+checkpoint.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
+import re
 import signal
 import statistics
 import subprocess
@@ -19,57 +20,71 @@ from wings_jax.errors import UserError
 from wings_jax.forgetting import results
 from wings_jax.forgetting.plan import ExperimentRun, Job
 
+# A line of a log that is the message of a UserError (`cli.run_main`).
+USER_ERROR = re.compile(r"^(python -m )?wings_jax\.\S+: ")
 
-def go(
-    runs: Sequence[ExperimentRun], show: Callable[[Mapping[str, str]], object]
+
+def run_all(
+    runs: Sequence[ExperimentRun], update: Callable[[Mapping[str, str]], object]
 ) -> dict[str, str]:
-    """Runs what is left. Returns run -> why it failed; `show` is called with that after each."""
-    failed: dict[Job, str] = {}
-    lost: dict[str, str] = {}
-    with _stoppable():
+    """Runs what is not done. Returns name of a run -> reason of its failure.
+
+    `update` is called with that after each run.
+    """
+    failed_jobs: dict[Job, str] = {}
+    failed_runs: dict[str, str] = {}
+
+    with _stop_on_signals():
         for run in runs:
-            if run.file.exists():
+            if run.scores_file.exists():
                 continue
-            why = _finish(run, failed)
-            if why:
-                lost[run.name] = why
-                print(f"FAILED {run.name}: {why}", flush=True)
+
+            # One failed run does not stop the others.
+            reason = _finish_run(run, failed_jobs)
+            if reason:
+                failed_runs[run.name] = reason
+                print(f"FAILED {run.name}: {reason}", flush=True)
             else:
                 results.write_scores(run)
-            show(lost)
-            print(progress(runs), flush=True)
-    return lost
+
+            update(failed_runs)
+            print(format_progress(runs), flush=True)
+    return failed_runs
 
 
-def _finish(run: ExperimentRun, failed: dict[Job, str]) -> str:
-    """Returns "" once all jobs of the run are done, or why they cannot be."""
+def _finish_run(run: ExperimentRun, failed_jobs: dict[Job, str]) -> str:
+    """Returns "" when all jobs of the run are done, or the reason why one failed.
+
+    A shared job is tried once; `failed_jobs` collects those that failed.
+    """
     for job in run.jobs:
-        if job.seconds is None and job not in failed:
+        if job.seconds is None and job not in failed_jobs:
             print(f"{run.name}: {job.kind} -> {job.log}", flush=True)
-            why = execute(job)
-            if why:
-                failed[job] = why
-        if job in failed:
-            return failed[job]
+            reason = execute_job(job)
+            if reason:
+                failed_jobs[job] = reason
+        if job in failed_jobs:
+            return failed_jobs[job]
     return ""
 
 
-def execute(job: Job) -> str:
-    """Runs a job, all that it says going to its log. Returns "" or why it failed.
+def execute_job(job: Job) -> str:
+    """Runs a job with its output appended to its log. Returns "" or the reason of its failure.
 
     Raises:
       UserError: the log cannot be written.
     """
     started = time.perf_counter()
     try:
-        job.folder.mkdir(parents=True, exist_ok=True)
+        job.directory.mkdir(parents=True, exist_ok=True)
         log = job.log.open("a", encoding="utf-8")
     except OSError as error:
         raise UserError(f"--out: {job.log}: cannot be written: {error.strerror}") from error
-    began = log.tell()
+
+    log_start = log.tell()
     with log:
-        # In a session of its own Ctrl-C does not reach it, so that a training is asked to save.
-        # The folder's lock is handed on to it (`plan.claim`).
+        # In another session it does not get Ctrl-C: `terminate` asks a training to save.
+        # The open lock of the output directory is inherited (`settings.lock_directory`).
         process = subprocess.Popen(
             job.command,
             stdout=log,
@@ -83,29 +98,33 @@ def execute(job: Job) -> str:
             process.terminate()
             process.wait()
             raise
+
     if status:
-        return f"exit status {status}, see {job.log}: {_reason(job, began)}"
-    seconds = time.perf_counter() - started
-    note = {"command": list(job.command), "seconds": round(seconds, 1)}
-    files.write_text(job.note, json.dumps(note, indent=1) + "\n")
+        return f"exit status {status}, see {job.log}: {_failure_line(job, log_start)}"
+
+    seconds = round(time.perf_counter() - started, 1)
+    done_record = {"command": list(job.command), "seconds": seconds}
+    files.write_text(job.done_file, formatting.json_text(done_record))
     return ""
 
 
-def _reason(job: Job, began: int) -> str:
-    """Returns what a log says from byte `began` on: a mistake in one line, or its last line."""
-    said = job.log.read_bytes()[began:].decode("utf-8", errors="replace").strip().splitlines()
-    mistakes = [line for line in said if line.startswith("wings_jax.")]
-    return (mistakes or said or ["(nothing)"])[-1]
+def _failure_line(job: Job, log_start: int) -> str:
+    """Returns the message of a UserError in the log from byte `log_start` on, or its last line."""
+    # The log also has the output of earlier tries.
+    lines = job.log.read_bytes()[log_start:].decode("utf-8", errors="replace").strip().splitlines()
+    messages = [line for line in lines if USER_ERROR.match(line)]
+    return (messages or lines or ["(no output)"])[-1]
 
 
 @contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Makes SIGINT and SIGTERM end the experiment the orderly way as long as it is entered."""
+def _stop_on_signals() -> Iterator[None]:
+    """Makes SIGINT and SIGTERM raise SystemExit inside the context, so that jobs are ended."""
 
     def stop(number: int, _: object) -> None:
-        print("stopping; the same command goes on from here", flush=True)
+        print("stopping; the same command resumes", flush=True)
         raise SystemExit(128 + number)
 
+    # The handlers of before are restored at the end.
     before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
@@ -114,25 +133,35 @@ def _stoppable() -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def progress(runs: Sequence[ExperimentRun]) -> str:
-    """Returns one line: runs done, what one took, and how long the others will take."""
-    done = sum(run.file.exists() for run in runs)
-    jobs = {job: job.seconds for run in runs for job in run.jobs}
-    took = [seconds for seconds in jobs.values() if seconds is not None]
-    line = f"{done} of {len(runs)} runs done"
-    if not done or not took:
+def format_progress(runs: Sequence[ExperimentRun]) -> str:
+    """Returns one line: runs that are done, seconds per run, and the time for the others."""
+    done_count = sum(run.scores_file.exists() for run in runs)
+    line = f"{done_count} of {len(runs)} runs done"
+
+    # A shared job counts once.
+    seconds_by_job = {job: job.seconds for run in runs for job in run.jobs}
+    known_seconds = [seconds for seconds in seconds_by_job.values() if seconds is not None]
+    if not done_count or not known_seconds:
         return line
-    left = remaining(jobs)
-    line += f", {formatting.format_duration((sum(took) + left) / len(runs))} a run"
-    return line + (f", ETA {formatting.format_duration(left)}" if done < len(runs) else "")
+
+    remaining = remaining_seconds(seconds_by_job)
+    line += f", {formatting.format_duration((sum(known_seconds) + remaining) / len(runs))} a run"
+    if done_count < len(runs):
+        line += f", ETA {formatting.format_duration(remaining)}"
+    return line
 
 
-def remaining(jobs: dict[Job, float | None]) -> float:
-    """Returns the seconds that jobs without a time will take, as others of their kind did."""
+def remaining_seconds(seconds_by_job: Mapping[Job, float | None]) -> float:
+    """Returns the seconds of the jobs that are not done, estimated by others of their kind."""
     by_kind: dict[str, list[float]] = {}
-    for job, seconds in jobs.items():
+    for job, seconds in seconds_by_job.items():
         if seconds is not None:
             by_kind.setdefault(job.kind, []).append(seconds)
-    any_kind = statistics.mean(s for some in by_kind.values() for s in some)
-    means = {kind: statistics.mean(some) for kind, some in by_kind.items()}
-    return sum(means.get(job.kind, any_kind) for job, s in jobs.items() if s is None)
+
+    # A kind of job that has never been run takes the mean of all jobs.
+    kind_means = {kind: statistics.mean(known_seconds) for kind, known_seconds in by_kind.items()}
+    overall = statistics.mean(
+        seconds for known_seconds in by_kind.values() for seconds in known_seconds
+    )
+    waiting = [job for job, seconds in seconds_by_job.items() if seconds is None]
+    return sum(kind_means.get(job.kind, overall) for job in waiting)

@@ -1,15 +1,15 @@
-"""The table of the paper's claim, methods by scores, as Markdown, JSON and text."""
+"""The tables of the experiment, methods by measures, as Markdown, JSON and text."""
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from wings_jax import files, formatting
-from wings_jax.forgetting import plan, results
+from wings_jax.forgetting import estimates, results, settings
+from wings_jax.forgetting.estimates import Estimate
 from wings_jax.forgetting.methods import (
     BASE,
     BASES,
@@ -20,239 +20,281 @@ from wings_jax.forgetting.methods import (
     SHIFT_AFTER,
     BaseLLM,
     Measure,
-    find,
-    order,
+    find_method,
+    table_order,
 )
-from wings_jax.forgetting.plan import ExperimentSettings
-from wings_jax.forgetting.results import Estimate, Scored
+from wings_jax.forgetting.results import RunScores
+from wings_jax.forgetting.settings import ExperimentSettings
 
 NOTHING = "-"
 DETAILS = {
-    "scenes_images": "Pictures by kind",
+    "scenes_images": "Images by kind",
     "scenes_text": "Text by skill",
     "language": "Multiple choice by kind",
 }
-FAST = (
-    "**This is the fast form**. It shows how the experiment goes; what it finds needs the full one."
+FAST_NOTE = (
+    "**This is the fast form**. It shows how the experiment works; its findings need the full one."
 )
 # What the interval of one run is over, where that is not questions.
 OVER = {SHIFT.row: "probes", SHIFT_AFTER.row: "probes", PERPLEXITY.row: "passages"}
-PICTURES_TOLD = """\
-- pictures: questions about held-out digits and drawings; sums stand apart. Right answers in %: the
+IMAGES_LEGEND = """\
+- images: questions about held-out digits and drawings; sums are separate. Right answers in %: the
   whole answer matches exactly"""
-TEXT_TOLD = {
+TEXT_LEGENDS = {
     "scenes_text": """\
 - text: skills that the base had, right if the whole answer is; those that a replay in stage 2
-  refreshes (plus and minus by the very questions asked here, lookup by others) apart from those
-  that are never replayed, for replay hides what is forgotten""",
+  refreshes (plus and minus by the very questions of this test, lookup by others) are separate from
+  those that are never replayed, because replay hides forgetting""",
     "iit": """\
 - (T) to (V): interleaved conversations with true answers before the last question, which is scored:
-  after a last T about text, of skills never replayed, after a last V about a picture""",
+  after a last T about text, of skills never replayed, after a last V about an image""",
     "language": """\
 - perplexity: of English prose that no stage trains on, lower is better
-- multiple choice: everyday questions, zero-shot; the likeliest choice counts, right ones in %""",
+- multiple choice: everyday questions, zero-shot; the most likely choice counts, right ones in %""",
 }
-READING = """\
-- attention shift: 1 - correlation, over the layers, of the attention before and after the picture,
-  of all queries of the embedded probes with their answers, and of the queries behind the picture
+LEGEND = """\
+- attention shift: 1 - correlation, over the layers, of the attention before and after the image,
+  of all queries of the embedded probes with their answers, and of the queries behind the image
   alone; 0 to 2, lower is better
-- mean ± half of the 95 % interval over seeds (Student's t): how it may be after other trainings,
-  asked the same questions; of one seed, as of the base, the 95 % interval over its questions,
-  passages or probes: mean [low, high]
-- differences: ± as above; [low, high] is how they may be with other questions, after the same
-  trainings; those of the same words and answer count together
+- mean ± half of the 95 % interval over seeds (Student's t): the range for other trainings with the
+  same questions; of one seed, as of the base, the 95 % interval over its questions, passages or
+  probes: mean [low, high]
+- differences: ± as above; [low, high] is the 95 % interval over the questions, for the same
+  trainings; questions of the same words and answer count together
 - trained: parameters of the last stage"""
 
 
 def write_table(
     out: pathlib.Path,
-    runs: Sequence[Scored],
-    settings: ExperimentSettings,
+    runs: Sequence[RunScores],
+    chosen: ExperimentSettings,
     missing: Mapping[str, str],
 ) -> list[pathlib.Path]:
     """Writes forgetting.md and forgetting.json; returns the paths.
 
-    `missing` has the runs that are planned and not there: name -> why, "" where they are to come.
+    `missing` has the planned runs without scores: name -> reason of the failure, "" if not run yet.
     """
-    found = json.dumps(as_json(runs, settings, missing), indent=1, ensure_ascii=False) + "\n"
-    return [
-        files.write_text(out / "forgetting.md", as_markdown(runs, settings, missing)),
-        files.write_text(out / "forgetting.json", found),
-    ]
+    contents = {
+        "forgetting.md": markdown_tables(runs, chosen, missing),
+        "forgetting.json": formatting.json_text(tables_to_dict(runs, chosen, missing)),
+    }
+    return [files.write_text(out / name, text) for name, text in contents.items()]
 
 
-def as_markdown(
-    runs: Sequence[Scored], settings: ExperimentSettings, missing: Mapping[str, str]
+def markdown_tables(
+    runs: Sequence[RunScores], chosen: ExperimentSettings, missing: Mapping[str, str]
 ) -> str:
     """Returns all tables."""
-    base = BASES[settings.base]
-    lines = [f"# Sight without forgetting: the paper's claim on {base.title}", ""]
-    lines += [FAST, ""] if settings.is_fast else []
+    base = BASES[chosen.base]
+    markdown_lines = [f"# Text-only forgetting: the paper's claim on {base.title}", ""]
+    if chosen.is_fast:
+        markdown_lines += [FAST_NOTE, ""]
     if missing:
-        lost = [f"- failed: {name}: {why}" for name, why in missing.items() if why]
-        lines += [f"Runs that are not in yet: {len(missing)}.", *lost, ""]
-    lines += [
-        "Every method trains on the same data for as many steps, after a first stage on captions;",
-        "where one differs in a value of its config, its name says so.",
-        f"Here: {plan.told(settings)}.",
+        # Runs that are still waiting are counted, not listed.
+        failed = [f"- failed: {name}: {reason}" for name, reason in missing.items() if reason]
+        markdown_lines += [f"Runs without scores so far: {len(missing)}.", *failed, ""]
+
+    # Only the measures of this base are explained.
+    tasks = {measure.task for measure in base.measures}
+    markdown_lines += [
+        "Every method trains on the same data for the same number of steps, after a first stage on",
+        "captions; a method that differs in a value of its config has it in its name.",
+        f"Here: {settings.describe_settings(chosen)}.",
         "",
-        PICTURES_TOLD,
-        *(told for task, told in TEXT_TOLD.items() if any(m.task == task for m in base.measures)),
-        READING,
+        IMAGES_LEGEND,
+        *(legend for task, legend in TEXT_LEGENDS.items() if task in tasks),
+        LEGEND,
     ]
-    for regime in regimes(runs):
-        lines += ["", f"## Stage 2 on {REGIMES[regime].title}", ""]
-        lines.append(formatting.markdown_table(main_cells(runs, regime, base)))
-        for title, cells in _further(runs, regime, base):
-            lines += ["", f"### {title}", "", formatting.markdown_table(cells)]
-    return "\n".join(lines) + "\n"
+
+    for regime in scored_regimes(runs):
+        markdown_lines += ["", f"## Stage 2 on {REGIMES[regime].title}", ""]
+        markdown_lines.append(formatting.markdown_table(main_cells(runs, regime, base)))
+        for title, table_cells in _further_tables(runs, regime, base):
+            markdown_lines += ["", f"### {title}", "", formatting.markdown_table(table_cells)]
+    return "\n".join(markdown_lines) + "\n"
 
 
-def _further(
-    runs: Sequence[Scored], regime: str, base: BaseLLM
+def _further_tables(
+    runs: Sequence[RunScores], regime: str, base: BaseLLM
 ) -> Iterator[tuple[str, list[list[str]]]]:
-    reference = find(REFERENCE).title
-    if results.of(runs, REFERENCE, regime):
-        title = f"Difference from {reference}, paired by seed"
-        yield title, _cells(runs, regime, base.measures, _difference, without=(BASE, REFERENCE))
+    """Yields the titles and cells of the differences and of the scores by kind of question."""
+    if results.select_runs(runs, REFERENCE, regime):
+        title = f"Difference from {find_method(REFERENCE).title}, paired by seed"
+        table_cells = _cells(
+            runs, regime, base.measures, _format_difference, without=(BASE, REFERENCE)
+        )
+        yield title, table_cells
+
     for task, title in DETAILS.items():
-        rows = dict.fromkeys(row for run in runs for row in run.scores.get(task, {}))
+        rows = dict.fromkeys(row_name for run in runs for row_name in run.scores.get(task, {}))
+        # Perplexity is not a share in %.
+        shares = [row_name for row_name in rows if row_name != PERPLEXITY.row]
+        measures = [Measure(row_name, task, row_name) for row_name in shares]
         if rows:
-            shown = [Measure(row, task, row) for row in rows if row != PERPLEXITY.row]
-            yield f"{title}, means in %", _cells(runs, regime, shown, _mean)
+            yield f"{title}, means in %", _cells(runs, regime, measures, _format_mean)
 
 
-def as_text(runs: Sequence[Scored], regime: str, base: BaseLLM) -> str:
+def text_table(runs: Sequence[RunScores], regime: str, base: BaseLLM) -> str:
     """Returns the main table of a regime for a terminal."""
     title = f"Stage 2 on {REGIMES[regime].title}"
     return f"{title}\n{formatting.text_table(main_cells(runs, regime, base))}"
 
 
-def regimes(runs: Sequence[Scored]) -> list[str]:
-    """Returns the regimes that have runs, the first one if there is but the base."""
-    found = [name for name in REGIMES if any(run.regime == name for run in runs)]
-    return found or list(REGIMES)[: bool(runs)]
+def scored_regimes(runs: Sequence[RunScores]) -> list[str]:
+    """Returns the regimes that have runs, the first one if only the base has been run."""
+    regimes = [name for name in REGIMES if any(run.regime == name for run in runs)]
+    if regimes or not runs:
+        return regimes
+    return list(REGIMES)[:1]
 
 
-def main_cells(runs: Sequence[Scored], regime: str, base: BaseLLM) -> list[list[str]]:
+def main_cells(runs: Sequence[RunScores], regime: str, base: BaseLLM) -> list[list[str]]:
     """Returns the main table: a row per method, a column per measure."""
-    header, *rows = _cells(runs, regime, base.measures, _estimate)
-    seeds, trained = [], []
-    for name in names(runs, regime):
-        of_method = results.of(runs, name, regime)
-        seeds.append(NOTHING if name == BASE else str(len(of_method)))
-        trained.append(f"{of_method[0].trained:,}")
-    header = [header[0], "seeds", *header[1:], "trained"]
-    joined = zip(rows, seeds, trained, strict=True)
-    return [header, *([row[0], count, *row[1:], size] for row, count, size in joined)]
+    header, *method_rows = _cells(runs, regime, base.measures, _format_estimate)
+    table_cells = [[header[0], "seeds", *header[1:], "trained"]]
+
+    for method_name, measure_cells in zip(scored_methods(runs, regime), method_rows, strict=True):
+        of_method = results.select_runs(runs, method_name, regime)
+        seeds = NOTHING if method_name == BASE else str(len(of_method))
+        title, *values = measure_cells
+        table_cells.append([title, seeds, *values, f"{of_method[0].trained:,}"])
+    return table_cells
 
 
-Shown = Callable[[Sequence[Scored], str, str, Measure], str]
+CellFormat = Callable[[Sequence[RunScores], str, str, Measure], str]
 
 
 def _cells(
-    runs: Sequence[Scored],
+    runs: Sequence[RunScores],
     regime: str,
     measures: Sequence[Measure],
-    shown: Shown,
+    cell_format: CellFormat,
     without: Sequence[str] = (),
 ) -> list[list[str]]:
     rows = [["", *(measure.title for measure in measures)]]
-    for name in names(runs, regime):
+    for name in scored_methods(runs, regime):
         if name not in without:
-            cells = (shown(runs, name, regime, measure) for measure in measures)
-            rows.append([find(name).title, *cells])
+            table_cells = (cell_format(runs, name, regime, measure) for measure in measures)
+            rows.append([find_method(name).title, *table_cells])
     return rows
 
 
-def names(runs: Sequence[Scored], regime: str) -> list[str]:
+def scored_methods(runs: Sequence[RunScores], regime: str) -> list[str]:
     """Returns the methods and variants that have runs under a regime, in the table's order."""
-    found = {run.method for run in runs if run.regime in ("", regime)}
-    return sorted(found, key=order)
+    names = {run.method for run in runs if run.regime in ("", regime)}
+    return sorted(names, key=table_order)
 
 
-def _estimate(runs: Sequence[Scored], method: str, regime: str, measure: Measure) -> str:
-    found = results.estimate(results.of(runs, method, regime), measure)
-    return _shown(found, measure)
+def _format_estimate(runs: Sequence[RunScores], method: str, regime: str, measure: Measure) -> str:
+    of_method = results.select_runs(runs, method, regime)
+    return format_estimate(estimates.estimate_mean(of_method, measure), measure)
 
 
-def _difference(runs: Sequence[Scored], method: str, regime: str, measure: Measure) -> str:
-    return _shown(results.difference(runs, method, regime, measure), measure, sign="+")
+def _format_difference(
+    runs: Sequence[RunScores], method: str, regime: str, measure: Measure
+) -> str:
+    difference = estimates.estimate_difference(runs, method, regime, measure)
+    return format_estimate(difference, measure, sign="+")
 
 
-def _mean(runs: Sequence[Scored], method: str, regime: str, measure: Measure) -> str:
-    found = results.estimate(results.of(runs, method, regime), measure)
-    return _shown(Estimate(found.mean, math.nan, math.nan, found.runs), measure)
+def _format_mean(runs: Sequence[RunScores], method: str, regime: str, measure: Measure) -> str:
+    estimate = estimates.estimate_mean(results.select_runs(runs, method, regime), measure)
+    mean = Estimate(estimate.mean, math.nan, math.nan, estimate.runs)
+    return format_estimate(mean, measure)
 
 
-def _shown(found: Estimate, measure: Measure, sign: str = "") -> str:
-    """Returns "62.1 ±3.2", "62.1 [57.3, 66.9]" where the interval is over questions, or "-".
+def format_estimate(estimate: Estimate, measure: Measure, sign: str = "") -> str:
+    """Returns the mean with its intervals over seeds (±) and over questions [low, high].
 
-    A difference has both, where it has.
+    >>> measure = Measure("images", "scenes_images", "all but sums")
+    >>> format_estimate(Estimate(0.621, 0.589, 0.653, runs=3), measure)
+    '62.1 ±3.2'
+    >>> format_estimate(Estimate(0.621, 0.573, 0.669, runs=1), measure)
+    '62.1 [57.3, 66.9]'
     """
-    digits = 1 if measure.scale == 100 else 2
-
-    def number(value: float, plus: str = sign) -> str:
-        return f"{measure.scale * value:{plus}z.{digits}f}"  # z: no -0.0
-
-    if math.isnan(found.mean):
+    if math.isnan(estimate.mean):
         return NOTHING
-    told, ends = number(found.mean), found.questions
-    if not math.isnan(found.low) and found.runs > 1:
-        told += f" ±{number(found.high - found.mean, '')}"
-    elif not math.isnan(found.low):
-        ends = (found.low, found.high)
-    return f"{told} [{', '.join(map(number, ends))}]" if ends else told
+
+    # Shares in % have one digit, other scales two.
+    options = {"digits": 1 if measure.scale == 100 else 2, "scale": measure.scale}
+    mean = formatting.format_number(estimate.mean, sign=sign, **options)
+    # Over seeds as ±, over questions as [low, high].
+    interval = estimate.questions
+    if not math.isnan(estimate.low):
+        if estimate.runs > 1:
+            mean += f" ±{formatting.format_number(estimate.high - estimate.mean, **options)}"
+        else:
+            interval = (estimate.low, estimate.high)
+
+    if interval is None:
+        return mean
+    return f"{mean} {formatting.format_interval(interval, sign=sign, **options)}"
 
 
-def as_json(
-    runs: Sequence[Scored], settings: ExperimentSettings, missing: Mapping[str, str]
+def tables_to_dict(
+    runs: Sequence[RunScores], chosen: ExperimentSettings, missing: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Returns the settings, every run's scores, and by regime and method what the tables say."""
+    """Returns the settings, every run's scores, and the tables by regime and method."""
     return {
-        "settings": plan.described(settings),
+        "settings": settings.settings_to_dict(chosen),
         "missing": dict(missing),
         "table": {
-            regime: {name: _row(runs, name, regime) for name in names(runs, regime)}
-            for regime in regimes(runs)
+            regime: {
+                name: _row_to_dict(runs, name, regime) for name in scored_methods(runs, regime)
+            }
+            for regime in scored_regimes(runs)
         },
-        "runs": [run.plain() for run in runs],
+        "runs": [run.to_dict() for run in runs],
     }
 
 
-def _row(runs: Sequence[Scored], method: str, regime: str) -> dict[str, Any]:
-    of_method = results.of(runs, method, regime)
-    rows = {
-        (task, row): None for run in of_method for task in run.scores for row in run.scores[task]
-    }
-    scores = {}
-    for measure in (Measure(row, task, row) for task, row in rows):
-        found = results.estimate(of_method, measure)
-        against = results.difference(runs, method, regime, measure)
-        if not math.isnan(found.mean):
-            entry = {**_plain(found, measure), "against_reference": _plain(against, measure)}
-            scores.setdefault(measure.task, {})[measure.row] = entry
+def _row_to_dict(runs: Sequence[RunScores], method: str, regime: str) -> dict[str, Any]:
+    of_method = results.select_runs(runs, method, regime)
+    rows = dict.fromkeys(
+        (task, row_name)
+        for run in of_method
+        for task in run.scores
+        for row_name in run.scores[task]
+    )
+
+    # Scores that are not numbers, such as those of skipped probes, are left out.
+    scores: dict[str, dict[str, Any]] = {}
+    for task, row_name in rows:
+        measure = Measure(row_name, task, row_name)
+        estimate = estimates.estimate_mean(of_method, measure)
+        if math.isnan(estimate.mean):
+            continue
+        difference = estimates.estimate_difference(runs, method, regime, measure)
+        scores.setdefault(task, {})[row_name] = {
+            **_estimate_to_dict(estimate, measure),
+            "against_reference": _estimate_to_dict(difference, measure),
+        }
+
     return {
-        "title": find(method).title,
+        "title": find_method(method).title,
         "seeds": [run.seed for run in of_method],
         "trained": of_method[0].trained,
         "scores": scores,
     }
 
 
-def _plain(found: Estimate, measure: Measure) -> dict[str, Any]:
-    """Returns an estimate for JSON; "over" says what its interval is over, null where it has none.
+def _estimate_to_dict(estimate: Estimate, measure: Measure) -> dict[str, Any]:
+    """Returns an estimate for JSON; "over" is what its interval is over, null where it has none.
 
     A difference has another interval over the questions, where it is known.
     """
-    mean, *ends = (_rounded(value) for value in (found.mean, found.low, found.high))
-    alone = OVER.get(measure.row, "questions")
-    over = None if ends[0] is None else "seeds" if found.runs > 1 else alone
-    told = {"mean": mean, "interval95": ends, "over": over, "seeds": found.runs}
-    if found.questions:
-        told["interval95_questions"] = [_rounded(end) for end in found.questions]
-    return told
+    interval = formatting.round_interval((estimate.low, estimate.high))
+    # What the interval of one seed is over depends on the measure.
+    over = None
+    if interval[0] is not None:
+        over = "seeds" if estimate.runs > 1 else OVER.get(measure.row, "questions")
 
-
-def _rounded(value: float) -> float | None:
-    return None if math.isnan(value) else round(float(value), 6)
+    content = {
+        "mean": formatting.round_for_json(estimate.mean),
+        "interval95": interval,
+        "over": over,
+        "seeds": estimate.runs,
+    }
+    if estimate.questions:
+        content["interval95_questions"] = formatting.round_interval(estimate.questions)
+    return content

@@ -87,7 +87,7 @@ class Generator:
     @classmethod
     def of(cls, restored: Any, **options: Any) -> Generator:
         """Returns the generator of a checkpoint (`training.checkpoint.load`)."""
-        template = restored.config.data.template
+        template = conversation.template_from_settings(restored.config.data)
         return cls(restored.arch, restored.params, restored.tokenizer, template, **options)
 
     def generate(self, requests: Sequence[Request]) -> list[Answer]:

@@ -11,6 +11,7 @@ from PIL import Image
 
 from wings_jax.data import conversation, samples, tokenization
 from wings_jax.data import images as image_files
+from wings_jax.data import turns as turns_lib
 from wings_jax.errors import UserError
 from wings_jax.inference.engine import Chunk
 from wings_jax.inference.sampling import SamplingParams
@@ -194,7 +195,7 @@ class PromptProcessor:
         Data may hold markers too many, which training passes over; who asks so is told.
         """
         sample = samples.Sample("", tuple(request.images), request.turns)
-        turns = conversation.normalize_sample(sample, needs_answer=False)
+        turns = turns_lib.normalize_sample(sample, needs_answer=False)
         asked = zip(request.turns, turns, strict=True)
         texts = [said["value"] for said, turn in asked if turn["from"] == "human"]
         have = sum(text.count(conversation.MARKER) for text in texts)

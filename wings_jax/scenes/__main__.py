@@ -11,16 +11,25 @@ import dataclasses
 from wings_jax import cli
 from wings_jax.scenes import dataset
 
+FLAG_HELP = {
+    "pictures": "number of training images",
+    "turns": "most questions of a training conversation",
+    "replay": "number of text-only training conversations",
+    "test_each": "number of test records of each kind",
+    "seed": "seed of the random choices",
+}
+
 
 def main() -> None:
     """Writes the data set from the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m wings_jax.scenes", description='Writes the embedded data set "scenes".'
     )
-    parser.add_argument("directory", help="where to write it")
+    parser.add_argument("directory", help="directory to write")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for field in dataclasses.fields(dataset.SceneSettings):
-        parser.add_argument(f"--{field.name.replace('_', '-')}", type=int, default=field.default)
+        flag = f"--{field.name.replace('_', '-')}"
+        parser.add_argument(flag, type=int, default=field.default, help=FLAG_HELP[field.name])
     settings = vars(parser.parse_args())
     settings.pop("debug")
 

@@ -1,9 +1,9 @@
-"""Real handwriting and real drawings in colour: the pictures of the embedded data set.
+"""Real handwriting and real drawings in color: the images of the embedded data set.
 
-A picture is 64 x 64 pixels, four cells of 32 x 32 (top left, top right, bottom left, bottom
-right). A cell is empty or holds one object: a handwritten digit (scikit-learn, 8 x 8 grey) or a
-drawing of one of 20 things (`assets/drawings`, 28 x 28 grey), scaled, jittered and inked in a
-colour on a dark ground. Training and test draw from disjoint sets of digits and drawings.
+An image has 64 x 64 pixels, four cells of 32 x 32 (top left, top right, bottom left, bottom
+right). A cell is empty or holds one object: a handwritten digit (scikit-learn, 8 x 8 gray) or a
+drawing of one of 20 things (`assets/drawings`, 28 x 28 gray), scaled, jittered and colored on a
+dark background. Training and test use disjoint sets of digits and drawings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 from sklearn import datasets
 
-PICTURE, CELL = 64, 32
+IMAGE_SIZE, CELL = 64, 32  # pixels
 GROUND = (16, 16, 24)
 COLORS = {
     "red": (235, 40, 40),
@@ -37,8 +37,8 @@ THINGS = [
 DIGITS = [str(digit) for digit in range(10)]
 PLACES = ["top left", "top right", "bottom left", "bottom right"]
 
-# Of the 100 drawings of a thing the first 75 train; of 1,797 digits the first 1,400. (The digits
-# are ordered by writer, so most hands in the test set were never seen in training.)
+# Training uses the first 75 of the 100 drawings of a thing and the first 1,400 of 1,797 digits. The
+# digits are ordered by writer, so most writers of the test set are not in the training set.
 TRAINING_DRAWINGS = 75
 TRAINING_DIGITS = 1400
 SPLITS = ("train", "test")
@@ -46,11 +46,11 @@ SPLITS = ("train", "test")
 
 @dataclasses.dataclass(frozen=True)
 class Glyphs:
-    """Grey shapes of one split.
+    """Gray shapes of one split.
 
     shapes  u8[n,28,28]  ink 0..255
     names   [n]          "0".."9" or one of THINGS
-    ids     [n]          where the shape comes from, such as "digit-17" or "drawing-203"
+    ids     [n]          origin of the shape, such as "digit-17" or "drawing-203"
     """
 
     shapes: np.ndarray
@@ -59,20 +59,27 @@ class Glyphs:
 
     @functools.cached_property
     def by_name(self) -> dict[str, list[int]]:
-        """Returns the indices of the shapes that show each name."""
+        """The indices of the shapes of each name."""
         index: dict[str, list[int]] = {}
-        for i, name in enumerate(self.names):
-            index.setdefault(name, []).append(i)
+        for number, name in enumerate(self.names):
+            index.setdefault(name, []).append(number)
         return index
 
 
 @dataclasses.dataclass(frozen=True)
 class Placed:
-    """One object of a picture: glyph `shape` of size `scale` px, moved by `shift` = (right, down)
-    px from the middle of its cell (an index into PLACES; None for what is only told of)."""
+    """One object of an image.
+
+    name   "0".."9" or one of THINGS
+    color  a key of COLORS
+    cell   index into PLACES; None for an object that is only described
+    shape  index of its glyph
+    scale  side of the drawn glyph, in pixels
+    shift  (right, down) from the middle of the cell, in pixels
+    """
 
     name: str
-    colour: str
+    color: str
     cell: int | None
     shape: int
     scale: int
@@ -81,30 +88,36 @@ class Placed:
 
 @functools.cache
 def load_glyphs(split: str) -> Glyphs:
-    """Returns the digits and drawings of "train" or "test"; nothing is in both."""
+    """Returns the digits and drawings of "train" or "test"; the two are disjoint."""
     if split not in SPLITS:
         raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
-    wanted = split == "train"
+    is_training = split == "train"
+
     digits = datasets.load_digits()
-    chosen = [i for i in range(len(digits.target)) if (i < TRAINING_DIGITS) == wanted]
-    shapes = [_enlarge(digits.images[i]) for i in chosen]
-    names = [DIGITS[digits.target[i]] for i in chosen]
-    ids = [f"digit-{i}" for i in chosen]
+    chosen = [
+        index for index in range(len(digits.target)) if (index < TRAINING_DIGITS) == is_training
+    ]
+    shapes = [_enlarge(digits.images[index]) for index in chosen]
+    names = [DIGITS[digits.target[index]] for index in chosen]
+    ids = [f"digit-{index}" for index in chosen]
+
+    # The number of a drawing among those of the same thing decides its split.
     pixels, labels = _drawings()
-    rank = np.zeros(len(labels), np.int64)
+    ranks = np.zeros(len(labels), np.int64)
     for label in range(len(THINGS)):
-        rank[labels == label] = np.arange(np.sum(labels == label))
-    for i in np.flatnonzero((rank < TRAINING_DRAWINGS) == wanted):
-        shapes.append(pixels[i])
-        names.append(THINGS[labels[i]])
-        ids.append(f"drawing-{i}")
+        ranks[labels == label] = np.arange(np.sum(labels == label))
+    for index in np.flatnonzero((ranks < TRAINING_DRAWINGS) == is_training):
+        shapes.append(pixels[index])
+        names.append(THINGS[labels[index]])
+        ids.append(f"drawing-{index}")
+
     return Glyphs(np.stack(shapes), names, ids)
 
 
 def _enlarge(digit: np.ndarray) -> np.ndarray:
     """Returns u8[28,28] of a handwritten digit f[8,8] in 0..16, smoothly enlarged."""
-    grey = Image.fromarray(np.round(digit * (255 / 16)).astype(np.uint8))
-    return np.asarray(grey.resize((28, 28), Image.Resampling.BICUBIC))
+    gray = Image.fromarray(np.round(digit * (255 / 16)).astype(np.uint8))
+    return np.asarray(gray.resize((28, 28), Image.Resampling.BICUBIC))
 
 
 def _drawings() -> tuple[np.ndarray, np.ndarray]:
@@ -114,22 +127,27 @@ def _drawings() -> tuple[np.ndarray, np.ndarray]:
         packed, labels, names = stored["pixels"], stored["labels"], stored["names"]
     if list(names) != THINGS:
         raise ValueError(f"{path}: names {list(names)} are not {THINGS}")
+
+    # Two 4-bit gray values per byte, the left pixel in the high bits.
     pixels = np.stack([packed >> 4, packed & 15], axis=-1).reshape(len(packed), 28, 28)
     return pixels * np.uint8(17), labels
 
 
 def render(objects: Sequence[Placed], glyphs: Glyphs) -> np.ndarray:
-    """Returns u8[64,64,3]: the objects in their cells on the dark ground."""
+    """Returns u8[64,64,3]: the objects in their cells on the dark background."""
     ground = np.array(GROUND, np.float32)
-    picture = np.broadcast_to(ground, (PICTURE, PICTURE, 3)).copy()
+    pixels = np.broadcast_to(ground, (IMAGE_SIZE, IMAGE_SIZE, 3)).copy()
     for placed in objects:
-        grey = Image.fromarray(glyphs.shapes[placed.shape])
+        gray = Image.fromarray(glyphs.shapes[placed.shape])
         size = (placed.scale, placed.scale)
-        ink = np.asarray(grey.resize(size, Image.Resampling.BILINEAR), np.float32)[..., None] / 255
+        ink = np.asarray(gray.resize(size, Image.Resampling.BILINEAR), np.float32)[..., None] / 255
+
+        # Top left pixel of the glyph: its cell, centered, shifted.
         corner = (CELL - placed.scale) // 2
         row, column = divmod(placed.cell, 2)
         top = row * CELL + corner + placed.shift[1]
         left = column * CELL + corner + placed.shift[0]
-        colour = np.array(COLORS[placed.colour], np.float32)
-        picture[top : top + placed.scale, left : left + placed.scale] += ink * (colour - ground)
-    return np.round(np.clip(picture, 0, 255)).astype(np.uint8)
+
+        color = np.array(COLORS[placed.color], np.float32)
+        pixels[top : top + placed.scale, left : left + placed.scale] += ink * (color - ground)
+    return np.round(np.clip(pixels, 0, 255)).astype(np.uint8)

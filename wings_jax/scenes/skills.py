@@ -1,9 +1,9 @@
-"""Text-only questions over the words that also answer questions about pictures.
+"""Text-only questions whose answers use the words of the answers about images.
 
-The tiny LLM knows all of these before it ever sees a picture. Some are replayed among the
-pictures in stage 2 and some never are: replaying a skill hides that it would be forgotten, so
-those are only scored. Skills with `held_out` keep about a fifth of their questions for the test
-(a question's checksum decides), the others are knowledge: tables and facts that are known or not.
+The tiny LLM is pretrained on all of these, before any image. Some are replayed in stage 2 among
+the images and some never are: a replayed skill is not forgotten, so only the others show
+forgetting. Skills with `held_out` reserve about a fifth of their questions for the test (decided
+by a question's checksum); the others are tables and facts, the same in training and test.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ PLANTS = ("flower", "tree")
 FRUITS = ("apple", "banana")
 VEHICLES = ("airplane", "bicycle", "car")
 
-# A property -> (the question with {} for "a cat", who answers yes).
+# Property -> (question with {} for "a cat", the things for which the answer is yes).
 PROPERTIES: dict[str, tuple[str, tuple[str, ...]]] = {
     "animal": ("Is {} an animal?", ANIMALS),
     "plant": ("Is {} a plant?", PLANTS),
@@ -56,7 +56,7 @@ RIDDLES: dict[str, tuple[str, ...]] = {
     "umbrella": ("What keeps off the rain?", "What do you open when it rains?"),
 }
 
-COLOUR_FACTS: dict[str, tuple[str, ...]] = {
+COLOR_FACTS: dict[str, tuple[str, ...]] = {
     "red": ("What colour is blood?", "What colour means stop?"),
     "green": ("What colour is grass?", "What colour means go?"),
     "blue": ("What colour is a clear sky?", "What colour is the sea?"),
@@ -72,8 +72,8 @@ class Skill:
     """A family of text-only questions.
 
     make      returns a random (question, answer)
-    replayed  whether stage 2 may see it among the pictures; if not it is only scored
-    held_out  whether a part of its questions is kept from the LLM's pretraining for the test
+    replayed  whether stage 2 may replay it among the images; if not it is only scored
+    held_out  whether a part of its questions is reserved for the test, not used in pretraining
     """
 
     make: Callable[[random.Random], tuple[str, str]]
@@ -82,38 +82,38 @@ class Skill:
 
 
 def _plus(rng: random.Random) -> tuple[str, str]:
-    a, b = rng.randint(0, 9), rng.randint(0, 9)
-    return rng.choice((f"What is {a} plus {b}?", f"{a} + {b} = ?")), str(a + b)
+    left, right = rng.randint(0, 9), rng.randint(0, 9)
+    return rng.choice((f"What is {left} plus {right}?", f"{left} + {right} = ?")), str(left + right)
 
 
 def _minus(rng: random.Random) -> tuple[str, str]:
-    b, difference = rng.randint(0, 9), rng.randint(0, 9)
-    a = b + difference
-    return rng.choice((f"What is {a} minus {b}?", f"{a} - {b} = ?")), str(difference)
+    right, difference = rng.randint(0, 9), rng.randint(0, 9)
+    left = right + difference
+    return rng.choice((f"What is {left} minus {right}?", f"{left} - {right} = ?")), str(difference)
 
 
 def _larger(rng: random.Random) -> tuple[str, str]:
-    a, b = rng.sample(range(21), 2)
+    left, right = rng.sample(range(21), 2)
     word, pick = rng.choice((("larger", max), ("smaller", min)))
-    return f"Which is {word}, {a} or {b}?", str(pick(a, b))
+    return f"Which is {word}, {left} or {right}?", str(pick(left, right))
 
 
 def _order(rng: random.Random) -> tuple[str, str]:
-    n = rng.randint(1, 29)
+    number = rng.randint(1, 29)
     word, step = rng.choice((("after", 1), ("before", -1)))
-    return f"What number comes {word} {n}?", str(n + step)
+    return f"What number comes {word} {number}?", str(number + step)
 
 
 def _parity(rng: random.Random) -> tuple[str, str]:
-    n = rng.randint(0, 30)
+    number = rng.randint(0, 30)
     word, rest = rng.choice((("even", 0), ("odd", 1)))
-    return f"Is {n} {word}?", "yes" if n % 2 == rest else "no"
+    return f"Is {number} {word}?", "yes" if number % 2 == rest else "no"
 
 
 def _property(rng: random.Random) -> tuple[str, str]:
     question, holders = PROPERTIES[rng.choice(list(PROPERTIES))]
     is_holder = rng.random() < 0.5
-    names = holders if is_holder else [t for t in drawings.THINGS if t not in holders]
+    names = holders if is_holder else [thing for thing in drawings.THINGS if thing not in holders]
     name = questions.article(rng.choice(names))
     return question.format(name), "yes" if is_holder else "no"
 
@@ -123,9 +123,9 @@ def _riddle(rng: random.Random) -> tuple[str, str]:
     return rng.choice(RIDDLES[name]), name
 
 
-def _colour_fact(rng: random.Random) -> tuple[str, str]:
-    colour = rng.choice(list(COLOUR_FACTS))
-    return rng.choice(COLOUR_FACTS[colour]), colour
+def _color_fact(rng: random.Random) -> tuple[str, str]:
+    color = rng.choice(list(COLOR_FACTS))
+    return rng.choice(COLOR_FACTS[color]), color
 
 
 def _lookup(rng: random.Random) -> tuple[str, str]:
@@ -142,7 +142,7 @@ SKILLS: dict[str, Skill] = {
     "parity": Skill(_parity, replayed=False, held_out=False),
     "property": Skill(_property, replayed=False, held_out=False),
     "riddle": Skill(_riddle, replayed=False, held_out=False),
-    "colour-fact": Skill(_colour_fact, replayed=False, held_out=False),
+    "colour-fact": Skill(_color_fact, replayed=False, held_out=False),
 }
 REPLAYED = tuple(name for name, skill in SKILLS.items() if skill.replayed)
 
@@ -164,18 +164,20 @@ def sample(rng: random.Random, name: str, split: str) -> tuple[str, str]:
 def imagine(
     rng: random.Random, crowd: int = 0
 ) -> tuple[str, list[questions.QuestionTurn], tuple[str, str]]:
-    """Returns a description of an imagined picture, or of a crowd so large, and what it answers.
+    """Returns a description of an imagined image, or of `crowd` objects, and its questions.
 
-    The questions are those that a statement of it answers, in random order, and one about
-    whether something is mentioned.
+    The questions are those that a statement of the description answers, in random order, and
+    one about whether something is mentioned.
     """
     if crowd:
         objects = questions.make_crowd(rng, crowd)
     else:
         objects = questions.make_objects(rng, drawings.load_glyphs("train"))
-    known = [fact for placed in objects for fact in rng.sample(questions.facts(placed), 2)]
-    rng.shuffle(known)
-    context = " ".join(fact.answer for fact in known)
-    colours = [placed.colour for placed in objects if placed.colour in context]
-    mentioned = questions.ask_exists(rng, [placed.name for placed in objects], colours)
-    return context, rng.sample(known, len(known)), mentioned
+
+    statements = [fact for placed in objects for fact in rng.sample(questions.facts(placed), 2)]
+    rng.shuffle(statements)
+    context = " ".join(fact.answer for fact in statements)
+
+    colors = [placed.color for placed in objects if placed.color in context]
+    mentioned = questions.ask_exists(rng, [placed.name for placed in objects], colors)
+    return context, rng.sample(statements, len(statements)), mentioned

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from wings_jax import axes, checkpoint, files, formatting, tree
 from wings_jax import config as config_lib
-from wings_jax.data import pipeline
+from wings_jax.data import examples, pipeline, tokenization
 from wings_jax.errors import UserError
 from wings_jax.model import parameters
 from wings_jax.model.presets import WingsArch
@@ -69,7 +69,7 @@ def set_up(config: config_lib.Config, workdir: pathlib.Path) -> TrainingRun:
     files = starting.tokenizer_files(config, source)
     check_claim(workdir, config)
     tokenizer = checkpoint.open_tokenizer(files)
-    loader = open_data(config, arch, tokenizer)
+    loader = open_data(config, arch, tokenizer, workdir)
     steps = config.steps
     if steps < 0:
         steps = max(1, round(config.epochs * loader.steps_per_epoch))
@@ -113,41 +113,47 @@ def find_start(config: config_lib.Config, workdir: pathlib.Path) -> pathlib.Path
     return found
 
 
-def open_data(config: config_lib.Config, arch: WingsArch, tokenizer: Any) -> pipeline.Loader:
-    """Returns the batches of a config, this host's part; writes the scenes first if they lack."""
-    data, vision = config.data, arch.vision
+def open_data(
+    config: config_lib.Config,
+    arch: WingsArch,
+    tokenizer: tokenization.HFTokenizer,
+    workdir: pathlib.Path,
+) -> pipeline.Loader:
+    """Returns the batches of a config, this host's part; writes the scenes if they do not exist.
+
+    Sample sizes that packing measures are stored in `workdir` unless the config names a directory.
+
+    Raises:
+      UserError: a source has no path, or its data cannot be used.
+    """
+    data = config.data
     if data.scenes and jax.process_index() == 0:
         dataset.write_scenes(data.scenes)
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices("scenes")
+
     if not data.sources:
-        raise UserError("config.data.sources: there is none")
+        raise UserError("config.data.sources is empty: give at least one data file")
     for name, source in data.sources.items():
         if not source.path:
             raise UserError(
                 f"config.data.sources.{name}.path is empty: give a LLaVA JSON or JSONL file or a "
-                f"TFDS folder, --config.data.sources.{name}.path=FILE"
+                f"TFDS directory, --config.data.sources.{name}.path=FILE"
             )
-    spec = pipeline.DataSpec(
-        sources=tuple(
-            pipeline.SourceSpec(s.path, s.images or None, s.weight or None, s.split)
-            for s in data.sources.values()
-        ),
-        sequence_length=data.sequence_length,
-        rows=config.batch_size,
-        images_per_row=data.images_per_row,
-        image_size=vision.image_size,
-        image_mean=vision.mean,
-        image_slots=vision.num_patches,
-        template=data.template,
-        prompt_length=arch.semantics.prompt_length,
-        packing=data.packing,
-        seed=config.seed,
-        max_bad_share=data.max_bad_share,
-        threads=data.threads,
-        workers=data.workers,
+
+    recipe = examples.make_recipe(
+        data, tokenizer, arch.vision, prompt_length=arch.semantics.prompt_length
     )
-    return pipeline.Loader(spec, tokenizer, host=jax.process_index(), hosts=jax.process_count())
+    cache = None if data.cache == "none" else data.cache or workdir / "data_cache"
+    return pipeline.Loader(
+        data,
+        recipe,
+        rows=config.batch_size,
+        seed=config.seed,
+        cache=cache,
+        host=jax.process_index(),
+        hosts=jax.process_count(),
+    )
 
 
 def start_params(

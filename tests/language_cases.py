@@ -1,0 +1,38 @@
+"""Random models, made-up likelihoods and prose for the tests of `evaluate language`."""
+
+from __future__ import annotations
+
+import inference_cases as cases
+import jax
+import numpy as np
+
+from wings_jax.evaluation.language import TextLikelihood
+from wings_jax.inference.generator import Generator
+
+WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
+SENTENCE = f"It is said that {WORDS} sixteen and so on are numbers that people count with."
+PASSAGES = (
+    "What colour is the sky?",
+    "The cat is top left, the digit 7 is below it.",
+    "A star.",
+    "Two plus three is five; über 9 — no.",
+    "There is a red car beside the house.",
+)
+
+
+def naive_nats(generator: Generator, params, ids) -> float:
+    """Returns the nats of ids behind the first one, by the forward of training."""
+    (logits,) = cases.uncached_logits(generator.spec, params, [cases.text(ids)])
+    logprobs = np.asarray(jax.nn.log_softmax(logits))
+    return -sum(float(logprobs[at, token]) for at, token in enumerate(ids[1:]))
+
+
+def make(case: str, rows: int, change=lambda arch, params: (arch, params)):
+    """Returns a generator of a random model, and its parameters."""
+    arch = cases.with_vocabulary(cases.ARCHS[case], len(cases.tokenizer()))
+    arch, params = change(arch, cases.make(arch)[2])
+    return Generator(arch, params, cases.tokenizer(), "chatml", rows=rows), params
+
+
+def reading(nats, tokens) -> TextLikelihood:
+    return TextLikelihood(np.array(nats, float), np.array(tokens), 4 * np.array(tokens))
