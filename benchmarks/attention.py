@@ -8,10 +8,14 @@ A row per length: seconds of value and gradient, and XLA's own account of tempor
 from __future__ import annotations
 
 import argparse
+import pathlib
+import sys
 import time
 
 import jax
 import numpy as np
+
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # from a clone
 
 from wings_jax.model import attention, layout
 

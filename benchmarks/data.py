@@ -16,12 +16,12 @@ import time
 import numpy as np
 from absl import app, flags
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # from a clone
+
 from wings_jax import checkpoint
 from wings_jax import config as config_lib
 from wings_jax.training import start
 from wings_jax.weights import starting
-
-sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
 
 _CONFIG = flags.DEFINE_string("config", "configs/stage2.py", "A config file.")
 _STEPS = flags.DEFINE_integer("steps", 60, "Batches to read.")

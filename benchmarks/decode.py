@@ -1,19 +1,19 @@
-"""Milliseconds per token of greedy decoding: ours with and without a cache, and Hugging Face's.
+"""Milliseconds per token of greedy decoding, with and without a KV cache, beside Hugging Face.
 
     python benchmarks/decode.py [--prompts=128,512,1024] [--batches=1,4,16] [--repeat=3]
     python benchmarks/decode.py --size=7b --dtype=bfloat16 --bandwidth=4800      # a GPU or TPU
 
-A Wings with random weights, both learners and a router; every prompt holds one image of 64 slots.
-What is timed is the loop that `generate` runs (`inference.decode`, 16 tokens between two looks),
-compiled before, and the median of the repeats, in which the three take turns:
+A Wings with random weights, both learners and a router; every prompt has one image of 64 slots.
+Timed is the loop that `generate` runs (`inference.decode`, 16 tokens per device call), compiled
+before, and the median of the repeats, in which the three take turns:
 
-    ours         caches of keys and values
-    no cache     everything is read again for each token, as the authors' release does
-    HF           a plain Qwen2 of the same size in torch, text only, with its cache; on one thread
-                 and on all cores, of which the faster is shown
+    cached       with a KV cache
+    no cache     the whole conversation is computed for each token, as in the authors' release
+    HF           a Qwen2 of the same size in torch, text only, with its cache; on one thread and
+                 on all cores, of which the faster is shown
 
-`wall` is what a user waits. `cpu` is processor time of the whole process (all threads): on a
-machine that is busy with other things it is the one to compare. On an accelerator read `wall`.
+`wall` is the time that a user waits. `cpu` is processor time of the whole process (all threads):
+compare that on a machine that is busy with other things. On an accelerator read `wall`.
 """
 
 from __future__ import annotations
@@ -23,23 +23,35 @@ import dataclasses
 import functools
 import math
 import os
+import pathlib
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
 
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # from a clone
+
 from wings_jax import tree
 from wings_jax.data import conversation
-from wings_jax.inference import decode, engine, prompts, sampling, scheduler
+from wings_jax.inference import (
+    decode,
+    engine,
+    image_features,
+    prompts,
+    sampling,
+    scheduler,
+    uncached,
+)
 from wings_jax.inference.kv_cache import KVCache
 from wings_jax.model import parameters, presets
 
 try:
     import torch
     import transformers
-except ImportError:  # torch is no part of the runtime
+except ImportError:  # torch is not a dependency of the package
     torch = None
 
 SMALL = dataclasses.replace(
@@ -67,14 +79,19 @@ TOWER = dataclasses.replace(
     image_size=128,
 )
 STEPS = scheduler.SchedulerOptions().steps
-NEW = 3 * STEPS  # timed tokens of an answer
-FEW = 3  # timed tokens without a cache
+CACHED_TOKENS = 3 * STEPS  # timed tokens of an answer
+UNCACHED_TOKENS = 3
 TARGET_MS, TARGET_GROWTH, TARGET_HF = 8.0, 2.0, 1.5
 
 
 @dataclasses.dataclass(frozen=True)
 class Times:
-    """Seconds: until the first token, and of each later one, by the clock and of processors."""
+    """Seconds until the first token, and per later token.
+
+    first  until the first token, by the clock
+    wall   per later token, by the clock
+    cpu    per later token, of processor time
+    """
 
     first: float
     wall: float
@@ -82,10 +99,10 @@ class Times:
 
 
 def random_weights(spec: engine.ModelSpec) -> engine.Weights:
-    """Returns weights as decoding reads them, each array born in its dtype."""
+    """Returns weights as decoding needs them, each array initialized directly in its dtype."""
     shapes = tree.nest(parameters.abstract_params(spec.arch))
     leaves, treedef = jax.tree.flatten(
-        jax.eval_shape(lambda p: engine.split_layers(p, spec), shapes)
+        jax.eval_shape(lambda params: engine.split_layers(params, spec), shapes)
     )
 
     @jax.jit(static_argnums=1)
@@ -101,78 +118,86 @@ def random_prompt(arch: presets.WingsArch, length: int, seed: int) -> prompts.Pr
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, arch.decoder.vocab_size, length - arch.vision.num_patches)
     size = arch.vision.image_size
-    picture = rng.integers(0, 256, (size, size, 3), np.uint8)
+    image = rng.integers(0, 256, (size, size, 3), np.uint8)
     ids = [*ids[:10], conversation.IMAGE_ID, *ids[10:]]
-    return prompts.from_ids(ids, [picture], arch.vision.num_patches)
+    return prompts.from_ids(ids, [image], arch.vision.num_patches)
 
 
 class Clock:
-    """Seconds by the clock and of this process's processors since it was made."""
+    """Seconds by the clock, and of this process's processors, since it was created."""
 
     def __init__(self) -> None:
         self._wall, self._cpu = time.perf_counter(), time.process_time()
 
-    def read(self) -> tuple[float, float]:
+    def elapsed(self) -> tuple[float, float]:
+        """Returns both."""
         return time.perf_counter() - self._wall, time.process_time() - self._cpu
 
 
-class Ours:
-    """Our model over some rows; what it returns is times, and `memory` is what was left behind."""
+class WingsDecoder:
+    """This package's model over some rows; its methods return times.
+
+    After `cached`, `cache` is the KV cache at the end of the answers.
+    """
 
     def __init__(self, spec: engine.ModelSpec, weights: engine.Weights, rows: int, length: int):
         self.spec, self.weights = spec, weights
         self.rows = [random_prompt(spec.arch, length, seed) for seed in range(rows)]
-        room = prompts.bucket(length) + prompts.bucket(NEW + 1)
-        slots = {"main": room, "visual": spec.arch.vision.num_patches, "textual": room}
+        capacity = prompts.bucket(length) + prompts.bucket(CACHED_TOKENS + 1)
+        slots = {"main": capacity, "visual": spec.arch.vision.num_patches, "textual": capacity}
         self.slots = tuple(sorted(slots.items()))
-        self.memory: KVCache | None = None
+        self.cache: KVCache | None = None
 
     def cached(self) -> Times:
-        """Reads the prompts and goes on for NEW tokens, as `batch` does."""
+        """Computes the prompts and generates CACHED_TOKENS tokens more, as `scheduler` does."""
         arch, rows = self.spec.arch, self.rows
         starts, length = np.zeros(len(rows), np.int32), prompts.bucket(rows[0].count)
-        choice = sampling.stack_params(
-            [sampling.SamplingParams(max_new_tokens=NEW + 1)] * len(rows), 0
+        params = sampling.stack_params(
+            [sampling.SamplingParams(max_new_tokens=CACHED_TOKENS + 1)] * len(rows), 0
         )
         stops = np.array([-1], np.int32)
-        pictures = [row.images[0] for row in rows]
+        images = [row.images[0] for row in rows]
+
         clock = Clock()
         chunk = prompts.make_chunk(rows, starts, arch, length=length, images=1)
-        features = scheduler.encode(
-            self.spec, self.weights, pictures, at_once=len(rows), room=len(rows)
+        features = image_features.encode(
+            self.spec, self.weights, images, batch_size=len(rows), count=len(rows)
         )
-        memory, logits = decode.prefill(self.spec, self.weights, chunk, features, slots=self.slots)
-        running = decode.begin(logits, choice, stops, None)
-        jax.device_get(running.tokens)
-        first, _ = clock.read()
+        cache, logits = decode.prefill(self.spec, self.weights, chunk, features, slots=self.slots)
+        state = decode.begin(logits, params, stops, None)
+        jax.device_get(state.tokens)
+        first, _ = clock.elapsed()
+
         clock = Clock()
-        for _ in range(NEW // STEPS):
-            memory, running, said = decode.decode(
-                self.spec, self.weights, memory, running, choice, stops, steps=STEPS
+        for _ in range(CACHED_TOKENS // STEPS):
+            cache, state, generated = decode.decode(
+                self.spec, self.weights, cache, state, params, stops, steps=STEPS
             )
-            jax.device_get((said, running.count))
-        wall, cpu = clock.read()
-        self.memory = memory
-        return Times(first, wall / NEW, cpu / NEW)
+            jax.device_get((generated, state.count))
+        wall, cpu = clock.elapsed()
+
+        self.cache = cache
+        return Times(first, wall / CACHED_TOKENS, cpu / CACHED_TOKENS)
 
     def uncached(self) -> Times:
-        """Goes on for FEW tokens, of one row, without a cache."""
+        """Generates UNCACHED_TOKENS tokens after the first, of one row, without a cache."""
         prompt = self.rows[0]
-        features = scheduler.encode_all(self.spec, self.weights, prompt)
-        wish = sampling.SamplingParams(max_new_tokens=FEW + 1)
-        tokens = scheduler.recompute(self.spec, self.weights, prompt, features, wish, ())
-        return timed(tokens, FEW)
+        features = image_features.encode_all(self.spec, self.weights, prompt)
+        params = sampling.SamplingParams(max_new_tokens=UNCACHED_TOKENS + 1)
+        tokens = uncached.recompute(self.spec, self.weights, prompt, features, params, ())
+        return time_tokens(tokens, UNCACHED_TOKENS)
 
 
-def timed(tokens: Iterator, count: int) -> Times:
+def time_tokens(tokens: Iterator, count: int) -> Times:
     """Returns the times of an iterator over 1 + `count` tokens."""
     clock = Clock()
     next(tokens)
-    first, _ = clock.read()
+    first, _ = clock.elapsed()
+
     clock = Clock()
     for _ in range(count):
         next(tokens)
-    wall, cpu = clock.read()
+    wall, cpu = clock.elapsed()
     return Times(first, wall / count, cpu / count)
 
 
@@ -193,10 +218,10 @@ class HuggingFace:
         self.model = transformers.Qwen2ForCausalLM(config).eval()
 
     def cached(self, length: int, threads: int) -> Times:
-        """Reads a prompt and goes on for NEW tokens."""
+        """Computes a prompt and generates CACHED_TOKENS tokens more."""
         torch.set_num_threads(threads)
         with torch.inference_mode():
-            return timed(self._tokens(length), NEW)
+            return time_tokens(self._tokens(length), CACHED_TOKENS)
 
     def _tokens(self, length: int) -> Iterator[int]:
         ids = torch.randint(0, self.model.config.vocab_size, (1, length))
@@ -207,106 +232,123 @@ class HuggingFace:
             out = self.model(ids, past_key_values=out.past_key_values, use_cache=True)
 
 
-def repeat(runs: Mapping[str, Callable[[], Times]], count: int) -> dict[str, Times]:
-    """Returns the median times of functions that take turns, after each ran once for warming."""
-    found: dict[str, list[Times]] = {name: [] for name in runs}
+def median_times(runs: Mapping[str, Callable[[], Times]], count: int) -> dict[str, Times]:
+    """Returns the median times of functions that take turns, after one warm-up run of each."""
+    samples: dict[str, list[Times]] = {name: [] for name in runs}
     for turn in range(count + 1):
         for name, run in runs.items():
             times = run()
             if turn:
-                found[name].append(times)
-    return {
-        name: Times(*map(statistics.median, zip(*map(dataclasses.astuple, some), strict=True)))
-        for name, some in found.items()
-    }
+                samples[name].append(times)
+
+    medians = {}
+    for name, times_of_runs in samples.items():
+        columns = zip(*map(dataclasses.astuple, times_of_runs), strict=True)
+        medians[name] = Times(*map(statistics.median, columns))
+    return medians
 
 
-def nbytes(spec: engine.ModelSpec, weights: engine.Weights, memory: KVCache) -> tuple[int, int]:
-    """Returns the bytes that one token's step reads: of weights, and of all rows' caches.
+def bytes_per_step(
+    spec: engine.ModelSpec, weights: engine.Weights, cache: KVCache
+) -> tuple[int, int]:
+    """Returns the bytes that one step reads: of weights, and of all rows' caches.
 
     Of the embeddings and the router's table it reads a few rows, which are not counted.
     """
-    tied = spec.arch.decoder.tie_embeddings
-    head = weights.rest["decoder"]["embed" if tied else "head"]
-    layers = [{k: v for k, v in layer.items() if k != "router"} for layer in weights.layers]
-    size = [sum(x.nbytes for x in jax.tree.leaves(t)) for t in ((layers, head), memory.layers)]
-    return size[0], size[1]
+    is_tied = spec.arch.decoder.tie_embeddings
+    head = weights.rest["decoder"]["embed" if is_tied else "head"]
+    layers = [
+        {name: value for name, value in layer.items() if name != "router"}
+        for layer in weights.layers
+    ]
+    weight_bytes = sum(x.nbytes for x in jax.tree.leaves((layers, head)))
+    return weight_bytes, sum(x.nbytes for x in jax.tree.leaves(cache.layers))
 
 
-def one_row(
+def print_single_row(
     spec: engine.ModelSpec, weights: engine.Weights, flags: argparse.Namespace
 ) -> dict[int, dict[str, Times]]:
     """Prints and returns times by prompt length, for a single conversation."""
     is_small = flags.size == "small"
-    yardstick = HuggingFace(spec.arch.decoder) if torch and is_small else None
-    if not yardstick:
-        why = "torch is not installed" if not torch else "only beside --size=small"
+    reference = HuggingFace(spec.arch.decoder) if torch and is_small else None
+    if not reference:
+        why = "torch is not installed" if not torch else "only with --size=small"
         print(f"no HF column: {why}\n")
+
     print("ms per token, batch 1 (wall / cpu); prompt and first token in seconds\n")
-    print("| prompt | ours | no cache | HF | ours / HF (wall, cpu) | first token: ours | HF |")
+    print("| prompt | cached | no cache | HF | cached / HF (wall, cpu) | first token | HF |")
     print("|---|---|---|---|---|---|---|")
-    found = {}
+    results = {}
     for length in flags.prompts:
-        ours = Ours(spec, weights, 1, length)
-        runs = {"ours": ours.cached, "no cache": ours.uncached}
-        for threads in {1, os.cpu_count()} if yardstick else ():
-            runs[f"HF {threads}"] = functools.partial(yardstick.cached, length, threads)
-        found[length] = times = repeat(runs, flags.repeat)
-        yardsticks = [times[name] for name in runs if name.startswith("HF")]
-        if yardsticks:
-            times["HF"] = min(yardsticks, key=lambda some: some.wall)
-        cells = [ms(times["ours"]), ms(times["no cache"]), ms(times.get("HF"))]
-        cells.append(quotient(times["ours"], times.get("HF")))
-        cells += [f"{times[n].first:.3f}" if n in times else "-" for n in ("ours", "HF")]
+        model = WingsDecoder(spec, weights, 1, length)
+        runs = {"cached": model.cached, "no cache": model.uncached}
+        for threads in {1, os.cpu_count()} if reference else ():
+            runs[f"HF {threads}"] = functools.partial(reference.cached, length, threads)
+        results[length] = times = median_times(runs, flags.repeat)
+
+        references = [times[name] for name in runs if name.startswith("HF")]
+        if references:
+            times["HF"] = min(references, key=lambda some: some.wall)
+        cells = [format_ms(times["cached"]), format_ms(times["no cache"])]
+        cells += [format_ms(times.get("HF")), format_ratio(times["cached"], times.get("HF"))]
+        cells += [f"{times[name].first:.3f}" if name in times else "-" for name in ("cached", "HF")]
         print(f"| {length} | {' | '.join(cells)} |", flush=True)
-    return found
+    return results
 
 
-def ms(times: Times | None) -> str:
+def format_ms(times: Times | None) -> str:
+    """Returns milliseconds per token, wall / cpu."""
     return f"{1e3 * times.wall:.2f} / {1e3 * times.cpu:.2f}" if times else "-"
 
 
-def quotient(times: Times, other: Times | None) -> str:
+def format_ratio(times: Times, other: Times | None) -> str:
+    """Returns how many times as long as the other: wall, cpu."""
     return f"{times.wall / other.wall:.2f}, {times.cpu / other.cpu:.2f}" if other else "-"
 
 
-def targets(found: Mapping[int, Mapping[str, Times]]) -> None:
-    """Prints the targets of the small size on two cores, and what was reached."""
-    if 512 in found:
-        times = found[512]
-        print(f"\n- prompt 512: {ms(times['ours'])} ms/token, target {TARGET_MS:g}")
+def print_targets(results: Mapping[int, Mapping[str, Times]]) -> None:
+    """Prints the targets of the small size on two cores, and what was measured."""
+    if 512 in results:
+        times = results[512]
+        print(f"\n- prompt 512: {format_ms(times['cached'])} ms/token, target {TARGET_MS:g}")
         if "HF" in times:
-            print(f"- against HF: {quotient(times['ours'], times['HF'])}, target {TARGET_HF:g}")
-        saved = times["no cache"].wall / times["ours"].wall
-        print(f"- without the cache a token takes {saved:.0f} times as long")
-    if {128, 1024} <= found.keys():
-        growth = quotient(found[1024]["ours"], found[128]["ours"])
+            ratio = format_ratio(times["cached"], times["HF"])
+            print(f"- beside HF: {ratio}, target {TARGET_HF:g}")
+        factor = times["no cache"].wall / times["cached"].wall
+        print(f"- without the cache a token takes {factor:.0f} times as long")
+
+    if {128, 1024} <= results.keys():
+        growth = format_ratio(results[1024]["cached"], results[128]["cached"])
         print(f"- growth from 128 to 1024: {growth}, target {TARGET_GROWTH:g}")
 
 
-def rows(spec: engine.ModelSpec, weights: engine.Weights, flags: argparse.Namespace) -> None:
+def print_batches(
+    spec: engine.ModelSpec, weights: engine.Weights, flags: argparse.Namespace
+) -> None:
     """Prints tokens per second and memory traffic by batch size."""
-    print(f"\nBatches, prompts of {flags.batch_prompt} slots, ours cached\n")
+    print(f"\nBatches, prompts of {flags.batch_prompt} slots, with a KV cache\n")
     print(
         "| batch | ms per step (wall / cpu) | tokens/s | weights + caches read, GB | GB/s | share |"
     )
     print("|---|---|---|---|---|---|")
     for size in flags.batches:
-        ours = Ours(spec, weights, size, flags.batch_prompt)
-        times = repeat({"ours": ours.cached}, flags.repeat)["ours"]
-        read = [n / 1e9 for n in nbytes(spec, weights, ours.memory)]
-        rate = sum(read) / times.wall
+        model = WingsDecoder(spec, weights, size, flags.batch_prompt)
+        times = median_times({"cached": model.cached}, flags.repeat)["cached"]
+
+        weight_gb, cache_gb = (n / 1e9 for n in bytes_per_step(spec, weights, model.cache))
+        rate = (weight_gb + cache_gb) / times.wall
         share = f"{rate / flags.bandwidth:.0%}" if flags.bandwidth else "-"
         print(
-            f"| {size} | {ms(times)} | {size / times.wall:.0f} | {read[0]:.3f} + {read[1]:.3f} "
-            f"| {rate:.1f} | {share} |",
+            f"| {size} | {format_ms(times)} | {size / times.wall:.0f} "
+            f"| {weight_gb:.3f} + {cache_gb:.3f} | {rate:.1f} | {share} |",
             flush=True,
         )
     if not flags.bandwidth:
-        print("\nshare of the memory bandwidth: say what the device has, --bandwidth=GB/s")
+        print("\nfor the share of the memory bandwidth give the device's: --bandwidth=GB/s")
 
 
-def numbers(text: str) -> Sequence[int]:
+def parse_numbers(text: str) -> Sequence[int]:
+    """Returns the numbers of a comma-separated list."""
     return [int(part) for part in text.split(",") if part]
 
 
@@ -315,28 +357,32 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="small")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--prompts", type=numbers, default=[128, 512, 1024])
-    parser.add_argument("--batches", type=numbers, default=[1, 4, 16])
+    parser.add_argument("--prompts", type=parse_numbers, default=[128, 512, 1024])
+    parser.add_argument("--batches", type=parse_numbers, default=[1, 4, 16])
     parser.add_argument("--batch-prompt", type=int, default=512)
     parser.add_argument("--repeat", type=int, default=3)
     parser.add_argument("--bandwidth", type=float, help="of the device's memory, GB/s")
     flags = parser.parse_args()
     if min([*flags.prompts, flags.batch_prompt]) <= TOWER.num_patches:
-        parser.error(f"a prompt is longer than its image, {TOWER.num_patches} slots")
+        parser.error(f"a prompt must be longer than its image, {TOWER.num_patches} slots")
+
     arch = presets.WingsArch(SIZES[flags.size], TOWER, learners=("visual", "textual"), router=True)
     spec = engine.ModelSpec(arch, flags.dtype)
-    device = jax.devices()[0].device_kind
-    print(f"{flags.size}, {flags.dtype}, {device}, {os.cpu_count()} cores", end="")
     weights = random_weights(spec)
     count = sum(math.prod(x.shape) for x in jax.tree.leaves(weights))
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else math.nan
-    print(f", {count / 1e6:.1f} M parameters; load average before: {load:.1f}\n")
+    device = jax.devices()[0].device_kind
+    print(
+        f"{flags.size}, {flags.dtype}, {device}, {os.cpu_count()} cores, "
+        f"{count / 1e6:.1f} M parameters; load average before: {load:.1f}\n"
+    )
+
     if flags.prompts:
-        found = one_row(spec, weights, flags)
+        results = print_single_row(spec, weights, flags)
         if flags.size == "small":
-            targets(found)
+            print_targets(results)
     if flags.batches:
-        rows(spec, weights, flags)
+        print_batches(spec, weights, flags)
 
 
 if __name__ == "__main__":

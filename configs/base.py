@@ -89,7 +89,7 @@ def _on_scenes(config: config_dict.ConfigDict) -> None:
 
 def _tiny(config: config_dict.ConfigDict) -> None:
     config.batch_size = 32
-    config.optimizer.kind, config.optimizer.b2 = "muon", 0.95  # a few hundred steps must do
+    config.optimizer.name, config.optimizer.b2 = "muon", 0.95  # a few hundred steps must do
     config.loss_chunk = 256
 
 

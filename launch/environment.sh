@@ -1,18 +1,18 @@
 # Sourced by the other scripts.
 #
-#   environment FILE...    puts a virtual environment of these requirements on the PATH
-#                          (VENV: where it lies, default .venv; PYTHON: what makes it, python3)
+#   environment FILE...    puts a virtual environment of these requirements first in the PATH
+#                          (VENV: its directory, default .venv; PYTHON: its interpreter, python3)
 #   use_all_cores          makes small trainings fast on a CPU
 #
-# An environment made from the same files is used again; another one is replaced.
+# An environment made from the same files by the same interpreter is used again; else it is replaced.
 
 environment() {
-    local venv="${VENV:-.venv}" wanted
-    wanted="$(cat "$@" pyproject.toml | sha256sum | cut -d ' ' -f 1)"
+    local venv="${VENV:-.venv}" python="${PYTHON:-python3}" wanted
+    wanted="$({ "$python" --version; cat "$@" pyproject.toml; } | sha256sum | cut -d ' ' -f 1)"
     if [ "$(cat "$venv/requirements.sha256" 2>/dev/null)" != "$wanted" ]; then
-        echo "making the environment $venv ..."
+        echo "creating the environment $venv ..."
         rm -rf "$venv"
-        "${PYTHON:-python3}" -m venv "$venv"
+        "$python" -m venv "$venv"
         "$venv/bin/pip" install --quiet --disable-pip-version-check $(printf ' -r %s' "$@")
         "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --editable .
         echo "$wanted" >"$venv/requirements.sha256"
@@ -21,8 +21,8 @@ environment() {
     export PATH
 }
 
-# On a CPU each core counts as a device, so that small steps use them all; and memory that XLA
-# gives back is kept, or a good part of the time goes to fetching it anew.
+# On a CPU each core counts as a device, so that small steps use them all. The allocator keeps the
+# memory that XLA frees: to map it again at every step would take a good part of the time.
 use_all_cores() {
     local cores devices=1
     cores=$(getconf _NPROCESSORS_ONLN)

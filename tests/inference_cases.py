@@ -1,4 +1,4 @@
-"""Small random models and rows for the tests of inference, and reading without a cache."""
+"""Small random models and rows for the tests of inference, and the forward pass without a cache."""
 
 from __future__ import annotations
 
@@ -120,17 +120,17 @@ def random_rows(
 ) -> list[prompts.PromptSlots]:
     """Returns rows as "tiit" draws them: t a text slot, each run of "ii" one image of SLOTS."""
     rng = np.random.default_rng(seed)
-    found = []
+    slots = []
     for shape in shapes:
-        ids, pictures = [], []
+        ids, images = [], []
         for letter in shape.replace("ii", "I"):
             if letter == "I":
                 ids.append(conversation.IMAGE_ID)
-                pictures.append(rng.integers(0, 256, (8, 8, 3), np.uint8))
+                images.append(rng.integers(0, 256, (8, 8, 3), np.uint8))
             else:
                 ids.append(int(rng.integers(0, arch.decoder.vocab_size)))
-        found.append(prompts.from_ids(ids, pictures, SLOTS))
-    return found
+        slots.append(prompts.from_ids(ids, images, SLOTS))
+    return slots
 
 
 def text(ids: Sequence[int]) -> prompts.PromptSlots:
@@ -142,42 +142,42 @@ def uncached_logits(
 ) -> list[np.ndarray]:
     """Returns f32[n,V] of every row by the training forward, padded to one shape."""
     tokens, modality = (np.zeros((len(rows), LENGTH), np.int32) for _ in range(2))
-    pictures = np.zeros((len(rows), IMAGES, 8, 8, 3), np.uint8)
+    images = np.zeros((len(rows), IMAGES, 8, 8, 3), np.uint8)
     for index, row in enumerate(rows):
         tokens[index, : len(row.tokens)] = row.tokens
         modality[index, : len(row.tokens)] = row.modality
-        pictures[index, : len(row.images)] = np.stack(row.images) if row.images else 0
-    batch = layout.Batch(layout.make_layout(tokens, modality), tokens, pictures)
-    found = np.asarray(_forward(spec.arch, params, batch))
-    return [logits[: len(row.tokens)] for logits, row in zip(found, rows, strict=True)]
+        images[index, : len(row.images)] = np.stack(row.images) if row.images else 0
+    batch = layout.Batch(layout.make_layout(tokens, modality), tokens, images)
+    logits = np.asarray(_forward(spec.arch, params, batch))
+    return [row_logits[: len(row.tokens)] for row_logits, row in zip(logits, rows, strict=True)]
 
 
 def uncached_greedy(
     spec: engine.ModelSpec, params, rows: Sequence[prompts.PromptSlots], steps: int
 ) -> list[list[int]]:
-    """Returns greedy ids; everything is read again for every token."""
+    """Returns greedy ids; every token by a full forward pass."""
     ids: list[list[int]] = [[] for _ in rows]
     for _ in range(steps):
-        whole = [prompts.join(row, text(said)) for row, said in zip(rows, ids, strict=True)]
-        for said, logits in zip(ids, uncached_logits(spec, params, whole), strict=True):
-            said.append(int(logits[-1].argmax()))
+        whole = [prompts.join(row, text(tokens)) for row, tokens in zip(rows, ids, strict=True)]
+        for tokens, logits in zip(ids, uncached_logits(spec, params, whole), strict=True):
+            tokens.append(int(logits[-1].argmax()))
     return ids
 
 
 def make_chunk(spec, weights, rows, starts, *, length):
     """Returns the chunk of these rows, padded to `length` at least, and encoded features."""
-    pictures = [picture for row in rows for picture in row.images]
-    features = _encode(spec, weights, jnp.asarray(np.stack(pictures))) if pictures else None
+    images = [image for row in rows for image in row.images]
+    features = _encode(spec, weights, jnp.asarray(np.stack(images))) if images else None
     return prompts.make_chunk(rows, starts, spec.arch, length=length), features
 
 
-def check_slots(spec, weights, hidden, wanted, rows, starts) -> None:
-    """Asserts that states give the wanted logits in the rows' slots."""
+def check_slots(spec, weights, hidden, expected, rows, starts) -> None:
+    """Asserts that states give the expected logits in the rows' slots."""
     for index, (row, start) in enumerate(zip(rows, starts, strict=True)):
         count = len(row.tokens)
-        found = _head(spec, weights, hidden[index, :count])
-        expected = wanted[index][start : start + count]
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+        actual = _head(spec, weights, hidden[index, :count])
+        row_logits = expected[index][start : start + count]
+        np.testing.assert_allclose(actual, row_logits, rtol=1e-5, atol=1e-5)
 
 
 def greedy(spec, weights, rows, steps: int) -> list[list[int]]:
@@ -189,14 +189,14 @@ def greedy(spec, weights, rows, steps: int) -> list[list[int]]:
     slots = tuple((name, slots[name]) for name in ("main", *spec.arch.learners))
     names = {"main", *chunk.picks}
     slots = tuple((name, size) for name, size in slots if name in names)
-    grown, logits = decode.prefill(spec, weights, chunk, features, slots=slots)
-    wishes = [sampling.SamplingParams(max_new_tokens=steps)] * len(rows)
-    choice = sampling.stack_params(wishes, spec.arch.decoder.vocab_size)
+    cache, logits = decode.prefill(spec, weights, chunk, features, slots=slots)
+    each = [sampling.SamplingParams(max_new_tokens=steps)] * len(rows)
+    params = sampling.stack_params(each, spec.arch.decoder.vocab_size)
     stops = jnp.array([-1])
-    running = decode.begin(logits, choice, stops, None)
-    first = np.asarray(running.tokens)[None]
-    *_, said = decode.decode(spec, weights, grown, running, choice, stops, steps=steps - 1)
-    return np.concatenate([first, said["tokens"]]).T.tolist()
+    state = decode.begin(logits, params, stops, None)
+    first = np.asarray(state.tokens)[None]
+    *_, generated = decode.decode(spec, weights, cache, state, params, stops, steps=steps - 1)
+    return np.concatenate([first, generated["tokens"]]).T.tolist()
 
 
 def with_vocabulary(arch: presets.WingsArch, size: int) -> presets.WingsArch:
@@ -207,8 +207,8 @@ def with_vocabulary(arch: presets.WingsArch, size: int) -> presets.WingsArch:
 @functools.cache
 def tokenizer():
     """Returns the tokenizer of the tiny base that ships with the package."""
-    folder = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
-    return transformers.AutoTokenizer.from_pretrained(str(folder))
+    directory = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
+    return transformers.AutoTokenizer.from_pretrained(str(directory))
 
 
 def write_checkpoint(
@@ -218,9 +218,9 @@ def write_checkpoint(
     parts: Sequence[str] = ("vision", "projector", "decoder"),
 ) -> pathlib.Path:
     """Writes a random small model with the tiny base's tokenizer; returns its workdir."""
-    folder = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
+    llm = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
     files = {
-        name: (folder / name).read_text(encoding="utf-8")
+        name: (llm / name).read_text(encoding="utf-8")
         for name in ("tokenizer.json", "tokenizer_config.json")
     }
     arch = with_vocabulary(ARCHS[case], len(tokenizer()))

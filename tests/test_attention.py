@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wings_jax.model import attention, layout
+from wings_jax.model import attention, flash, layout
 
 B, T, H, C = 2, 70, 8, 3
 
@@ -95,7 +95,8 @@ def test_chunked_without_sights_sees_everything():
     np.testing.assert_allclose(out, wanted, atol=1e-5)
 
 
-def test_cache_form_equals_the_reference():
+@pytest.mark.parametrize("kernel", attention.KERNELS)
+def test_kv_cache_form_equals_the_reference(kernel):
     q, k, v, probes = make_inputs(4, 2)
     rows = make_rows()
     visibility = {
@@ -103,10 +104,33 @@ def test_cache_form_equals_the_reference():
         "key": layout.key_visibility(rows, layout.MAIN),
     }
     merged = [attention.merge_heads(x) for x in (k, v)]
-    wanted = attention.attend(q, k, v, probes=probes, kernel="einsum", **visibility)
-    found = attention.attend(q, *merged, probes=probes, **visibility)
-    for ours, reference in zip(found, wanted, strict=True):
-        np.testing.assert_allclose(ours, reference, atol=1e-6)
+    expected = attention.attend(q, k, v, probes=probes, kernel="einsum", **visibility)
+    results = attention.attend(q, *merged, probes=probes, kernel=kernel, block=16, **visibility)
+    for result, reference in zip(results, expected, strict=True):
+        np.testing.assert_allclose(result, reference, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_cache", [False, True])
+@pytest.mark.parametrize(("kernel", "runs_flash"), [("einsum", False), ("chunked", True)])
+def test_an_explicit_kernel_runs_whatever_the_form_of_the_keys(
+    kernel, runs_flash, is_cache, monkeypatch
+):
+    """Keys in the form of a KV cache once overrode the choice without a word."""
+    q, k, v, _ = make_inputs(4, 2)
+    if is_cache:
+        k, v = (attention.merge_heads(x) for x in (k, v))
+    calls = []
+    in_blocks = flash.attend_in_blocks
+    monkeypatch.setattr(flash, "attend_in_blocks", lambda *x: calls.append(1) or in_blocks(*x))
+    attention.attend(q[:, :3], k, v, kernel=kernel)
+    assert bool(calls) == runs_flash
+
+
+def test_an_unknown_kernel_is_an_error_for_a_kv_cache_too():
+    q, k, v, _ = make_inputs(4, 2)
+    merged = [attention.merge_heads(x) for x in (k, v)]
+    with pytest.raises(ValueError, match="'flash' is not one of"):
+        attention.attend(q, *merged, kernel="flash")
 
 
 @pytest.mark.parametrize("kernel", ["einsum", "chunked"])

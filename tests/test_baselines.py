@@ -324,7 +324,7 @@ def test_a_baseline_trains_and_goes_on_where_it_was_stopped(aligned, tmp_path, n
     assert {part(path) for path in moved} == {"projector", name}
     assert ADDS[name] <= moved
 
-    shutil.rmtree(workdir / checkpoint.FOLDER / "6")  # as if it had been stopped after step 4
+    shutil.rmtree(workdir / checkpoint.SUBDIRECTORY / "6")  # as if it had been stopped after step 4
     assert checkpoint.newest_step(workdir).name == "4"
     resumed = cases.run(workdir, name, steps=6, **changes)
     assert cases.losses(workdir) == losses

@@ -44,17 +44,17 @@ def run(monkeypatch, workdir):
 
 @pytest.fixture
 def requests(tmp_path):
-    """A file with good and bad lines, and a picture beside it."""
+    """A file with good and bad lines, and an image beside it."""
     Image.new("RGB", (9, 8), "red").save(tmp_path / "a.png")
     lines = [
         {"id": "text", "prompt": "red"},
-        {"id": "picture", "prompt": "<image>\nWhat is it?", "images": ["a.png"]},
+        {"id": "image", "prompt": "<image>\nWhat is it?", "images": ["a.png"]},
         "{broken",
         {"prompt": "no id", "sampling": {"max_new_tokens": 2}},
         {"id": "lost", "prompt": "a", "images": ["lost.png"]},
         {"id": "empty", "prompt": " "},
         {"id": "odd", "question": "a"},
-        {"id": "talk", "conversations": [{"from": "human", "value": "hi"}]},
+        {"id": "dialog", "conversations": [{"from": "human", "value": "hi"}]},
     ]
     text = "\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)
     path = tmp_path / "requests.jsonl"
@@ -62,47 +62,52 @@ def requests(tmp_path):
     return path
 
 
-def test_a_prompt_is_answered(run, capsys):
+def test_generate_answers_a_prompt(run, capsys):
     flags = ("--checkpoint", "RUN", "--prompt", "red", "--max-new-tokens", 5)
     assert run(generate, *flags) == 0
-    said = capsys.readouterr().out
-    assert said.strip()
+    output = capsys.readouterr().out
+    assert output.strip()
     assert run(generate, *flags[:3], "-", *flags[4:], stdin="red") == 0
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out == output
 
 
-def test_a_file_is_answered_in_order_and_failures_are_numbered(run, requests, capsys):
+def test_generate_file_keeps_the_order_and_names_failed_lines(run, requests, capsys):
     output = requests.with_name("answers.jsonl")
     flags = ("--checkpoint", "RUN", "--input", requests, "--output", output)
     assert run(generate, *flags, "--max-new-tokens", 4, "--batch-size", 2) == 1
-    found = [json.loads(line) for line in output.read_text().splitlines()]
-    names = ["text", "picture", 3, 4, "lost", "empty", "odd", "talk"]
-    assert [answer["id"] for answer in found] == names
-    failed = {answer["id"]: answer["error"] for answer in found if "error" in answer}
+    answers = [json.loads(line) for line in output.read_text().splitlines()]
+    names = ["text", "image", 3, 4, "lost", "empty", "odd", "dialog"]
+    assert [answer["id"] for answer in answers] == names
+    failed = {answer["id"]: answer["error"] for answer in answers if "error" in answer}
     assert list(failed) == [3, "lost", "empty", "odd"]
     assert failed[3].startswith("line 3: malformed JSON")
     assert "lost.png" in failed["lost"]
     assert "line 6: the prompt is empty" in failed["empty"]
     assert "'question'" in failed["odd"]
-    assert found[3]["tokens"] <= 2
+    assert answers[3]["tokens"] <= 2
     assert not output.with_name("answers.jsonl.partial").exists()
     assert "4 of 8 answered" in capsys.readouterr().out
     assert run(generate, *flags) == 2
     assert "exists" in capsys.readouterr().err
 
 
-def test_wishes_of_another_kind_are_a_lines_own_mistake(tmp_path):
-    wishes = [{"stop": 5}, {"seed": None}, {"stop": ["a", 3]}, {"top_k": 0.5}, {"stop": "ab"}]
-    lines = [json.dumps({"prompt": "red", "sampling": wish}) for wish in wishes]
+def test_sampling_params_of_a_line_are_checked(tmp_path):
+    changes = [{"stop": 5}, {"seed": None}, {"stop": ["a", 3]}, {"top_k": 0.5}, {"stop": "ab"}]
+    lines = [json.dumps({"prompt": "red", "sampling": change}) for change in changes]
     (tmp_path / "requests.jsonl").write_text("\n".join(lines))
     *wrong, right = jobs.read_requests(tmp_path / "requests.jsonl", tmp_path, SamplingParams())
-    told = [str(line.request) for line in wrong]
-    parts = ("sampling: {", "seed: None is not a whole", "not a list of str", "top_k: 0.5 is not a")
-    assert [part in text for part, text in zip(parts, told, strict=True)] == [True] * 4
+    messages = [str(line.request) for line in wrong]
+    parts = (
+        "stop: 5 is not a list",
+        "seed: None is not a whole",
+        "not a list of str",
+        "top_k: 0.5 is not a",
+    )
+    assert [part in text for part, text in zip(parts, messages, strict=True)] == [True] * 4
     assert right.request.sampling.stop == ("ab",)
 
 
-def test_an_interrupted_job_goes_on(requests, tmp_path):
+def test_job_resumes_after_an_interruption(requests, tmp_path):
     generator = cases.generator(2)
     sampling = SamplingParams(max_new_tokens=3)
     lines = jobs.read_requests(requests, requests.parent, sampling)
@@ -128,16 +133,16 @@ def test_an_interrupted_job_goes_on(requests, tmp_path):
         jobs.Journal(tmp_path / "x.jsonl", {"job": 2})
 
 
-def test_a_chat_by_its_commands(run, requests, tmp_path, capsys):
-    picture, saved = requests.with_name("a.png"), tmp_path / "chat.json"
-    lines = f"/image {picture}\nWhat is it?\nAnd now?\n/undo\n/image no.png\n/oops\n/save {saved}\n"
+def test_chat_commands(run, requests, tmp_path, capsys):
+    image, saved = requests.with_name("a.png"), tmp_path / "chat.json"
+    lines = f"/image {image}\nWhat is it?\nAnd now?\n/undo\n/image no.png\n/oops\n/save {saved}\n"
     flags = ("--checkpoint", "RUN", "--max-new-tokens", 4)
     assert run(chat, *flags, stdin=lines + "/reset\nhi\n/quit\n") == 0
     out = capsys.readouterr().out
     assert "no.png" in out
-    assert "/oops is no command" in out
+    assert "/oops is not a command" in out
     record = json.loads(saved.read_text())[0]
-    assert record["image"] == [str(picture)]
+    assert record["image"] == [str(image)]
     assert record["conversations"][0] == {"from": "human", "value": "<image>\nWhat is it?"}
     assert len(record["conversations"]) == 2
 
@@ -163,14 +168,14 @@ def test_a_chat_by_its_commands(run, requests, tmp_path, capsys):
         (chat, ["--checkpoint", "no/such"], "--checkpoint: no/such holds no checkpoint"),
     ],
 )
-def test_a_mistake_is_one_line(run, capsys, entry, flags, message):
+def test_error_message_is_one_line(run, capsys, entry, flags, message):
     assert run(entry, *flags) == 2
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert message in lines[0]
 
 
-def test_full_memory_is_one_line_and_what_was_answered_is_kept(run, requests, capsys, monkeypatch):
+def test_out_of_memory_is_one_line_and_answers_are_kept(run, requests, capsys, monkeypatch):
     output = requests.with_name("answers.jsonl")
     flags = ("--checkpoint", "RUN", "--input", requests, "--output", output, "--max-new-tokens", 3)
 
@@ -190,21 +195,21 @@ def test_full_memory_is_one_line_and_what_was_answered_is_kept(run, requests, ca
         assert len(lines) == 1
         assert "use --dtype bfloat16" in lines[0]
     assert run(generate, *flags, "--batch-size", 1) == 1
-    assert "going on: 3 of 8" in capsys.readouterr().err
+    assert "resuming: 3 of 8" in capsys.readouterr().err
 
 
-def test_a_bare_llm_answers_text_and_refuses_pictures(run, requests, tmp_path, capsys):
+def test_text_only_llm_answers_text_and_refuses_images(run, requests, tmp_path, capsys):
     workdir = cases.write_checkpoint(tmp_path / "llm", "plain", parts=("decoder",))
     flags = ("--checkpoint", workdir, "--prompt", "red", "--max-new-tokens", 2)
     assert run(generate, *flags) == 0
     assert run(generate, *flags, "--image", requests.with_name("a.png")) == 2
-    assert "reads text only: it has no vision and no projector" in capsys.readouterr().err
+    assert "the model is text-only: it has no vision and no projector" in capsys.readouterr().err
 
 
-def test_a_mesh_from_the_command_line(run, requests, capsys):
+def test_mesh_flag_gives_the_same_answer(run, requests, capsys):
     flags = ("--checkpoint", "RUN", "--prompt", "red", "--max-new-tokens", 3)
     flags += ("--image", requests.with_name("a.png"))
     assert run(generate, *flags) == 0
-    said = capsys.readouterr().out
+    output = capsys.readouterr().out
     assert run(generate, *flags, "--mesh", "data=-1,tensor=2") == 0
-    assert capsys.readouterr().out == said
+    assert capsys.readouterr().out == output

@@ -8,6 +8,7 @@ import math
 import random
 import types
 
+import hf_directories
 import hypothesis
 import inference_cases as cases
 import jax
@@ -23,12 +24,12 @@ from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model import presets
 from wings_jax.scenes import skills
-from wings_jax.weights import hf, store
+from wings_jax.weights import store
 
 WORDS = ["red", "a cat", "7", "where is it?", "Is 4 even?", "<|im_end|>", "Ünïcode ☃"]
 RNG = np.random.default_rng(0)
-PICTURES = [RNG.integers(0, 256, (8 + i, 8, 3), np.uint8) for i in range(3)]
-WISHES = [
+IMAGES = [RNG.integers(0, 256, (8 + i, 8, 3), np.uint8) for i in range(3)]
+PARAMS = [
     SamplingParams(max_new_tokens=7, logprobs=True),
     SamplingParams(max_new_tokens=3),
     SamplingParams(max_new_tokens=8, temperature=0.9, top_k=20, top_p=0.9, seed=5),
@@ -44,9 +45,9 @@ def generators():
 
 @st.composite
 def requests(draw) -> Request:
-    """A text or a picture question, one or two turns."""
+    """A text or an image question, one or two turns."""
     text = " ".join(draw(st.lists(st.sampled_from(WORDS), min_size=1, max_size=3)))
-    pictures = draw(st.lists(st.sampled_from(PICTURES), max_size=1))
+    images = draw(st.lists(st.sampled_from(IMAGES), max_size=1))
     turns = [{"from": "human", "value": text}]
     if draw(st.booleans()):
         turns = [
@@ -54,12 +55,12 @@ def requests(draw) -> Request:
             {"from": "gpt", "value": "hello"},
             *turns,
         ]
-    return Request(turns, pictures, draw(st.sampled_from(WISHES)))
+    return Request(turns, images, draw(st.sampled_from(PARAMS)))
 
 
 @hypothesis.settings(max_examples=5, deadline=None, derandomize=True)
 @hypothesis.given(st.lists(requests(), min_size=2, max_size=11))
-def test_a_batch_equals_its_requests_alone(generators, batch):
+def test_continuous_batching_equals_single_requests(generators, batch):
     many, one = generators
     for together, request in zip(many.generate(batch), batch, strict=True):
         alone = one.generate([request])[0]
@@ -70,27 +71,27 @@ def test_a_batch_equals_its_requests_alone(generators, batch):
             np.testing.assert_allclose(together.logprobs, alone.logprobs, rtol=1e-4, atol=1e-5)
 
 
-def test_logprobs_and_tokens_belong_together(generators):
-    answer = generators[0].generate([Request("red", sampling=WISHES[0])])[0]
+def test_logprobs_match_tokens(generators):
+    answer = generators[0].generate([Request("red", sampling=PARAMS[0])])[0]
     assert len(answer.logprobs) == len(answer.tokens)
     assert max(answer.logprobs) <= 0
     assert answer.prompt > 0
     assert answer.reason in ("stop", "length")
 
 
-def test_a_repetition_penalty_forbids_what_was_said(generators):
-    wish = SamplingParams(max_new_tokens=12, repetition_penalty=1e6)
-    answer = generators[1].generate([Request("red", sampling=wish)])[0]
+def test_repetition_penalty_excludes_generated_tokens(generators):
+    params = SamplingParams(max_new_tokens=12, repetition_penalty=1e6)
+    answer = generators[1].generate([Request("red", sampling=params)])[0]
     assert len(set(answer.tokens)) == len(answer.tokens)
 
 
-def test_a_stop_string_ends_an_answer(generators):
+def test_stop_string_ends_an_answer(generators):
     free = generators[1].generate([Request("red", sampling=SamplingParams(max_new_tokens=8))])[0]
-    at = len(free.text) // 2
-    wish = SamplingParams(max_new_tokens=8, stop=(free.text[at : at + 2],))
-    answer = generators[1].generate([Request("red", sampling=wish)])[0]
+    middle = len(free.text) // 2
+    params = SamplingParams(max_new_tokens=8, stop=(free.text[middle : middle + 2],))
+    answer = generators[1].generate([Request("red", sampling=params)])[0]
     assert answer.reason == "string"
-    assert answer.text == free.text[: free.text.find(wish.stop[0])]
+    assert answer.text == free.text[: free.text.find(params.stop[0])]
 
 
 @pytest.mark.parametrize(
@@ -98,55 +99,55 @@ def test_a_stop_string_ends_an_answer(generators):
     [
         (Request("  "), "prompt is empty"),
         (Request("red " * 300), "too many"),
-        (Request("<image>" * 63, PICTURES[:1] * 63), r"\(252 of them .* 255 before .*: \d+ too"),
-        (Request("<image> <image>", PICTURES[:1] * 3), "3 images, 2 <image>"),
-        (Request("<image> <image>", PICTURES[:1]), r"1 image\(s\), 2 <image>"),
+        (Request("<image>" * 63, IMAGES[:1] * 63), r"\(252 of them .* 255 before .*: \d+ too"),
+        (Request("<image> <image>", IMAGES[:1] * 3), "3 images, 2 <image>"),
+        (Request("<image> <image>", IMAGES[:1]), r"1 image\(s\), 2 <image>"),
         (Request("red", ["no/such.png"]), "no/such.png"),
         (Request([{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]), "answer"),
         (Request([{"role": "human"}]), "from"),
     ],
 )
-def test_a_wrong_request_is_named_and_the_others_answered(generators, request_, message):
-    good = Request("red", sampling=WISHES[1])
+def test_batch_names_a_wrong_request_and_answers_the_others(generators, request_, message):
+    good = Request("red", sampling=PARAMS[1])
     with pytest.raises(UserError, match=message) as caught:
         generators[1].generate([good, request_])
     assert "request 2" in str(caught.value)
-    found = dict(generators[1].answers([request_, good]))
-    assert isinstance(found[0], UserError)
-    assert found[1] == generators[1].generate([good])[0]
+    answers = dict(generators[1].answers([request_, good]))
+    assert isinstance(answers[0], UserError)
+    assert answers[1] == generators[1].generate([good])[0]
 
 
-def test_bfloat16_hardly_changes_what_a_trained_model_says():
-    folder = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
-    llm = presets.decoder_from_hf(store.read_config(folder))
-    params = {"decoder": hf.load_llm(folder, llm)}
-    rng, wish = random.Random(0), SamplingParams(max_new_tokens=6)
+def test_bfloat16_answers_match_float32():
+    directory = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
+    llm = presets.decoder_from_hf(store.read_config(directory))
+    params = {"decoder": hf_directories.load_llm(directory, llm)}
+    rng, sampling = random.Random(0), SamplingParams(max_new_tokens=6)
     names = [name for name in skills.SKILLS for _ in range(3)]
-    asked = [Request(skills.sample(rng, name, "test")[0], (), wish) for name in names]
+    requests = [Request(skills.sample(rng, name, "test")[0], (), sampling) for name in names]
     arch = presets.WingsArch(llm, cases.VISION)
-    said = []
+    texts = []
     for dtype in ("float32", "bfloat16"):
         arguments = arch, params, cases.tokenizer(), "chatml"
         model = generator_lib.Generator(*arguments, dtype=dtype)
-        said.append([answer.text for answer in model.generate(asked)])
-    same = sum(one == other for one, other in zip(*said, strict=True))
-    assert same >= 0.9 * len(asked)
+        texts.append([answer.text for answer in model.generate(requests)])
+    same = sum(one == other for one, other in zip(*texts, strict=True))
+    assert same >= 0.9 * len(requests)
 
 
-def test_caches_that_do_not_fit_are_refused_before_they_are_made(generators, monkeypatch):
+def test_device_memory_check_refuses_caches_that_do_not_fit(generators, monkeypatch):
     spec, slots = generators[0].spec, {"main": 30, "textual": 20, "visual": 8}
     shapes = {"main": (16, 30, 4), "textual": (16, 20, 4), "visual": (16, 8, 4)}  # 4 rows, 4 heads
     sizes = [2 * 2 * 4 * math.prod(shape) for shape in shapes.values()]  # k and v, layers, bytes
     assert device_memory.cache_bytes(spec, 4, slots) == sum(sizes)
     monkeypatch.setattr(device_memory, "free_bytes", lambda _: sum(sizes) - 1)
     with pytest.raises(UserError, match=r"4 conversation.* of 30 slots .*lower --batch-size"):
-        device_memory.check(spec, 4, slots)
-    device_memory.check(spec, 3, slots)
+        device_memory.check_memory(spec, 4, slots)
+    device_memory.check_memory(spec, 3, slots)
     with pytest.raises(UserError, match=r"caches.*--max-new-tokens"):
         generators[0].generate([Request("red", sampling=SamplingParams(max_new_tokens=100))] * 4)
 
 
-def test_free_memory_is_what_the_devices_say():
+def test_device_memory_is_read_from_the_devices():
     device = types.SimpleNamespace(platform="gpu", process_index=0)
     device.memory_stats = lambda: {"bytes_limit": 10, "bytes_in_use": 3}
     assert device_memory.free_bytes([device, device]) == 14
@@ -156,14 +157,14 @@ def test_free_memory_is_what_the_devices_say():
 
 
 @pytest.mark.parametrize("stage", ["prefill", "decode"])
-def test_full_memory_says_what_to_lower(generators, monkeypatch, stage):
+def test_out_of_memory_error_gives_advice(generators, monkeypatch, stage):
     request = Request("red", (), SamplingParams(max_new_tokens=4))
 
     def fail(*_, **__):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
 
     chat = generators[1].chat()
-    said = "".join(chat.ask("Hi.", (), request.sampling))
+    text = "".join(chat.ask("Hi.", (), request.sampling))
     before = list(chat.turns)
     with monkeypatch.context() as patch:
         patch.setattr(decode, stage, fail)
@@ -175,10 +176,10 @@ def test_full_memory_says_what_to_lower(generators, monkeypatch, stage):
             list(chat.ask("Hi.", (), request.sampling))
     assert chat.turns == before
     chat.undo()
-    assert "".join(chat.ask("Hi.", (), request.sampling)) == said
+    assert "".join(chat.ask("Hi.", (), request.sampling)) == text
 
 
-def test_other_failures_of_the_device_stay_what_they_are(generators, monkeypatch):
+def test_other_device_errors_are_not_changed(generators, monkeypatch):
     def fail(*_, **__):
         raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
@@ -187,13 +188,13 @@ def test_other_failures_of_the_device_stay_what_they_are(generators, monkeypatch
         generators[0].generate([Request("red")])
 
 
-def test_wishes_out_of_range_are_refused():
+def test_sampling_params_out_of_range_are_refused():
     for wrong in ({"temperature": -1}, {"top_p": 1.5}, {"max_new_tokens": 0}):
         with pytest.raises(UserError, match=next(iter(wrong))):
             SamplingParams(**wrong)
 
 
-def test_the_end_of_turn_stops():
+def test_stop_tokens_include_the_end_of_turn():
     tokenizer = cases.tokenizer()
     template = conversation.TEMPLATES["chatml"]
     stops = generator_lib.stop_tokens(tokenizer, template)

@@ -64,7 +64,7 @@ def test_choices_are_scored_as_answers_of_the_template():
     for decision in language.choose_answers(generator, items):
         for choice, found in zip(decision.question.choices, decision.likelihoods, strict=True):
             prompt = f"<|im_start|>user\n{decision.question.question}<|im_end|>\n"
-            system = f"<|im_start|>system\n{generator.reader.template.system}<|im_end|>\n"
+            system = f"<|im_start|>system\n{generator.processor.template.system}<|im_end|>\n"
             whole = cases.tokenizer()(f"{system}{prompt}<|im_start|>assistant\n").input_ids
             ids = cases.tokenizer()(choice).input_ids
             behind = naive_nats(generator, params, [*whole, *ids])

@@ -63,7 +63,7 @@ def test_long_texts_are_scored_in_windows_that_share_a_token():
     generator, params = make("plain", 4, short)
     text = "\n\n".join(PASSAGES)
     ids = cases.tokenizer()(text).input_ids
-    windows = generator.reader.windows(text)
+    windows = generator.processor.windows(text)
     assert len(windows) > 3
     assert all(2 <= len(window) < 20 for window in windows)
     assert [windows[0][0], *(token for window in windows for token in window[1:])] == ids

@@ -11,7 +11,7 @@ import pytest
 import tiny_model
 from tiny_model import VARIANTS
 
-from wings_jax.model import decoder, layout
+from wings_jax.model import decoder, layers, layout
 from wings_jax.model.wings import Wings
 
 ROWS = ["ttittitttttt", "tttttttttt", "itt|titt|tttt", "tttiitt"]
@@ -154,7 +154,7 @@ def test_scan_equals_a_loop_over_layers():
     rows = tiny_model.batch(ROWS)
     x0 = model.apply({"params": params}, rows.layout, rows.images, method=Wings.embed)
     arch = model.arch.decoder
-    table = decoder.rope_table(jnp.asarray(rows.layout.positions), arch.head_dim, arch.rope_theta)
+    table = layers.rope_table(jnp.asarray(rows.layout.positions), arch.head_dim, arch.rope_theta)
     around = decoder.LayerContext(
         table,
         layout.query_visibility(rows.layout),

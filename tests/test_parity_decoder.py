@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import hf_directories
 import jax
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from wings_jax.model import layout, presets, wings
-from wings_jax.weights import hf, store
+from wings_jax.weights import store
+
+torch = pytest.importorskip("torch")
 
 LENGTH = 230
 LLAMA3 = {
@@ -61,7 +63,7 @@ def test_logits_and_hidden_states(case: str, tmp_path):
     theirs = make_torch(case)
     theirs.save_pretrained(tmp_path / "hf", max_shard_size="60KB")
     arch = presets.decoder_from_hf(store.read_config(tmp_path / "hf"))
-    params = {"decoder": hf.load_llm(tmp_path / "hf", arch)}
+    params = {"decoder": hf_directories.load_llm(tmp_path / "hf", arch)}
 
     tokens = np.random.default_rng(0).integers(0, arch.vocab_size, (3, LENGTH))
     mask = np.ones_like(tokens)
@@ -99,7 +101,7 @@ def test_one_layer(case: str, tmp_path):
     theirs = make_torch(case)
     theirs.save_pretrained(tmp_path / "hf")
     arch = presets.decoder_from_hf(store.read_config(tmp_path / "hf"))
-    params = {"decoder": hf.load_llm(tmp_path / "hf", arch)}
+    params = {"decoder": hf_directories.load_llm(tmp_path / "hf", arch)}
     tokens = np.random.default_rng(1).integers(0, arch.vocab_size, (1, LENGTH))
     with torch.no_grad():
         wanted = theirs(torch.tensor(tokens), output_hidden_states=True).hidden_states[1].numpy()

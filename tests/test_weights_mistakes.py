@@ -5,25 +5,23 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
+from collections.abc import Callable
 
 import numpy as np
 import pytest
-import torch
 import weights_cases
 from weights_cases import LLM, VISION, run
 
 from wings_jax.model import parameters, presets
-from wings_jax.weights import exports, rules, store
+from wings_jax.weights import exports, safetensors_file, store
+from wings_jax.weights.tensors import LazyTensor, WeightsError
+
+torch = pytest.importorskip("torch")
 
 
 @pytest.fixture
 def sources() -> pathlib.Path:
     return weights_cases.sources()
-
-
-def broken(sources: pathlib.Path, name: str, tmp_path: pathlib.Path) -> pathlib.Path:
-    """Returns a copy of a source, to be spoiled."""
-    return shutil.copytree(sources / name, tmp_path / f"broken_{name}")
 
 
 def edit_config(directory: pathlib.Path, **entries) -> None:
@@ -37,8 +35,8 @@ def edit_tensor(directory: pathlib.Path, key: str, change) -> None:
     file = tensors[key].origin
     content = {k: np.asarray(t) for k, t in store.open_file(file).items()}
     content[key] = change(content[key])
-    store.write_file(
-        file, {k: rules.Tensor(a.shape, a.dtype, lambda a=a: a) for k, a in content.items()}
+    safetensors_file.write_safetensors(
+        file, {k: LazyTensor(a.shape, a.dtype, lambda a=a: a) for k, a in content.items()}
     )
 
 
@@ -48,117 +46,160 @@ def to_nan(array: np.ndarray) -> np.ndarray:
     return array
 
 
-def wrong_source(what: str, sources: pathlib.Path, tmp_path: pathlib.Path) -> tuple:
-    """Returns a command that reads a broken source, and what its message must name."""
-    out = ["--out", tmp_path / "out"]
-    if what == "family":
-        directory = broken(sources, "llm", tmp_path)
-        edit_config(directory, model_type="gpt2")
-        return ["import", "--llm", directory, *out], ["model_type 'gpt2'"]
-    if what == "tower as llm":
-        return ["import", "--llm", sources / "tower", *out], ["siglip_vision_model"]
-    if what == "llm as wings":
-        return ["import", "--wings", sources / "llm", *out], ["model_type 'qwen2' is none of"]
-    if what == "shard":
-        directory = broken(sources, "llm", tmp_path)
-        shard = sorted(directory.glob("*.safetensors"))[1]
-        shard.unlink()
-        return ["import", "--llm", directory, *out], [f"lacks the shard {shard.name}"]
-    if what == "truncated":
-        directory = broken(sources, "llm", tmp_path)
-        shard = sorted(directory.glob("*.safetensors"))[1]
-        shard.write_bytes(shard.read_bytes()[:-10])
-        return ["import", "--llm", directory, *out], [shard.name, "cut short"]
-    if what == "vocabulary":
-        directory = broken(sources, "llm", tmp_path)
-        edit_config(directory, vocab_size=321)
-        named = ["model.embed_tokens.weight is [320, 32]", "[321, 32]"]
-        return ["import", "--llm", directory, *out], named
-    if what == "rank":
-        directory = broken(sources, "wings_stage2", tmp_path)
-        edit_config(directory, lora_dim=64)
-        return ["import", "--wings", directory, *out], ["lora_dim 64", "4"]
-    if what == "one rank":
-        directory = broken(sources, "wings_stage2", tmp_path)
-        key = "model.layers.1.attn_pool.v_proj.0.weight"
-        edit_tensor(directory, key, lambda a: a[:3])
-        wings_there = ["import", "--wings", directory, "--vision", sources / "tower", *out]
-        return wings_there, [f"{key} is [3, 32]", "[4, 32]"]
-    if what == "nan":
-        directory = broken(sources, "llm", tmp_path)
-        key = "model.layers.1.mlp.up_proj.weight"
-        edit_tensor(directory, key, to_nan)
-        return ["import", "--llm", directory, *out], [f"{key} of", "NaN"]
-    directory = broken(sources, "llm", tmp_path)
-    if what == "no tokenizer":
-        (directory / "tokenizer.json").unlink()
-        return ["import", "--llm", directory, *out], ["no tokenizer", "give one with --tokenizer"]
-    assert what == "tokenizer too large"
+class Case:
+    """The sources and the working directory of one mistake."""
+
+    def __init__(self, tmp_path: pathlib.Path):
+        self.sources = weights_cases.sources()
+        self.tmp_path = tmp_path
+        self.out = ("--out", tmp_path / "out")
+
+    def broken(self, name: str) -> pathlib.Path:
+        """Returns a copy of a source, to be broken."""
+        return shutil.copytree(self.sources / name, self.tmp_path / f"broken_{name}")
+
+    def import_llm(self, directory: pathlib.Path, *flags: object) -> tuple:
+        return ("import", "--llm", directory, *self.out, *flags)
+
+    def import_wings(self, directory: pathlib.Path, *flags: object) -> tuple:
+        return ("import", "--wings", directory, *self.out, *flags)
+
+
+# Each case returns the command, and what its message must name.
+
+
+def case_family(case: Case) -> tuple:
+    directory = case.broken("llm")
+    edit_config(directory, model_type="gpt2")
+    return case.import_llm(directory), ["model_type 'gpt2'"]
+
+
+def case_tower_as_llm(case: Case) -> tuple:
+    return case.import_llm(case.sources / "tower"), ["siglip_vision_model"]
+
+
+def case_llm_as_wings(case: Case) -> tuple:
+    return case.import_wings(case.sources / "llm"), ["model_type 'qwen2' is not one of"]
+
+
+def case_missing_shard(case: Case) -> tuple:
+    directory = case.broken("llm")
+    shard = sorted(directory.glob("*.safetensors"))[1]
+    shard.unlink()
+    return case.import_llm(directory), [f"missing shards: {shard.name}"]
+
+
+def case_truncated_shard(case: Case) -> tuple:
+    directory = case.broken("llm")
+    shard = sorted(directory.glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-10])
+    return case.import_llm(directory), [shard.name, "cut short"]
+
+
+def case_vocabulary(case: Case) -> tuple:
+    directory = case.broken("llm")
+    edit_config(directory, vocab_size=321)
+    return case.import_llm(directory), ["model.embed_tokens.weight is [320, 32]", "[321, 32]"]
+
+
+def case_rank(case: Case) -> tuple:
+    directory = case.broken("wings_stage2")
+    edit_config(directory, lora_dim=64)
+    return case.import_wings(directory), ["lora_dim 64", "4"]
+
+
+def case_one_rank(case: Case) -> tuple:
+    directory = case.broken("wings_stage2")
+    key = "model.layers.1.attn_pool.v_proj.0.weight"
+    edit_tensor(directory, key, lambda a: a[:3])
+    command = case.import_wings(directory, "--vision", case.sources / "tower")
+    return command, [f"{key} is [3, 32]", "[4, 32]"]
+
+
+def case_nan(case: Case) -> tuple:
+    directory = case.broken("llm")
+    key = "model.layers.1.mlp.up_proj.weight"
+    edit_tensor(directory, key, to_nan)
+    return case.import_llm(directory), [f"{key} of", "NaN"]
+
+
+def case_no_tokenizer(case: Case) -> tuple:
+    directory = case.broken("llm")
+    (directory / "tokenizer.json").unlink()
+    return case.import_llm(directory), ["no tokenizer", "give one with --tokenizer"]
+
+
+def case_tokenizer_too_large(case: Case) -> tuple:
+    directory = case.broken("llm")
     edit_config(directory, vocab_size=200)
     for key in ("model.embed_tokens.weight", "lm_head.weight"):
         edit_tensor(directory, key, lambda a: a[:200])
-    return ["import", "--llm", directory, *out], ["has 259 tokens, the LLM's embedding 200"]
+    return case.import_llm(directory), ["has 259 tokens, the LLM's embedding 200"]
 
 
-def wrong_flag(what: str, sources: pathlib.Path, tmp_path: pathlib.Path) -> tuple:
-    """Returns a command whose parts do not fit together, and what its message must name."""
-    out = ["--out", tmp_path / "out"]
-    llm = ["import", "--llm", sources / "llm", *out]
-    if what == "llm as tower":
-        return [*llm, "--vision", sources / "llm"], ["qwen2", "no SigLIP or CLIP"]
-    if what == "projector":
-        torch.save({"mm_projector.0.weight": torch.zeros(32, 17)}, tmp_path / "p.bin")
-        named = ["p.bin reads features of width 17", "gives 16"]
-        return [*llm, "--vision", sources / "tower", "--projector", tmp_path / "p.bin"], named
-    if what == "tower width":
-        directory = broken(sources, "wings_stage2", tmp_path)
-        return ["import", "--wings", directory, "--vision", sources / "clip", *out], [
-            "vision_model"
-        ]
-    if what == "exists":
-        (tmp_path / "out").mkdir()
-        (tmp_path / "out" / "mine.txt").write_text("x")
-        return llm, ["out exists already"]
-    if what == "nowhere":
-        return ["import", "--llm", tmp_path / "nowhere", *out], ["--llm", "nowhere is not a dir"]
-    if what == "mesh":
-        return [*llm, "--mesh", "rows=2"], ["--mesh: 'rows=2'"]
-    if what == "template":
-        return [*llm, "--template", "haiku"], ["'haiku' is unknown"]
-    if what == "no checkpoint":
-        return ["export", "--checkpoint", tmp_path, "--format", "llm", *out], [
-            "holds no checkpoint"
-        ]
-    raise AssertionError(what)
+def case_llm_as_tower(case: Case) -> tuple:
+    command = case.import_llm(case.sources / "llm", "--vision", case.sources / "llm")
+    return command, ["qwen2", "SigLIP or CLIP"]
 
 
-SOURCES = """
-    family, tower as llm, llm as wings, shard, truncated, vocabulary, rank, one rank, nan,
-    no tokenizer, tokenizer too large
-"""
-FLAGS = """
-    llm as tower, projector, tower width, exists, nowhere, mesh, template, no checkpoint
-"""
-MISTAKES = {
-    name.strip(): maker
-    for text, maker in ((SOURCES, wrong_source), (FLAGS, wrong_flag))
-    for name in text.split(",")
-}
+def case_projector_of_another_tower(case: Case) -> tuple:
+    torch.save({"mm_projector.0.weight": torch.zeros(32, 17)}, case.tmp_path / "p.bin")
+    flags = ("--vision", case.sources / "tower", "--projector", case.tmp_path / "p.bin")
+    named = ["p.bin takes features of width 17", "has width 16"]
+    return case.import_llm(case.sources / "llm", *flags), named
 
 
-@pytest.mark.parametrize("what", MISTAKES)
-def test_mistakes(what: str, sources, tmp_path, capsys):
-    arguments, named = MISTAKES[what](what, sources, tmp_path)
+def case_tower_width(case: Case) -> tuple:
+    directory = case.broken("wings_stage2")
+    return case.import_wings(directory, "--vision", case.sources / "clip"), ["vision_model"]
+
+
+def case_output_exists(case: Case) -> tuple:
+    (case.tmp_path / "out").mkdir()
+    (case.tmp_path / "out" / "mine.txt").write_text("x")
+    return case.import_llm(case.sources / "llm"), ["out exists already"]
+
+
+def case_nowhere(case: Case) -> tuple:
+    named = ["--llm", "nowhere is not a directory"]
+    return case.import_llm(case.tmp_path / "nowhere"), named
+
+
+def case_mesh(case: Case) -> tuple:
+    return case.import_llm(case.sources / "llm", "--mesh", "rows=2"), ["--mesh: 'rows=2'"]
+
+
+def case_template(case: Case) -> tuple:
+    return case.import_llm(case.sources / "llm", "--template", "haiku"), ["'haiku'"]
+
+
+def case_no_checkpoint(case: Case) -> tuple:
+    command = ("export", "--checkpoint", case.tmp_path, "--format", "llm", *case.out)
+    return command, ["holds no checkpoint"]
+
+
+MISTAKES = [case for name, case in list(globals().items()) if name.startswith("case_")]
+
+
+def case_name(make_case: Callable) -> str:
+    return make_case.__name__.removeprefix("case_")
+
+
+@pytest.mark.parametrize("make_case", MISTAKES, ids=case_name)
+def test_mistakes_are_one_line(make_case: Callable, tmp_path, capsys):
+    arguments, named = make_case(Case(tmp_path))
     before = sorted(path for path in tmp_path.rglob("*"))
     with pytest.raises(SystemExit) as caught:
         run(*arguments)
     assert caught.value.code == 2
-    said = capsys.readouterr().err
-    message = said.strip().splitlines()[-1]
+
+    # One line names the culprit, and nothing was written.
+    output = capsys.readouterr().err
+    message = output.strip().splitlines()[-1]
     assert message.startswith("wings_jax.convert: ")
     for part in named:
         assert part in message, (part, message)
-    assert "Traceback" not in said
+    assert "Traceback" not in output
     assert sorted(path for path in tmp_path.rglob("*")) == before
 
 
@@ -171,7 +212,7 @@ def test_no_space_left(sources, tmp_path, monkeypatch, capsys):
     assert list(tmp_path.iterdir()) == []
 
 
-def exported(tmp_path: pathlib.Path, **changes) -> None:
+def export_release(**changes) -> None:
     """Tries to export a model with the arch's `changes` in the release's layout."""
     arch = presets.WingsArch(
         presets.decoder_from_hf({**LLM, "model_type": "qwen2"}),
@@ -190,20 +231,20 @@ def exported(tmp_path: pathlib.Path, **changes) -> None:
         ({"learner_layers": (1,)}, "on some layers only"),
         ({"router_positions": 64}, "reads 4096 positions, this model's 64"),
         ({"lora_rank": 2}, "LoRA is not merged"),
-        ({"prefix_length": 2}, "no place for decoder/layers/prefix"),
+        ({"prefix_length": 2}, "cannot hold decoder/layers/prefix"),
     ],
 )
-def test_what_the_release_cannot_hold(changes: dict, message: str, tmp_path):
-    with pytest.raises(rules.WeightsError, match=message):
-        exported(tmp_path, **changes)
+def test_what_the_release_cannot_hold(changes: dict, message: str):
+    with pytest.raises(WeightsError, match=message):
+        export_release(**changes)
 
 
-def test_a_prefix_has_no_place(tmp_path):
+def test_an_llm_cannot_hold_a_prefix():
     arch = presets.WingsArch(
         presets.decoder_from_hf({**LLM, "model_type": "qwen2"}), presets.VISION["siglip_base_224"]
     )
     shapes = parameters.abstract_params(arch)
     flat = {p: np.zeros(s.shape, s.dtype) for p, s in shapes.items() if p.startswith("decoder/")}
     flat["decoder/layers/prefix/k"] = np.zeros((2, 5, 2, 8), np.float32)
-    with pytest.raises(rules.WeightsError, match="no place for decoder/layers/prefix/k"):
+    with pytest.raises(WeightsError, match="cannot hold decoder/layers/prefix/k"):
         exports.as_llm(flat, arch)

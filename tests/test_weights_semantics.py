@@ -1,4 +1,4 @@
-"""The release's semantics: its visibility drawn by hand, its way through a config, and its leak."""
+"""The release's semantics: its visibility drawn by hand, its config key, and its leak."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from wings_jax.errors import UserError
 from wings_jax.model import decoder, layout, presets
 from wings_jax.weights import starting
 
-PICTURES = {
-    # drawn row: textual orders with a prompt length of 2 ('.' is never)
-    "ttttittt": ". . 0 1 . . . . 2 3 4",  # the prompt is left out, text is re-counted
+DRAWINGS = {
+    # row: from which position each slot is a visible textual key, prompt length 2 ('.' is never)
+    "ttttittt": ". . 0 1 . . . . 2 3 4",  # the prompt is left out, text is renumbered
     "titt": ". . . . . 0 1",  # the image stands within the prompt: text after it only
     "itt": "0 1 2 3 4 5",  # begins with an image: every slot, the image's too
     "tttt": "0 1 2 3",  # no image: every slot
@@ -30,13 +30,13 @@ PICTURES = {
 }
 
 
-@pytest.mark.parametrize("text", PICTURES)
-def test_orders_of_the_release(text: str):
+@pytest.mark.parametrize("text", DRAWINGS)
+def test_visibility_of_the_release(text: str):
     modality, segments = tiny_model.row(text, 12)
     rows = layout.make_layout(
         np.ones((1, 12), np.int32), modality[None], segments[None], prompt_length=2
     )
-    drawn = [layout.NEVER if mark == "." else int(mark) for mark in PICTURES[text].split()]
+    drawn = [layout.NEVER if mark == "." else int(mark) for mark in DRAWINGS[text].split()]
     drawn += [layout.NEVER] * (12 - len(drawn))
     np.testing.assert_array_equal(rows.visible_from[0, :, layout.TEXTUAL], drawn)
     visual = np.where(modality == layout.IMAGE, 0, layout.NEVER)
@@ -47,7 +47,7 @@ def test_orders_of_the_release(text: str):
     )
 
 
-def test_a_config_names_the_semantics():
+def test_semantics_of_a_config():
     config = config_lib.default()
     assert (
         starting.resolve_arch(config_lib.from_config_dict(config).model).semantics == presets.PAPER
@@ -62,7 +62,7 @@ def test_a_config_names_the_semantics():
         config_lib.from_config_dict(config)
 
 
-def test_batches_carry_the_orders(tmp_path):
+def test_batches_have_the_visibility(tmp_path):
     records = tiny_data.write_records(tmp_path, 6)
     file = tiny_data.write_json(tmp_path / "data.json", records)
     for prompt_length in (None, 3):
@@ -81,8 +81,8 @@ FLOOR = math.log(SYMBOLS)
 def train(arch: presets.WingsArch, seed: jax.Array) -> jax.Array:
     """Returns the loss of each step on fresh rows 'ttt[image]' + 12 random symbols.
 
-    No step sees a row twice, so every loss is a held-out one; no model that is given only the
-    past can fall below the entropy of a symbol.
+    No row is repeated, so every loss is a held-out one; no causal model can reach a loss below the
+    entropy of a symbol.
     """
     modality, segments = tiny_model.row("ttti" + "t" * 12, 3 + tiny_model.P + 12)
     shape = (ROWS, len(modality))
@@ -93,7 +93,7 @@ def train(arch: presets.WingsArch, seed: jax.Array) -> jax.Array:
         prompt_length=arch.semantics.prompt_length,
     )
     module = decoder.Decoder(arch)
-    first = 3 + tiny_model.P - 1  # the last image slot is asked for the first symbol
+    first = 3 + tiny_model.P - 1  # the last image slot predicts the first symbol
 
     def run(module, tokens, features):
         x0 = jnp.where((slots.modality == layout.IMAGE)[..., None], features, module.embed(tokens))
@@ -107,12 +107,12 @@ def train(arch: presets.WingsArch, seed: jax.Array) -> jax.Array:
         return optax.softmax_cross_entropy_with_integer_labels(logits[:, first:-1], wanted).mean()
 
     tokens, features = jnp.zeros(shape, jnp.int32), jnp.zeros((*shape, arch.decoder.hidden_size))
-    made = jax.eval_shape(nn.init(run, module), jax.random.key(0), tokens, features)["params"]
+    shapes = jax.eval_shape(nn.init(run, module), jax.random.key(0), tokens, features)["params"]
     params = {
         path: jnp.ones(x.shape)
         if path.endswith("scale")
         else 0.1 * jax.random.normal(jax.random.fold_in(jax.random.key(seed), number), x.shape)
-        for number, (path, x) in enumerate(tree.flatten(nn.unbox(made)).items())
+        for number, (path, x) in enumerate(tree.flatten(nn.unbox(shapes)).items())
     }
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adam(5e-3))
 
@@ -128,10 +128,10 @@ def train(arch: presets.WingsArch, seed: jax.Array) -> jax.Array:
 
 @pytest.mark.slow
 def test_the_release_leaks_and_the_paper_does_not():
-    """Answers of random symbols: whoever does better than chance has seen the future."""
-    both = {"learners": tiny_model.BOTH, "router": True, "rank": 16}
-    paper = tiny_model.arch(**both)
-    release = tiny_model.arch(**both, gain=2.0, semantics=presets.release_semantics(3))
+    """Answers of random symbols: only attending to the future gives a loss below chance."""
+    arguments = {"learners": tiny_model.BOTH, "router": True, "rank": 16}
+    paper = tiny_model.arch(**arguments)
+    release = tiny_model.arch(**arguments, gain=2.0, semantics=presets.release_semantics(3))
     best = {
         name: float(train(arch, 0).reshape(-1, 20).mean(1).min())
         for name, arch in {"paper": paper, "release": release}.items()

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import pathlib
+from collections.abc import Callable
 
 import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-import torch
 
 from wings_jax import files
 from wings_jax.errors import UserError
-from wings_jax.weights import rules, store
+from wings_jax.weights import safetensors_file, store
+from wings_jax.weights.tensors import LazyTensor, WeightsError
 
 
 def arrays() -> dict[str, np.ndarray]:
@@ -28,8 +31,8 @@ def arrays() -> dict[str, np.ndarray]:
     }
 
 
-def lazily(content: dict[str, np.ndarray]) -> dict[str, rules.Tensor]:
-    return {k: rules.Tensor(a.shape, a.dtype, lambda a=a: a) for k, a in content.items()}
+def lazily(content: dict[str, np.ndarray]) -> dict[str, LazyTensor]:
+    return {k: LazyTensor(a.shape, a.dtype, lambda a=a: a) for k, a in content.items()}
 
 
 def assert_same(tensors: dict, content: dict[str, np.ndarray]) -> None:
@@ -46,7 +49,7 @@ def test_reads_what_the_library_writes(tmp_path):
 
 
 def test_the_library_reads_what_we_write(tmp_path):
-    store.write_file(tmp_path / "a.safetensors", lazily(arrays()))
+    safetensors_file.write_safetensors(tmp_path / "a.safetensors", lazily(arrays()))
     assert_same(safetensors.numpy.load_file(tmp_path / "a.safetensors"), arrays())
     assert [file.name for file in tmp_path.iterdir()] == ["a.safetensors"]
 
@@ -62,6 +65,7 @@ def test_shards_and_their_index(tmp_path):
 
 
 def test_torch_files_hold_tensors_only(tmp_path):
+    torch = pytest.importorskip("torch")
     content = {"a": torch.randn(3, 2), "b": torch.randn(4).to(torch.bfloat16)}
     torch.save(content, tmp_path / "mm_projector.bin")
     tensors = store.open_tensors(tmp_path)
@@ -70,7 +74,7 @@ def test_torch_files_hold_tensors_only(tmp_path):
         np.asarray(tensors["b"]).astype(np.float32), content["b"].float().numpy()
     )
     torch.save({"a": Evil()}, tmp_path / "mm_projector.bin")
-    with pytest.raises(rules.WeightsError, match=r"mm_projector\.bin holds more than tensors"):
+    with pytest.raises(WeightsError, match=r"mm_projector\.bin holds more than tensors"):
         store.open_tensors(tmp_path)
 
 
@@ -81,65 +85,80 @@ class Evil:
         return (print, ("this must never be printed",))
 
 
-def spoil(tmp_path, what: str) -> str:
-    """Breaks a sharded checkpoint in one way; returns what the message must say."""
-    files = store.write_shards(tmp_path, lazily(arrays()), max_bytes=70)
-    first, second, index = files[0], files[1], files[-1]
-    if what == "missing":
-        second.unlink()
-        return f"lacks the shard {second.name}"
-    if what == "missing without index":
-        second.unlink()
-        index.unlink()
-        return f"lacks the shard {second.name}"
-    if what == "truncated":
-        first.write_bytes(first.read_bytes()[:-1])
-        return f"{first.name} is cut short"
-    if what == "truncated header":
-        first.write_bytes(first.read_bytes()[:20])
-        return f"{first.name} is not a safetensors file, or is cut short"
-    if what == "other file":
-        first.write_text("version https://example.org/spec/v1 " * 9)
-        return f"{first.name} is not a safetensors file"
-    if what == "header":
-        first.write_bytes(first.read_bytes()[:8] + b"?" * 2000)
-        return f"{first.name} has a header that is not JSON"
-    if what == "index":
-        index.write_text("{")
-        return "is not a weight index"
-    content = json.loads(index.read_text())
-    content["weight_map"]["ghost"] = first.name
-    index.write_text(json.dumps(content))
-    return "promises ghost"
+@dataclasses.dataclass
+class Shards:
+    """Two of the shards of a checkpoint, and its index."""
+
+    first: pathlib.Path
+    second: pathlib.Path
+    index: pathlib.Path
 
 
-@pytest.mark.parametrize(
-    "what",
-    [
-        "missing",
-        "missing without index",
-        "truncated",
-        "truncated header",
-        "other file",
-        "header",
-        "index",
-        "ghost",
-    ],
-)
-def test_broken_checkpoints_are_named(what: str, tmp_path):
-    message = spoil(tmp_path, what)
-    with pytest.raises(rules.WeightsError) as caught:
+# Each function breaks the checkpoint in one way and returns what the message must contain.
+
+
+def break_missing(shards: Shards) -> str:
+    shards.second.unlink()
+    return f"missing shards: {shards.second.name}"
+
+
+def break_missing_without_index(shards: Shards) -> str:
+    shards.second.unlink()
+    shards.index.unlink()
+    return f"missing shards: {shards.second.name}"
+
+
+def break_truncated(shards: Shards) -> str:
+    shards.first.write_bytes(shards.first.read_bytes()[:-1])
+    return f"{shards.first.name} is cut short"
+
+
+def break_truncated_header(shards: Shards) -> str:
+    shards.first.write_bytes(shards.first.read_bytes()[:20])
+    return f"{shards.first.name} is not a safetensors file, or is cut short"
+
+
+def break_other_file(shards: Shards) -> str:
+    shards.first.write_text("some other kind of file " * 9)
+    return f"{shards.first.name} is not a safetensors file"
+
+
+def break_header(shards: Shards) -> str:
+    shards.first.write_bytes(shards.first.read_bytes()[:8] + b"?" * 2000)
+    return f"{shards.first.name} has a header that is not JSON"
+
+
+def break_index(shards: Shards) -> str:
+    shards.index.write_text("{")
+    return "is not a weight index"
+
+
+def break_ghost(shards: Shards) -> str:
+    content = json.loads(shards.index.read_text())
+    content["weight_map"]["ghost"] = shards.first.name
+    shards.index.write_text(json.dumps(content))
+    return "lists ghost, which no shard holds"
+
+
+BREAKS = [function for name, function in list(globals().items()) if name.startswith("break_")]
+
+
+@pytest.mark.parametrize("break_checkpoint", BREAKS, ids=lambda function: function.__name__)
+def test_broken_checkpoints_are_named(break_checkpoint: Callable, tmp_path):
+    written = store.write_shards(tmp_path, lazily(arrays()), max_bytes=70)
+    message = break_checkpoint(Shards(written[0], written[1], written[-1]))
+    with pytest.raises(WeightsError) as caught:
         store.open_tensors(tmp_path)
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_nothing_there(tmp_path):
-    with pytest.raises(rules.WeightsError, match="holds no weights"):
+    with pytest.raises(WeightsError, match="holds no weights"):
         store.open_tensors(tmp_path)
-    with pytest.raises(rules.WeightsError, match="does not exist"):
+    with pytest.raises(WeightsError, match="does not exist"):
         store.open_tensors(tmp_path / "nowhere")
-    with pytest.raises(rules.WeightsError, match=r"cannot read .*config\.json"):
+    with pytest.raises(WeightsError, match=r"cannot read .*config\.json"):
         store.read_config(tmp_path)
 
 

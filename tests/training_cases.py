@@ -12,6 +12,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 
+import hf_directories
 import jax
 import tiny_model
 
@@ -22,7 +23,7 @@ from wings_jax.model import presets
 from wings_jax.model.wings import Wings
 from wings_jax.scenes import dataset
 from wings_jax.training import loop, start
-from wings_jax.weights import hf, starting
+from wings_jax.weights import starting
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 if str(ROOT) not in sys.path:  # `configs` is no part of the installed package
@@ -35,7 +36,7 @@ STAGES = {"stage1": stage1.get_config, "stage2": stage2.get_config}
 def folder(layers: int = 2) -> pathlib.Path:
     """Returns a folder with `llm` of so many layers, `vision` (Hugging Face layout), `scenes`."""
     root = pathlib.Path(tempfile.mkdtemp(prefix="wings-tests-"))
-    tokenizer = starting.folder("tiny", "llm")
+    tokenizer = starting.base_directory("tiny", "llm")
     vocabulary = len(json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"]) + 3
     decoder = dataclasses.replace(
         tiny_model.DECODER, vocab_size=-(-vocabulary // 8) * 8, num_layers=layers
@@ -44,8 +45,8 @@ def folder(layers: int = 2) -> pathlib.Path:
         tiny_model.VISION, image_size=64, patch_size=16, num_layers=2, feature_layer=-1
     )
     params = tiny_model.init(Wings(presets.WingsArch(decoder, vision)), scale=0.05)
-    hf.save_llm(params["decoder"], decoder, root / "llm", tokenizer=tokenizer)
-    hf.save_vision(params["vision"], vision, root / "vision")
+    hf_directories.save_llm(params["decoder"], decoder, root / "llm", tokenizer=tokenizer)
+    hf_directories.save_vision(params["vision"], vision, root / "vision")
     dataset.write_scenes(root / "scenes", SETTINGS)
     return root
 
@@ -67,7 +68,7 @@ def tree_of(stage: str, **changes) -> config_lib.Config:
         "data__sources__scenes__path": str(folder() / "scenes" / file),
         "data__sources__scenes__images": str(folder() / "scenes/images"),
         "batch_size": 8,
-        "optimizer__kind": "adamw",
+        "optimizer__name": "adamw",
         "steps": 5,
         "init_from": "",
         **changes,

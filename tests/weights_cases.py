@@ -1,4 +1,4 @@
-"""Small checkpoints as PyTorch users have them, made once, and the command line in this process."""
+"""Small checkpoints as PyTorch users have them, written once; `convert` within this process."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import ml_dtypes
 import numpy as np
 import pytest
 import tokenizers
-import torch
 import transformers
 
 from wings_jax import cli, convert
 from wings_jax.model import parameters, presets
-from wings_jax.weights import exports, hf, release, rules, store
+from wings_jax.weights import exports, hf, release, store, transfer
+
+torch = pytest.importorskip("torch")
 
 RANK = 4
 LLM = {
@@ -64,6 +65,8 @@ def sources() -> pathlib.Path:
     """llm, tower, clip (bfloat16), and release checkpoints of both stages and of LLaVA."""
     root = pathlib.Path(tempfile.mkdtemp())
     atexit.register(shutil.rmtree, root)
+
+    # Hugging Face models.
     config = transformers.Qwen2Config(**LLM, tie_word_embeddings=False)
     save_random(transformers.Qwen2ForCausalLM(config), root / "llm", max_shard_size="20KB")
     save_tokenizer(root / "llm")
@@ -73,6 +76,8 @@ def sources() -> pathlib.Path:
         transformers.CLIPVisionConfig(**VISION | {"hidden_size": 8})
     )
     save_random(clip, root / "clip")
+
+    # Checkpoints of the release, from the same LLM and tower.
     for name, entries in {
         "wings_stage2": {"learners": ("visual", "textual"), "router": True},
         "wings_stage1": {"learners": ("visual",)},
@@ -92,7 +97,7 @@ def save_release(root: pathlib.Path, name: str, **entries) -> None:
         path: rng.normal(0, 0.2, struct.shape).astype(ml_dtypes.bfloat16)
         for path, struct in parameters.abstract_params(arch).items()
     }
-    tensors = rules.export_tree(release.release_rules(arch), flat)
+    tensors = transfer.export_tree(release.release_rules(arch), flat)
     if entries.get("learners") == ("visual",):
         tensors |= {k.replace("attn_pool", "attn_t_pool"): t for k, t in tensors.items()}
     family = "wings_qwen2" if entries else "llava_qwen2"

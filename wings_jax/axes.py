@@ -1,13 +1,14 @@
-"""The alphabet of dimensions, the mesh, and the one table that joins them.
+"""The alphabet of dimensions, the device mesh, and the logical axis rules that join them.
 
-Einsums, docstrings, sharding rules and weight patterns all speak this alphabet:
+Einsums, docstrings, sharding rules and weight patterns all use this alphabet:
 
     B batch         T query slots    S key slots      D model width    N query heads
     K kv heads      G = N / K        H head width     F ffn width      V vocabulary
     R rank          L layers         E vision width   P patches/image  I images/row
     M learners      C probe channels
 
-Capitals are sizes; lower-case nouns are arrays.
+Capitals are sizes; lower-case nouns are arrays. A parameter's dimensions are its logical axes;
+RULES map them to mesh axes.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ MESH_AXES = ("data", "fsdp", "tensor")
 
 Tree = TypeVar("Tree")
 
-# Logical dimension -> mesh axes. A dimension that is not listed is replicated.
+# Logical axis -> mesh axes over which it is sharded. An axis that is not listed is replicated.
 RULES: tuple[tuple[str, str | tuple[str, ...]], ...] = (
     ("B", ("data", "fsdp")),
     ("D", "fsdp"),
@@ -39,7 +40,7 @@ RULES: tuple[tuple[str, str | tuple[str, ...]], ...] = (
 
 
 class MeshError(UserError):
-    """A mesh that does not fit the devices or the model."""
+    """The mesh does not fit the devices, the model or the batch."""
 
 
 def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -50,19 +51,28 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [int(shape.get(axis, 1)) for axis in MESH_AXES]
-    asked = " x ".join(f"{a}={s}" for a, s in zip(MESH_AXES, sizes, strict=True))
-    if sizes.count(-1) > 1 or any(s == 0 or s < -1 for s in sizes):
-        raise MeshError(f"mesh {asked}: sizes are positive, and at most one is -1")
-    known = int(np.prod([s for s in sizes if s > 0]))
+    shown = " x ".join(f"{axis}={size}" for axis, size in zip(MESH_AXES, sizes, strict=True))
+    if sizes.count(-1) > 1 or any(size == 0 or size < -1 for size in sizes):
+        raise MeshError(f"mesh {shown}: sizes are positive, and at most one is -1")
+
+    known = int(np.prod([size for size in sizes if size > 0]))
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
     if int(np.prod(sizes)) != len(devices):
-        raise MeshError(f"mesh {asked} does not fit {len(devices)} device(s)")
+        raise MeshError(f"mesh {shown} does not fit {len(devices)} device(s)")
+
     return jax.make_mesh(sizes, MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
 def parse_mesh(text: str, *, flag: str = "--mesh") -> dict[str, int]:
-    """Returns the sizes that a flag says, e.g. of `fsdp=4,tensor=2`. Raises MeshError naming it."""
+    """Returns the size of each mesh axis in a flag's value.
+
+    >>> parse_mesh("fsdp=4,tensor=2")
+    {'fsdp': 4, 'tensor': 2}
+
+    Raises:
+      MeshError: naming the flag, where the text has another form.
+    """
     sizes = {}
     for part in text.split(","):
         axis, _, size = part.partition("=")
@@ -73,72 +83,91 @@ def parse_mesh(text: str, *, flag: str = "--mesh") -> dict[str, int]:
 
 
 def spec_of(dims: Sequence[str | None]) -> PartitionSpec:
-    """Returns the mesh axes of an array whose dimensions carry these letters."""
+    """Returns the partition spec of an array with these logical axes.
+
+    >>> spec_of(["L", "D", "N", "H"])
+    PartitionSpec(None, 'fsdp', 'tensor', None)
+    """
     return nn.logical_to_mesh_axes(tuple(dims), RULES)
 
 
 def sharding_of(mesh: Mesh, dims: Sequence[str | None]) -> NamedSharding:
-    """Returns the sharding of an array whose dimensions carry these letters."""
+    """Returns the sharding of an array with these logical axes (None: replicated)."""
     return NamedSharding(mesh, spec_of(dims))
 
 
 def constrain(array: jax.Array, dims: str) -> jax.Array:
-    """Returns `array`, asked to lie as the letters say; unchanged where no mesh is set."""
+    """Returns `array` with a sharding constraint for these logical axes, e.g. "BTD".
+
+    Without a mesh in the context it is returned as it is.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return array
     return jax.lax.with_sharding_constraint(array, spec_of(tuple(dims)))
 
 
 def shard_leading_axis(tree: Tree, mesh: Mesh | None, letters: str = "B") -> Tree:
-    """Returns arrays whose first dimension carries these letters, asked to lie on the mesh so.
+    """Returns arrays with a sharding constraint for the logical axes of their first dimension.
 
-    Several letters are dimensions merged into one, e.g. "BK" for [B*K,S,H]. Where the mesh does
-    not divide a size, its first axes are left out: a single row lies on every device of `data`.
-    Without a mesh nothing is asked.
+    Several letters are axes merged into one dimension, e.g. "BK" for [B*K,S,H]. Where the mesh
+    axes do not divide a size, the first of them are left out: a single row is replicated over
+    `data`. Without a mesh the arrays are returned as they are.
     """
     if mesh is None:
         return tree
-    over = tuple(axis for letter in letters for axis in _axes_of(letter))
-    fewer = [over[first:] for first in range(len(over) + 1)]
 
-    def put(array: jax.Array) -> jax.Array:
-        fits = next(some for some in fewer if array.shape[0] % _parts(mesh.shape, some) == 0)
+    # All mesh axes of the letters, then without the first, without the first two, ...
+    mesh_axes = tuple(axis for letter in letters for axis in _axes_of(letter))
+    candidates = [mesh_axes[first:] for first in range(len(mesh_axes) + 1)]
+
+    def constrain_array(array: jax.Array) -> jax.Array:
+        fits = next(c for c in candidates if array.shape[0] % _num_shards(mesh.shape, c) == 0)
         sharding = NamedSharding(mesh, PartitionSpec(fits or None))
         return jax.lax.with_sharding_constraint(array, sharding)
 
-    return jax.tree.map(put, tree)
+    return jax.tree.map(constrain_array, tree)
 
 
 def check_hosts(mesh: Mesh, rows: int) -> None:
-    """Raises MeshError unless each host holds a part of its own of a batch of so many rows."""
-    places = sharding_of(mesh, ("B",)).devices_indices_map((rows,))
-    by_host: dict[int, set[int]] = {}
-    for device, (span,) in places.items():
-        by_host.setdefault(device.process_index, set()).update(range(*span.indices(rows)))
-    if any(len(mine) * len(by_host) != rows for mine in by_host.values()):
-        counts = ", ".join(str(len(mine)) for _, mine in sorted(by_host.items()))
+    """Checks that every host holds an equal and disjoint part of a batch of `rows` rows.
+
+    Raises:
+      MeshError: naming how many rows each host would hold.
+    """
+    slices = sharding_of(mesh, ("B",)).devices_indices_map((rows,))
+    rows_by_host: dict[int, set[int]] = {}
+    for device, (span,) in slices.items():
+        rows_by_host.setdefault(device.process_index, set()).update(range(*span.indices(rows)))
+
+    if any(len(held) * len(rows_by_host) != rows for held in rows_by_host.values()):
+        counts = ", ".join(str(len(held)) for _, held in sorted(rows_by_host.items()))
         raise MeshError(
-            f"mesh: of a batch of {rows} the hosts would hold {counts} rows, some the same ones: "
-            "tensor must not reach over hosts, and each needs as many devices"
+            f"mesh: of a batch of {rows} rows the hosts would hold {counts}, some of them twice: "
+            "the tensor axis must not span hosts, and every host needs the same number of devices"
         )
 
 
-def _axes_of(letter: str) -> tuple[str, ...]:
-    found = dict(RULES).get(letter, ())
-    return (found,) if isinstance(found, str) else found
-
-
-def _parts(mesh_shape: Mapping[str, int], over: Sequence[str]) -> int:
-    return int(np.prod([mesh_shape.get(axis, 1) for axis in over]))
-
-
 def check_divides(mesh_shape: Mapping[str, int], dims: Mapping[str, int]) -> None:
-    """Raises MeshError naming every dimension (letter -> size) its mesh axes do not divide."""
+    """Checks that the mesh axes of every dimension (letter -> size) divide its size.
+
+    Raises:
+      MeshError: naming every dimension for which they do not.
+    """
     wrong = []
     for letter, size in dims.items():
-        over = _axes_of(letter)
-        parts = _parts(mesh_shape, over)
-        if size % parts:
-            wrong.append(f"{letter}={size} over {' x '.join(over)}={parts}")
+        mesh_axes = _axes_of(letter)
+        shards = _num_shards(mesh_shape, mesh_axes)
+        if size % shards:
+            wrong.append(f"{letter}={size} over {' x '.join(mesh_axes)}={shards}")
     if wrong:
         raise MeshError("the mesh does not divide " + ", ".join(wrong))
+
+
+def _axes_of(letter: str) -> tuple[str, ...]:
+    """Returns the mesh axes over which a logical axis is sharded."""
+    mesh_axes = dict(RULES).get(letter, ())
+    return (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes
+
+
+def _num_shards(mesh_shape: Mapping[str, int], mesh_axes: Sequence[str]) -> int:
+    return int(np.prod([mesh_shape.get(axis, 1) for axis in mesh_axes]))

@@ -2,8 +2,8 @@
 
     python -m wings_jax.chat --checkpoint runs/stage2
 
-Answers are shown as they are written; Ctrl-C stops the answer, not the chat. What was read or
-said before is not read again.
+Answers are shown while they are generated. Ctrl-C stops the answer, not the chat. The KV cache of
+earlier turns is reused. `run(model)` starts the same chat from Python.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ from wings_jax import cli
 from wings_jax.errors import UserError
 from wings_jax.inference import flags as flags_lib
 from wings_jax.inference.chat import Chat
+from wings_jax.inference.generator import Generator
 
+PROGRAM = "python -m wings_jax.chat"
 HELP = """\
-/image FILE   attach a picture to the next question (again for several)
-/undo         take back the last question and its answer
-/reset        begin anew
+/image FILE   attach an image to the next question (again for several)
+/undo         remove the last question and its answer
+/reset        start a new conversation
 /save FILE    write the conversation as LLaVA JSON
 /help         this text
-/quit         leave (so does Ctrl-D)"""
+/quit         end the chat (so does Ctrl-D)"""
 
 
 class Terminal:
-    """The chat's commands; each is a method that gets what follows it on the line."""
+    """The chat's commands; each is a method that gets the rest of its line."""
 
     def __init__(self, chat: Chat):
         self.chat = chat
-        self.paths: list[str] = []
-        self.waiting: list[str] = []
+        self.paths: list[str] = []  # of the images in the conversation
+        self.attached: list[str] = []  # of the next question's images
         self.commands = {
             "/image": self.image,
             "/undo": self.undo,
@@ -44,8 +46,8 @@ class Terminal:
             "/help": lambda _: print(HELP),
         }
 
-    def read(self, line: str) -> None:
-        """Does what a line says."""
+    def handle(self, line: str) -> None:
+        """Runs a command, or asks a question. Raises UserError for a mistake."""
         name, _, rest = line.strip().partition(" ")
         if not name:
             return
@@ -54,43 +56,44 @@ class Terminal:
         elif name in self.commands:
             self.commands[name](rest.strip())
         else:
-            raise UserError(f"{name} is no command; /help lists them")
+            raise UserError(f"{name} is not a command; /help lists them")
 
     def ask(self, text: str) -> None:
-        """Prints the answer as it is written; Ctrl-C ends it."""
-        started, first = time.perf_counter(), 0.0
-        answer = self.chat.ask(text, self.waiting)
+        """Prints the answer while it is generated; Ctrl-C ends it."""
+        started, first_text = time.perf_counter(), 0.0
+        answer = self.chat.ask(text, self.attached)
+        note = ""
         try:
             for piece in answer:
-                first = first or time.perf_counter() - started
+                first_text = first_text or time.perf_counter() - started
                 print(piece, end="", flush=True)
-            note = ""
         except KeyboardInterrupt:
             answer.close()
             note = " (stopped)"
-        self.paths += self.waiting
-        self.waiting = []
-        print(
-            f"\n\033[2m[{self.chat.read} slots read, first word after {first:.2f} s]{note}\033[0m"
-        )
+
+        self.paths += self.attached
+        self.attached = []
+        slots = self.chat.computed_slots
+        status = f"[{slots} prompt slots computed, first text after {first_text:.2f} s]{note}"
+        print(f"\n\033[2m{status}\033[0m")
 
     def image(self, path: str) -> None:
-        """Attaches a picture to the next question."""
+        """Attaches an image to the next question."""
         if not path:
             raise UserError("/image needs a file")
         self.chat.check_image(path)
-        self.waiting.append(path)
-        print(f"attached: {', '.join(self.waiting)}")
+        self.attached.append(path)
+        print(f"attached: {', '.join(self.attached)}")
 
     def undo(self, _: str) -> None:
-        """Takes back the last question and its answer."""
+        """Removes the last question and its answer."""
         self.chat.undo()
         self.paths = self.paths[: len(self.chat.images)]
 
     def reset(self, _: str) -> None:
-        """Begins anew."""
+        """Starts a new conversation."""
         self.chat.reset()
-        self.paths, self.waiting = [], []
+        self.paths, self.attached = [], []
 
     def save(self, path: str) -> None:
         """Writes the conversation as a record of LLaVA JSON."""
@@ -99,6 +102,7 @@ class Terminal:
         file = pathlib.Path(path)
         if file.exists():
             raise UserError(f"/save: {file} exists")
+
         record = {"id": file.stem, "image": self.paths, "conversations": self.chat.turns}
         try:
             file.write_text(json.dumps([record], ensure_ascii=False, indent=1) + "\n")
@@ -107,16 +111,17 @@ class Terminal:
         print(f"saved: {file}")
 
 
-def main() -> None:
-    """Chats until the end of input."""
-    parser = argparse.ArgumentParser(prog="wings_jax.chat", description="A chat in the terminal.")
-    flags_lib.add_flags(parser)
-    flags = parser.parse_args()
-    generator = flags_lib.open_generator(flags, rows=1)
-    terminal = Terminal(generator.chat(system=flags.system))
-    with contextlib.suppress(ImportError):  # line editing and a history, where there is any
+def run(model: Generator, *, system: str = "") -> None:
+    """Chats on standard input and output until the end of input or /quit.
+
+    Args:
+      system: the system text; by default the template's.
+    """
+    terminal = Terminal(model.chat(system=system))
+    with contextlib.suppress(ImportError):  # line editing and a history, where there is readline
         importlib.import_module("readline")
     print(HELP)
+
     while True:
         try:
             line = input("\nyou> ")
@@ -126,13 +131,26 @@ def main() -> None:
         except EOFError:
             print()
             return
+
         if line.strip() in ("/quit", "/exit"):
             return
         try:
-            terminal.read(line)
+            terminal.handle(line)
         except UserError as error:
             print(error)
 
 
+def main() -> None:
+    """Chats with the model of the command line."""
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description=f"{__doc__}\nIn the chat:\n\n{HELP}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    flags_lib.add_flags(parser)
+    arguments = parser.parse_args()
+    run(flags_lib.open_generator(arguments, rows=1), system=arguments.system)
+
+
 if __name__ == "__main__":
-    cli.run_main("wings_jax.chat", main)
+    cli.run_main(PROGRAM, main)

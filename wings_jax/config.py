@@ -1,13 +1,18 @@
-"""The typed tree that `configs/*.py` fill, and its validation.
+"""The typed tree that `configs/*.py` fill.
 
-`default()` gives it as a ConfigDict to edit; `typed()` turns an edited one into these frozen
-dataclasses, and says by name which key is wrong. Nothing below the entry points sees a
-ConfigDict, and `Config` itself stops at them.
+`default()` returns it as a ConfigDict to edit; `from_config_dict()` turns an edited one into these
+frozen dataclasses and names the key that is wrong. Nothing below the entry points uses a
+ConfigDict. The string below a field is its documentation; `field_docs` reads it.
 """
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import functools
+import inspect
+import logging
+import textwrap
 import types
 import typing
 from collections.abc import Mapping
@@ -15,108 +20,136 @@ from typing import Any
 
 from ml_collections import config_dict
 
+from wings_jax import config_checks
 from wings_jax.data.settings import DataConfig
 from wings_jax.data.settings import SourceConfig as SourceConfig  # exported with the others
 from wings_jax.errors import UserError
-from wings_jax.model import attention, decoder, vision
-
-DTYPES = ("float32", "bfloat16")
-SEMANTICS = ("paper", "release")
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Which model is built. The wings' fields are those of `presets.WingsArch`.
-
-    llm, vision   a preset's name (`presets.DECODERS`, `presets.VISION`), a folder with a Hugging
-                  Face `config.json`, or `tiny` for the base that ships with the package
-    semantics     `paper`, or `release` to go on from the authors' checkpoint (docs/fidelity.md)
-    prompt_length   of the release's semantics: slots of its system prompt and user header
-    """
+    """Which model is built: an LLM, a vision tower, and what Wings or a baseline adds to them."""
 
     llm: str = "tiny"
+    """A preset of `presets.DECODERS`, a Hugging Face directory, or tiny (ships with the package)."""
     vision: str = "tiny"
+    """A preset of `presets.VISION`, a Hugging Face directory, or tiny (ships with the package)."""
     projector: str = "mlp2x_gelu"
+    """From image features to the LLM's width: mlp2x_gelu (two layers) or linear."""
     learners: tuple[str, ...] = ()
+    """Wings beside the main attention: visual, textual, both in this order, or none."""
     router: bool = False
+    """Whether a router weights the two learners; without, each is added with weight 1."""
     rank: int = 64
+    """Rank R of the learners' low-rank projections."""
     learner_layers: tuple[int, ...] = ()
+    """Layers that have learners, from 0; () for all of them."""
     gain: float = 1.0
+    """Factor on the routed sum of the learners: 1 is the paper's equation 5, 2 the release's."""
     semantics: str = "paper"
+    """Which visibility the learners have: paper, or release as the authors' checkpoint needs it."""
     prompt_length: int = 14
+    """Release semantics only: slots of its system prompt and user header."""
     router_positions: int = 4096
+    """Longest sequence that the router can weight; it reads the attention row of all slots."""
     lora_rank: int = 0
+    """Rank of LoRA on the LLM's projections; 0 for none."""
     lora_alpha: float = 16.0
-    lora_targets: tuple[str, ...] = ("q", "k", "v", "o", "gate", "up", "down")
+    """LoRA's update is multiplied by lora_alpha / lora_rank."""
+    lora_targets: tuple[str, ...] = config_checks.LORA_TARGETS
+    """Projections that have LoRA, of q, k, v, o, gate, up, down."""
     prefix_length: int = 0
+    """Trained keys and values in every layer (prefix tuning); 0 for none."""
 
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW with a learning rate per parameter group; 0 freezes the group.
-
-    kind             'adamw', or 'muon': orthogonalised updates for matrices, AdamW for the rest;
-                     it learns in fewer steps where there are only a few hundred
-    groups           name -> regular expression over parameter paths (first match wins)
-    learning_rates   name -> peak learning rate
-    no_decay         regular expression of the paths without weight decay
-    accumulation     micro-batches per step; they share one global mean over targets
-    """
+    """The optimizer, with a learning rate per parameter group; 0 freezes the group."""
 
     groups: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """Group -> regular expression over whole parameter paths; the first match wins."""
     learning_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    kind: str = "adamw"
+    """Group -> peak learning rate; 0 freezes the group."""
+    name: str = "adamw"
+    """adamw; or muon: orthogonalized updates for matrices (fewer steps suffice), AdamW elsewhere."""
     weight_decay: float = 0.0
+    """Decoupled weight decay of what `no_decay` does not match."""
     no_decay: str = ".*/(bias|scale|embedding|position|class_token)"
+    """Regular expression over whole parameter paths that have no weight decay."""
     warmup_ratio: float = 0.03
+    """Share of the steps in which the rate rises linearly from 0; a cosine to 0 follows."""
     b1: float = 0.9
+    """AdamW's decay rate of the first moment."""
     b2: float = 0.999
+    """AdamW's decay rate of the second moment."""
     eps: float = 1e-8
-    clip: float = 1.0
+    """AdamW's epsilon."""
+    max_grad_norm: float = 1.0
+    """The gradient is clipped to this global norm over the trained parameters; 0 for never."""
     accumulation: int = 1
+    """Micro-batches per step (gradient accumulation); they share one mean over all targets."""
     skip_limit: int = 10
+    """The run stops when so many of the last `skip_window` steps were not finite."""
     skip_window: int = 100
+    """Steps over which `skip_limit` counts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; -1 takes what is left."""
+    """Devices along each mesh axis; one axis may be -1: all devices that the others leave."""
 
     data: int = -1
+    """Replicas of the parameters; each takes a share of the batch."""
     fsdp: int = 1
+    """Devices that share the parameters and the batch (fully sharded data parallelism)."""
     tensor: int = 1
+    """Devices that share heads, FFN width and vocabulary (tensor parallelism)."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """One training run.
-
-    init_from   workdir or checkpoint to start from; '' for the LLM and tower of `model`
-    steps       optimizer steps; -1 for `epochs` passes over the data
-    laws_every  attention shift is measured every so many steps; 0 for never
-    frozen_dtype  of parameters that do not train; '' is bfloat16, float32 on a CPU
-    """
+    """One training run."""
 
     stage: str = ""
+    """Name of the stage in reports."""
     workdir: str = ""
+    """Directory of checkpoints and metrics; the flag --workdir replaces it."""
     init_from: str = ""
+    """Workdir or checkpoint to start from; '' for the directories of model.llm and model.vision."""
     seed: int = 0
+    """Seed of new parameters and of the order of the samples."""
     steps: int = -1
+    """Optimizer steps in all; -1 for `epochs`."""
     epochs: float = 1.0
+    """Passes over the data, where `steps` is -1."""
     batch_size: int = 32
+    """Rows of a step over all hosts, devices and micro-batches."""
     compute_dtype: str = ""
+    """Dtype of the matmuls: float32 or bfloat16; '' is bfloat16, float32 on a CPU."""
     frozen_dtype: str = ""
+    """Dtype of parameters that do not train; '' is bfloat16, float32 on a CPU."""
     remat: str = "full"
+    """What the backward pass recomputes instead of keeping it, a policy of `decoder.REMAT`."""
     attention: str = "auto"
+    """Attention kernel, one of `attention.KERNELS`; auto takes the fastest that fits."""
     loss_chunk: int = 512
+    """Slots whose logits exist at one time; fewer need less memory."""
     log_every: int = 10
+    """Steps between lines on the terminal; metrics.jsonl has every step."""
     checkpoint_every: int = 1000
-    keep: int = 2
+    """Steps between checkpoints; the last step is always saved."""
+    max_checkpoints: int = 2
+    """Newest checkpoints that are kept; older ones are deleted."""
     laws_every: int = 0
+    """Steps between measurements of the attention shift; 0 for never."""
     model: ModelConfig = ModelConfig()
+    """The model."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    """The batches."""
     optimizer: OptimizerConfig = OptimizerConfig()
+    """The optimizer."""
     mesh: MeshConfig = MeshConfig()
+    """The devices."""
 
 
 # What may differ between a run and its resumption: it changes no number of the run.
@@ -124,7 +157,7 @@ FREE = (
     "workdir",
     "log_every",
     "checkpoint_every",
-    "keep",
+    "max_checkpoints",
     "laws_every",
     "data.threads",
     "data.workers",
@@ -133,14 +166,55 @@ FREE = (
     "init_from",
 )
 
+# Class -> former config key -> its name now. The former one works everywhere, with a warning.
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "Config": {"keep": "max_checkpoints"},
+    "OptimizerConfig": {"kind": "name", "clip": "max_grad_norm"},
+}
+# The same for fields that only checkpoints hold: nobody types them, so nobody is warned.
+RENAMED_FIELDS: Mapping[str, Mapping[str, str]] = {
+    "RopeScaling": {"kind": "rope_type"},
+    "Semantics": {"lone_weight": "ungated_when_alone"},
+}
 
-# Class -> old field name -> new one, for what older versions wrote.
-RENAMED: Mapping[str, Mapping[str, str]] = {"Semantics": {"lone_weight": "ungated_when_alone"}}
+
+class ConfigTree(config_dict.ConfigDict):
+    """A ConfigDict that reads and sets renamed keys (former name -> name) under their new name."""
+
+    _renamed: Mapping[str, str] = types.MappingProxyType({})
+
+    def __init__(
+        self,
+        tree: Mapping[str, Any] | None = None,
+        renamed: Mapping[str, str] | None = None,
+        **options: Any,
+    ):
+        object.__setattr__(self, "_renamed", renamed or {})
+        super().__init__(tree, **options)
+
+    def __getitem__(self, key: str) -> Any:
+        return super().__getitem__(self._current(key))
+
+    def __setitem__(self, key: str, value: Any) -> None:
+        super().__setitem__(self._current(key), value)
+
+    def _current(self, key: str) -> str:
+        if key not in self._renamed:
+            return key
+        _warn_renamed(key, self._renamed[key])
+        return self._renamed[key]
 
 
 def default() -> config_dict.ConfigDict:
     """Returns the tree's defaults, open for editing; a key that is not there cannot be set."""
-    return config_dict.ConfigDict(to_dict(Config()), sort_keys=False).lock()
+    return _to_tree(Config()).lock()
+
+
+def _to_tree(value: Any) -> Any:
+    if not dataclasses.is_dataclass(value):
+        return to_dict(value)
+    fields = {f.name: _to_tree(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    return ConfigTree(fields, RENAMED.get(type(value).__name__), sort_keys=False)
 
 
 def from_config_dict(tree: config_dict.ConfigDict) -> Config:
@@ -150,24 +224,26 @@ def from_config_dict(tree: config_dict.ConfigDict) -> Config:
       UserError: an unknown key, a value of the wrong type, or values that do not fit together.
     """
     config = from_dict(Config, tree.to_dict(), "config")
-    _validate(config)
+    config_checks.check_config(config)
     return config
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """Returns 'key: old -> new' for every leaf that differs and is not free to."""
-    left, right = flatten(to_dict(old)), flatten(to_dict(new))
+    """Returns 'key: old -> new' for every leaf that differs, except those of `FREE` and the mesh.
+
+    >>> differences(Config(seed=1), Config(seed=2, log_every=5))
+    ['seed: 1 -> 2']
+    """
+    before, after = flatten(to_dict(old)), flatten(to_dict(new))
     return [
-        f"{key}: {left.get(key)!r} -> {right.get(key)!r}"
-        for key in sorted({**left, **right})
-        if left.get(key) != right.get(key)
-        and key not in FREE
-        and not any(key.startswith(f"{name}.") for name in ("mesh",))
+        f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
+        for key in sorted({**before, **after})
+        if before.get(key) != after.get(key) and key not in FREE and not key.startswith("mesh.")
     ]
 
 
 def to_dict(value: Any) -> Any:
-    """Returns nested dataclasses as nested dicts, which JSON can hold; `build` reads them."""
+    """Returns nested dataclasses as nested dicts, which JSON can hold; `from_dict` reads them."""
     if dataclasses.is_dataclass(value):
         return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -176,14 +252,18 @@ def to_dict(value: Any) -> Any:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {'a.b': value} of nested mappings."""
-    found: dict[str, Any] = {}
+    """Returns {'a.b': value} of nested mappings; tuples become lists.
+
+    >>> flatten({"a": {"b": 1, "c": (2, 3)}})
+    {'a.b': 1, 'a.c': [2, 3]}
+    """
+    flat: dict[str, Any] = {}
     for key, value in tree.items():
         if isinstance(value, Mapping):
-            found.update(flatten(value, f"{prefix}{key}."))
+            flat.update(flatten(value, f"{prefix}{key}."))
         else:
-            found[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return found
+            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
+    return flat
 
 
 def from_dict(kind: Any, value: Any, key: str) -> Any:
@@ -196,6 +276,7 @@ def from_dict(kind: Any, value: Any, key: str) -> Any:
     """
     if dataclasses.is_dataclass(kind):
         return _dataclass_from_dict(kind, value, key)
+
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):  # X | None
         return None if value is None else from_dict(arguments[0], value, key)
@@ -206,7 +287,10 @@ def from_dict(kind: Any, value: Any, key: str) -> Any:
     if origin is not None:  # Mapping[str, X]
         if not isinstance(value, Mapping):
             raise UserError(f"{key}: {value!r} is not a mapping")
-        return {k: from_dict(arguments[1], item, f"{key}.{k}") for k, item in value.items()}
+        return {
+            name: from_dict(arguments[1], item, f"{key}.{name}") for name, item in value.items()
+        }
+
     if kind is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if type(value) is not kind:
@@ -217,95 +301,36 @@ def from_dict(kind: Any, value: Any, key: str) -> Any:
 def _dataclass_from_dict(kind: Any, value: Any, key: str) -> Any:
     if not isinstance(value, Mapping):
         raise UserError(f"{key}: {value!r} is not a mapping")
-    names = RENAMED.get(kind.__name__, {})
-    value = {names.get(name, name): item for name, item in value.items()}
+
+    renamed = RENAMED.get(kind.__name__, {})
+    for former in value.keys() & renamed.keys():
+        _warn_renamed(former, renamed[former])
+    renamed = {**renamed, **RENAMED_FIELDS.get(kind.__name__, {})}
+    value = {renamed.get(name, name): item for name, item in value.items()}
+
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(value) - set(hints))
     if unknown:
         raise UserError(f"{key}.{unknown[0]}: no such key; there are {', '.join(sorted(hints))}")
-    return kind(**{k: from_dict(hints[k], item, f"{key}.{k}") for k, item in value.items()})
+    fields = {name: from_dict(hints[name], item, f"{key}.{name}") for name, item in value.items()}
+    return kind(**fields)
 
 
-def _validate(config: Config) -> None:
-    _check_choices(config)
-    _check_bounds(config)
-    _check_fit(config)
+@functools.cache  # one line per key and process
+def _warn_renamed(former: str, name: str) -> None:
+    logging.warning("the config key %s is now called %s; the former name still works", former, name)
 
 
-def _check_choices(config: Config) -> None:
-    model, optimizer = config.model, config.optimizer
-    one_of = {
-        "config.remat": (config.remat, tuple(decoder.REMAT)),
-        "config.attention": (config.attention, attention.KERNELS),
-        "config.compute_dtype": (config.compute_dtype, ("", *DTYPES)),
-        "config.frozen_dtype": (config.frozen_dtype, ("", *DTYPES)),
-        "config.optimizer.kind": (optimizer.kind, ("adamw", "muon")),
-        "config.model.projector": (model.projector, vision.PROJECTORS),
-        "config.model.semantics": (model.semantics, SEMANTICS),
-    }
-    for key, (value, allowed) in one_of.items():
-        if value not in allowed:
-            raise UserError(f"{key}: {value!r} is not one of {', '.join(map(repr, allowed))}")
-    if model.learners not in ((), ("visual",), ("textual",), ("visual", "textual")):
-        raise UserError(f"config.model.learners: {model.learners} is no subset of visual, textual")
-    unknown = sorted(set(model.lora_targets) - set(ModelConfig.lora_targets))
-    if unknown:
-        raise UserError(f"config.model.lora_targets: there is no {unknown[0]!r}")
+def field_docs(kind: type) -> dict[str, str]:
+    """Returns field -> the string literal below its declaration, of a dataclass, in one line.
 
-
-def _check_bounds(config: Config) -> None:
-    model, optimizer = config.model, config.optimizer
-    at_least = {
-        "config.batch_size": (config.batch_size, 1),
-        "config.steps": (config.steps, -1),
-        "config.keep": (config.keep, 1),
-        "config.log_every": (config.log_every, 1),
-        "config.laws_every": (config.laws_every, 0),
-        "config.checkpoint_every": (config.checkpoint_every, 1),
-        "config.loss_chunk": (config.loss_chunk, 1),
-        "config.optimizer.accumulation": (optimizer.accumulation, 1),
-        "config.optimizer.skip_limit": (optimizer.skip_limit, 1),
-        "config.optimizer.skip_window": (optimizer.skip_window, 1),
-        "config.optimizer.weight_decay": (optimizer.weight_decay, 0),
-        "config.model.rank": (model.rank, 1),
-        "config.model.router_positions": (model.router_positions, 1),
-        "config.model.lora_rank": (model.lora_rank, 0),
-        "config.model.prefix_length": (model.prefix_length, 0),
-        "config.data.sequence_length": (config.data.sequence_length, 2),
-        "config.data.images_per_row": (config.data.images_per_row, 0),
-    }
-    for group, rate in optimizer.learning_rates.items():
-        at_least[f"config.optimizer.learning_rates.{group}"] = (rate, 0)
-    for key, (value, least) in at_least.items():
-        if not value >= least:
-            raise UserError(f"{key}: {value} is less than {least}")
-    shares = {
-        "config.optimizer.warmup_ratio": optimizer.warmup_ratio,
-        "config.optimizer.b1": optimizer.b1,
-        "config.optimizer.b2": optimizer.b2,
-    }
-    for key, value in shares.items():
-        if not 0 <= value < 1:
-            raise UserError(f"{key}: {value} is not at least 0 and less than 1")
-    if config.steps < 0 and not config.epochs > 0:
-        raise UserError(f"config.epochs: {config.epochs} is not more than 0")
-
-
-def _check_fit(config: Config) -> None:
-    """Raises UserError where one key does not fit another."""
-    model, optimizer = config.model, config.optimizer
-    if model.router and len(model.learners) < 2:
-        raise UserError("config.model.router: there is nothing to route with fewer than 2 learners")
-    if model.router and config.data.sequence_length > model.router_positions:
-        raise UserError(
-            f"config.data.sequence_length: {config.data.sequence_length} is more than "
-            f"config.model.router_positions, {model.router_positions}"
-        )
-    if set(optimizer.groups) != set(optimizer.learning_rates):
-        odd = sorted(set(optimizer.groups) ^ set(optimizer.learning_rates))
-        raise UserError(f"config.optimizer: {odd[0]!r} is not in both groups and learning_rates")
-    if config.batch_size % optimizer.accumulation:
-        raise UserError(
-            f"config.batch_size: {config.batch_size} is not a multiple of "
-            f"config.optimizer.accumulation, {optimizer.accumulation}"
-        )
+    >>> field_docs(MeshConfig)["data"]
+    'Replicas of the parameters; each takes a share of the batch.'
+    """
+    (declared,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    docs = {}
+    for field, below in zip(declared.body, declared.body[1:], strict=False):
+        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        if isinstance(field, ast.AnnAssign) and is_text:
+            docs[field.target.id] = " ".join(below.value.value.split())
+    return docs

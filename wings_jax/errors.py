@@ -7,19 +7,19 @@ from collections.abc import Iterator
 
 
 class UserError(ValueError):
-    """A mistake the user can mend. Its message is one line naming the file, sample, key or flag."""
+    """A mistake that the user can fix. Its message is one line naming file, sample, key or flag."""
 
 
 @contextlib.contextmanager
 def full_memory(advice: str) -> Iterator[None]:
-    """Makes a UserError that gives this advice of XLA's RESOURCE_EXHAUSTED, wherever it comes up.
+    """Raises XLA's RESOURCE_EXHAUSTED as a UserError that ends with `advice`.
 
-    On accelerators that may be later than the call that asked for too much: put it around the
-    place where results are fetched, too.
+    On accelerators the error may be raised later than by the call that needed too much memory:
+    also wrap the place where results are fetched.
     """
     try:
         yield
-    except RuntimeError as error:  # jax.errors.JaxRuntimeError, without a need for jax here
+    except RuntimeError as error:  # jax.errors.JaxRuntimeError; this module does not import jax
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
         reason = str(error).partition("RESOURCE_EXHAUSTED: ")[2].splitlines() or ["no more"]

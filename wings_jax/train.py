@@ -19,9 +19,9 @@ import jax
 from absl import flags
 from ml_collections import config_flags
 
-from wings_jax import cli, formatting
+from wings_jax import cli, config_files, formatting
 from wings_jax import config as config_lib
-from wings_jax.analysis import watch
+from wings_jax.analysis import shift_metric
 from wings_jax.errors import UserError
 from wings_jax.training import loop, start
 
@@ -34,7 +34,7 @@ flags.DEFINE_boolean("debug", False, "Show the traceback of a user's mistake.")
 def parse(argv: list[str]) -> list[str]:
     """Reads the flags; an unknown key, preset or file is the user's mistake, told in one line."""
     try:
-        rest = flags.FLAGS(argv)
+        rest = flags.FLAGS(config_files.resolve_flags(argv))
         if _CONFIG.value is not None:
             _CONFIG.value.to_dict()  # what a missing file raises is kept until it is looked at
         return rest
@@ -78,7 +78,7 @@ def main() -> None:
     run = start.set_up(config, pathlib.Path(workdir))
     metric = None
     if config.laws_every:
-        metric = watch.make_metric(config, run.arch, run.tokenizer, run.mesh)
+        metric = shift_metric.make_metric(config, run.arch, run.tokenizer, run.mesh)
     with jax.set_mesh(run.mesh):
         summary = loop.train(run, metric)
     if "last_loss" in summary:

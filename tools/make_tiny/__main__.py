@@ -21,12 +21,12 @@ from typing import Any
 import jax
 import llm
 import ml_dtypes
+import saving
 import tokenizer
 import tower
 import transformers
 
 from wings_jax.model import presets
-from wings_jax.weights import hf
 
 VOCABULARY = 576
 
@@ -69,7 +69,7 @@ def make_vision(out: pathlib.Path, run: tower.TowerRun) -> None:
     """Pretrains the tower and writes it to `out`."""
     params = tower.train(run)
     rounded = _round(params)
-    hf.save_vision(rounded["tower"], run.arch, out, dtype=ml_dtypes.bfloat16)
+    saving.save_vision(rounded["tower"], run.arch, out)
     held_out = tower.score(rounded, run.arch, "test")
     _note(out, run, {"held-out accuracy of linear probes": held_out})
 
@@ -80,7 +80,7 @@ def make_llm(out: pathlib.Path, run: llm.LlmRun) -> None:
     tokenizer.save(tokenizer.train(_texts(run.seed), VOCABULARY), words)
     read = transformers.AutoTokenizer.from_pretrained(words)
     params = _round(llm.train(run, read))
-    hf.save_llm(params, run.arch, out, dtype=ml_dtypes.bfloat16, tokenizer=words)
+    saving.save_llm(params, run.arch, out, words)
     held_out = llm.score(params, run.arch, read, each=500)
     _note(out, run, {"exact match on test questions": held_out})
     for file in words.iterdir():

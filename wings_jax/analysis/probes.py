@@ -1,12 +1,4 @@
-"""Conversations to measure attention on: what every slot counts as, and which rows are averaged.
-
-With `i` an image's slots, and the first two slots excluded by `Variant.exclude_prefix`:
-
-    slot    s        s        t      i     i     t       i     t     t
-    class   excluded excluded before image image between image after after
-
-A slot belongs to exactly one class, so the masses of a query's attention row add up to 1.
-"""
+"""Probes: conversations with images on which attention is measured, and batches of them."""
 
 from __future__ import annotations
 
@@ -19,56 +11,59 @@ import jax
 import numpy as np
 
 from wings_jax import config as config_lib
+from wings_jax.analysis.slot_classes import (
+    CLASSES,
+    GROUPS,
+    ROWS,
+    classify,
+    count_text,
+    group,
+    last_prompt_slot,
+)
 from wings_jax.data import conversation, examples, images, pipeline, samples, sources
 from wings_jax.data import turns as turns_lib
 from wings_jax.errors import UserError
-from wings_jax.model.layout import IGNORE, IMAGE, TEXT, Batch
+from wings_jax.model.layout import Batch
 from wings_jax.model.presets import WingsArch
 from wings_jax.scenes import dataset, drawings, questions, skills
 
-CLASSES = ("excluded", "before", "image", "between", "after")
-ROWS = ("all", "after")
-KINDS = ("text", "image")
-SPANS = ("before", "image", "after")
-BINS = 8  # of each span, for the shares by query position
-GROUPS = (*ROWS, *KINDS, *(f"{span}-{part}" for span in SPANS for part in range(BINS)))
-LEAST = 8  # text slots on either side of the images, those of the system turn aside
-SHORTEST = 64  # slots of the smallest shape; the others are its doubles
+MIN_TEXT = 8  # text slots on either side of the images, not counting the system turn
+SHORTEST_ROW = 64  # slots; longer rows have this length times a power of two
 
 TEXT_ONLY = "text only"
-FEW_BEFORE = f"fewer than {LEAST} text slots before the image"
-FEW_AFTER = f"fewer than {LEAST} text slots after the image"
+FEW_BEFORE = f"fewer than {MIN_TEXT} text slots before the image"
+FEW_AFTER = f"fewer than {MIN_TEXT} text slots after the image"
 TOO_LONG = "too long"
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What is averaged, where the paper leaves it open.
+    """How attention is averaged, where the paper leaves it open.
 
     rows            queries: `all`, or those `after` the last image
-    exclude_prefix  so many first slots are no keys of "before" (a class of their own)
+    exclude_prefix  number of first slots that form a class of keys beside "before"
     prompt_only     queries end before the last answer
     """
 
-    rows: str = "all"
+    rows: str = ROWS[0]
     exclude_prefix: int = 0
     prompt_only: bool = False
 
     def __str__(self) -> str:
-        return f"rows: {self.rows}, {self.beside_rows}"
+        return f"rows: {self.rows}, {self.without_rows}"
 
     @property
-    def beside_rows(self) -> str:
-        """Returns it for what is told by kind or place of the query, whatever `rows` is."""
+    def without_rows(self) -> str:
+        """Returns its text for values that are split by kind or position of the query."""
         prompt = "prompt only" if self.prompt_only else "prompt and answer"
         return f"excluded prefix: {self.exclude_prefix}, {prompt}"
 
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A conversation with an image.
+    """A conversation with an image, in n slots.
 
-    example  its slots and pictures
+    example  its tokens, modality, targets and images
     classes  i32[n], indices of CLASSES
     groups   f32[n,Q], for each of GROUPS the weights of a mean over its queries (0: no query)
     """
@@ -81,7 +76,7 @@ class Probe:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class ProbeRows:
-    """Probes as the model reads them, one a row, rows of padding at the end.
+    """Probes as input of the model, one per row, rows of padding at the end.
 
     batch    Batch of [B,T]
     classes  f32[B,T,C], one-hot
@@ -93,28 +88,37 @@ class ProbeRows:
     groups: np.ndarray
 
 
-def embedded(count: int, seed: int = 0) -> list[samples.Sample]:
-    """Returns conversations with a held-out picture in the middle: two text-only turns, two
-    questions about the picture, two text-only turns, all answered."""
+def embedded_samples(count: int, seed: int = 0) -> list[samples.Sample]:
+    """Returns conversations about held-out images of the embedded data set.
+
+    Each has two text-only turns, two questions about one image, and two text-only turns, all with
+    answers, so that there is text on both sides of the image.
+    """
     rng = random.Random(f"{seed}-laws")
     album = dataset.Album("test", rng)
-    found = []
+    skill_names = list(skills.SKILLS)
+
+    probe_samples = []
     for number in range(count):
         name, scene = album.add()
-        before, after = (dataset.text_turns(rng, list(skills.SKILLS), "test", 2) for _ in range(2))
+        before = dataset.text_turns(rng, skill_names, "test", 2)
+        after = dataset.text_turns(rng, skill_names, "test", 2)
         turns = [*before, *questions.ask_turns(rng, [scene], 2), *after]
+
+        # `at` is the turn that the image marker is put into.
         record = dataset.make_record(
             f"probe-{number}", "interleaved", turns, [name], at=len(before)
         )
-        picture = drawings.render(scene, album.glyphs)
-        found.append(samples.Sample(record["id"], (picture,), record["conversations"]))
-    return found
+        image = drawings.render(scene, album.glyphs)
+        probe_samples.append(samples.Sample(record["id"], (image,), record["conversations"]))
+
+    return probe_samples
 
 
-def sample(
+def spread_samples(
     source: sources.SampleSource, limit: int
 ) -> Iterator[samples.Sample | samples.BadSample]:
-    """Yields up to `limit` samples, spread over the source, or what is wrong with them."""
+    """Yields up to `limit` samples, spread evenly over the source; the error of a bad one."""
     count = len(source)
     for index in sorted({i * count // limit for i in range(limit)}):
         try:
@@ -124,172 +128,138 @@ def sample(
 
 
 def read_probes(
-    found: Iterable[samples.Sample | samples.BadSample],
+    sample_list: Iterable[samples.Sample | samples.BadSample],
     recipe: examples.Recipe,
     variant: Variant,
 ) -> tuple[list[Probe], samples.Tally]:
-    """Returns the probes, and a tally of the samples that are none, by cause.
+    """Returns the probes, and a tally of the skipped samples by cause.
 
-    `recipe.length` is the longest conversation; longer ones are skipped, not cut.
+    `recipe.length` is the length of the longest conversation; longer ones are skipped, not cut.
     """
     probes, tally = [], samples.Tally()
-    for number, one in enumerate(found):
+    for number, sample in enumerate(sample_list):
         try:
-            if isinstance(one, samples.BadSample):
-                raise one
-            probes.append(make_probe(one, recipe, variant))
+            if isinstance(sample, samples.BadSample):
+                raise sample
+            probes.append(make_probe(sample, recipe, variant))
             tally.add(1, [])
         except samples.BadSample as reason:
-            name = one.id if isinstance(one, samples.Sample) else f"sample {number + 1}"
+            name = sample.id if isinstance(sample, samples.Sample) else f"sample {number + 1}"
             tally.add(1, [(name, reason)])
+
     return probes, tally
 
 
-def make_probe(one: samples.Sample, recipe: examples.Recipe, variant: Variant) -> Probe:
-    """Returns the probe of a sample; one whose last answer is missing ends where it would begin.
+def make_probe(sample: samples.Sample, recipe: examples.Recipe, variant: Variant) -> Probe:
+    """Returns the probe of a sample; without a last answer it ends with the answer's header.
 
     Raises:
       BadSample: it is malformed, text only, too long, or has too little text around its images.
     """
-    turns = turns_lib.normalize_sample(one, needs_answer=False)
-    if not one.images:
+    turns = turns_lib.normalize_sample(sample, needs_answer=False)
+    if not sample.images:
         raise samples.BadSample(TEXT_ONLY, "no image")
+
+    # Tokens, then one slot for each patch of an image.
     is_open = turns[-1]["from"] != "gpt"
     encoded = conversation.encode(turns, recipe.tokenizer, recipe.template, open_answer=is_open)
-    slots = conversation.expand(encoded, recipe.vision.num_patches)
-    if len(slots.tokens) > recipe.length:
-        detail = f"{len(slots.tokens)} slots, at most {recipe.length} are read"
+    expanded = conversation.expand(encoded, recipe.vision.num_patches)
+    length = len(expanded.tokens)
+    if length > recipe.length:
+        detail = f"{length} slots, the limit is {recipe.length}"
         raise samples.BadSample(TOO_LONG, detail)
-    end = len(slots.tokens)
+
+    # Queries are the slots before `end`. They need enough text on both sides of the images.
+    end = length
     if variant.prompt_only and not is_open:
-        end = last_prompt_slot(slots.targets)
-    system = _system_slots(turns, recipe)
-    _check_text(slots.modality[:end], max(system, variant.exclude_prefix))
-    pictures = [
-        images.prepare_image(
-            images.load_image(picture), recipe.vision.image_size, recipe.vision.mean
-        )
-        for picture in one.images
-    ]
-    example = examples.Example(one.id, slots.tokens, slots.modality, slots.targets, pictures)
-    classes = classify(slots.modality, variant.exclude_prefix)
-    return Probe(example, classes, group(slots.modality, end))
-
-
-def last_prompt_slot(targets: np.ndarray) -> int:
-    """Returns how many slots stand before the last answer, all of them if there is none.
-
-    targets  -  -  a  a  -  -  b  b  -      gives 7: the slot that "b" is the next token of
-    """
-    learned = targets != IGNORE
-    starts = np.flatnonzero(learned & ~np.append(False, learned[:-1]))
-    return int(starts[-1]) + 1 if len(starts) else len(targets)
-
-
-def _system_slots(turns: turns_lib.Turns, recipe: examples.Recipe) -> int:
-    """Returns how many slots a conversation's system turn takes, its own or the template's."""
-    own = [turns[0]] if turns[0]["from"] == "system" else []
-    if not own and not recipe.template.system:
-        return 0
-    return len(conversation.encode(own, recipe.tokenizer, recipe.template).ids)
-
-
-def _check_text(modality: np.ndarray, system: int) -> None:
-    """Raises BadSample unless there is enough text before and after the images."""
-    where = np.flatnonzero(modality == IMAGE)
-    before = max(0, int(where[0]) - system)
-    after = int((modality[where[-1] :] == TEXT).sum())
-    for cause, number in ((FEW_BEFORE, before), (FEW_AFTER, after)):
-        if number < LEAST:
+        end = last_prompt_slot(expanded.targets)
+    ignored = max(_count_system_slots(turns, recipe), variant.exclude_prefix)
+    before, after = count_text(expanded.modality[:end])
+    for cause, number in ((FEW_BEFORE, max(before - ignored, 0)), (FEW_AFTER, after)):
+        if number < MIN_TEXT:
             raise samples.BadSample(cause, f"{number} without the system turn")
 
-
-def classify(modality: np.ndarray, exclude_prefix: int = 0) -> np.ndarray:
-    """Returns i32[n], the class of every slot of one conversation with images."""
-    slots, is_image = np.arange(len(modality)), modality == IMAGE
-    first, last = np.flatnonzero(is_image)[[0, -1]]
-    is_class = {
-        "excluded": slots < min(exclude_prefix, first),
-        "before": slots < first,
-        "image": is_image,
-        "between": slots < last,
-        "after": slots > last,
-    }
-    return np.argmax([is_class[name] for name in CLASSES], axis=0).astype(np.int32)
+    prepared = [
+        images.prepare_image(images.load_image(image), recipe.vision.image_size, recipe.vision.mean)
+        for image in sample.images
+    ]
+    example = examples.Example(
+        sample.id, expanded.tokens, expanded.modality, expanded.targets, prepared
+    )
+    classes = classify(expanded.modality, variant.exclude_prefix)
+    return Probe(example, classes, group(expanded.modality, end))
 
 
-def group(modality: np.ndarray, end: int) -> np.ndarray:
-    """Returns f32[n,Q]: for each of GROUPS weights that add up to 1, or to 0 without a query.
-
-    Only the first `end` slots are queries. The text between images belongs to the span "image".
-    """
-    slots, is_image = np.arange(len(modality)), modality == IMAGE
-    used = slots < end
-    first, last = np.flatnonzero(is_image)[[0, -1]]
-    masks = [used, used & (slots > last), used & ~is_image, used & is_image]
-    for span in (used & (slots < first), used & (slots >= first) & (slots <= last), masks[1]):
-        place = np.cumsum(span) - 1
-        part = place * BINS // max(span.sum(), 1)
-        masks += [span & (part == number) for number in range(BINS)]
-    weights = np.stack(masks, axis=-1).astype(np.float32)
-    return weights / np.maximum(weights.sum(0), 1.0)
+def _count_system_slots(turns: turns_lib.Turns, recipe: examples.Recipe) -> int:
+    """Returns the number of slots of the system turn, the conversation's or the template's."""
+    system_turns = [turns[0]] if turns[0]["from"] == "system" else []
+    if not system_turns and not recipe.template.system:
+        return 0
+    return len(conversation.encode(system_turns, recipe.tokenizer, recipe.template).ids)
 
 
 def make_recipe(
-    config: config_lib.Config, arch: WingsArch, tokenizer: Any, longest: int
+    config: config_lib.Config, arch: WingsArch, tokenizer: Any, max_slots: int
 ) -> examples.Recipe:
-    """Returns how samples become slots for a model, at most `longest` or what the model can read.
+    """Returns how samples become slots for a model, in at most `max_slots` or the model's limit.
 
     Raises:
       UserError: its template is unknown, or does not fit its tokenizer.
     """
-    limit = min(longest, arch.decoder.max_positions)
-    limit = min(limit, arch.router_positions) if arch.router else limit
+    # The router has weights for so many key positions only.
+    limit = min(max_slots, arch.decoder.max_positions)
+    if arch.router:
+        limit = min(limit, arch.router_positions)
+
     data = dataclasses.replace(config.data, sequence_length=limit, images_per_row=1)
     return examples.make_recipe(
         data, tokenizer, arch.vision, prompt_length=arch.semantics.prompt_length
     )
 
 
-def in_batches(
-    probes: Sequence[Probe], recipe: examples.Recipe, rows: int
+def batch_probes(
+    probes: Sequence[Probe], recipe: examples.Recipe, batch_size: int
 ) -> Iterator[tuple[list[int], ProbeRows]]:
-    """Yields the numbers of up to `rows` probes of similar length, and them as a batch."""
-    order = sorted(range(len(probes)), key=lambda i: len(probes[i].classes))
-    for start in range(0, len(order), rows):
-        chosen = order[start : start + rows]
-        yield chosen, assemble([probes[i] for i in chosen], recipe, rows)
+    """Yields the numbers of up to `batch_size` probes of similar length, and their rows."""
+    by_length = sorted(range(len(probes)), key=lambda number: len(probes[number].classes))
+    for start in range(0, len(by_length), batch_size):
+        numbers = by_length[start : start + batch_size]
+        yield numbers, assemble_rows([probes[number] for number in numbers], recipe, batch_size)
 
 
-def assemble(probes: Sequence[Probe], recipe: examples.Recipe, rows: int) -> ProbeRows:
-    """Returns `rows` rows, one probe in each, filled up with padding to one of few lengths."""
-    length = SHORTEST
+def assemble_rows(probes: Sequence[Probe], recipe: examples.Recipe, batch_size: int) -> ProbeRows:
+    """Returns `batch_size` rows with one probe each, padded to one of few lengths.
+
+    Rows without a probe are padding.
+    """
+    length = SHORTEST_ROW
     while length < max(len(probe.classes) for probe in probes):
         length *= 2
-    shape = dataclasses.replace(
-        recipe,
-        length=length,
-        images_per_row=max(len(probe.example.images) for probe in probes),
-    )
-    filling = [[] for _ in range(rows - len(probes))]
-    batch = pipeline.assemble([[probe.example] for probe in probes] + filling, shape)
-    classes = np.zeros((rows, length, len(CLASSES)), np.float32)
-    groups = np.zeros((rows, length, len(GROUPS)), np.float32)
+    max_images = max(len(probe.example.images) for probe in probes)
+    row_recipe = dataclasses.replace(recipe, length=length, images_per_row=max_images)
+
+    padding = [[] for _ in range(batch_size - len(probes))]
+    batch = pipeline.assemble([[probe.example] for probe in probes] + padding, row_recipe)
+
+    # Padding slots belong to no class and to no group.
+    classes = np.zeros((batch_size, length, len(CLASSES)), np.float32)
+    groups = np.zeros((batch_size, length, len(GROUPS)), np.float32)
     for row, probe in enumerate(probes):
         slots = np.arange(len(probe.classes))
         classes[row, slots, probe.classes] = 1.0
         groups[row, slots] = probe.groups
+
     return ProbeRows(batch, classes, groups)
 
 
 def check_any(count: int, tally: samples.Tally, where: str) -> None:
-    """Raises UserError, telling why, if of all samples none is left."""
+    """Raises UserError with the causes if no sample is left."""
     if not count:
-        raise UserError(f"{where}: no sample can be measured: {reasons(tally)}")
+        raise UserError(f"{where}: no sample can be measured: {format_causes(tally)}")
 
 
-def reasons(tally: samples.Tally) -> str:
-    """Returns why samples were skipped: each cause, how often, and the first sample."""
+def format_causes(tally: samples.Tally) -> str:
+    """Returns why samples were skipped: each cause, its count, and the first sample."""
     return "; ".join(
         f"{count} x {cause} (first: {tally.first[cause][0]})"
         for cause, count in tally.causes.most_common()

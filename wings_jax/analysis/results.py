@@ -9,23 +9,30 @@ from typing import Any
 
 import numpy as np
 
+from wings_jax import formatting
 from wings_jax.analysis import laws
 from wings_jax.analysis.laws import Measurement
-from wings_jax.analysis.probes import CLASSES, KINDS, ROWS, Variant
+from wings_jax.analysis.probes import Variant
+from wings_jax.analysis.slot_classes import CLASSES, KINDS, ROWS
 from wings_jax.data import samples
 
 FLAT = "a curve is flat over the layers"
+
+MeanInterval = tuple[float, float, float]  # mean, and the ends of its 95 % interval
 
 
 @dataclasses.dataclass(frozen=True)
 class ShiftResult:
     """One model's attention on n probes.
 
-    name, origin, step   how it is called, where it comes from, its steps (None for a base)
-    learners             of the model, in the order of M
-    ids                  of the probes
-    reading              of all of them, on the host: f32[n,L,...]
-    tally                samples read, and those that are no probes by cause
+    name         of the model, in tables and file names
+    origin       where the model comes from: its directory, or what a base was put together from
+    step         optimizer steps of its stage, None for a base
+    variant      how attention is averaged
+    learners     of the model, in the order of M
+    ids          of the n probes
+    measurement  of all probes, on the host: f32[n,L,...]
+    tally        samples that were read, and those skipped by cause
     """
 
     name: str
@@ -34,171 +41,194 @@ class ShiftResult:
     variant: Variant
     learners: tuple[str, ...]
     ids: Sequence[str]
-    reading: Measurement
+    measurement: Measurement
     tally: samples.Tally
 
     def curves(self, rows: str | None = None) -> np.ndarray:
-        """Returns f32[n,L,C], the LAWS curves over the variant's rows, or over others."""
-        return self.reading.masses[:, :, ROWS.index(rows or self.variant.rows)]
+        """Returns f32[n,L,C], the LAWS curves over the queries `rows`, by default the variant's."""
+        return self.measurement.masses[:, :, ROWS.index(rows or self.variant.rows)]
 
     def shifts(self, rows: str | None = None) -> np.ndarray:
-        """Returns f64[n], NaN where a curve is flat."""
-        return laws.shifts(self.curves(rows))
+        """Returns f64[n], the attention shift of each probe, NaN where a curve is flat."""
+        return laws.attention_shift(self.curves(rows))
 
     @property
     def used(self) -> np.ndarray:
-        """Returns bool[n], where there is a shift."""
+        """Returns bool[n], whether a probe has an attention shift."""
         return np.isfinite(self.shifts())
 
     @property
     def skipped(self) -> samples.Tally:
-        """Returns all that is not used, by cause: no probes, or curves that are flat."""
-        whole = samples.Tally.from_dict(self.tally.as_dict())
-        flat = [self.ids[i] for i in np.flatnonzero(~self.used)]
-        whole.add(0, [(name, samples.BadSample(FLAT, "no correlation")) for name in flat])
-        return whole
+        """Returns all samples without an attention shift by cause, those with flat curves too."""
+        tally = samples.Tally.from_dict(self.tally.as_dict())
+        flat_ids = [self.ids[number] for number in np.flatnonzero(~self.used)]
+        reason = samples.BadSample(FLAT, "no correlation")
+        tally.add(0, [(probe_id, reason) for probe_id in flat_ids])
+        return tally
 
     @property
-    def shift(self) -> tuple[float, float, float]:
-        """Returns the mean shift and its 95 % interval, NaN if no probe is used."""
-        return _mean(self.shifts())
+    def shift(self) -> MeanInterval:
+        """Returns the mean shift and its 95 % interval, NaN if no probe has one."""
+        return _mean_interval(self.shifts())
 
 
-def _mean(values: np.ndarray) -> tuple[float, float, float]:
+def _mean_interval(values: np.ndarray) -> MeanInterval:
     """Returns the mean of the finite values and its bootstrapped 95 % interval."""
     finite = values[np.isfinite(values)]
     if not len(finite):
         return (float("nan"),) * 3
-    return (float(finite.mean()), *map(float, laws.interval(finite)))
+
+    low, high = laws.mean_interval(finite)
+    return float(finite.mean()), float(low), float(high)
 
 
-def as_json(results: Sequence[ShiftResult]) -> dict[str, Any]:
-    """Returns every model's means over its samples, with 95 % intervals, for machines."""
-    return {"models": [_model(result) for result in results]}
+def summary(results: Sequence[ShiftResult]) -> dict[str, Any]:
+    """Returns every model's means over its samples, with 95 % intervals, ready for JSON."""
+    return {"models": [_model_summary(result) for result in results]}
 
 
-def _model(result: ShiftResult) -> dict[str, Any]:
-    used, skipped = result.used, result.skipped
-    curves = result.curves()[used]
-    ends = laws.interval(curves) if len(curves) else None
+def _model_summary(result: ShiftResult) -> dict[str, Any]:
+    skipped = result.skipped
+    curves = result.curves()[result.used]
+
     return {
         "name": result.name,
         "origin": result.origin,
         "step": result.step,
-        "variant": _variant(result),
+        "variant": dataclasses.asdict(result.variant),
         "layers": curves.shape[1],
-        "n_used": int(used.sum()),
+        "n_used": len(curves),
         "n_skipped": skipped.bad,
         "skipped": skipped.as_dict()["causes"],
-        "shift": _interval(*result.shift),
-        "rho": _plain(1 - result.shift[0]),
-        "shift_by_rows": {rows: _by_rows(result, rows) for rows in ROWS},
-        "curves": {
-            name: {"mean": _plain(curves[..., c].mean(0)), "interval95": _plain(ends[..., c])}
-            for c, name in enumerate(CLASSES)
-            if len(curves)
-        },
-        "router": _by_learner(result, result.reading.gates),
-        "norm_ratio": _by_learner(result, result.reading.norms),
+        "shift": _interval_json(result.shift),
+        "rho": _rounded(1 - result.shift[0]),
+        "shift_by_rows": {rows: _shift_json(result, rows) for rows in ROWS},
+        "curves": _curves_json(curves),
+        "router": _by_learner(result, result.measurement.gates),
+        "norm_ratio": _by_learner(result, result.measurement.norms),
     }
 
 
-def _by_rows(result: ShiftResult, rows: str) -> dict[str, Any]:
+def _shift_json(result: ShiftResult, rows: str) -> dict[str, Any]:
     shifts = result.shifts(rows)
-    return {**_interval(*_mean(shifts)), "n_used": int(np.isfinite(shifts).sum())}
+    return {**_interval_json(_mean_interval(shifts)), "n_used": int(np.isfinite(shifts).sum())}
+
+
+def _curves_json(curves: np.ndarray) -> dict[str, Any]:
+    """Returns class -> mean and interval by layer, of curves f32[n,L,C]."""
+    if not len(curves):
+        return {}
+
+    # [L, C] and [2, L, C]
+    means, intervals = curves.mean(0), laws.mean_interval(curves)
+    return {
+        class_name: {"mean": _rounded(means[:, c]), "interval95": _rounded(intervals[..., c])}
+        for c, class_name in enumerate(CLASSES)
+    }
 
 
 def _by_learner(result: ShiftResult, values: np.ndarray | None) -> dict[str, Any]:
     """Returns learner -> kind of query -> mean by layer, of f32[n,L,2,M], over the used probes."""
     if values is None:
         return {}
+
+    # [n, L, 2, M] -> [L, 2, M]
     means = values[result.used].mean(0)
     return {
-        name: {kind: _plain(means[:, k, m]) for k, kind in enumerate(KINDS)}
-        for m, name in enumerate(result.learners)
+        learner: {kind: _rounded(means[:, k, m]) for k, kind in enumerate(KINDS)}
+        for m, learner in enumerate(result.learners)
     }
 
 
-def _variant(result: ShiftResult) -> dict[str, Any]:
-    return dataclasses.asdict(result.variant)
+def _interval_json(interval: MeanInterval) -> dict[str, Any]:
+    mean, low, high = interval
+    return {"mean": _rounded(mean), "interval95": _rounded([low, high])}
 
 
-def _interval(mean: float, low: float, high: float) -> dict[str, Any]:
-    return {"mean": _plain(mean), "interval95": _plain(np.array([low, high]))}
+def _rounded(values: Any) -> Any:
+    """Returns numbers as nested lists, rounded; None where not finite: JSON has no NaN.
 
-
-def _plain(values: Any) -> Any:
-    """Returns numbers as nested lists, rounded; None where not finite, for JSON knows no NaN."""
+    >>> _rounded([0.12345678, float("nan")])
+    [0.123457, None]
+    """
     if np.ndim(values):
-        return [_plain(value) for value in values]
+        return [_rounded(value) for value in values]
     return round(float(values), 6) if np.isfinite(values) else None
 
 
-def as_lines(results: Sequence[ShiftResult]) -> str:
+def json_lines(results: Sequence[ShiftResult]) -> str:
     """Returns JSON lines: the curves, rho and shift of every probe, null where a curve is flat."""
     lines = []
     for result in results:
-        head = {"model": result.name, "variant": _variant(result)}
         shifts, curves = result.shifts(), result.curves()
-        for number, identity in enumerate(result.ids):
-            shift = shifts[number]
-            named = {name: _plain(curves[number, :, c]) for c, name in enumerate(CLASSES)}
-            lines.append(
-                {
-                    **head,
-                    "id": identity,
-                    "rho": _plain(1 - shift),
-                    "shift": _plain(shift),
-                    "curves": named,
-                }
-            )
-    return "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+        for number, probe_id in enumerate(result.ids):
+            by_class = dict(zip(CLASSES, curves[number].T, strict=True))
+            line = {
+                "model": result.name,
+                "variant": dataclasses.asdict(result.variant),
+                "id": probe_id,
+                "rho": _rounded(1 - shifts[number]),
+                "shift": _rounded(shifts[number]),
+                "curves": {name: _rounded(curve) for name, curve in by_class.items()},
+            }
+            lines.append(json.dumps(line, ensure_ascii=False) + "\n")
+
+    return "".join(lines)
 
 
-def heads(result: ShiftResult) -> dict[str, np.ndarray]:
-    """Returns the dump by sample, and what its dimensions are called.
+def arrays(result: ShiftResult) -> dict[str, np.ndarray]:
+    """Returns the measurement by sample, and the names of its dimensions.
 
-    masses       f32[n,L,N,C] of every head, over the variant's rows
-    gates, norms f32[n,L,2,M] as in `laws.Reading`, over queries of each kind
+    masses       f32[n,L,N,C] of every head, over the variant's queries
+    gates, norms f32[n,L,2,M] as in `laws.Measurement`, over queries of each kind
     """
-    reading = result.reading
+    measurement = result.measurement
+    named = {"masses": measurement.head_masses[:, :, ROWS.index(result.variant.rows)]}
+    if measurement.gates is not None:
+        named["gates"] = measurement.gates
+
     return {
-        "masses": reading.heads[:, :, ROWS.index(result.variant.rows)],
-        **({} if reading.gates is None else {"gates": reading.gates}),
-        "norms": reading.norms,
+        **named,
+        "norms": measurement.norms,
         "ids": np.array(result.ids),
         "classes": np.array(CLASSES),
         "kinds": np.array(KINDS),
         "learners": np.array(result.learners, str),
-        "variant": np.array(json.dumps(_variant(result))),
+        "variant": np.array(json.dumps(dataclasses.asdict(result.variant))),
     }
 
 
-def as_text(results: Sequence[ShiftResult]) -> str:
-    """Returns a table for a terminal."""
+def text_table(results: Sequence[ShiftResult]) -> str:
+    """Returns a table for a terminal: shift with its interval, and where attention goes."""
     variant = results[0].variant
-    other = next(rows for rows in ROWS if rows != variant.rows)
-    shift = ("shift [95 % interval]", f"with rows: {other}")
-    rows = [("", "used", "skipped", *shift, "before", "image", "after")]
+    other_rows = next(rows for rows in ROWS if rows != variant.rows)
+    shown = {"before": laws.BEFORE, "image": laws.IMAGE, "after": laws.AFTER}
+
+    heading = ["", "used", "skipped", "shift [95 % interval]", f"with rows: {other_rows}", *shown]
+    cells = [heading]
     for result in results:
-        shares = result.curves()[result.used].mean((0, 1))[[laws.BEFORE, laws.IMAGE, laws.AFTER]]
-        rows.append(
-            (
+        # Mean over probes and layers: [n, L, C] -> [C]
+        shares = result.curves()[result.used].mean((0, 1))
+        shifts = [_mean_interval(result.shifts(rows)) for rows in (variant.rows, other_rows)]
+        cells.append(
+            [
                 result.name,
                 str(int(result.used.sum())),
                 str(result.skipped.bad),
-                *(_shown(_mean(result.shifts(r))) for r in (variant.rows, other)),
-                *(f"{share:.3f}" for share in shares),
-            )
+                *(_format_interval(shift) for shift in shifts),
+                *(f"{shares[c]:.3f}" for c in shown.values()),
+            ]
         )
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = [f"Attention shift over layers ({variant}), and share of attention on"]
-    for first, *rest in rows:
-        cells = [cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True)]
-        lines.append("  ".join([first.ljust(widths[0]), *cells]))
-    return "\n".join(lines)
+
+    title = f"Attention shift over layers ({variant}), and share of attention on"
+    return f"{title}\n{formatting.text_table(cells)}"
 
 
-def _shown(ends: tuple[float, float, float]) -> str:
-    mean, low, high = ends
+def _format_interval(interval: MeanInterval) -> str:
+    """Returns the mean and its interval, only the mean where there is no interval.
+
+    >>> _format_interval((1.5, 1.25, 1.75))
+    '1.500 [1.250, 1.750]'
+    """
+    mean, low, high = interval
     return f"{mean:.3f}" if np.isnan(low) else f"{mean:.3f} [{low:.3f}, {high:.3f}]"

@@ -154,7 +154,7 @@ def answer_questions(model: models.LazyModel, questions: Questions, rows: int) -
       UserError: the model cannot be loaded, or a question does not fit it.
     """
     sampling = SamplingParams(max_new_tokens=MAX_NEW_TOKENS)
-    generator = Generator.of(model.open(), rows=rows, sampling=sampling)
+    generator = Generator.from_checkpoint(model.open(), rows=rows, sampling=sampling)
     answers, scores, seconds = {}, {}, {}
 
     for task_name, task_questions in questions.items():

@@ -159,7 +159,7 @@ def measure_language(
       UserError: a question or a passage does not fit the model.
     """
     started = time.perf_counter()
-    generator = Generator.of(model.open(), rows=rows)
+    generator = Generator.from_checkpoint(model.open(), rows=rows)
 
     likelihood = measure_perplexity(generator, text.passages, f"{model.name}: text")
     decisions = choose_answers(generator, questions, f"{model.name}: choices")
@@ -173,7 +173,7 @@ def measure_perplexity(
 ) -> TextLikelihood:
     """Returns the likelihood of the passages. Raises UserError if one is less than two tokens."""
     likelihoods: list[Likelihood] = []
-    batch_size, reader = generator.plan.rows, generator.reader
+    batch_size, processor = generator.options.rows, generator.processor
 
     # The bar is shown on terminals only.
     with tqdm.tqdm(total=len(passages), desc=title, disable=None) as progress:
@@ -183,7 +183,9 @@ def measure_perplexity(
             progress.update(len(batch))
 
     # The first token is context: its bytes do not count.
-    context_bytes = [len(reader.text(reader.windows(text)[0][:1]).encode()) for text in passages]
+    context_bytes = [
+        len(processor.decode(processor.windows(text)[0][:1]).encode()) for text in passages
+    ]
     passage_bytes = [len(text.encode()) for text in passages]
     return TextLikelihood(
         nats=np.array([-likelihood.logprob for likelihood in likelihoods]),

@@ -74,7 +74,7 @@ def find_models(
 
 
 def _workdir(step_directory: pathlib.Path) -> pathlib.Path:
-    is_inside = step_directory.parent.name == checkpoint.FOLDER
+    is_inside = step_directory.parent.name == checkpoint.SUBDIRECTORY
     return step_directory.parent.parent if is_inside else step_directory
 
 
@@ -99,8 +99,10 @@ def _open_base(config: config_lib.Config) -> checkpoint.Checkpoint:
       UserError: they are not directories of models, or are incomplete.
     """
     arch = starting.resolve_arch(config.model)
-    abstract = parameters.abstract_params(arch, mesh=axes.make_mesh({"data": -1}))
-    loaded = starting.load_base(arch, config.model)
+    mesh = axes.make_mesh({"data": -1})
+    abstract = parameters.abstract_params(arch, mesh=mesh)
+    dtype = parameters.default_dtype()
+    loaded = starting.load_base(arch, config.model, mesh=mesh, dtype=dtype)
 
     # The projector is in neither: it is newly initialized.
     missing = starting.check_sources(abstract, loaded, "--base: config.model")

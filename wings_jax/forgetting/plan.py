@@ -196,7 +196,7 @@ def _train_job(
     """Returns a training of a config; a value None leaves the config's."""
     preset = BASES[settings.base].preset
     # Only the newest checkpoint of each run is on the disk.
-    values = {"keep": 1, **values}
+    values = {"max_checkpoints": 1, **values}
 
     if settings.data != SCENES:
         values["data.scenes"] = ""  # it exists already, and may have another size

@@ -1,4 +1,4 @@
-"""A conversation as people have it: ask, read along, ask on."""
+"""A multi-turn conversation: ask, stream the answer, ask again."""
 
 from __future__ import annotations
 
@@ -10,37 +10,37 @@ import numpy as np
 
 from wings_jax.data import conversation
 from wings_jax.errors import UserError
+from wings_jax.inference import streaming
 from wings_jax.inference.dialogue import Dialogue
 from wings_jax.inference.prompts import PromptProcessor, Request
 from wings_jax.inference.sampling import SamplingParams
-from wings_jax.inference.streaming import TextStream
 
 
 class Chat:
-    """Turns, pictures, and the memory of what was read of them.
+    """The turns and images of a conversation, and the KV cache of what was computed of them.
 
     turns   {"from", "value"} as in the data files, the answers included
-    images  the pictures as the tower reads them
+    images  u8[h,w,3], the vision tower's input
     """
 
     def __init__(
         self,
-        reader: PromptProcessor,
+        processor: PromptProcessor,
         dialogue: Dialogue,
         sampling: SamplingParams,
         system: str = "",
     ):
-        self._reader, self._dialogue = reader, dialogue
+        self._processor, self._dialogue = processor, dialogue
         self._sampling, self._system = sampling, system
         self.reset()
 
     @property
-    def read(self) -> int:
-        """Returns how many slots had to be read for the last answer; the others were known."""
-        return self._dialogue.read
+    def computed_slots(self) -> int:
+        """Returns how many prompt slots the last answer had to compute; the others were cached."""
+        return self._dialogue.computed_slots
 
     def reset(self) -> None:
-        """Begins anew, with the system text only."""
+        """Starts a new conversation, with the system text only."""
         self._dialogue.reset()
         system = [{"from": "system", "value": self._system}] if self._system else []
         self.turns: list[dict[str, str]] = system
@@ -49,56 +49,61 @@ class Chat:
     def ask(
         self, text: str, images: Sequence[Any] = (), sampling: SamplingParams | None = None
     ) -> Iterator[str]:
-        """Yields the answer piece by piece; what was yielded is what is remembered.
+        """Yields the answer piece by piece, and records what was yielded as the answer's turn.
 
-        Images without a marker in the text stand in front of it. If the caller stops reading, the
+        Images without a marker in the text come before it. If the caller stops iterating, the
         answer ends there.
 
         Raises:
-          UserError: as `Reader.read`, or it does not fit the devices' memory; the conversation is
-            then as it was before.
+          UserError: as `PromptProcessor.encode`, or the conversation does not fit the devices'
+            memory; it is then as it was before the question.
         """
-        loaded = self._reader.load(images)
-        asked = self._reader.marked(text, len(loaded))
-        turns = [*self.turns, {"from": "human", "value": asked}]
-        pictures = [*self.images, *loaded]
-        prompt = self._reader.read(Request(turns, pictures))
-        prompt = dataclasses.replace(prompt, images=tuple(pictures))
-        wish = self._reader.fit(sampling or self._sampling, prompt)
+        new_images = self._processor.load_images(images)
+        question = self._processor.add_markers(text, len(new_images))
+        turns = [*self.turns, {"from": "human", "value": question}]
+        all_images = [*self.images, *new_images]
+
+        # Nothing is changed until the prompt is known to be valid.
+        prompt = self._processor.encode(Request(turns, all_images))
+        prompt = dataclasses.replace(prompt, images=tuple(all_images))
+        params = self._processor.fit(sampling or self._sampling, prompt)
+
+        # The answer's turn grows with what is yielded, so it is right wherever the caller stops.
         before = self.turns, self.images
-        self.turns, self.images = turns, pictures
         answer = {"from": "gpt", "value": ""}
-        self.turns.append(answer)
-        stream = TextStream(self._reader.text, wish.stop)
+        self.turns, self.images = [*turns, answer], all_images
         try:
-            for piece in self._dialogue.answer(prompt, wish):
-                tokens = [t for t in piece.tokens if t not in self._dialogue.stops]
-                fresh = stream.add(tokens, is_last=piece.is_last)
-                answer["value"] += fresh
-                if fresh:
-                    yield fresh
-                if stream.is_cut:
-                    return
+            for piece in streaming.stream_text(
+                self._dialogue.answer(prompt, params),
+                self._processor.decode,
+                stop_tokens=self._dialogue.stops,
+                stop_strings=params.stop,
+            ):
+                answer["value"] += piece
+                yield piece
         except UserError:
             self.turns, self.images = before
             raise
         finally:
+            # An answer of no text is not a turn.
             if self.turns and self.turns[-1] is answer and not answer["value"]:
                 self.turns.pop()
 
     def check_image(self, image: Any) -> None:
-        """Raises UserError if a picture cannot be read."""
-        self._reader.load([image])
+        """Raises UserError if an image cannot be read."""
+        self._processor.load_images([image])
 
     def undo(self) -> None:
-        """Takes back the last question and its answer.
+        """Removes the last question and its answer.
 
         Raises:
-          UserError: nothing has been asked.
+          UserError: there is no question.
         """
-        asked = [i for i, turn in enumerate(self.turns) if turn["from"] == "human"]
-        if not asked:
-            raise UserError("nothing has been asked yet")
-        gone = self.turns[asked[-1]]["value"].count(conversation.MARKER)
-        self.turns = self.turns[: asked[-1]]
-        self.images = self.images[: len(self.images) - gone]
+        questions = [i for i, turn in enumerate(self.turns) if turn["from"] == "human"]
+        if not questions:
+            raise UserError("no question has been asked yet")
+
+        last = questions[-1]
+        image_count = self.turns[last]["value"].count(conversation.MARKER)
+        self.turns = self.turns[:last]
+        self.images = self.images[: len(self.images) - image_count]

@@ -1,6 +1,6 @@
-"""The jitted loop: prefill or extend, choose, and then a token a step until every row is done.
+"""The jitted decoding loop: prefill or extend, then one token per step until every row is done.
 
-Everything here is compiled once per shape; `generator` keeps the shapes few.
+Everything here is compiled once per shape; `scheduler` and `dialogue` use few shapes.
 """
 
 from __future__ import annotations
@@ -17,18 +17,19 @@ from wings_jax.inference import engine, kv_cache, sampling
 from wings_jax.inference.engine import Chunk, ModelSpec, Weights
 from wings_jax.inference.kv_cache import KVCache
 from wings_jax.inference.sampling import BatchSamplingParams
+from wings_jax.model.layout import PADDING
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class DecodeState:
-    """B answers in the making.
+    """The state of B answers between two steps.
 
-    tokens   i32[B]    the newest token of each: chosen, but not yet in the memory
-    logprobs f32[B]    its log-probability before any filter
-    count    i32[B]    tokens of the answer so far, the newest included
-    done     bool[B]   the newest is a stop token, or the last that is allowed
-    seen     bool[B,V] tokens of prompt and answer; None without a repetition penalty
+    tokens    i32[B]    the newest token of each: sampled, but not yet in the KV cache
+    logprobs  f32[B]    its log-probability before any filter
+    count     i32[B]    tokens of the answer so far, the newest included
+    done      bool[B]   the newest is a stop token, or the last that is allowed
+    seen      bool[B,V] tokens of prompt and answer; None without a repetition penalty
     """
 
     tokens: jax.Array
@@ -41,7 +42,7 @@ class DecodeState:
 compact = jax.jit(kv_cache.compact)
 truncate = jax.jit(kv_cache.truncate, donate_argnums=0)
 insert = jax.jit(kv_cache.insert, donate_argnums=0)
-grow = jax.jit(lambda before, slots: kv_cache.grow(before, dict(slots)), static_argnums=1)
+grow = jax.jit(lambda cache, slots: kv_cache.grow(cache, dict(slots)), static_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnames="spec")
@@ -51,16 +52,16 @@ def encode(spec: ModelSpec, weights: Weights, images: jax.Array) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))
-def stack(features: tuple[jax.Array, ...], width: int, rows: int) -> jax.Array:
-    """Returns f32[rows,width]: features below each other, what is too much cut off, then zeros."""
-    whole = jnp.concatenate([*features, jnp.zeros((rows, width))])
-    return whole[:rows]
+def stack_features(features: tuple[jax.Array, ...], width: int, rows: int) -> jax.Array:
+    """Returns f32[rows,width]: concatenated features, cut off or padded with zeros to `rows`."""
+    stacked = jnp.concatenate([*features, jnp.zeros((rows, width))])
+    return stacked[:rows]
 
 
 @jax.jit
-def put(running: DecodeState, guests: DecodeState, rows: jax.Array) -> DecodeState:
-    """Returns the answers with guest g in place of row `rows[g]`; past the end: nowhere."""
-    return jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), running, guests)
+def insert_rows(state: DecodeState, new_rows: DecodeState, rows: jax.Array) -> DecodeState:
+    """Returns the state with row `rows[i]` replaced by row i of `new_rows`."""
+    return jax.tree.map(lambda old, new: old.at[rows].set(new, mode="drop"), state, new_rows)
 
 
 @functools.partial(jax.jit, static_argnames=("spec", "slots"))
@@ -72,121 +73,135 @@ def prefill(
     *,
     slots: tuple[tuple[str, int], ...],
 ) -> tuple[KVCache, jax.Array]:
-    """Returns new conversations' memory and f32[B,V] behind the last slot of each."""
+    """Returns the KV cache of new conversations and the logits f32[B,V] after each one's last slot.
+
+    Args:
+      slots: pairs of attention and how many slots to allocate.
+    """
     chunk = axes.shard_leading_axis(chunk, spec.mesh)
-    grown, hidden = engine.prefill(spec, weights, chunk, features, dict(slots))
-    return kv_cache.shard_cache(grown, spec.mesh), engine.logits(
-        spec, weights, _last(chunk, hidden)
-    )
+    cache, hidden = engine.prefill(spec, weights, chunk, features, dict(slots))
+    logits = engine.logits(spec, weights, _last_states(chunk, hidden))
+    return kv_cache.shard_cache(cache, spec.mesh), logits
 
 
 @functools.partial(jax.jit, static_argnames="spec")
 def forward(
     spec: ModelSpec, weights: Weights, chunk: Chunk, features: jax.Array | None
 ) -> jax.Array:
-    """Returns f32[B,V] behind the last slot of each conversation, of which nothing is kept."""
+    """Returns the logits f32[B,V] after each conversation's last slot, without a KV cache."""
     hidden = engine.forward(spec, weights, chunk, features)
-    return engine.logits(spec, weights, _last(chunk, hidden))
+    return engine.logits(spec, weights, _last_states(chunk, hidden))
 
 
-@functools.partial(jax.jit, static_argnames=("spec",), donate_argnames=("before",))
+@functools.partial(jax.jit, static_argnames=("spec",), donate_argnames=("cache",))
 def extend(
-    spec: ModelSpec, weights: Weights, before: KVCache, chunk: Chunk, features: jax.Array | None
+    spec: ModelSpec, weights: Weights, cache: KVCache, chunk: Chunk, features: jax.Array | None
 ) -> tuple[KVCache, jax.Array]:
-    """Returns the memory with the chunk appended and f32[B,V] behind the last slot of each."""
+    """Returns the KV cache with a chunk appended and the logits f32[B,V] after each last slot."""
     chunk = axes.shard_leading_axis(chunk, spec.mesh)
-    grown, hidden = engine.extend(spec, weights, before, chunk, features)
-    return kv_cache.shard_cache(grown, spec.mesh), engine.logits(
-        spec, weights, _last(chunk, hidden)
-    )
+    cache, hidden = engine.extend(spec, weights, cache, chunk, features)
+    logits = engine.logits(spec, weights, _last_states(chunk, hidden))
+    return kv_cache.shard_cache(cache, spec.mesh), logits
 
 
-def _last(chunk: Chunk, hidden: jax.Array) -> jax.Array:
-    """Returns the states [B,D] of each row's last used slot."""
-    index = jnp.maximum((chunk.modality > 0).sum(1) - 1, 0)
-    return jnp.take_along_axis(hidden, index[:, None, None], axis=1)[:, 0]
+def _last_states(chunk: Chunk, hidden: jax.Array) -> jax.Array:
+    """Returns the states [B,D] of each row's last used slot, of [B,T,D]."""
+    slot_counts = (chunk.modality != PADDING).sum(1)
+    last = jnp.maximum(slot_counts - 1, 0)
+    return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
 
 
 @jax.jit
 def begin(
-    logits: jax.Array, choice: BatchSamplingParams, stops: jax.Array, seen: jax.Array | None
+    logits: jax.Array, params: BatchSamplingParams, stops: jax.Array, seen: jax.Array | None
 ) -> DecodeState:
-    """Returns the answers with their first tokens, chosen from f32[B,V].
+    """Returns the answers with their first tokens, sampled from f32[B,V].
 
-    `stops` i32[n] are the tokens that end an answer. A row whose limit is 0 is done at once.
+    A row whose limit is 0 is done at once.
+
+    Args:
+      stops: i32[n], the tokens that end an answer.
     """
-    return resume(logits, choice, stops, jnp.zeros(logits.shape[:1], jnp.int32), seen)
+    return resume(logits, params, stops, jnp.zeros(logits.shape[:1], jnp.int32), seen)
 
 
 @jax.jit
 def resume(
     logits: jax.Array,
-    choice: BatchSamplingParams,
+    params: BatchSamplingParams,
     stops: jax.Array,
     count: jax.Array,
     seen: jax.Array | None,
 ) -> DecodeState:
-    """Returns the answers, of which count i32[B] tokens have been said, with the next tokens."""
-    blank = jnp.zeros(count.shape, jnp.int32)
-    before = DecodeState(blank, jnp.zeros(count.shape), count, choice.limits <= count, seen)
-    return _advance(before, logits, choice, stops)
+    """Returns the answers, which have count i32[B] tokens already, with the next token each."""
+    no_tokens = jnp.zeros(count.shape, jnp.int32)
+    no_logprobs = jnp.zeros(count.shape)
+    state = DecodeState(no_tokens, no_logprobs, count, params.limits <= count, seen)
+    return _sample_next(state, logits, params, stops)
 
 
-def _advance(
-    before: DecodeState, logits: jax.Array, choice: BatchSamplingParams, stops: jax.Array
+def _sample_next(
+    state: DecodeState, logits: jax.Array, params: BatchSamplingParams, stops: jax.Array
 ) -> DecodeState:
     """Returns the answers with one more token each, where they are not done."""
-    tokens = sampling.sample_tokens(logits, choice, before.count, before.seen)
-    picked = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    logprobs = picked - jax.nn.logsumexp(logits, axis=-1)
-    tokens = jnp.where(before.done, before.tokens, tokens)
-    count = before.count + ~before.done
-    ended = (tokens[:, None] == stops).any(1) | (count >= choice.limits)
-    seen = before.seen
+    tokens = sampling.sample_tokens(logits, params, state.count, state.seen)
+    token_logits = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    logprobs = token_logits - jax.nn.logsumexp(logits, axis=-1)
+
+    # A row that is done keeps its last token and count.
+    tokens = jnp.where(state.done, state.tokens, tokens)
+    count = jnp.where(state.done, state.count, state.count + 1)
+
+    # [B, 1] == [n] -> [B, n]: any stop token ends an answer.
+    is_stop = (tokens[:, None] == stops).any(1)
+    done = state.done | is_stop | (count >= params.limits)
+
+    seen = state.seen
     if seen is not None:
         seen = seen.at[jnp.arange(tokens.shape[0]), tokens].set(True)
-    return DecodeState(tokens, logprobs, count, before.done | ended, seen)
+    return DecodeState(tokens, logprobs, count, done, seen)
 
 
-@functools.partial(
-    jax.jit, static_argnames=("spec", "steps"), donate_argnames=("before", "running")
-)
+@functools.partial(jax.jit, static_argnames=("spec", "steps"), donate_argnames=("cache", "state"))
 def decode(
     spec: ModelSpec,
     weights: Weights,
-    before: KVCache,
-    running: DecodeState,
-    choice: BatchSamplingParams,
+    cache: KVCache,
+    state: DecodeState,
+    params: BatchSamplingParams,
     stops: jax.Array,
     *,
     steps: int,
 ) -> tuple[KVCache, DecodeState, Mapping[str, jax.Array]]:
-    """Goes on for up to `steps` tokens, or until all rows are done.
+    """Generates up to `steps` tokens per row, or until all rows are done.
 
     Returns:
-      memory and running as they are then, and what was said meanwhile: tokens i32[steps,B] and
-      logprobs f32[steps,B], of which a row's first `running.count - count before` are its own.
+      The new cache and state, and what was generated: tokens i32[steps,B] and logprobs
+      f32[steps,B]. Valid of a row are its first entries, as many as its `count` grew by.
     """
-    rows = running.tokens.shape[0]
-    said = {
+    rows = state.tokens.shape[0]
+    generated = {
         "tokens": jnp.zeros((steps, rows), jnp.int32),
         "logprobs": jnp.zeros((steps, rows), jnp.float32),
     }
 
-    def go_on(carry: tuple) -> jax.Array:
-        index, _, running, _ = carry
-        return (index < steps) & ~running.done.all()
+    def is_unfinished(carry: tuple) -> jax.Array:
+        index, _, state, _ = carry
+        return (index < steps) & ~state.done.all()
 
     def body(carry: tuple) -> tuple:
-        index, before, running, said = carry
-        after, logits = engine.step(spec, weights, before, running.tokens, ~running.done)
-        after = kv_cache.shard_cache(after, spec.mesh)
-        running = _advance(running, logits, choice, stops)
-        said = {
-            "tokens": said["tokens"].at[index].set(running.tokens),
-            "logprobs": said["logprobs"].at[index].set(running.logprobs),
-        }
-        return index + 1, after, running, said
+        index, cache, state, generated = carry
+        cache, logits = engine.step(spec, weights, cache, state.tokens, ~state.done)
+        cache = kv_cache.shard_cache(cache, spec.mesh)
+        state = _sample_next(state, logits, params, stops)
 
-    _, after, running, said = jax.lax.while_loop(go_on, body, (jnp.int32(0), before, running, said))
-    return after, running, said
+        generated = {
+            "tokens": generated["tokens"].at[index].set(state.tokens),
+            "logprobs": generated["logprobs"].at[index].set(state.logprobs),
+        }
+        return index + 1, cache, state, generated
+
+    # A while loop, not a scan: it ends early, and updates the cache in place.
+    carry = jnp.int32(0), cache, state, generated
+    _, cache, state, generated = jax.lax.while_loop(is_unfinished, body, carry)
+    return cache, state, generated

@@ -1,32 +1,49 @@
-"""What the memory of the devices holds, said before it is full or, at the latest, when it is."""
+"""How many slots a KV cache gets, checked against the free memory of the devices."""
 
 from __future__ import annotations
 
-import pathlib
-import re
 from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import psutil
 
 from wings_jax.errors import UserError
-from wings_jax.inference.engine import ModelSpec
+from wings_jax.inference.engine import Chunk, ModelSpec
 
 ADVICE = "lower --batch-size (rows), --max-new-tokens, or the length of the prompts"
 GB = 10**9
 
 
-def check(spec: ModelSpec, rows: int, slots: Mapping[str, int]) -> None:
-    """Raises UserError if the caches of `rows` conversations alone are more than is free.
+def cache_slots(spec: ModelSpec, chunk: Chunk, capacity: int) -> tuple[tuple[str, int], ...]:
+    """Returns how many slots each attention's cache gets, for rows that start with this chunk.
 
-    `slots` are those of each attention. On a machine that lends more memory than it has, asking
-    for too much ends the process without a word; this is the word.
+    The main and the textual cache get `capacity` slots; the visual one those of the chunk, since
+    answers are text.
+
+    Raises:
+      UserError: the caches need more memory than is free.
     """
-    need = cache_bytes(spec, rows, slots)
+    slots = {name: picks.shape[1] for name, picks in chunk.picks.items()}
+    slots["main"] = capacity
+    if "textual" in slots:
+        slots["textual"] = capacity
+
+    check_memory(spec, chunk.tokens.shape[0], slots)
+    return tuple(sorted(slots.items()))
+
+
+def check_memory(spec: ModelSpec, rows: int, slots: Mapping[str, int]) -> None:
+    """Raises UserError if the caches of `rows` conversations alone need more than is free.
+
+    A machine that overcommits memory kills a process which needs too much, without a message;
+    this check comes first.
+    """
+    needed = cache_bytes(spec, rows, slots)
     free = free_bytes(jax.devices()[:1] if spec.mesh is None else spec.mesh.devices.flat)
-    if free is not None and need > free:
+    if free is not None and needed > free:
         raise UserError(
-            f"{rows} conversation(s) of {slots['main']} slots need {need / GB:.1f} GB for their "
+            f"{rows} conversation(s) of {slots['main']} slots need {needed / GB:.1f} GB for their "
             f"caches, {free / GB:.1f} GB are free: {ADVICE}"
         )
 
@@ -34,32 +51,28 @@ def check(spec: ModelSpec, rows: int, slots: Mapping[str, int]) -> None:
 def cache_bytes(spec: ModelSpec, rows: int, slots: Mapping[str, int]) -> int:
     """Returns the bytes of the keys and values of `rows` conversations, `slots` by attention."""
     llm = spec.arch.decoder
-    heads = 0
+
+    # Learners have a key head for each query head; the main attention has K of them.
+    head_slots = 0
     for layer in range(llm.num_layers):
-        heads += llm.num_kv_heads * slots["main"]
-        heads += sum(llm.num_heads * slots.get(name, 0) for name in spec.learners_of(layer))
-    return 2 * rows * heads * llm.head_dim * jnp.dtype(spec.dtype).itemsize
+        head_slots += llm.num_kv_heads * slots["main"]
+        for learner in spec.learners_of(layer):
+            head_slots += llm.num_heads * slots.get(learner, 0)
+
+    keys_and_values = 2 * rows * head_slots * llm.head_dim
+    return keys_and_values * jnp.dtype(spec.dtype).itemsize
 
 
 def free_bytes(devices: Sequence[jax.Device]) -> int | None:
-    """Returns the bytes that are free on these devices together; None where nobody says."""
+    """Returns the free bytes of these devices together; None where a device does not report it."""
     total = 0
     for device in devices:
         if device.platform == "cpu":
-            return _free_on_host()
-        is_here = device.process_index == jax.process_index()
-        stats = (device.memory_stats() if is_here else None) or {}
+            return psutil.virtual_memory().available
+
+        is_local = device.process_index == jax.process_index()
+        stats = (device.memory_stats() if is_local else None) or {}
         if "bytes_limit" not in stats:
             return None
         total += stats["bytes_limit"] - stats["bytes_in_use"]
     return total
-
-
-def _free_on_host() -> int | None:
-    """Returns what Linux says is available; None elsewhere."""
-    try:
-        text = pathlib.Path("/proc/meminfo").read_text()
-    except OSError:
-        return None
-    found = re.search(r"MemAvailable:\s+(\d+) kB", text)
-    return int(found[1]) * 1024 if found else None

@@ -1,8 +1,9 @@
-"""One conversation, turn by turn, whose past is never read twice.
+"""One conversation, turn by turn, with a KV cache that is reused from turn to turn.
 
-What is in the memory is compared with what the conversation is now: the common part is kept, the
-rest forgotten, and only what is new is read. So it makes no difference whether an answer was
-stopped half-way, or is spelt with other tokens when it is read than when it was written.
+The conversation in the cache is compared with the conversation of the new prompt: the common
+start is kept, the rest truncated, and only what is new is computed. So an answer may have been
+stopped half-way, and the tokens of its text as part of a prompt may differ from those that were
+generated.
 """
 
 from __future__ import annotations
@@ -14,19 +15,32 @@ import numpy as np
 
 from wings_jax import errors
 from wings_jax.errors import UserError
-from wings_jax.inference import decode, device_memory, kv_cache, prompts, sampling, scheduler
+from wings_jax.inference import (
+    decode,
+    device_memory,
+    image_features,
+    kv_cache,
+    prompts,
+    sampling,
+    uncached,
+)
 from wings_jax.inference.engine import ModelSpec, Weights
 from wings_jax.inference.kv_cache import KVCache
 from wings_jax.inference.prompts import PromptSlots
 from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model.layout import IMAGE
 
-STEPS = 4  # tokens between two looks: few enough to stream, and to stop at once
+STEPS = 4  # tokens per device call: few enough to stream, and to stop at once
 
 
 @dataclasses.dataclass(frozen=True)
 class OutputPiece:
-    """Tokens that were just written, their log-probabilities, and whether they end the answer."""
+    """Tokens that were just generated.
+
+    tokens    ids, a stop token included
+    logprobs  the log-probability of each
+    is_last   whether they end the answer
+    """
 
     tokens: tuple[int, ...]
     logprobs: tuple[float, ...]
@@ -34,7 +48,7 @@ class OutputPiece:
 
 
 class Dialogue:
-    """The memory of one conversation.
+    """The KV cache of one conversation.
 
     Args:
       stops: token ids that end an answer.
@@ -46,134 +60,157 @@ class Dialogue:
         self.reset()
 
     def reset(self) -> None:
-        """Forgets everything."""
-        self.known: PromptSlots = prompts.EMPTY
-        self.memory: KVCache | None = None
-        self.read = 0  # slots that the last `answer` had to read
+        """Drops the cache."""
+        self.cached: PromptSlots = prompts.EMPTY  # the conversation that the cache holds
+        self.cache: KVCache | None = None
+        self.computed_slots = 0  # prompt slots that the last `answer` had to compute
 
-    def answer(self, prompt: PromptSlots, wish: SamplingParams) -> Iterator[OutputPiece]:
-        """Yields the tokens of the answer to a prompt, which is the whole conversation so far.
+    def answer(self, prompt: PromptSlots, params: SamplingParams) -> Iterator[OutputPiece]:
+        """Yields the answer to a prompt, which is the whole conversation so far.
 
         Raises:
-          UserError: the conversation does not fit the devices' memory; nothing of it is known then.
+          UserError: the conversation does not fit the devices' memory; the cache is dropped.
         """
         try:
             with errors.full_memory(device_memory.ADVICE):
-                yield from self._answer(prompt, wish)
+                if uncached.is_causal(self.spec, len(prompt.images)):
+                    yield from self._answer(prompt, params)
+                else:
+                    yield from self._answer_uncached(prompt, params)
         except UserError:
             self.reset()
             raise
 
-    def _answer(self, prompt: PromptSlots, wish: SamplingParams) -> Iterator[OutputPiece]:
-        if not scheduler.is_causal(self.spec, len(prompt.images)):
-            self.read = prompt.count
-            features = scheduler.encode_all(self.spec, self.weights, prompt)
-            for token, logprob, is_last in scheduler.recompute(
-                self.spec, self.weights, prompt, features, wish, self.stops.tolist()
-            ):
-                yield OutputPiece((token,), (logprob,), is_last)
-            return
-        logits = self._enter(prompt, wish.max_new_tokens)
+    def _answer_uncached(
+        self, prompt: PromptSlots, params: SamplingParams
+    ) -> Iterator[OutputPiece]:
+        self.computed_slots = prompt.count
+        features = image_features.encode_all(self.spec, self.weights, prompt)
+        for token, logprob, is_last in uncached.recompute(
+            self.spec, self.weights, prompt, features, params, self.stops.tolist()
+        ):
+            yield OutputPiece((token,), (logprob,), is_last)
+
+    def _answer(self, prompt: PromptSlots, params: SamplingParams) -> Iterator[OutputPiece]:
+        logits = self._enter(prompt, params.max_new_tokens)
+
         arch = self.spec.arch
-        choice = sampling.stack_params([wish], arch.decoder.vocab_size)
-        seen = None if choice.penalty is None else prompts.seen([prompt], arch)
-        running = decode.begin(logits, choice, self.stops, seen)
-        done = bool(running.done[0])
-        yield OutputPiece((int(running.tokens[0]),), (float(running.logprobs[0]),), done)
-        while not done:
-            before = int(running.count[0])
-            pending = int(running.tokens[0])
-            self.memory = self._make_room(STEPS)
-            # While this runs the old memory is gone: what is known is noted as soon as it ends.
-            state, self.memory = self.memory, None
-            state, running, said = decode.decode(
-                self.spec, self.weights, state, running, choice, self.stops, steps=STEPS
+        batch_params = sampling.stack_params([params], arch.decoder.vocab_size)
+        seen = None if batch_params.penalty is None else prompts.seen_tokens([prompt], arch)
+        state = decode.begin(logits, batch_params, self.stops, seen)
+        is_done = bool(state.done[0])
+        yield OutputPiece((int(state.tokens[0]),), (float(state.logprobs[0]),), is_done)
+
+        while not is_done:
+            count_before = int(state.count[0])
+            pending = int(state.tokens[0])
+
+            # `decode` donates the cache. An interrupt in between leaves None, never a cache whose
+            # content is not known.
+            cache, self.cache = self._make_room(STEPS), None
+            cache, state, generated = decode.decode(
+                self.spec, self.weights, cache, state, batch_params, self.stops, steps=STEPS
             )
-            self.memory = state
-            count = int(running.count[0]) - before
-            tokens = said["tokens"][:count, 0].tolist()
-            self._note([pending, *tokens][:count])
-            done = bool(running.done[0])
-            yield OutputPiece(tuple(tokens), tuple(said["logprobs"][:count, 0].tolist()), done)
+            self.cache = cache
 
-    def _note(self, tokens: Sequence[int]) -> None:
-        """Adds text that has been entered into the memory to what is known."""
-        fresh = prompts.from_ids(tokens, (), 1)
-        self.known = prompts.join(self.known, fresh)
+            # The newest token is sampled but not in the cache yet; the one before it now is.
+            count = int(state.count[0]) - count_before
+            tokens = generated["tokens"][:count, 0].tolist()
+            logprobs = generated["logprobs"][:count, 0].tolist()
+            self._append([pending, *tokens][:count])
+            is_done = bool(state.done[0])
+            yield OutputPiece(tuple(tokens), tuple(logprobs), is_done)
 
-    def _enter(self, prompt: PromptSlots, answer: int) -> np.ndarray:
-        """Brings the memory up to the prompt; returns f32[1,V] behind it."""
-        kept = min(common(self.known, prompt), prompt.count - 1)
-        patches = self.spec.arch.vision.num_patches
-        kept = not_within_image(prompt, kept, patches)
-        rest = prompts.tail(prompt, kept, patches)
-        if self.memory is None or (rest.images and "visual" not in self.memory.visibility):
-            kept, rest = 0, prompt
-        self.read = rest.count
-        length, images = prompts.bucket(rest.count), prompts.power(len(rest.images))
-        starts = np.array([kept], np.int32)
+    def _append(self, tokens: Sequence[int]) -> None:
+        """Records text tokens that have been written into the cache."""
+        self.cached = prompts.join(self.cached, prompts.from_ids(tokens, (), 1))
+
+    def _enter(self, prompt: PromptSlots, max_new_tokens: int) -> np.ndarray:
+        """Makes the cache hold the prompt; returns the logits f32[1,V] after it."""
         arch = self.spec.arch
+        patches = arch.vision.num_patches
+
+        # At least the prompt's last slot is computed, since its logits are needed.
+        reused = min(common_prefix(self.cached, prompt), prompt.count - 1)
+        reused = start_of_image(prompt, reused, patches)
+        rest = prompts.tail(prompt, reused, patches)
+        if self.cache is None or (rest.images and "visual" not in self.cache.visibility):
+            reused, rest = 0, prompt
+        self.computed_slots = rest.count
+
+        length, images = prompts.bucket(rest.count), prompts.power(len(rest.images))
+        starts = np.array([reused], np.int32)
         chunk = prompts.make_chunk([rest], starts, arch, length=length, images=images)
-        features = scheduler.encode_all(self.spec, self.weights, rest)
-        if kept == 0:
-            slots = self._capacity(chunk, length + prompts.bucket(answer + STEPS))
-            self.memory, logits = decode.prefill(
+        features = image_features.encode_all(self.spec, self.weights, rest)
+
+        if reused == 0:
+            capacity = length + prompts.bucket(max_new_tokens + STEPS)
+            slots = device_memory.cache_slots(self.spec, chunk, capacity)
+            self.cache, logits = decode.prefill(
                 self.spec, self.weights, chunk, features, slots=slots
             )
         else:
-            self.memory = decode.truncate(self.memory, starts)
-            state, self.memory = self._make_room(length, images * patches), None
-            self.memory, logits = decode.extend(self.spec, self.weights, state, chunk, features)
-        self.known = prompt
+            self.cache = decode.truncate(self.cache, starts)
+            cache, self.cache = self._make_room(length, images * patches), None
+            self.cache, logits = decode.extend(self.spec, self.weights, cache, chunk, features)
+
+        self.cached = prompt
         return logits
 
-    def _capacity(self, chunk: prompts.Chunk, room: int) -> tuple[tuple[str, int], ...]:
-        slots = {name: picks.shape[1] for name, picks in chunk.picks.items()}
-        slots |= {"main": room} | ({"textual": room} if "textual" in slots else {})
-        device_memory.check(self.spec, 1, slots)
-        return tuple(sorted(slots.items()))
-
     def _make_room(self, slots: int, visual: int = 0) -> KVCache:
-        """Returns the memory with room for so many more slots; half of it stays free."""
-        needs = {"main": slots, "textual": slots, "visual": visual}
+        """Returns the cache with so many free slots; when it grows, half of it becomes free."""
+        new_slots = {"main": slots, "textual": slots, "visual": visual}
 
-        def lacks(state: KVCache) -> dict[str, int]:
-            have = kv_cache.capacities(state)
-            return {n: int(state.used[n]) + needs[n] for n in have if needs[n]}
+        def needed(cache: KVCache) -> dict[str, int]:
+            return {
+                name: int(cache.used[name]) + new_slots[name]
+                for name in kv_cache.capacities(cache)
+                if new_slots[name]
+            }
 
-        def fits(state: KVCache) -> bool:
-            have = kv_cache.capacities(state)
-            return all(size <= have[name] for name, size in lacks(state).items())
+        def fits(cache: KVCache) -> bool:
+            capacities = kv_cache.capacities(cache)
+            return all(size <= capacities[name] for name, size in needed(cache).items())
 
-        if fits(self.memory):
-            return self.memory
-        state = decode.compact(self.memory)
-        if not fits(state):
-            wanted = {name: prompts.bucket(2 * size) for name, size in lacks(state).items()}
-            state = decode.grow(state, tuple(sorted(wanted.items())))
-        return state
+        if fits(self.cache):
+            return self.cache
 
-
-def common(known: PromptSlots, now: PromptSlots) -> int:
-    """Returns how many slots two conversations share from the start."""
-    count = min(known.count, now.count)
-    same = known.tokens[:count] == now.tokens[:count]
-    same &= known.modality[:count] == now.modality[:count]
-    end = int(np.argmin(same)) if not same.all() else count
-    pictures = zip(known.images, now.images, strict=False)
-    equal = [np.array_equal(one, other) for one, other in pictures]
-    alike = equal.index(False) if False in equal else len(equal)
-    if alike < len(now.images) or alike < len(known.images):
-        is_image = now.modality[:end] == IMAGE
-        ordinal = np.cumsum(is_image) - 1
-        per_image = int((now.modality == IMAGE).sum()) // max(1, len(now.images))
-        later = np.flatnonzero(is_image & (ordinal >= alike * per_image))
-        end = int(later[0]) if len(later) else end
-    return end
+        cache = decode.compact(self.cache)
+        if not fits(cache):
+            sizes = {name: prompts.bucket(2 * size) for name, size in needed(cache).items()}
+            cache = decode.grow(cache, tuple(sorted(sizes.items())))
+        return cache
 
 
-def not_within_image(slots: PromptSlots, at: int, patches: int) -> int:
-    """Returns `at`, or where the image begins that it would cut through."""
-    if at >= slots.count or slots.modality[at] != IMAGE:
-        return at
-    return at - int((slots.modality[:at] == IMAGE).sum()) % patches
+def common_prefix(one: PromptSlots, other: PromptSlots) -> int:
+    """Returns how many slots at the start of two conversations are equal, images included.
+
+    >>> first = prompts.from_ids([5, 6, 7, 8], (), image_slots=2)
+    >>> second = prompts.from_ids([5, 6, 9], (), image_slots=2)
+    >>> common_prefix(first, second)
+    2
+    """
+    count = min(one.count, other.count)
+    is_equal = one.tokens[:count] == other.tokens[:count]
+    is_equal &= one.modality[:count] == other.modality[:count]
+    end = count if is_equal.all() else int(np.argmin(is_equal))
+
+    # Image slots all look alike: the prefix ends where the first image differs.
+    pairs = zip(one.images, other.images, strict=False)
+    same_image = [np.array_equal(first, second) for first, second in pairs]
+    equal_images = same_image.index(False) if False in same_image else len(same_image)
+    if equal_images == max(len(one.images), len(other.images)):
+        return end
+
+    is_image = other.modality[:end] == IMAGE
+    slots_per_image = int((other.modality == IMAGE).sum()) // max(1, len(other.images))
+    ordinal = np.cumsum(is_image) - 1
+    differing = np.flatnonzero(is_image & (ordinal >= equal_images * slots_per_image))
+    return int(differing[0]) if len(differing) else end
+
+
+def start_of_image(slots: PromptSlots, index: int, patches: int) -> int:
+    """Returns `index`, or the first slot of the image of `patches` slots that it lies within."""
+    if index >= slots.count or slots.modality[index] != IMAGE:
+        return index
+    return index - int((slots.modality[:index] == IMAGE).sum()) % patches

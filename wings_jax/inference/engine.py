@@ -1,9 +1,9 @@
-"""Prefill, extend and step: the model over new slots, given what came before. Pure functions.
+"""Prefill, extend and step: the model over new slots with a KV cache. Pure functions.
 
-They run the same layers as training does, one after the other instead of by a scan: a cache that
-a scan carries is copied at every token. `extend` is the general one, `prefill` begins a memory,
-and `step` appends a token to every row. A prefix's states never depend on what follows, so a
-conversation grown turn by turn equals one that is read at once.
+They apply the same layers as training does, one after the other instead of by a scan: a cache
+that a scan carries is copied at every token. `prefill` starts a cache, `extend` appends any slots
+to it, and `step` appends one token to every row. The states of a prefix never depend on what
+follows, so a conversation that grows turn by turn equals one that is computed at once.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from wings_jax import tree
-from wings_jax.inference import kv_cache as memory_lib
+from wings_jax.inference import kv_cache
 from wings_jax.inference.kv_cache import KVCache
 from wings_jax.model import attention, decoder
-from wings_jax.model.decoder import DecoderLayer, KVInputs, LayerContext
+from wings_jax.model.decoder import Cache, DecoderLayer, KVInputs, LayerContext
 from wings_jax.model.layers import RMSNorm, is_matrix
 from wings_jax.model.layout import IMAGE, LEARNERS, MAIN, NEVER, PADDING, TEXT, Visibility
 from wings_jax.model.presets import WingsArch
@@ -29,7 +29,13 @@ from wings_jax.model.wings import Wings
 
 @dataclasses.dataclass(frozen=True)
 class ModelSpec:
-    """What is computed, apart from the weights, and on which devices: static under jit."""
+    """What is computed, apart from the weights, and on which devices: static under jit.
+
+    arch    the architecture
+    dtype   of matrices, activations and caches
+    kernel  attention kernel (`attention.attend`)
+    mesh    devices that share weights and caches; None for one device
+    """
 
     arch: WingsArch
     dtype: str = "float32"
@@ -38,10 +44,11 @@ class ModelSpec:
 
     @property
     def model(self) -> Wings:
+        """Returns the module whose methods encode images, embed tokens and compute logits."""
         return Wings(self.arch, jnp.dtype(self.dtype), self.kernel)
 
     def learners_of(self, layer: int) -> tuple[str, ...]:
-        """Returns the learners that a layer carries."""
+        """Returns the learners of a layer."""
         carriers = self.arch.learner_layers
         return self.arch.learners if carriers is None or layer in carriers else ()
 
@@ -49,7 +56,11 @@ class ModelSpec:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Weights:
-    """Parameters as decoding reads them: the decoder's layers apart, everything else nested."""
+    """Parameters in the form that decoding needs.
+
+    layers  the decoder's layers, each a nested dict
+    rest    everything else, nested: vision, projector, decoder/{embed, norm, head}
+    """
 
     layers: tuple[Mapping[str, Any], ...]
     rest: Mapping[str, Any]
@@ -58,15 +69,15 @@ class Weights:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Chunk:
-    """New slots of B rows, right-padded; decided on the host but for `step`.
+    """New slots of B rows, right-padded; computed on the host except in `step`.
 
-    tokens     i32[B,T]    0 where the slot is not text
-    modality   i32[B,T]    PADDING, TEXT or IMAGE
-    positions  i32[B,T]    within the conversation
-    visible_from     i32[B,T,3]  from which position on each attention sees the slot (`layout`)
-    features   i32[B,T]    of an image slot: its row of the encoded features
-    picks      learner -> i32[B,F], the slots of its modality in front, then T for none;
-               a learner without new slots is left out
+    tokens        i32[B,T]    0 where the slot is not text
+    modality      i32[B,T]    PADDING, TEXT or IMAGE
+    positions     i32[B,T]    within the conversation
+    visible_from  i32[B,T,3]  first query position that each attention's key is visible to
+    features      i32[B,T]    of an image slot: its row of the encoded features
+    picks         learner -> i32[B,F], the slots of its modality, then T as filling;
+                  a learner without new slots is left out
     """
 
     tokens: jax.Array
@@ -78,17 +89,20 @@ class Chunk:
 
 
 def split_layers(params: Mapping[str, Any], spec: ModelSpec) -> Weights:
-    """Returns nested parameters with the decoder's layers apart, matrices in `spec.dtype`."""
-    flat = tree.flatten(params)
-    params = tree.nest(
-        {p: jnp.asarray(x, spec.dtype if is_matrix(p) else jnp.float32) for p, x in flat.items()}
-    )
-    above = dict(params["decoder"])
-    stacked = above.pop("layers")
+    """Returns nested parameters as `Weights`: matrices in `spec.dtype`, all else in float32."""
+    flat = {
+        path: jnp.asarray(x, spec.dtype if is_matrix(path) else jnp.float32)
+        for path, x in tree.flatten(params).items()
+    }
+    nested = tree.nest(flat)
+    above_layers = dict(nested["decoder"])
+    stacked = above_layers.pop("layers")
+
+    # [L, ...] -> L times [...]
     layers = tuple(
         jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(spec.arch.decoder.num_layers)
     )
-    return Weights(layers, {**params, "decoder": above})
+    return Weights(layers, {**nested, "decoder": above_layers})
 
 
 def encode(spec: ModelSpec, weights: Weights, images: jax.Array) -> jax.Array:
@@ -98,7 +112,7 @@ def encode(spec: ModelSpec, weights: Weights, images: jax.Array) -> jax.Array:
 
 
 def logits(spec: ModelSpec, weights: Weights, hidden: jax.Array) -> jax.Array:
-    """Returns f32[B,V] of states [B,D]."""
+    """Returns f32[B,V] of final states [B,D]."""
     model, params = spec.model, {"params": weights.rest}
     return model.apply(params, hidden[:, None], method=Wings.logits)[:, 0]
 
@@ -110,107 +124,140 @@ def prefill(
     features: jax.Array | None,
     slots: Mapping[str, int],
 ) -> tuple[KVCache, jax.Array]:
-    """Returns the memory of new conversations, with `slots` in its caches, and states [B,T,D]."""
-    x0 = _stream(spec, weights, chunk, features)
-    visibility, ctx = _begin(spec, chunk, x0)
-    x, layers = _run(spec, weights, ctx, x0, None)
-    layers = tuple(
+    """Returns the KV cache of new conversations and their final states [B,T,D].
+
+    Args:
+      features: f32[n,D], encoded images; None if the chunk has no image slots.
+      slots: attention -> how many slots to allocate, at least those of the chunk.
+    """
+    x0 = _embed(spec, weights, chunk, features)
+    visibility, ctx = _layer_context(spec, chunk, x0)
+    hidden, layers = _run_layers(spec, weights, ctx, x0, None)
+
+    # [B, T, K, H] -> [B*K, slots, H]
+    padded_layers = tuple(
         {
-            name: tuple(memory_lib.pad_slots(attention.merge_heads(x), slots[name]) for x in pair)
-            for name, pair in layer.items()
+            name: tuple(
+                kv_cache.pad_slots(attention.merge_heads(x), slots[name]) for x in key_value
+            )
+            for name, key_value in layer.items()
         }
         for layer in layers
     )
-    return (
-        KVCache(
-            layers,
-            {name: memory_lib.pad_visibility(s, slots[name]) for name, s in visibility.items()},
-            jnp.pad(chunk.positions, [(0, 0), (0, slots["main"] - chunk.positions.shape[1])]),
-            {name: jnp.int32(s.visible_from.shape[1]) for name, s in visibility.items()},
-            _lengths(chunk),
-        ),
-        x,
+    more = slots["main"] - chunk.positions.shape[1]
+    cache = KVCache(
+        layers=padded_layers,
+        visibility={
+            name: kv_cache.pad_visibility(keys, slots[name]) for name, keys in visibility.items()
+        },
+        positions=jnp.pad(chunk.positions, [(0, 0), (0, more)]),
+        used={name: jnp.int32(keys.visible_from.shape[1]) for name, keys in visibility.items()},
+        lengths=_lengths(chunk),
     )
+    return cache, hidden
 
 
 def forward(
     spec: ModelSpec, weights: Weights, chunk: Chunk, features: jax.Array | None
 ) -> jax.Array:
-    """Returns the states [B,T,D] of whole conversations, of which nothing is kept."""
-    x0 = _stream(spec, weights, chunk, features)
-    _, ctx = _begin(spec, chunk, x0)
-    return _run(spec, weights, ctx, x0, None)[0]
+    """Returns the final states [B,T,D] of whole conversations, without a KV cache."""
+    x0 = _embed(spec, weights, chunk, features)
+    _, ctx = _layer_context(spec, chunk, x0)
+    return _run_layers(spec, weights, ctx, x0, None)[0]
 
 
 def extend(
     spec: ModelSpec,
     weights: Weights,
-    memory: KVCache,
+    cache: KVCache,
     chunk: Chunk,
     features: jax.Array | None = None,
 ) -> tuple[KVCache, jax.Array]:
-    """Returns the memory with the new slots entered, and their states [B,T,D].
+    """Returns the KV cache with a chunk appended, and the chunk's final states [B,T,D].
 
-    The caches must have room for them (`memory.grow`) and one for each learner that has picks.
+    The cache must have free slots for the chunk (`kv_cache.grow`), and a buffer for each learner
+    that has picks.
+
+    Args:
+      features: f32[n,D], encoded images; None if the chunk has no image slots.
     """
-    x0 = _stream(spec, weights, chunk, features)
-    visibility, ctx = _begin(spec, chunk, x0)
-    entered = dict(memory.visibility)
-    for name, fresh in visibility.items():
-        entered[name] = memory_lib.write_visibility(entered[name], fresh, memory.used[name])
+    x0 = _embed(spec, weights, chunk, features)
+    new_visibility, ctx = _layer_context(spec, chunk, x0)
+
+    # Write the new slots' visibility and positions: [B, S] with [B, T] from `used` on.
+    visibility = dict(cache.visibility)
+    for name, new in new_visibility.items():
+        visibility[name] = kv_cache.write_visibility(visibility[name], new, cache.used[name])
     positions = jax.lax.dynamic_update_slice_in_dim(
-        memory.positions, chunk.positions, memory.used["main"], axis=1
+        cache.positions, chunk.positions, cache.used["main"], axis=1
     )
-    silent = KVInputs(ctx.main.visibility)
+
+    # A learner without new slots computes no keys, but queries may attend to its cached ones.
+    no_new_keys = KVInputs(ctx.main.visibility)
     learners = {
         name: dataclasses.replace(
-            ctx.learners.get(name, silent), visibility=entered[name], start=memory.used[name]
+            ctx.learners.get(name, no_new_keys),
+            visibility=visibility[name],
+            start=cache.used[name],
         )
         for name in spec.arch.learners
-        if name in entered
+        if name in visibility
     }
+
+    # The keys are now all S slots of the cache; the queries are the T new slots.
     ctx = dataclasses.replace(
         ctx,
-        main=KVInputs(entered["main"], memory.used["main"]),
+        main=KVInputs(visibility["main"], cache.used["main"]),
         positions=positions,
         learners=learners,
         ungated=decoder.ungated_tokens(spec.arch, ctx.query, learners),
     )
-    x, layers = _run(spec, weights, ctx, x0, memory.layers)
-    used = {
-        name: before + (visibility[name].visible_from.shape[1] if name in visibility else 0)
-        for name, before in memory.used.items()
-    }
-    lengths = jnp.maximum(memory.lengths, _lengths(chunk))
-    return KVCache(layers, entered, positions, used, lengths), x
+    hidden, layers = _run_layers(spec, weights, ctx, x0, cache.layers)
+
+    used = dict(cache.used)
+    for name, new in new_visibility.items():
+        used[name] = cache.used[name] + new.visible_from.shape[1]
+    lengths = jnp.maximum(cache.lengths, _lengths(chunk))
+    return KVCache(layers, visibility, positions, used, lengths), hidden
 
 
 def step(
-    spec: ModelSpec, weights: Weights, memory: KVCache, tokens: jax.Array, active: jax.Array
+    spec: ModelSpec, weights: Weights, cache: KVCache, tokens: jax.Array, active: jax.Array
 ) -> tuple[KVCache, jax.Array]:
-    """Returns the memory with a token i32[B] appended to the active rows bool[B], and f32[B,V]."""
-    column = active[:, None]
-    nowhere = jnp.zeros(column.shape, jnp.int32)
-    positions = jnp.where(column, memory.lengths[:, None], 0)
-    order = jnp.where(column, positions, NEVER)
+    """Returns the KV cache with one token per row appended, and the logits f32[B,V] after it.
+
+    Args:
+      tokens: i32[B].
+      active: bool[B]; for the other rows an empty slot is written.
+    """
+    # [B] -> [B, 1]
+    is_active = active[:, None]
+    positions = jnp.where(is_active, cache.lengths[:, None], 0)
+
+    # Text slots are keys of the main attention and of the textual learner, never of the visual.
+    visible_from = jnp.where(is_active, positions, NEVER)
+    never = jnp.full_like(visible_from, NEVER)
+    picks = {"textual": jnp.where(is_active, 0, 1)} if "textual" in spec.arch.learners else {}
+
     chunk = Chunk(
         tokens=tokens[:, None],
-        modality=jnp.where(column, TEXT, PADDING),
+        modality=jnp.where(is_active, TEXT, PADDING),
         positions=positions,
-        visible_from=jnp.stack([order, jnp.full_like(order, NEVER), order], axis=-1),
-        features=nowhere,
-        picks={"textual": jnp.where(column, 0, 1)} if "textual" in spec.arch.learners else {},
+        visible_from=jnp.stack([visible_from, never, visible_from], axis=-1),
+        features=jnp.zeros_like(positions),
+        picks=picks,
     )
-    memory, hidden = extend(spec, weights, memory, chunk)
-    return memory, logits(spec, weights, hidden[:, 0])
+    cache, hidden = extend(spec, weights, cache, chunk)
+    return cache, logits(spec, weights, hidden[:, 0])
 
 
 def _lengths(chunk: Chunk) -> jax.Array:
-    used = chunk.modality != PADDING
-    return jnp.where(used, chunk.positions + 1, 0).max(1)
+    """Returns i32[B], the position after each row's last slot; 0 for an empty row."""
+    is_used = chunk.modality != PADDING
+    return jnp.where(is_used, chunk.positions + 1, 0).max(1)
 
 
-def _stream(
+def _embed(
     spec: ModelSpec, weights: Weights, chunk: Chunk, features: jax.Array | None
 ) -> jax.Array:
     """Returns layer-0 features f32[B,T,D]: encoded images in image slots, else embeddings."""
@@ -219,27 +266,42 @@ def _stream(
     )
     if features is None:
         return x0
+
+    # [n, D] -> [B, T, D]
     is_image = (chunk.modality == IMAGE)[..., None]
     return jnp.where(is_image, features[chunk.features], x0)
 
 
-def _begin(
+def _gather_slots(array: jax.Array, picks: jax.Array, fill: int = 0) -> jax.Array:
+    """Returns [B,F,...], the picked slots i32[B,F] of [B,T,...]; `fill` where a pick is T."""
+    return jax.vmap(lambda row, index: row.at[index].get(mode="fill", fill_value=fill))(
+        array, picks
+    )
+
+
+def _layer_context(
     spec: ModelSpec, chunk: Chunk, x0: jax.Array
 ) -> tuple[dict[str, Visibility], LayerContext]:
-    """Returns how the new slots are seen by each attention, and their surroundings."""
+    """Returns the visibility of the new keys by attention, and the context of every layer.
 
-    def take(x: jax.Array, picks: jax.Array, fill: int = 0) -> jax.Array:
-        return jax.vmap(lambda row, i: row.at[i].get(mode="fill", fill_value=fill))(x, picks)
-
+    In this context the chunk's own slots are the only keys; `extend` replaces that.
+    """
     segments = (chunk.modality != PADDING).astype(jnp.int32)
+    query = Visibility(segments, chunk.positions)
     visibility = {"main": Visibility(segments, chunk.visible_from[..., MAIN])}
+
+    # A learner's keys are packed: only the F slots of its modality.
     learners = {}
     for name, picks in chunk.picks.items():
-        order = take(chunk.visible_from[..., LEARNERS[name]], picks, NEVER)
-        visibility[name] = Visibility(take(segments, picks), order)
-        llm, own = decoder.rope_tables(spec.arch, take(chunk.positions, picks))
-        learners[name] = KVInputs(visibility[name], None, take(x0, picks), own or llm)
-    query = Visibility(segments, chunk.positions)
+        visible_from = _gather_slots(chunk.visible_from[..., LEARNERS[name]], picks, NEVER)
+        visibility[name] = Visibility(_gather_slots(segments, picks), visible_from)
+        llm_table, wing_table = decoder.rope_tables(
+            spec.arch, _gather_slots(chunk.positions, picks)
+        )
+        learners[name] = KVInputs(
+            visibility[name], None, _gather_slots(x0, picks), wing_table or llm_table
+        )
+
     table, wing_table = decoder.rope_tables(spec.arch, chunk.positions)
     return visibility, LayerContext(
         table,
@@ -252,21 +314,28 @@ def _begin(
     )
 
 
-def _run(
+def _run_layers(
     spec: ModelSpec,
     weights: Weights,
     ctx: LayerContext,
     x0: jax.Array,
-    caches: tuple | None,
-) -> tuple[jax.Array, tuple]:
-    """Returns final normed states [B,T,D], and every layer's keys and values."""
-    x, made = x0.astype(spec.dtype), []
+    caches: tuple[Cache, ...] | None,
+) -> tuple[jax.Array, tuple[Cache, ...]]:
+    """Returns normalized final states [B,T,D], and the keys and values of every layer.
+
+    With `caches` these are [B*K,S,H], the new ones written in; without, [B,T,K,H].
+    """
+    x = x0.astype(spec.dtype)
     layer = DecoderLayer(spec.arch, spec.kernel)
+    new_caches = []
     for index, params in enumerate(weights.layers):
-        carried = {n: ctx.learners[n] for n in spec.learners_of(index) if n in ctx.learners}
-        here = dataclasses.replace(ctx, learners=carried)
+        learners = {n: ctx.learners[n] for n in spec.learners_of(index) if n in ctx.learners}
+        layer_ctx = dataclasses.replace(ctx, learners=learners)
         cache = {} if caches is None else caches[index]
-        x, fresh = layer.apply({"params": params}, x, (1.0, cache), here)
-        made.append({**cache, **fresh})
+
+        x, keys_values = layer.apply({"params": params}, x, (1.0, cache), layer_ctx)
+        new_caches.append({**cache, **keys_values})
+
     norm = RMSNorm(spec.arch.decoder.norm_eps)
-    return norm.apply({"params": weights.rest["decoder"]["norm"]}, x), tuple(made)
+    hidden = norm.apply({"params": weights.rest["decoder"]["norm"]}, x)
+    return hidden, tuple(new_caches)

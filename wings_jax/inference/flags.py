@@ -1,49 +1,80 @@
-"""Command-line flags that every command which generates has."""
+"""Command-line flags of all commands that generate."""
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
 
-from wings_jax import axes, checkpoint, cli, errors
+from wings_jax import axes, cli
+from wings_jax.inference import loading
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.sampling import SamplingParams
-from wings_jax.model import parameters
+
+# What `--help` shows for each field of SamplingParams.
+SAMPLING_HELP = {
+    "max_new_tokens": "the most tokens of an answer",
+    "temperature": "0 takes the likeliest token",
+    "top_k": "only the K likeliest tokens; 0 for all",
+    "top_p": "only the likeliest tokens that together have this probability",
+    "min_p": "only tokens at least this fraction as likely as the likeliest",
+    "repetition_penalty": "above 1 makes tokens of prompt and answer less likely",
+    "seed": "of the random draws",
+    "stop": "a string that ends an answer; may be given several times",
+    "logprobs": "print the log-probability of each token",
+}
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags that say which model answers, and how."""
-    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="workdir or checkpoint")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), help="of the matmuls")
+    """Adds the flags that select the model and how answers are sampled."""
+    # Which model, and on which devices.
+    parser.add_argument(
+        "--checkpoint", required=True, metavar="DIR", help="a run's directory, or one of its steps"
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of weights and caches; default: bfloat16 on a GPU or TPU, float32 on a CPU",
+    )
     parser.add_argument("--mesh", help="share the model among devices, e.g. data=2,tensor=4")
     parser.add_argument("--system", default="", help="system text; default: the template's")
-    drawn = parser.add_argument_group("how an answer is drawn (default: greedily)")
+
+    # One flag for each field, with its default.
+    group = parser.add_argument_group("sampling (default: greedy)")
     for field in dataclasses.fields(SamplingParams):
-        flag = f"--{field.name.replace('_', '-')}"
+        flag, text = f"--{field.name.replace('_', '-')}", SAMPLING_HELP[field.name]
         if field.name == "stop":
-            drawn.add_argument(flag, action="append", default=[], metavar="STRING")
+            group.add_argument(flag, action="append", default=[], metavar="TEXT", help=text)
         elif field.name == "logprobs":
-            drawn.add_argument(flag, action="store_true", help="give each token's")
+            group.add_argument(flag, action="store_true", help=text)
         else:
-            kind = type(field.default)
-            drawn.add_argument(flag, type=kind, default=field.default, help="default: %(default)s")
-    parser.add_argument("--debug", action="store_true", help="show a mistake's traceback")
+            group.add_argument(
+                flag,
+                type=type(field.default),
+                default=field.default,
+                metavar="N",
+                help=f"{text} (default: %(default)s)",
+            )
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
 def open_generator(flags: argparse.Namespace, *, rows: int) -> Generator:
-    """Returns the generator that the flags say. Raises UserError naming what does not fit."""
-    dtype = flags.dtype or parameters.default_dtype()
-    options = {"sampling": sampling_of(flags), "dtype": dtype, "rows": rows}
+    """Returns the generator of the flags. Raises UserError naming what does not fit."""
+    sampling = sampling_params(flags)
     cli.use_compilation_cache()
     mesh = axes.make_mesh(axes.parse_mesh(flags.mesh)) if flags.mesh else None
-    with errors.full_memory("use --dtype bfloat16, or share the model among devices with --mesh"):
-        restored = checkpoint.load(flags.checkpoint, dtype=dtype, mesh=mesh)
-        return Generator.of(restored, mesh=mesh, **options)
+    return loading.load_generator(
+        flags.checkpoint,
+        dtype=flags.dtype,
+        mesh=mesh,
+        rows=rows,
+        sampling=sampling,
+        flag="--checkpoint",
+    )
 
 
-def sampling_of(flags: argparse.Namespace) -> SamplingParams:
-    """Returns the wishes that the flags say. Raises UserError for a value out of range."""
-    wishes = {
+def sampling_params(flags: argparse.Namespace) -> SamplingParams:
+    """Returns the sampling parameters of the flags. Raises UserError for a value out of range."""
+    values = {
         field.name: getattr(flags, field.name) for field in dataclasses.fields(SamplingParams)
     }
-    return SamplingParams(**{**wishes, "stop": tuple(wishes["stop"])})
+    return SamplingParams(**{**values, "stop": tuple(values["stop"])})

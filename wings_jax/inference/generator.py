@@ -1,18 +1,18 @@
 """Answers about images and text: the library surface of inference.
 
-restored = checkpoint.load("runs/stage2")
-generator = Generator.of(restored)
-print(generator.generate([Request("What is this?", ["cat.jpg"])])[0].text)
+model = loading.load_generator("runs/stage2")
+print(model.generate("What is this?", images=["cat.jpg"]))
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, overload
 
 from jax.sharding import Mesh
 
+from wings_jax import checkpoint as checkpoint_lib
 from wings_jax import tree
 from wings_jax.data import conversation, tokenization
 from wings_jax.errors import UserError
@@ -20,22 +20,21 @@ from wings_jax.inference import engine, likelihood, prompts, scheduler, streamin
 from wings_jax.inference.chat import Chat
 from wings_jax.inference.dialogue import Dialogue
 from wings_jax.inference.likelihood import Likelihood
-from wings_jax.inference.prompts import PromptProcessor, Request
-from wings_jax.inference.sampling import SamplingParams
-from wings_jax.inference.streaming import TextStream
+from wings_jax.inference.prompts import PromptProcessor, PromptSlots, Request
+from wings_jax.inference.sampling import SamplingParams, change_params
 from wings_jax.model import parameters
 from wings_jax.model.presets import WingsArch
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What the model said.
+    """A generated answer. `str(answer)` is its text.
 
-    text      without what ended it
+    text      without the stop token or stop string that ended it
     tokens    ids, without the stop token
     reason    why it ended: "stop" (a stop token), "string" (a stop string) or "length"
-    prompt    how many slots the prompt took
-    logprobs  of each token, where asked for
+    prompt    how many slots the prompt has
+    logprobs  the log-probability of each token, with `SamplingParams.logprobs`
     """
 
     text: str
@@ -44,19 +43,24 @@ class Answer:
     prompt: int
     logprobs: tuple[float, ...] | None = None
 
+    def __str__(self) -> str:
+        return self.text
+
 
 class Generator:
     """Answers requests with one model.
 
     Args:
-      params: nested parameters; matrices are kept in `dtype` (bfloat16 on accelerators, float32
-        on a CPU by default).
+      params: nested parameters.
       tokenizer: a fast tokenizer of `transformers`.
       template: a name of `conversation.TEMPLATES`, or a Template.
+      dtype: of matrices, activations and caches; by default bfloat16 on accelerators and float32
+        on a CPU.
+      kernel: attention kernel (`attention.attend`).
       rows: how many requests are answered at once.
-      sampling: what a request that says nothing gets.
-      mesh: devices that share weights and caches, by the rules of training (`axes.RULES`); without
-        one, all is on the device of the parameters.
+      sampling: for requests that have none of their own.
+      mesh: devices that share weights and caches, by the rules of training (`axes.RULES`); by
+        default everything is on the device of the parameters.
 
     Raises:
       MeshError: the mesh does not divide the model.
@@ -81,21 +85,58 @@ class Generator:
         params = params if mesh is None else place_params(params, arch, mesh)
         self.weights = engine.split_layers(params, self.spec)
         self.sampling = sampling or SamplingParams()
-        self.reader = PromptProcessor(arch, tokenizer, template, _lacks(arch, params))
-        self.plan = scheduler.SchedulerOptions(rows, stops=stop_tokens(tokenizer, template))
+        self.processor = PromptProcessor(arch, tokenizer, template, missing_parts(arch, params))
+        stops = stop_tokens(tokenizer, template)
+        self.options = scheduler.SchedulerOptions(rows, stops=stops)
 
     @classmethod
-    def of(cls, restored: Any, **options: Any) -> Generator:
-        """Returns the generator of a checkpoint (`training.checkpoint.load`)."""
+    def from_checkpoint(cls, restored: checkpoint_lib.Checkpoint, **options: Any) -> Generator:
+        """Returns the generator of a loaded checkpoint; `options` as above, from `dtype` on."""
         template = conversation.template_from_settings(restored.config.data)
         return cls(restored.arch, restored.params, restored.tokenizer, template, **options)
 
-    def generate(self, requests: Sequence[Request]) -> list[Answer]:
-        """Returns an answer to every request, in their order.
+    @overload
+    def generate(
+        self, requests: str | Request, images: Sequence[Any] | Any = (), **sampling: Any
+    ) -> Answer: ...
+
+    @overload
+    def generate(self, requests: Sequence[Request]) -> list[Answer]: ...
+
+    def generate(
+        self,
+        requests: str | Request | Sequence[Request],
+        images: Sequence[Any] | Any = (),
+        **sampling: Any,
+    ) -> Answer | list[Answer]:
+        """Returns the answer to a question or request, or the answers to a list of requests.
+
+            model.generate("What is red?", images=["scene.png"], max_new_tokens=20)
+            model.generate([Request("What is red?", ["scene.png"]), Request("Is 4 even?")])
+
+        A list is answered in batches of `rows`; the answers are in its order.
+
+        Args:
+          requests: a text, a Request, or a list of Requests.
+          images: of a text: an image or a list of them, each a path, encoded bytes, u8[h,w,3] or
+            a PIL image.
+          sampling: fields of SamplingParams; the others are the request's or the generator's.
 
         Raises:
-          UserError: a request is wrong; the message says which one.
+          UserError: a request is wrong; of several, the message names which.
         """
+        if isinstance(requests, str):
+            requests = Request(requests, prompts.as_list(images))
+        elif prompts.as_list(images):
+            raise UserError("images= goes with a text; a Request has its own images")
+
+        if isinstance(requests, Request):
+            params = change_params(requests.sampling or self.sampling, sampling)
+            return self.generate([dataclasses.replace(requests, sampling=params)])[0]
+        if sampling:
+            names = ", ".join(sampling)
+            raise UserError(f"{names}: goes with one request; in a list, set Request.sampling")
+
         answers: list[Answer | None] = [None] * len(requests)
         for index, answer in self.answers(requests):
             if isinstance(answer, UserError):
@@ -106,15 +147,17 @@ class Generator:
 
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer | UserError]]:
         """Yields (index, answer) as they end, or what is wrong with a request instead."""
+        # Mistakes in the text come first; images are loaded when a row is free.
         tasks = []
         for index, request in enumerate(requests):
             try:
                 tasks.append(self._task(index, request))
             except UserError as error:
                 yield index, error
-        for task, draft in scheduler.run(self.spec, self.weights, tasks, self.plan):
-            is_error = isinstance(draft, UserError)
-            yield task.index, draft if is_error else self._answer(draft)
+
+        for task, output in scheduler.run(self.spec, self.weights, tasks, self.options):
+            is_error = isinstance(output, UserError)
+            yield task.index, output if is_error else self._answer(output)
 
     def stream(self, request: Request) -> Iterator[str]:
         """Yields the answer to a request piece by piece.
@@ -122,22 +165,20 @@ class Generator:
         Raises:
           UserError: the request is wrong.
         """
-        prompt = self.reader.read(request)
-        prompt = dataclasses.replace(prompt, images=self.reader.load(request.images))
-        wish = self.reader.fit(request.sampling or self.sampling, prompt)
-        stream = TextStream(self.reader.text, wish.stop)
-        for piece in Dialogue(self.spec, self.weights, self.plan.stops).answer(prompt, wish):
-            tokens = [token for token in piece.tokens if token not in self.plan.stops]
-            fresh = stream.add(tokens, is_last=piece.is_last)
-            if fresh:
-                yield fresh
-            if stream.is_cut:
-                return
+        prompt = self._load_prompt(request)
+        params = self.processor.fit(request.sampling or self.sampling, prompt)
+        dialogue = Dialogue(self.spec, self.weights, self.options.stops)
+        yield from streaming.stream_text(
+            dialogue.answer(prompt, params),
+            self.processor.decode,
+            stop_tokens=self.options.stops,
+            stop_strings=params.stop,
+        )
 
     def chat(self, *, system: str = "", sampling: SamplingParams | None = None) -> Chat:
-        """Returns a conversation whose past is never read twice."""
-        dialogue = Dialogue(self.spec, self.weights, self.plan.stops)
-        return Chat(self.reader, dialogue, sampling or self.sampling, system)
+        """Returns a new conversation, whose KV cache is reused from turn to turn."""
+        dialogue = Dialogue(self.spec, self.weights, self.options.stops)
+        return Chat(self.processor, dialogue, sampling or self.sampling, system)
 
     def score(
         self,
@@ -145,105 +186,122 @@ class Generator:
         *,
         with_end: bool = True,
     ) -> list[list[Likelihood]]:
-        """Returns how likely each of the given answers to each request is.
+        """Returns the likelihood of each of the given answers to each request.
 
         With `with_end` the end of turn counts too, as it does when an answer is generated.
 
         Raises:
           UserError: a request is wrong.
         """
-        found: list[list[Likelihood]] = [[] for _ in requests]
+        scores: list[list[Likelihood]] = [[] for _ in requests]
         for index, likelihoods in self.scores(requests, with_end=with_end):
             if isinstance(likelihoods, UserError):
                 raise likelihoods
-            found[index] = likelihoods
-        return found
+            scores[index] = likelihoods
+        return scores
 
     def scores(
         self, requests: Sequence[tuple[Request, Sequence[str]]], *, with_end: bool = True
     ) -> Iterator[tuple[int, list[Likelihood] | UserError]]:
         """Yields (index, what `score` returns for it) as they end, or what is wrong with it."""
-        offers, places = [], []
+        scoring_requests, indices = [], []
         for index, (request, answers) in enumerate(requests):
             try:
-                offers.append(self._offer(request, answers, with_end))
-                places.append(index)
+                scoring_requests.append(self._scoring_request(request, answers, with_end))
+                indices.append(index)
             except UserError as error:
                 yield index, error
-        for number, found in likelihood.score(self.spec, self.weights, offers, self.plan.rows):
-            yield places[number], found
+
+        for number, likelihoods in likelihood.score(
+            self.spec, self.weights, scoring_requests, self.options.rows
+        ):
+            yield indices[number], likelihoods
 
     def score_text(self, texts: Sequence[str]) -> list[Likelihood]:
-        """Returns how likely each plain text is behind its first token, which is not counted.
+        """Returns the likelihood of each plain text after its first token, which is not counted.
 
-        There is no template around it. A text that is longer than the model reads is read in
-        windows (`Reader.windows`).
+        There is no template around it. A text that is longer than the model supports is scored
+        in windows (`PromptProcessor.windows`).
 
         Raises:
-          UserError: a text is less than two tokens.
+          UserError: a text has less than two tokens.
         """
-        windows = [(i, ids) for i, text in enumerate(texts) for ids in self.reader.windows(text)]
-        offers = [
+        windows = [
+            (index, ids) for index, text in enumerate(texts) for ids in self.processor.windows(text)
+        ]
+        scoring_requests = [
             likelihood.ScoringRequest(prompts.from_ids(ids[:1], (), 1), [ids[1:]])
             for _, ids in windows
         ]
-        found = [Likelihood(0.0, 0, True)] * len(texts)
-        for number, (part,) in likelihood.score(self.spec, self.weights, offers, self.plan.rows):
-            index = windows[number][0]
-            found[index] = found[index] + part
-        return found
 
-    def _offer(
+        totals = [Likelihood(0.0, 0, True)] * len(texts)
+        for number, (part,) in likelihood.score(
+            self.spec, self.weights, scoring_requests, self.options.rows
+        ):
+            index, _ = windows[number]
+            totals[index] = totals[index] + part
+        return totals
+
+    def _load_prompt(self, request: Request) -> PromptSlots:
+        """Returns the slots of a request with its images."""
+        prompt = self.processor.encode(request)
+        images = self.processor.load_images(request.images)
+        return dataclasses.replace(prompt, images=images)
+
+    def _scoring_request(
         self, request: Request, answers: Sequence[str], with_end: bool
     ) -> likelihood.ScoringRequest:
-        prompt = self.reader.read(request)
-        prompt = dataclasses.replace(prompt, images=self.reader.load(request.images))
-        ids = [self.reader.answer_ids(request, answer) for answer in answers]
+        prompt = self._load_prompt(request)
+        # As in training: the answer's ids depend on the text before it.
+        ids = [self.processor.answer_ids(request, answer) for answer in answers]
         if not with_end:
-            ids = [[token for token in some if token not in self.plan.stops] for some in ids]
-        offer = likelihood.ScoringRequest(prompt, ids)
-        self.reader.check(sum(offer.size))
-        return offer
+            ids = [[token for token in some if token not in self.options.stops] for some in ids]
+
+        scoring_request = likelihood.ScoringRequest(prompt, ids)
+        self.processor.check_length(sum(scoring_request.size))
+        return scoring_request
 
     def _task(self, index: int, request: Request) -> scheduler.GenerationTask:
-        slots = self.reader.read(request)
-        wish = self.reader.fit(request.sampling or self.sampling, slots)
+        slots = self.processor.encode(request)
+        params = self.processor.fit(request.sampling or self.sampling, slots)
 
-        def ended(tokens: Sequence[int]) -> bool:
-            return streaming.cut_at_stop(self.reader.text(tokens), wish.stop)[1]
+        def is_ended(tokens: Sequence[int]) -> bool:
+            return streaming.cut_at_stop(self.processor.decode(tokens), params.stop)[1]
 
         return scheduler.GenerationTask(
             index,
             slots,
             len(request.images),
-            lambda: self.reader.load(request.images),
-            wish,
-            ended if wish.stop else None,
+            lambda: self.processor.load_images(request.images),
+            params,
+            is_ended if params.stop else None,
         )
 
-    def _answer(self, draft: scheduler.PartialOutput) -> Answer:
-        tokens, wish = list(draft.tokens), draft.task.sampling
+    def _answer(self, output: scheduler.PartialOutput) -> Answer:
+        tokens, params = list(output.tokens), output.task.sampling
         reason = "length"
-        if tokens and tokens[-1] in self.plan.stops:
+        if tokens and tokens[-1] in self.options.stops:
             tokens, reason = tokens[:-1], "stop"
-        text, is_cut = streaming.cut_at_stop(self.reader.text(tokens), wish.stop)
+
+        # Tokens after a stop string may have been generated in the same device call.
+        text, is_cut = streaming.cut_at_stop(self.processor.decode(tokens), params.stop)
         return Answer(
             text,
             tuple(tokens),
             "string" if is_cut else reason,
-            draft.task.slots.count,
-            tuple(draft.logprobs[: len(tokens)]) if wish.logprobs else None,
+            output.task.slots.count,
+            tuple(output.logprobs[: len(tokens)]) if params.logprobs else None,
         )
 
 
-def _lacks(arch: WingsArch, params: Mapping[str, Any]) -> tuple[str, ...]:
-    """Returns the parts for images that have no parameters; an imported LLM may lack them."""
+def missing_parts(arch: WingsArch, params: Mapping[str, Any]) -> tuple[str, ...]:
+    """Returns the parts for images that have no parameters; an imported LLM may have none."""
     needed = ("vision",) if arch.projector == "identity" else ("vision", "projector")
     return tuple(part for part in needed if part not in params)
 
 
 def place_params(params: Mapping[str, Any], arch: WingsArch, mesh: Mesh) -> dict[str, Any]:
-    """Returns nested parameters on the mesh, each where training would keep it."""
+    """Returns nested parameters on the mesh, with the sharding that they have in training."""
     parameters.check_mesh(arch, mesh, flag="mesh")
     abstract = parameters.abstract_params(arch, mesh=mesh)
     return tree.nest(parameters.place_params(tree.flatten(params), abstract))
@@ -251,7 +309,9 @@ def place_params(params: Mapping[str, Any], arch: WingsArch, mesh: Mesh) -> dict
 
 def stop_tokens(tokenizer: Any, template: conversation.Template) -> tuple[int, ...]:
     """Returns the ids that end an answer: end of turn (template) and of text (tokenizer)."""
-    after = template.speakers["gpt"].after
-    ids = {tokenization.as_text_tokenizer(tokenizer).id_of(after.strip())}
-    ids.add(getattr(tokenizer, "eos_token_id", None))
+    end_of_turn = template.speakers["gpt"].after.strip()
+    ids = {
+        tokenization.as_text_tokenizer(tokenizer).id_of(end_of_turn),
+        getattr(tokenizer, "eos_token_id", None),
+    }
     return tuple(sorted(ids - {None}))

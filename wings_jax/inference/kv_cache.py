@@ -1,15 +1,15 @@
-"""What conversations leave behind: keys and values, and how each of them may be seen.
+"""The KV cache: keys and values of B conversations, and which queries may attend to them.
 
-A `Memory` holds B rows. The caches of the main attention and of the learners have slots of their
-own: a learner's hold only what is of its modality, an image is written once and text-only rows
-take no visual slots. All rows write at the same slot, so that a write is one contiguous update;
-where a row has nothing to write, its slot stays empty, which is a value like everything else
-about visibility. Two rows, prompts "a b c" and "d", right-padded, then one token each:
+A `KVCache` has one buffer for the main attention and one for each learner. A learner's buffer
+holds only the slots of its modality: an image is written once, and text-only rows take no visual
+slots. All rows write at the same slot, so that a write is one contiguous update. Where a row has
+nothing to write, its slot stays empty, which is a value like everything else about visibility.
+Two rows, prompts "a b c" and "d", right-padded, then one token each:
 
-    slot            0  1      2      3
-    row 0           a  b      c      e
-    row 1           d  (empty)(empty)f
-    order, row 1    0  NEVER  NEVER  1
+    slot                   0  1      2      3
+    row 0                  a  b      c      e
+    row 1                  d  (empty)(empty)f
+    visible_from of row 1  0  NEVER  NEVER  1
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ from wings_jax.model.layout import NEVER, Visibility
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """The caches of B rows. Keys of the mappings: main, and the learners that have slots.
+    """The keys and values of B rows. Mappings are by attention: main, and learners with slots.
 
-    layers     per layer, attention -> keys and values, each [B*K,S,H]
-    visibility     attention -> Sight [B,S]; an empty slot has the order NEVER
-    positions  i32[B,S] of the main attention's slots
-    used       attention -> i32[], the slot that is written next
-    lengths    i32[B], the position of each row's next slot
+    layers      per layer, attention -> (keys, values), each [B*K,S,H] in the compute dtype
+    visibility  attention -> Visibility i32[B,S]; an empty slot has visible_from NEVER
+    positions   i32[B,S] of the main attention's slots
+    used        attention -> i32[], the slot that is written next
+    lengths     i32[B], the position of each row's next token
     """
 
     layers: tuple[Cache, ...]
@@ -46,123 +46,135 @@ class KVCache:
     lengths: jax.Array
 
 
-def capacities(memory: KVCache) -> dict[str, int]:
-    """Returns how many slots each attention's cache has."""
-    return {
-        name: visibility.visible_from.shape[1] for name, visibility in memory.visibility.items()
-    }
+def capacities(cache: KVCache) -> dict[str, int]:
+    """Returns how many slots each attention has."""
+    return {name: keys.visible_from.shape[1] for name, keys in cache.visibility.items()}
 
 
-def shard_cache(memory: KVCache, mesh: Mesh | None) -> KVCache:
-    """Returns the memory, asked to lie on the mesh as `axes.RULES` say: rows as B, heads as K."""
+def shard_cache(cache: KVCache, mesh: Mesh | None) -> KVCache:
+    """Returns the cache with sharding constraints by `axes.RULES`: rows as B, heads as K."""
     return dataclasses.replace(
-        memory,
-        layers=axes.shard_leading_axis(memory.layers, mesh, "BK"),
-        visibility=axes.shard_leading_axis(memory.visibility, mesh),
-        positions=axes.shard_leading_axis(memory.positions, mesh),
-        lengths=axes.shard_leading_axis(memory.lengths, mesh),
+        cache,
+        layers=axes.shard_leading_axis(cache.layers, mesh, "BK"),
+        visibility=axes.shard_leading_axis(cache.visibility, mesh),
+        positions=axes.shard_leading_axis(cache.positions, mesh),
+        lengths=axes.shard_leading_axis(cache.lengths, mesh),
     )
 
 
 def pad_visibility(visibility: Visibility, slots: int) -> Visibility:
-    """Returns the visibility with empty slots behind it, `slots` in all."""
-    more = [(0, 0), (0, slots - visibility.visible_from.shape[1])]
+    """Returns the visibility [B,slots], with empty slots appended."""
+    padding = [(0, 0), (0, slots - visibility.visible_from.shape[1])]
     return Visibility(
-        jnp.pad(visibility.segments, more),
-        jnp.pad(visibility.visible_from, more, constant_values=NEVER),
+        jnp.pad(visibility.segments, padding),
+        jnp.pad(visibility.visible_from, padding, constant_values=NEVER),
     )
 
 
 def pad_slots(array: jax.Array, slots: int) -> jax.Array:
-    """Returns keys or values [B*K,S,H] with zeros behind them, `slots` in all."""
+    """Returns keys or values [B*K,slots,H], with zeros appended to [B*K,S,H]."""
     return jnp.pad(array, [(0, 0), (0, slots - array.shape[1]), (0, 0)])
 
 
-def write_visibility(visibility: Visibility, fresh: Visibility, start: jax.Array) -> Visibility:
-    """Returns the visibility [B,S] with the fresh one [B,F] entered from slot `start` on."""
+def write_visibility(visibility: Visibility, new: Visibility, start: jax.Array) -> Visibility:
+    """Returns the visibility [B,S] with the new one [B,F] written in from slot `start` on."""
 
-    def write(old: jax.Array, new: jax.Array) -> jax.Array:
-        return jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
+    def write(old: jax.Array, values: jax.Array) -> jax.Array:
+        return jax.lax.dynamic_update_slice_in_dim(old, values, start, axis=1)
 
-    return jax.tree.map(write, visibility, fresh)
+    return jax.tree.map(write, visibility, new)
 
 
-def grow(memory: KVCache, slots: Mapping[str, int]) -> KVCache:
-    """Returns the memory with at least `slots[attention]` slots in each cache."""
-    wanted = {name: max(have, slots.get(name, 0)) for name, have in capacities(memory).items()}
-    return dataclasses.replace(
-        memory,
-        layers=tuple(
-            {name: tuple(pad_slots(x, wanted[name]) for x in pair) for name, pair in old.items()}
-            for old in memory.layers
-        ),
-        visibility={name: pad_visibility(s, wanted[name]) for name, s in memory.visibility.items()},
-        positions=jnp.pad(
-            memory.positions, [(0, 0), (0, wanted["main"] - memory.positions.shape[1])]
-        ),
+def grow(cache: KVCache, slots: Mapping[str, int]) -> KVCache:
+    """Returns the cache with at least `slots[attention]` slots for each attention."""
+    sizes = {name: max(size, slots.get(name, 0)) for name, size in capacities(cache).items()}
+
+    # [B*K, S, H] -> [B*K, sizes[name], H]
+    layers = tuple(
+        {name: tuple(pad_slots(x, sizes[name]) for x in pair) for name, pair in layer.items()}
+        for layer in cache.layers
     )
+    visibility = {
+        name: pad_visibility(keys, sizes[name]) for name, keys in cache.visibility.items()
+    }
+    more = sizes["main"] - cache.positions.shape[1]
+    positions = jnp.pad(cache.positions, [(0, 0), (0, more)])
+
+    return dataclasses.replace(cache, layers=layers, visibility=visibility, positions=positions)
 
 
-def compact(memory: KVCache) -> KVCache:
-    """Returns the memory with every row's used slots moved to the front, in their order.
+def compact(cache: KVCache) -> KVCache:
+    """Returns the cache with every row's used slots moved to the front, in their order.
 
-    What is seen does not change. The slot that is written next is the one behind the fullest row.
+    Visibility does not change. The next slot to write is the one after the fullest row.
     """
-    moved, positions, layers = {}, memory.positions, [dict(layer) for layer in memory.layers]
-    used = {}
-    rows = memory.lengths.shape[0]
-    for name, visibility in memory.visibility.items():
-        is_used = visibility.visible_from < NEVER
-        index = jnp.argsort(~is_used, axis=1, stable=True)
-        moved[name] = jax.tree.map(lambda x, i=index: jnp.take_along_axis(x, i, axis=1), visibility)
+    rows = cache.lengths.shape[0]
+    layers = [dict(layer) for layer in cache.layers]
+    positions, visibility, used = cache.positions, {}, {}
+
+    for name, keys in cache.visibility.items():
+        # A stable sort by "is empty" gives the source of every slot: i32[B, S].
+        is_used = keys.visible_from < NEVER
+        sources = jnp.argsort(~is_used, axis=1, stable=True)
+
+        visibility[name] = Visibility(
+            jnp.take_along_axis(keys.segments, sources, axis=1),
+            jnp.take_along_axis(keys.visible_from, sources, axis=1),
+        )
         used[name] = is_used.sum(1).max().astype(jnp.int32)
         if name == "main":
-            positions = jnp.take_along_axis(positions, index, axis=1)
-        for layer in [layer for layer in layers if name in layer]:
-            layer[name] = tuple(_take(x, index, rows) for x in layer[name])
-    return KVCache(tuple(layers), moved, positions, used, memory.lengths)
+            positions = jnp.take_along_axis(positions, sources, axis=1)
+
+        for layer in layers:
+            if name in layer:
+                layer[name] = tuple(_take_slots(x, sources, rows) for x in layer[name])
+
+    return KVCache(tuple(layers), visibility, positions, used, cache.lengths)
 
 
-def _take(array: jax.Array, index: jax.Array, rows: int) -> jax.Array:
-    """Returns the slots [B,S] of keys or values [B*K,S,H]."""
-    index = jnp.repeat(index, array.shape[0] // rows, axis=0)
-    return jnp.take_along_axis(array, index[..., None], axis=1)
+def _take_slots(array: jax.Array, slots: jax.Array, rows: int) -> jax.Array:
+    """Returns keys or values [B*K,S,H] at slots i32[B,S]."""
+    # [B, S] -> [B*K, S]: the heads of a row move together.
+    per_head = jnp.repeat(slots, array.shape[0] // rows, axis=0)
+    return jnp.take_along_axis(array, per_head[..., None], axis=1)
 
 
-def truncate(memory: KVCache, lengths: jax.Array) -> KVCache:
-    """Returns the memory cut back: each row keeps its first `lengths` i32[B] positions."""
-    visibility = {
-        name: Visibility(
-            s.segments, jnp.where(s.visible_from >= lengths[:, None], NEVER, s.visible_from)
-        )
-        for name, s in memory.visibility.items()
-    }
-    return dataclasses.replace(
-        memory, visibility=visibility, lengths=jnp.minimum(memory.lengths, lengths)
-    )
+def truncate(cache: KVCache, lengths: jax.Array) -> KVCache:
+    """Returns the cache with only the first `lengths` i32[B] positions of each row."""
+    visibility = {}
+    for name, keys in cache.visibility.items():
+        is_cut = keys.visible_from >= lengths[:, None]
+        visible_from = jnp.where(is_cut, NEVER, keys.visible_from)
+        visibility[name] = Visibility(keys.segments, visible_from)
+
+    shorter = jnp.minimum(cache.lengths, lengths)
+    return dataclasses.replace(cache, visibility=visibility, lengths=shorter)
 
 
-def insert(memory: KVCache, guests: KVCache, rows: jax.Array) -> KVCache:
-    """Returns the memory with row g of `guests` in place of row `rows[g]`; past the end: nowhere.
+def insert(cache: KVCache, new_rows: KVCache, rows: jax.Array) -> KVCache:
+    """Returns the cache with row `rows[i]` replaced by row i of `new_rows`.
 
-    Both hold caches of the same attentions; those of `guests` have no more slots.
+    Both have the same attentions; those of `new_rows` have no more slots. An index past the last
+    row inserts nothing.
+
+    Args:
+      rows: i32[n], the rows to replace.
     """
-    guests = grow(guests, capacities(memory))
-    count = memory.lengths.shape[0]
+    new_rows = grow(new_rows, capacities(cache))
+    row_count = cache.lengths.shape[0]
 
     def put(old: jax.Array, new: jax.Array) -> jax.Array:
         return old.at[rows].set(new, mode="drop")
 
     def put_heads(old: jax.Array, new: jax.Array) -> jax.Array:
-        apart = (attention.split_heads(x, n) for x, n in ((old, count), (new, rows.shape[0])))
-        return attention.merge_heads(put(*apart))
+        # [B*K, S, H] -> [B, S, K, H] and back
+        old_rows = attention.split_heads(old, row_count)
+        return attention.merge_heads(put(old_rows, attention.split_heads(new, rows.shape[0])))
 
-    layers = jax.tree.map(put_heads, memory.layers, guests.layers)
-    used = {name: jnp.maximum(used, guests.used[name]) for name, used in memory.used.items()}
     return KVCache(
-        layers,
-        jax.tree.map(put, memory.visibility, guests.visibility),
-        put(memory.positions, guests.positions),
-        used,
-        put(memory.lengths, guests.lengths),
+        layers=jax.tree.map(put_heads, cache.layers, new_rows.layers),
+        visibility=jax.tree.map(put, cache.visibility, new_rows.visibility),
+        positions=put(cache.positions, new_rows.positions),
+        used={name: jnp.maximum(slot, new_rows.used[name]) for name, slot in cache.used.items()},
+        lengths=put(cache.lengths, new_rows.lengths),
     )

@@ -1,4 +1,4 @@
-"""How likely given answers are. The prompt is read once, however many answers it is offered."""
+"""Log-probabilities of given answers. A prompt is computed once, however many answers it has."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from wings_jax import errors
-from wings_jax.inference import decode, device_memory, engine, prompts, scheduler
+from wings_jax.inference import decode, device_memory, engine, image_features, prompts
 from wings_jax.inference.engine import Chunk, ModelSpec, Weights
 from wings_jax.inference.kv_cache import KVCache
 from wings_jax.inference.prompts import PromptSlots
+from wings_jax.model.layout import PADDING
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Likelihood:
 
     logprob    sum over its tokens, in nats
     tokens     how many there are
-    is_greedy  whether it is what greedy decoding would have said
+    is_greedy  whether greedy decoding would generate it
     """
 
     logprob: float
@@ -31,7 +32,7 @@ class Likelihood:
     is_greedy: bool
 
     def __add__(self, other: Likelihood) -> Likelihood:
-        """Returns both as one, the other behind this one."""
+        """Returns the likelihood of this text followed by the other."""
         return Likelihood(
             self.logprob + other.logprob,
             self.tokens + other.tokens,
@@ -41,7 +42,11 @@ class Likelihood:
 
 @dataclasses.dataclass(frozen=True)
 class ScoringRequest:
-    """A prompt, and the answers that are offered for it, as ids."""
+    """A prompt and the answers to score.
+
+    prompt   its slots, with images
+    answers  the ids of each answer
+    """
 
     prompt: PromptSlots
     answers: Sequence[Sequence[int]]
@@ -53,81 +58,108 @@ class ScoringRequest:
 
 
 @functools.partial(jax.jit, static_argnames="spec")
-def read_answers(
-    spec: ModelSpec, weights: Weights, memory: KVCache, first: jax.Array, chunk: Chunk
+def score_answers(
+    spec: ModelSpec, weights: Weights, cache: KVCache, prompt_logits: jax.Array, chunk: Chunk
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns f32[B], i32[B]: log-probability of the chunk's tokens, and how many are likeliest.
+    """Returns each row's log-probability f32[B], and how many tokens are the likeliest, i32[B].
 
-    `first` f32[B,V] are the logits behind the prompt. The memory stays as it is.
+    Args:
+      cache: that of the prompts; it is not changed.
+      prompt_logits: f32[B,V], after each prompt.
+      chunk: the answers, [B,T].
     """
-    _, hidden = engine.extend(spec, weights, memory, chunk)
+    _, hidden = engine.extend(spec, weights, cache, chunk)
+    is_used = chunk.modality != PADDING
 
-    def one(column: tuple[jax.Array, jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        state, token, used = column
-        return judge(engine.logits(spec, weights, state), token, used)
+    # The first token is predicted by the prompt, token t by the state of token t - 1.
+    logprob, likeliest = score_tokens(prompt_logits, chunk.tokens[:, 0], is_used[:, 0])
+    if chunk.tokens.shape[1] == 1:
+        return logprob, likeliest
 
-    used = chunk.modality > 0
-    logprob, right = judge(first, chunk.tokens[:, 0], used[:, 0])
-    later = (hidden[:, :-1], chunk.tokens[:, 1:], used[:, 1:])
-    if chunk.tokens.shape[1] > 1:
-        columns = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), later)
-        more = jax.lax.map(one, columns)
-        logprob, right = logprob + more[0].sum(0), right + more[1].sum(0)
-    return logprob, right
+    def score_column(
+        column: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array]:
+        states, tokens, used = column
+        return score_tokens(engine.logits(spec, weights, states), tokens, used)
+
+    # One column at a time: logits of all columns together would be [B, T, V].
+    columns = (hidden[:, :-1], chunk.tokens[:, 1:], is_used[:, 1:])
+    columns = jax.tree.map(lambda x: jnp.moveaxis(x, 1, 0), columns)
+    later_logprobs, later_likeliest = jax.lax.map(score_column, columns)
+    return logprob + later_logprobs.sum(0), likeliest + later_likeliest.sum(0)
 
 
-def judge(logits: jax.Array, tokens: jax.Array, used: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns f32[B], i32[B] of f32[B,V] and tokens i32[B]: log-probability, and if likeliest."""
-    picked = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
-    logprob = jnp.where(used, picked - jax.nn.logsumexp(logits, axis=-1), 0.0)
-    return logprob, ((logits.argmax(-1) == tokens) & used).astype(jnp.int32)
+def score_tokens(
+    logits: jax.Array, tokens: jax.Array, is_used: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns log-probabilities f32[B] of tokens i32[B], and i32[B], 1 where one is the likeliest.
+
+    Both are 0 where bool[B] `is_used` does not hold.
+
+    Args:
+      logits: f32[B,V].
+    """
+    token_logits = jnp.take_along_axis(logits, tokens[:, None], axis=-1)[:, 0]
+    logprobs = token_logits - jax.nn.logsumexp(logits, axis=-1)
+    is_likeliest = logits.argmax(-1) == tokens
+    return jnp.where(is_used, logprobs, 0.0), (is_likeliest & is_used).astype(jnp.int32)
 
 
 def score(
-    spec: ModelSpec, weights: Weights, offers: Sequence[ScoringRequest], rows: int
+    spec: ModelSpec, weights: Weights, requests: Sequence[ScoringRequest], rows: int
 ) -> Iterator[tuple[int, list[Likelihood]]]:
-    """Yields (index, the likelihood of every answer) of every offer, the short ones first.
+    """Yields (index, the likelihood of each answer) of every request, the short ones first.
+
+    Args:
+      rows: how many prompts are computed at once.
 
     Raises:
       UserError: the rows do not fit the devices' memory.
     """
-    order = sorted(range(len(offers)), key=lambda i: offers[i].size)
+    order = sorted(range(len(requests)), key=lambda i: requests[i].size)
     for first in range(0, len(order), rows):
-        chosen = order[first : first + rows]
+        batch = order[first : first + rows]
         with errors.full_memory(device_memory.ADVICE):
-            scored = _score_some(spec, weights, [offers[i] for i in chosen])
-        yield from zip(chosen, scored, strict=True)
+            likelihoods = _score_batch(spec, weights, [requests[i] for i in batch])
+        yield from zip(batch, likelihoods, strict=True)
 
 
-def _score_some(
-    spec: ModelSpec, weights: Weights, offers: Sequence[ScoringRequest]
+def _score_batch(
+    spec: ModelSpec, weights: Weights, requests: Sequence[ScoringRequest]
 ) -> list[list[Likelihood]]:
-    size, arch = prompts.power(len(offers)), spec.arch
-    rows = [offer.prompt for offer in offers] + [prompts.EMPTY] * (size - len(offers))
+    """Returns the likelihood of each answer of each request; one row per request."""
+    arch = spec.arch
+    size = prompts.power(len(requests))
+    rows = [request.prompt for request in requests]
+    rows += [prompts.EMPTY] * (size - len(rows))
+
+    # Compute the prompts, with room in the cache for the longest answer.
     length = prompts.bucket(max(row.count for row in rows))
     images = prompts.power(max(len(row.images) for row in rows))
-    starts = np.zeros(size, np.int32)
-    chunk = prompts.make_chunk(rows, starts, arch, length=length, images=images)
-    pictures = [picture for row in rows for picture in row.images]
-    features = scheduler.encode(spec, weights, pictures, at_once=size, room=size * images)
-    longest = max((len(ids) for offer in offers for ids in offer.answers), default=1)
-    room = prompts.bucket(longest)
-    slots = {name: picks.shape[1] for name, picks in chunk.picks.items()}
-    slots |= {"main": length + room} | ({"textual": length + room} if "textual" in slots else {})
-    device_memory.check(spec, size, slots)
-    memory, logits = decode.prefill(
-        spec, weights, chunk, features, slots=tuple(sorted(slots.items()))
+    chunk = prompts.make_chunk(rows, np.zeros(size, np.int32), arch, length=length, images=images)
+    all_images = [image for row in rows for image in row.images]
+    features = image_features.encode(
+        spec, weights, all_images, batch_size=size, count=size * images
     )
-    starts = np.array([row.count for row in rows], np.int32)
-    found: list[list[Likelihood]] = [[] for _ in offers]
-    for turn in range(max(len(offer.answers) for offer in offers)):
-        ids = [offer.answers[turn] if turn < len(offer.answers) else () for offer in offers]
-        said = [prompts.from_ids(some, (), 1) for some in ids]
-        said += [prompts.EMPTY] * (size - len(said))
-        answer = prompts.make_chunk(said, starts, arch, length=room, images=0)
-        logprob, right = jax.device_get(read_answers(spec, weights, memory, logits, answer))
-        for row, some in enumerate(ids):
-            if turn < len(offers[row].answers):
-                is_greedy = int(right[row]) == len(some)
-                found[row].append(Likelihood(float(logprob[row]), len(some), is_greedy))
-    return found
+    answer_slots = prompts.bucket(
+        max((len(ids) for request in requests for ids in request.answers), default=1)
+    )
+    slots = device_memory.cache_slots(spec, chunk, length + answer_slots)
+    cache, logits = decode.prefill(spec, weights, chunk, features, slots=slots)
+
+    # Score answer n of every request together; a request with fewer answers has an empty row.
+    prompt_ends = np.array([row.count for row in rows], np.int32)
+    likelihoods: list[list[Likelihood]] = [[] for _ in requests]
+    for number in range(max(len(request.answers) for request in requests)):
+        ids = [tuple(request.answers[number : number + 1]) for request in requests]
+        answers = [prompts.from_ids(row[0], (), 1) if row else prompts.EMPTY for row in ids]
+        answers += [prompts.EMPTY] * (size - len(answers))
+        chunk = prompts.make_chunk(answers, prompt_ends, arch, length=answer_slots, images=0)
+
+        logprobs, likeliest = jax.device_get(score_answers(spec, weights, cache, logits, chunk))
+        for row, answer in enumerate(ids):
+            if answer:
+                tokens = len(answer[0])
+                is_greedy = int(likeliest[row]) == tokens
+                likelihoods[row].append(Likelihood(float(logprobs[row]), tokens, is_greedy))
+    return likelihoods

@@ -1,14 +1,15 @@
-"""How the next token is chosen, and when an answer ends.
+"""How the next token is sampled, and when an answer ends.
 
-`Sampling` is what a user says, one per request; `Choice` the same for a batch, as arrays, so that
-requests with different wishes share one compiled loop. The order of the filters is that of
-Hugging Face: repetition penalty, temperature, top-k, top-p, min-p.
+`SamplingParams` are set by the user, one per request; `BatchSamplingParams` hold the same for a
+batch, as arrays, so that requests with different parameters share one compiled loop. The order of
+the filters is that of Hugging Face: repetition penalty, temperature, top-k, top-p, min-p.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,18 +17,29 @@ import numpy as np
 
 from wings_jax.errors import UserError
 
+SEED_MASK = 0xFFFFFFFFFFFFFFF  # 60 bits of a seed are used
+
+# name -> least and greatest value; None without a limit
+BOUNDS = {
+    "max_new_tokens": (1, None),
+    "temperature": (0, None),
+    "top_k": (0, None),
+    "top_p": (0, 1),
+    "min_p": (0, 1),
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """One request's wishes. The defaults are greedy.
+    """How one request is answered. The defaults are greedy.
 
-    max_new_tokens      an answer ends after so many, if not before
-    temperature         0 takes the likeliest token; else logits are divided by it
+    max_new_tokens      the most tokens of an answer
+    temperature         0 takes the likeliest token; otherwise logits are divided by it
     top_k               only the k likeliest tokens; 0 for all
-    top_p               only the likeliest tokens that make up this probability
+    top_p               only the likeliest tokens that together have this probability
     min_p               only tokens at least this fraction as likely as the likeliest
-    repetition_penalty  > 1 makes what stands in prompt and answer less likely (CTRL)
-    seed                of the draws; a request's answer never depends on its batch mates
+    repetition_penalty  > 1 makes tokens of prompt and answer less likely (CTRL)
+    seed                of the random draws; an answer never depends on the rest of its batch
     stop                strings that end an answer, and are not part of it
     logprobs            whether the log-probability of each token is returned
     """
@@ -43,38 +55,64 @@ class SamplingParams:
     logprobs: bool = False
 
     def __post_init__(self) -> None:
+        """Raises UserError naming the first value of a wrong type or out of range."""
         for name in ("max_new_tokens", "top_k", "seed"):
             value = getattr(self, name)
             if not isinstance(value, int | np.integer):
                 raise UserError(f"{name}: {value!r} is not a whole number")
-        if isinstance(self.stop, str) or not all(isinstance(part, str) for part in self.stop):
+
+        is_list = isinstance(self.stop, tuple | list)
+        if not is_list or not all(isinstance(part, str) for part in self.stop):
             raise UserError(f"stop: {self.stop!r} is not a list of strings")
-        bounds = {
-            "max_new_tokens": (1, None),
-            "temperature": (0, None),
-            "top_k": (0, None),
-            "top_p": (0, 1),
-            "min_p": (0, 1),
-        }
-        for name, (least, most) in bounds.items():
+
+        for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float | np.number):
+                raise UserError(f"{name}: {value!r} is not a number")
+
+        for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
             if not value >= least or (most is not None and value > most):
                 limit = f"at least {least}" if most is None else f"between {least} and {most}"
                 raise UserError(f"{name}: {value} is not {limit}")
+
         if not self.repetition_penalty > 0:
             raise UserError(f"repetition_penalty: {self.repetition_penalty} is not positive")
+
+
+def change_params(params: SamplingParams, changes: Mapping[str, Any]) -> SamplingParams:
+    """Returns the parameters with some fields changed; `stop` may be one string.
+
+    >>> change_params(SamplingParams(), {"stop": "END"}).stop
+    ('END',)
+
+    Raises:
+      UserError: an unknown field, or a value of a wrong type or out of range.
+    """
+    known = [field.name for field in dataclasses.fields(SamplingParams)]
+    unknown = [name for name in changes if name not in known]
+    if unknown:
+        raise UserError(f"unknown sampling parameter {unknown[0]!r}; there are {', '.join(known)}")
+
+    changes = dict(changes)
+    if isinstance(changes.get("stop"), str):
+        changes["stop"] = (changes["stop"],)
+    elif isinstance(changes.get("stop"), list):
+        changes["stop"] = tuple(changes["stop"])
+    return dataclasses.replace(params, **changes)
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class BatchSamplingParams:
-    """The wishes of B rows. What no row asks for is None, and costs nothing.
+    """The parameters of B rows. What no row uses is None, and costs nothing.
 
-    limits       i32[B]    most tokens of an answer
-    keys         u32[B,2]  None if all rows are greedy, and then the next four too
+    limits       i32[B]    the most tokens of an answer
+    keys         u32[B,2]  random keys; if all rows are greedy, None like the next four
     temperature  f32[B]    0 for a greedy row
     top_k        i32[B]    V for all
-    top_p, min_p f32[B]
+    top_p        f32[B]    1 for all
+    min_p        f32[B]    0 for all
     penalty      f32[B]    repetition penalty, or None
     """
 
@@ -87,20 +125,22 @@ class BatchSamplingParams:
     penalty: jax.Array | None = None
 
 
-def stack_params(wishes: Sequence[SamplingParams], vocab_size: int) -> BatchSamplingParams:
-    """Returns the wishes of a batch as arrays (numpy)."""
+def stack_params(params: Sequence[SamplingParams], vocab_size: int) -> BatchSamplingParams:
+    """Returns the parameters of a batch as numpy arrays."""
 
     def column(name: str, dtype: type) -> np.ndarray:
-        return np.array([getattr(wish, name) for wish in wishes], dtype)
+        return np.array([getattr(row, name) for row in params], dtype)
 
     limits = column("max_new_tokens", np.int32)
     penalty = column("repetition_penalty", np.float32)
     penalty = None if (penalty == 1).all() else penalty
+
     temperature = column("temperature", np.float32)
     if not temperature.any():
         return BatchSamplingParams(limits, penalty=penalty)
+
     top_k = column("top_k", np.int32)
-    seeds = column("seed", np.int64) & 0xFFFFFFFFFFFFFFF
+    seeds = column("seed", np.int64) & SEED_MASK
     return BatchSamplingParams(
         limits=limits,
         keys=np.stack([seeds >> 32, seeds & 0xFFFFFFFF], axis=-1).astype(np.uint32),
@@ -113,7 +153,7 @@ def stack_params(wishes: Sequence[SamplingParams], vocab_size: int) -> BatchSamp
 
 
 def sample_tokens(
-    logits: jax.Array, choice: BatchSamplingParams, count: jax.Array, seen: jax.Array | None
+    logits: jax.Array, params: BatchSamplingParams, count: jax.Array, seen: jax.Array | None
 ) -> jax.Array:
     """Returns the next tokens i32[B].
 
@@ -122,28 +162,41 @@ def sample_tokens(
       count: i32[B], how many tokens of the answer there are already.
       seen: bool[B,V], the tokens of prompt and answer; needed with a repetition penalty.
     """
-    if choice.penalty is not None:
-        penalty = choice.penalty[:, None]
-        milder = jnp.where(logits > 0, logits / penalty, logits * penalty)
-        logits = jnp.where(seen, milder, logits)
+    if params.penalty is not None:
+        penalty = params.penalty[:, None]
+        penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
+        logits = jnp.where(seen, penalized, logits)
+
     likeliest = logits.argmax(-1).astype(jnp.int32)
-    if choice.keys is None:
+    if params.keys is None:
         return likeliest
-    warm = choice.temperature > 0
-    logits = filter_logits(logits / jnp.where(warm, choice.temperature, 1.0)[:, None], choice)
-    keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(choice.keys), count)
-    drawn = jax.vmap(jax.random.categorical)(keys, logits)
-    return jnp.where(warm, drawn, likeliest).astype(jnp.int32)
+
+    # Greedy rows of a mixed batch are computed at temperature 1 and then replaced.
+    is_sampled = params.temperature > 0
+    temperature = jnp.where(is_sampled, params.temperature, 1.0)
+    filtered = filter_logits(logits / temperature[:, None], params)
+
+    # Token n of a row is a function of its seed and n only.
+    keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(params.keys), count)
+    sampled = jax.vmap(jax.random.categorical)(keys, filtered)
+    return jnp.where(is_sampled, sampled, likeliest).astype(jnp.int32)
 
 
-def filter_logits(logits: jax.Array, choice: BatchSamplingParams) -> jax.Array:
-    """Returns f32[B,V] with -inf where top-k, top-p or min-p rules a token out."""
+def filter_logits(logits: jax.Array, params: BatchSamplingParams) -> jax.Array:
+    """Returns f32[B,V] with -inf where top-k, top-p or min-p excludes a token."""
     ordered = -jnp.sort(-logits, axis=-1)
     rank = jnp.arange(logits.shape[-1])
-    ordered = jnp.where(rank < choice.top_k[:, None], ordered, -jnp.inf)
-    likely = jax.nn.softmax(ordered, axis=-1)
-    before = jnp.cumsum(likely, axis=-1) - likely
-    kept = (before < choice.top_p[:, None]) & (likely >= choice.min_p[:, None] * likely[:, :1])
-    last = jnp.maximum((kept & jnp.isfinite(ordered)).sum(-1), 1) - 1
-    floor = jnp.take_along_axis(ordered, last[:, None], axis=-1)
-    return jnp.where(logits >= floor, logits, -jnp.inf)
+    ordered = jnp.where(rank < params.top_k[:, None], ordered, -jnp.inf)
+
+    # A token passes top-p if the likelier ones together have less than that probability.
+    probability = jax.nn.softmax(ordered, axis=-1)
+    likelier = jnp.cumsum(probability, axis=-1) - probability
+    passes_top_p = likelier < params.top_p[:, None]
+    passes_min_p = probability >= params.min_p[:, None] * probability[:, :1]
+    passes = passes_top_p & passes_min_p & jnp.isfinite(ordered)
+
+    # The likeliest token always passes. What passes is a prefix of the order, so its last logit
+    # is a threshold.
+    last = jnp.maximum(passes.sum(-1), 1) - 1
+    threshold = jnp.take_along_axis(ordered, last[:, None], axis=-1)
+    return jnp.where(logits >= threshold, logits, -jnp.inf)

@@ -1,8 +1,8 @@
-"""Many requests through few rows: a finished row is taken over by the next request.
+"""Continuous batching: many requests in few rows, where a finished row is given to the next one.
 
-Requests are sorted by length, so that what is padded together belongs together. All rows write
-at the same slot (`memory`), so a row that was taken over leaves empty slots behind; when the
-caches are full, `compact` moves them out.
+Requests are sorted by length, so that those which are padded together have similar lengths. All
+rows write at the same slot of the KV cache (`kv_cache`), so a row that is replaced has empty
+slots; when the caches are full, `compact` removes them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import numpy as np
 
 from wings_jax import errors
 from wings_jax.errors import UserError
-from wings_jax.inference import decode, device_memory, prompts, sampling
+from wings_jax.inference import decode, device_memory, prompts, sampling, uncached
+from wings_jax.inference import image_features as features_lib
 from wings_jax.inference.decode import DecodeState
 from wings_jax.inference.engine import ModelSpec, Weights
 from wings_jax.inference.kv_cache import KVCache
@@ -25,14 +26,14 @@ from wings_jax.inference.sampling import SamplingParams
 
 @dataclasses.dataclass(frozen=True)
 class GenerationTask:
-    """A request that waits for its row.
+    """A request that waits for a row.
 
     index     which request it is
-    slots     its prompt, without pictures
-    images    how many it has
-    load      returns the pictures, or raises UserError
+    slots     its prompt, without images
+    images    how many images it has
+    load      returns the images, or raises UserError
     sampling  how it is answered
-    ended     says whether text that ends an answer has been written, given its tokens
+    is_ended  returns whether the answer's tokens contain a stop string; None without stop strings
     """
 
     index: int
@@ -40,29 +41,47 @@ class GenerationTask:
     images: int
     load: Callable[[], Sequence[np.ndarray]]
     sampling: SamplingParams
-    ended: Callable[[Sequence[int]], bool] | None = None
+    is_ended: Callable[[Sequence[int]], bool] | None = None
+
+    def load_prompt(self) -> PromptSlots:
+        """Returns the prompt with its images. Raises UserError if one cannot be read."""
+        return dataclasses.replace(self.slots, images=tuple(self.load()))
 
 
 @dataclasses.dataclass
 class PartialOutput:
-    """The answer of a task so far."""
+    """The answer to a task so far.
+
+    task      the task
+    tokens    ids, a stop token included
+    logprobs  the log-probability of each
+    """
 
     task: GenerationTask
     tokens: list[int] = dataclasses.field(default_factory=list)
     logprobs: list[float] = dataclasses.field(default_factory=list)
 
-    def take(self, said: Mapping[str, np.ndarray], row: int, count: int) -> None:
-        """Adds the first `count` tokens of a row of what was said."""
-        self.tokens += said["tokens"][:count, row].tolist()
-        self.logprobs += said["logprobs"][:count, row].tolist()
+    def append(self, generated: Mapping[str, np.ndarray], row: int, count: int) -> None:
+        """Adds the first `count` tokens of a row of what `decode.decode` generated."""
+        self.tokens += generated["tokens"][:count, row].tolist()
+        self.logprobs += generated["logprobs"][:count, row].tolist()
+
+    @property
+    def has_stop_string(self) -> bool:
+        """Returns whether a stop string ends the answer."""
+        return self.task.is_ended is not None and self.task.is_ended(self.tokens)
+
+
+# What becomes of a task: its answer, or why there is none.
+Outcome = tuple[GenerationTask, PartialOutput | UserError]
 
 
 @dataclasses.dataclass(frozen=True)
 class SchedulerOptions:
     """Rows and shapes of a batch.
 
-    rows    B
-    steps   tokens between two looks at the rows
+    rows    B, the requests that are answered at once
+    steps   tokens per device call; rows are replaced in between
     stops   token ids that end an answer
     """
 
@@ -71,256 +90,219 @@ class SchedulerOptions:
     stops: tuple[int, ...] = ()
 
 
-def groups(tasks: Sequence[GenerationTask], rows: int) -> list[list[GenerationTask]]:
-    """Returns the tasks by bucket of length, shortest first; a small group joins the next one."""
+def group_by_length(tasks: Sequence[GenerationTask], rows: int) -> list[list[GenerationTask]]:
+    """Returns the tasks by length bucket, shortest first; a small group joins the next one."""
     ordered = sorted(tasks, key=lambda t: (t.slots.count, t.images, t.index))
-    found: list[list[GenerationTask]] = []
+    groups: list[list[GenerationTask]] = []
     for task in ordered:
         size = prompts.bucket(task.slots.count)
-        is_same = found and prompts.bucket(found[-1][-1].slots.count) == size
-        if is_same or (found and len(found[-1]) < 4 * rows):
-            found[-1].append(task)
+        is_same = groups and prompts.bucket(groups[-1][-1].slots.count) == size
+        is_small = groups and len(groups[-1]) < 4 * rows
+        # A group of few rows would leave most of a batch empty.
+        if is_same or is_small:
+            groups[-1].append(task)
         else:
-            found.append([task])
-    return found
+            groups.append([task])
+    return groups
 
 
 def run(
-    spec: ModelSpec, weights: Weights, tasks: Sequence[GenerationTask], plan: SchedulerOptions
-) -> Iterator[tuple[GenerationTask, PartialOutput | UserError]]:
-    """Yields every task with its answer, or with the reason why there is none, as they end.
+    spec: ModelSpec, weights: Weights, tasks: Sequence[GenerationTask], options: SchedulerOptions
+) -> Iterator[Outcome]:
+    """Yields every task with its answer, or with the error why there is none, as they end.
 
     Raises:
       UserError: the rows do not fit the devices' memory.
     """
     with errors.full_memory(device_memory.ADVICE):
-        cached = [task for task in tasks if is_causal(spec, task.images)]
-        for group in groups(cached, plan.rows):
-            yield from _Rows(spec, weights, group, plan).run()
+        cached = [task for task in tasks if uncached.is_causal(spec, task.images)]
+        for group in group_by_length(cached, options.rows):
+            yield from _Batch(spec, weights, group, options).run()
+
         for task in tasks:
-            if not is_causal(spec, task.images):
-                yield task, _recomputed(spec, weights, task, plan)
+            if not uncached.is_causal(spec, task.images):
+                yield task, _answer_uncached(spec, weights, task, options)
 
 
-def is_causal(spec: ModelSpec, images: int) -> bool:
-    """Returns whether what was read stays valid when tokens follow: not in the release's images."""
-    return spec.arch.semantics.prompt_length is None or not images
-
-
-def recompute(
-    spec: ModelSpec,
-    weights: Weights,
-    prompt: PromptSlots,
-    features: jax.Array | None,
-    wish: SamplingParams,
-    stops: Sequence[int],
-) -> Iterator[tuple[int, float, bool]]:
-    """Yields token, log-probability and whether it is the last; all is read again for each token.
-
-    The way of models that are not causal: a token costs as much as its whole conversation.
-    `features` are those of the prompt's images, which are encoded once.
-    """
-    arch, said = spec.arch, []
-    choice = sampling.stack_params([wish], arch.decoder.vocab_size)
-    images = prompts.power(len(prompt.images))
-    stops = np.asarray(stops or (-1,), np.int32)
-    while True:
-        whole = prompts.join(prompt, prompts.from_ids(said, (), 1))
-        length = prompts.bucket(whole.count)
-        starts = np.zeros(1, np.int32)
-        chunk = prompts.make_chunk([whole], starts, arch, length=length, images=images)
-        logits = decode.forward(spec, weights, chunk, features)
-        seen = None if choice.penalty is None else prompts.seen([whole], arch)
-        count = np.array([len(said)], np.int32)
-        running = decode.resume(logits, choice, stops, count, seen)
-        said.append(int(running.tokens[0]))
-        yield said[-1], float(running.logprobs[0]), bool(running.done[0])
-        if running.done[0]:
-            return
-
-
-def _recomputed(
-    spec: ModelSpec, weights: Weights, task: GenerationTask, plan: SchedulerOptions
+def _answer_uncached(
+    spec: ModelSpec, weights: Weights, task: GenerationTask, options: SchedulerOptions
 ) -> PartialOutput | UserError:
-    """Returns the whole answer of one task."""
+    """Returns the whole answer to one task by `uncached.recompute`."""
     try:
-        prompt = dataclasses.replace(task.slots, images=tuple(task.load()))
+        prompt = task.load_prompt()
     except UserError as error:
         return error
-    draft, features = PartialOutput(task), encode_all(spec, weights, prompt)
-    for token, logprob, _ in recompute(spec, weights, prompt, features, task.sampling, plan.stops):
-        draft.tokens.append(token)
-        draft.logprobs.append(logprob)
-        if task.ended is not None and task.ended(draft.tokens):
+
+    features = features_lib.encode_all(spec, weights, prompt)
+    output = PartialOutput(task)
+    for token, logprob, _ in uncached.recompute(
+        spec, weights, prompt, features, task.sampling, options.stops
+    ):
+        output.tokens.append(token)
+        output.logprobs.append(logprob)
+        if output.has_stop_string:
             break
-    return draft
+    return output
 
 
-class _Rows:
-    """The rows of one group, whose caches and compiled shapes they share."""
+class _Batch:
+    """The rows for one group of tasks: one KV cache, one set of compiled shapes."""
 
     def __init__(
         self,
         spec: ModelSpec,
         weights: Weights,
         tasks: Sequence[GenerationTask],
-        plan: SchedulerOptions,
+        options: SchedulerOptions,
     ):
         self.spec, self.weights = spec, weights
-        self.waiting = list(reversed(tasks))
-        self.count = min(plan.rows, prompts.power(len(tasks)))
-        self.stops = np.asarray(plan.stops or (-1,), np.int32)
-        most = max(task.sampling.max_new_tokens for task in tasks)
-        self.steps = min(plan.steps, prompts.bucket(most))
+        self.stops = np.asarray(options.stops or (-1,), np.int32)
+
+        # Shapes: rows, steps per call, images per row, prompt slots and cache slots.
+        max_new_tokens = max(task.sampling.max_new_tokens for task in tasks)
+        self.rows = min(options.rows, prompts.power(len(tasks)))
+        self.steps = min(options.steps, prompts.bucket(max_new_tokens))
         self.images = prompts.power(max(task.images for task in tasks))
         self.length = prompts.bucket(max(task.slots.count for task in tasks))
-        self.capacity = self.length + prompts.bucket(most + self.steps)
-        wishes = [task.sampling for task in tasks]
-        self.wishes = sampling.stack_params(wishes, spec.arch.decoder.vocab_size)
-        self.place = {task.index: place for place, task in enumerate(tasks)}
-        self.drafts: list[PartialOutput | None] = [None] * self.count
+        self.capacity = self.length + prompts.bucket(max_new_tokens + self.steps)
+
+        # The parameters of all tasks are stacked once; `index` finds a task's row in them.
+        self.params = sampling.stack_params(
+            [task.sampling for task in tasks], spec.arch.decoder.vocab_size
+        )
+        self.index = {task.index: index for index, task in enumerate(tasks)}
+
+        self.waiting = list(reversed(tasks))
+        self.outputs: list[PartialOutput | None] = [None] * self.rows
         self.refused: list[tuple[GenerationTask, UserError]] = []
-        self.memory: KVCache | None = None
-        self.running: DecodeState | None = None
+        self.cache: KVCache | None = None
+        self.state: DecodeState | None = None
 
-    def run(self) -> Iterator[tuple[GenerationTask, PartialOutput | UserError]]:
+    def run(self) -> Iterator[Outcome]:
         """Yields tasks as they end."""
-        while self.waiting or any(self.drafts):
-            self.admit()
-            yield from self.leave()
-            if any(self.drafts):
-                self.go_on()
-                yield from self.leave()
+        while self.waiting or any(self.outputs):
+            self.fill_rows()
+            yield from self.pop_finished()
+            if any(self.outputs):
+                self.decode()
+                yield from self.pop_finished()
 
-    def admit(self) -> None:
-        """Gives free rows to those who wait, once it is worth a prefill."""
-        free = [row for row, draft in enumerate(self.drafts) if draft is None]
-        if not self.waiting or 4 * len(free) < self.count:
+    def fill_rows(self) -> None:
+        """Gives free rows to waiting tasks, once a quarter is free, so that a prefill pays off."""
+        free_rows = [row for row, output in enumerate(self.outputs) if output is None]
+        if not self.waiting or 4 * len(free_rows) < self.rows:
             return
-        is_whole = len(free) == self.count
-        guests = self.take(self.count if is_whole else max(1, self.count // 4))
-        if not guests:
+
+        is_new_batch = len(free_rows) == self.rows
+        size = self.rows if is_new_batch else max(1, self.rows // 4)
+        admitted = self.next_prompts(size)
+        if not admitted:
             return
-        if is_whole:
-            self.memory, self.running = self.prefill(guests, self.count, self.capacity)
+
+        if is_new_batch:
+            self.cache, self.state = self.prefill(admitted, size, self.capacity)
         else:
-            size = max(1, self.count // 4)
-            grown, running = self.prefill(guests, size, self.length)
-            rows = np.full(size, self.count, np.int32)
-            rows[: len(guests)] = free[: len(guests)]
-            self.memory = decode.insert(self.memory, grown, rows)
-            self.running = decode.put(self.running, running, rows)
-        chosen = {
-            "tokens": np.asarray(self.running.tokens)[None],
-            "logprobs": np.asarray(self.running.logprobs)[None],
-        }
-        for row, (task, _) in zip(free, guests, strict=False):
-            self.drafts[row] = PartialOutput(task)
-            self.drafts[row].take(chosen, row, 1)
+            new_cache, new_state = self.prefill(admitted, size, self.length)
+            # A row index past the end inserts nothing: the padding of a short prefill.
+            rows = np.full(size, self.rows, np.int32)
+            rows[: len(admitted)] = free_rows[: len(admitted)]
+            self.cache = decode.insert(self.cache, new_cache, rows)
+            self.state = decode.insert_rows(self.state, new_state, rows)
 
-    def take(self, size: int) -> list[tuple[GenerationTask, PromptSlots]]:
-        """Returns up to `size` tasks that wait, with their pictures; bad ones are refused."""
-        taken: list[tuple[GenerationTask, PromptSlots]] = []
-        while self.waiting and len(taken) < size:
+        first_tokens = {
+            "tokens": np.asarray(self.state.tokens)[None],
+            "logprobs": np.asarray(self.state.logprobs)[None],
+        }
+        for row, (task, _) in zip(free_rows, admitted, strict=False):
+            output = PartialOutput(task)
+            output.append(first_tokens, row, 1)
+            self.outputs[row] = output
+
+    def next_prompts(self, size: int) -> list[tuple[GenerationTask, PromptSlots]]:
+        """Returns up to `size` waiting tasks with their prompts; those that fail are refused."""
+        loaded: list[tuple[GenerationTask, PromptSlots]] = []
+        while self.waiting and len(loaded) < size:
             task = self.waiting.pop()
             try:
-                taken.append((task, dataclasses.replace(task.slots, images=tuple(task.load()))))
+                loaded.append((task, task.load_prompt()))
             except UserError as error:
                 self.refused.append((task, error))
-        return taken
+        return loaded
 
     def prefill(
-        self, guests: Sequence[tuple[GenerationTask, PromptSlots]], size: int, room: int
+        self, admitted: Sequence[tuple[GenerationTask, PromptSlots]], size: int, capacity: int
     ) -> tuple[KVCache, DecodeState]:
-        """Returns the memory, of `size` rows and `room` slots, and first tokens of new tasks."""
-        arch = self.spec.arch
-        rows = [slots for _, slots in guests] + [prompts.EMPTY] * (size - len(guests))
+        """Returns a KV cache of `size` rows and `capacity` slots, and the first tokens."""
+        # Empty prompts fill up the batch: every prefill has the same shape.
+        spec, arch = self.spec, self.spec.arch
+        rows = [prompt for _, prompt in admitted]
+        rows += [prompts.EMPTY] * (size - len(rows))
         starts = np.zeros(size, np.int32)
         chunk = prompts.make_chunk(rows, starts, arch, length=self.length, images=self.images)
-        features = encode(
-            self.spec,
+        features = features_lib.encode(
+            spec,
             self.weights,
-            [picture for row in rows for picture in row.images],
-            at_once=self.count,
-            room=size * self.images,
+            [image for row in rows for image in row.images],
+            batch_size=self.rows,
+            count=size * self.images,
         )
-        slots = {name: picks.shape[1] for name, picks in chunk.picks.items()} | {"main": room}
-        slots |= {"textual": room} if "textual" in slots else {}
-        device_memory.check(self.spec, size, slots)
-        slots = tuple(sorted(slots.items()))
-        grown, logits = decode.prefill(self.spec, self.weights, chunk, features, slots=slots)
-        choice = self.choice([self.place[task.index] for task, _ in guests], size)
-        seen = prompts.seen(rows, arch) if choice.penalty is not None else None
-        return grown, decode.begin(logits, choice, self.stops, seen)
+        slots = device_memory.cache_slots(spec, chunk, capacity)
+        cache, logits = decode.prefill(spec, self.weights, chunk, features, slots=slots)
 
-    def choice(self, places: Sequence[int], size: int) -> sampling.BatchSamplingParams:
-        """Returns the wishes of tasks by place, in `size` rows; a row without a task is done."""
+        # Sample the first token of every answer from the prompt's last logits.
+        params = self.params_of([task for task, _ in admitted], size)
+        seen = None if params.penalty is None else prompts.seen_tokens(rows, arch)
+        return cache, decode.begin(logits, params, self.stops, seen)
+
+    def params_of(
+        self, tasks: Sequence[GenerationTask | None], size: int
+    ) -> sampling.BatchSamplingParams:
+        """Returns the parameters of tasks in `size` rows; rows after them are done at once."""
         index = np.zeros(size, np.int32)
-        index[: len(places)] = places
-        chosen = jax.tree.map(lambda wish: wish[index], self.wishes)
-        chosen.limits[len(places) :] = 0
-        return chosen
+        index[: len(tasks)] = [self.index[task.index] if task else 0 for task in tasks]
+        params = jax.tree.map(lambda column: column[index], self.params)
+        params.limits[len(tasks) :] = 0
+        return params
 
-    def go_on(self) -> None:
-        """Writes up to `steps` tokens into every row that is not done."""
-        if int(self.memory.used["main"]) + self.steps > self.capacity:
-            self.memory = decode.compact(self.memory)
-        places = [self.place[draft.task.index] if draft else 0 for draft in self.drafts]
-        choice = self.choice(places, self.count)
-        before = np.asarray(self.running.count)
-        self.memory, self.running, said = decode.decode(
+    def decode(self) -> None:
+        """Generates up to `steps` tokens in every row that is not done."""
+        # Replaced rows have empty slots; moving them to the end makes room again.
+        if int(self.cache.used["main"]) + self.steps > self.capacity:
+            self.cache = decode.compact(self.cache)
+
+        params = self.params_of([out.task if out else None for out in self.outputs], self.rows)
+        count_before = np.asarray(self.state.count)
+        self.cache, self.state, generated = decode.decode(
             self.spec,
             self.weights,
-            self.memory,
-            self.running,
-            choice,
+            self.cache,
+            self.state,
+            params,
             self.stops,
             steps=self.steps,
         )
-        said = jax.device_get(said)
-        fresh = np.asarray(self.running.count) - before
-        for row, draft in enumerate(self.drafts):
-            if draft is not None:
-                draft.take(said, row, int(fresh[row]))
 
-    def leave(self) -> Iterator[tuple[GenerationTask, PartialOutput | UserError]]:
-        """Yields what has ended or was refused, and frees its rows."""
+        # One transfer for all rows; a row's tokens are its first `new_counts` entries.
+        generated = jax.device_get(generated)
+        new_counts = np.asarray(self.state.count) - count_before
+        for row, output in enumerate(self.outputs):
+            if output is not None:
+                output.append(generated, row, int(new_counts[row]))
+
+    def pop_finished(self) -> Iterator[Outcome]:
+        """Yields what is finished or was refused, and frees its rows."""
         yield from self.refused
         self.refused.clear()
-        if self.running is None:
+        if self.state is None:
             return
-        done = np.array(self.running.done)
-        for row, draft in enumerate(self.drafts):
-            if draft is None:
+
+        # Stop strings are found on the host, so their rows are marked done here.
+        done = np.array(self.state.done)
+        for row, output in enumerate(self.outputs):
+            if output is None:
                 continue
-            if not done[row] and draft.task.ended is not None:
-                done[row] = draft.task.ended(draft.tokens)
+            done[row] = done[row] or output.has_stop_string
             if done[row]:
-                self.drafts[row] = None
-                yield draft.task, draft
-        self.running = dataclasses.replace(self.running, done=done)
-
-
-def encode_all(spec: ModelSpec, weights: Weights, prompt: PromptSlots) -> jax.Array | None:
-    """Returns the features of one conversation's pictures."""
-    count = prompts.power(len(prompt.images))
-    return encode(spec, weights, prompt.images, at_once=max(count, 1), room=count)
-
-
-def encode(
-    spec: ModelSpec, weights: Weights, pictures: Sequence[np.ndarray], *, at_once: int, room: int
-) -> jax.Array | None:
-    """Returns features f32[room*P,D], first those of the u8[h,w,3] pictures; None without room.
-
-    The tower reads `at_once` pictures at a time: one shape, one compilation.
-    """
-    if not room:
-        return None
-    size = spec.arch.vision.image_size
-    found = []
-    for first in range(0, len(pictures), at_once):
-        some = np.zeros((at_once, size, size, 3), np.uint8)
-        some[: len(pictures) - first] = np.stack(pictures[first : first + at_once])
-        found.append(decode.encode(spec, weights, some))
-    rows = room * spec.arch.vision.num_patches
-    return decode.stack(tuple(found), spec.arch.decoder.hidden_size, rows)
+                self.outputs[row] = None
+                yield output.task, output
+        self.state = dataclasses.replace(self.state, done=done)

@@ -1,8 +1,8 @@
 """The small parts: one projection, two norms, rope, the feed-forward network, a trained prefix.
 
-A projection is named by its einsum; shapes, sharding axes, initialiser and the low-rank pair
-follow from the letters. Dense layers, LoRA and the learners' low-rank residual matrices (LoRRA)
-are the same module with another `base`.
+A projection is named by its einsum; shapes, sharding axes, initializer and the low-rank pair
+follow from the dimensions in it. Dense layers, LoRA and the learners' low-rank residual matrices
+(LoRRA) are the same module with another `base`.
 """
 
 from __future__ import annotations
@@ -19,6 +19,9 @@ from wings_jax.model import attention
 from wings_jax.model.layout import Visibility
 from wings_jax.model.presets import RopeScaling
 
+# cos and sin, f32[B,T,H/2] each.
+RopeTable = tuple[jax.Array, jax.Array]
+
 INIT = nn.initializers.normal(stddev=0.02)
 
 # HF's activation names -> functions.
@@ -31,18 +34,24 @@ ACTIVATIONS = {
 
 
 def is_matrix(path: str) -> bool:
-    """Returns whether a parameter's products are made in the compute dtype; the rest is float32."""
+    """Returns whether a parameter is multiplied in the compute dtype; the others are in float32.
+
+    >>> is_matrix("decoder/layers/attn/q/kernel"), is_matrix("decoder/layers/router/kernel")
+    (True, False)
+    """
     *above, name = path.split("/")
     return name in ("kernel", "a", "b", "embedding", "k", "v") and "router" not in above
 
 
 class Projection(nn.Module):
-    """Returns einsum(eqn, x, kernel), in x's dtype, plus bias and low-rank update.
+    """Returns einsum(eqn, x, kernel) in x's dtype, plus bias and low-rank update.
 
-    eqn    e.g. 'BTD,DNH->BTNH': kernel [D,N,H] maps D to (N, H)
-    sizes  sizes of the letters that x does not have
-    base   'dense': a kernel; 'identity': x itself, reshaped; 'none': nothing
+    eqn    e.g. 'BTD,DNH->BTNH': the kernel [D,N,H] maps D to (N, H)
+    sizes  sizes of the dimensions that x does not have
+    base   'dense': the kernel's product; 'identity': x itself, reshaped; 'none': nothing
+    bias   whether a bias is added
     rank   R > 0 adds scale * x a b with a [in...,R] (Gaussian), b [R,out...] (zero)
+    scale  of the low-rank update
 
     Parameters: kernel, bias, a, b. With base 'identity' it is x(1 + a b) of the paper's eq. 4,
     with 'none' its W^O, with 'dense' LoRA.
@@ -57,27 +66,33 @@ class Projection(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        # 'BTD,DNH->BTNH': inputs 'BTD', kernel 'DNH', of which 'D' is contracted, 'NH' created
         left, out = self.eqn.split("->")
         inputs, kernel = left.split(",")
-        taken = "".join(d for d in kernel if d not in out)
-        made = "".join(d for d in kernel if d in out)
+        contracted = "".join(d for d in kernel if d not in out)
+        created = "".join(d for d in kernel if d in out)
         sizes = {**self.sizes, **dict(zip(inputs, x.shape, strict=True))}
+
         y = self._base(x, out, kernel, sizes)
+
+        # Low-rank update, e.g. [B, T, D] -> [B, T, R] -> [B, T, N, H]
         if self.rank:
-            kept = "".join(d for d in inputs if d not in taken)
+            batch = "".join(d for d in inputs if d not in contracted)
             sizes = {**sizes, "R": self.rank}
-            a = self._param("a", INIT, taken + "R", sizes)
-            b = self._param("b", nn.initializers.zeros, "R" + made, sizes)
-            low = jnp.einsum(f"{inputs},{taken}R->{kept}R", x, a.astype(x.dtype))
-            low = jnp.einsum(f"{kept}R,R{made}->{out}", low, b.astype(x.dtype))
+            a = self._param("a", INIT, contracted + "R", sizes)
+            b = self._param("b", nn.initializers.zeros, "R" + created, sizes)
+            low = jnp.einsum(f"{inputs},{contracted}R->{batch}R", x, a.astype(x.dtype))
+            low = jnp.einsum(f"{batch}R,R{created}->{out}", low, b.astype(x.dtype))
             y = low * self.scale if y is None else y + low * self.scale
+
         if self.bias:
-            y = y + self._param("bias", nn.initializers.zeros, made, sizes).astype(x.dtype)
+            y = y + self._param("bias", nn.initializers.zeros, created, sizes).astype(x.dtype)
         return y
 
     def _base(
         self, x: jax.Array, out: str, kernel: str, sizes: Mapping[str, int]
     ) -> jax.Array | None:
+        """Returns x's product with the kernel, x in the shape of the output, or None."""
         if self.base == "none":
             return None
         if self.base == "identity":
@@ -87,12 +102,17 @@ class Projection(nn.Module):
     def _param(
         self, name: str, init: nn.initializers.Initializer, dims: str, sizes: Mapping[str, int]
     ) -> jax.Array:
+        """Returns a float32 parameter of these dimensions, which are its logical axes."""
         boxed = nn.with_logical_partitioning(init, tuple(dims))
         return self.param(name, boxed, tuple(sizes[d] for d in dims), jnp.float32)
 
 
 class RMSNorm(nn.Module):
-    """Returns x / rms(x) * scale over the last axis, computed in float32 (HF Qwen2RMSNorm)."""
+    """Returns x / rms(x) * scale over the last axis, computed in float32 (HF Qwen2RMSNorm).
+
+    eps   added to the mean square
+    axis  logical axis of the scale
+    """
 
     eps: float
     axis: str = "D"
@@ -101,13 +121,18 @@ class RMSNorm(nn.Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
         scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
+
         wide = x.astype(jnp.float32)
         wide = wide * jax.lax.rsqrt(jnp.mean(wide**2, axis=-1, keepdims=True) + self.eps)
         return (wide * scale.astype(jnp.float32)).astype(x.dtype)
 
 
 class LayerNorm(nn.Module):
-    """Returns (x - mean) / std * scale + bias over the last axis, computed in float32."""
+    """Returns (x - mean) / std * scale + bias over the last axis, computed in float32.
+
+    eps   added to the variance
+    axis  logical axis of scale and bias
+    """
 
     eps: float
     axis: str = "E"
@@ -118,29 +143,36 @@ class LayerNorm(nn.Module):
         zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
         scale = self.param("scale", ones, (x.shape[-1],), jnp.float32).astype(jnp.float32)
         bias = self.param("bias", zeros, (x.shape[-1],), jnp.float32).astype(jnp.float32)
+
         wide = x.astype(jnp.float32)
-        centred = wide - jnp.mean(wide, axis=-1, keepdims=True)
-        spread = jax.lax.rsqrt(jnp.mean(centred**2, axis=-1, keepdims=True) + self.eps)
-        return (centred * spread * scale + bias).astype(x.dtype)
+        centered = wide - jnp.mean(wide, axis=-1, keepdims=True)
+        inverse_std = jax.lax.rsqrt(jnp.mean(centered**2, axis=-1, keepdims=True) + self.eps)
+        return (centered * inverse_std * scale + bias).astype(x.dtype)
 
 
 def rope_table(
     positions: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """Returns cos and sin, f32[B,T,H/2], of rotary embeddings at these positions.
+) -> RopeTable:
+    """Returns cos and sin, f32[B,T,H/2], of rotary embeddings at positions i32[B,T].
 
-    Source: HF `ROPE_INIT_FUNCTIONS` (default, linear, llama3).
+    The angle of pair i at position p is p * theta^(-2i/H), before scaling. Source: HF
+    `ROPE_INIT_FUNCTIONS` (default, linear, llama3).
     """
+    # [H/2]
     frequencies = theta ** -(jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if scaling is not None:
-        frequencies = _scaled(frequencies, scaling)
+        frequencies = _scale_frequencies(frequencies, scaling)
+
+    # [B, T, 1] * [H/2] -> [B, T, H/2]
     angles = positions[..., None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def _scaled(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
-    if scaling.kind == "linear":
+def _scale_frequencies(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
+    """Returns f32[H/2]: with llama3, long wavelengths divided by the factor, short ones not."""
+    if scaling.rope_type == "linear":
         return frequencies / scaling.factor
+
     wavelengths = 2 * math.pi / frequencies
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
     smooth = (scaling.original_max_positions / wavelengths - low) / (high - low)
@@ -148,16 +180,22 @@ def _scaled(frequencies: jax.Array, scaling: RopeScaling) -> jax.Array:
     return (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
 
 
-def rope(x: jax.Array, table: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Returns x [B,T,N,H] rotated by the table, halves paired as HF's `rotate_half` does."""
+def rope(x: jax.Array, table: RopeTable) -> jax.Array:
+    """Returns x [B,T,N,H] rotated by the table, halves paired as in HF's `rotate_half`."""
+    # [B, T, H/2] -> [B, T, 1, H/2]
     cos, sin = (part[:, :, None] for part in table)
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
 
 
 class GatedMlp(nn.Module):
-    """Returns down(silu(gate(x)) * up(x)), [B,T,D] -> [B,T,D] (HF Qwen2MLP)."""
+    """Returns down(silu(gate(x)) * up(x)), [B,T,D] -> [B,T,D] (HF Qwen2MLP).
+
+    ffn_size  F
+    ranks     projection ("gate", "up", "down") -> R of its LoRA; without an entry it has none
+    scale     of LoRA's update
+    """
 
     ffn_size: int
     ranks: Mapping[str, int]
@@ -169,6 +207,7 @@ class GatedMlp(nn.Module):
             rank = self.ranks.get(name, 0)
             return Projection(eqn, sizes, rank=rank, scale=self.scale, name=name)
 
+        # [B, T, D] -> [B, T, F] -> [B, T, D]
         wide = {"F": self.ffn_size}
         gate = project("gate", "BTD,DF->BTF", wide)(x)
         up = project("up", "BTD,DF->BTF", wide)(x)
@@ -178,11 +217,14 @@ class GatedMlp(nn.Module):
 class Prefix(nn.Module):
     """Returns tanh(gate) * attend(q, k, v) of trained keys and values, [B,T,N,H] -> [B,T,N,H].
 
-    Prefix-tuning with a softmax and a gate of its own (LLaMA-Adapter, arXiv 2303.16199), to be
-    added to the heads' output before they are projected. The gate starts at 0, so that a fresh
-    prefix adds exactly nothing; the rows of the main attention stay as they are, and with them
-    the router's input and the attention masses, which know no prefix. Every slot of every
-    conversation sees all of it, padding none. The queries carry rope, the prefix has no place.
+    Prefix-tuning with its own softmax and gate (LLaMA-Adapter, arXiv 2303.16199). The result is
+    added to the heads' output before it is projected. The gate is 0 at initialization, so a new
+    prefix adds exactly 0. The main attention's rows do not include the prefix, and neither do the
+    router's input and the attention masses. Every slot of every conversation attends to all of
+    the prefix, padding to none of it. The queries have rope, the prefix has no positions.
+
+    length    S, trained keys and values
+    kv_heads  K
 
     Parameters: k, v [S,K,H] (Gaussian, of the size of a normed stream's keys), gate [N] (zero).
     """
@@ -192,23 +234,26 @@ class Prefix(nn.Module):
 
     @nn.compact
     def __call__(self, q: jax.Array, query: Visibility) -> jax.Array:
-        rows, _, heads, width = q.shape
+        batch, _, heads, width = q.shape
 
         def trained(name: str) -> jax.Array:
+            # [S, K, H] -> [B, S, K, H]
             init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("S", "K", "H"))
             shape = (self.length, self.kv_heads, width)
-            kept = self.param(name, init, shape, jnp.float32).astype(q.dtype)
-            return jnp.broadcast_to(kept, (rows, *shape))
+            values = self.param(name, init, shape, jnp.float32).astype(q.dtype)
+            return jnp.broadcast_to(values, (batch, *shape))
 
-        nowhere = jnp.zeros((rows, self.length), jnp.int32)
+        # All conversations of a row are segment 1 here; padding keeps segment 0.
+        zeros = jnp.zeros((batch, self.length), jnp.int32)
         out, _ = attention.attend(
             q,
             trained("k"),
             trained("v"),
             query=Visibility(jnp.minimum(query.segments, 1), query.visible_from),
-            key=Visibility(nowhere + 1, nowhere),
+            key=Visibility(zeros + 1, zeros),
             kernel="einsum",  # T x length logits, not T x S
         )
-        zero = nn.with_logical_partitioning(nn.initializers.zeros, ("N",))
-        gate = jnp.tanh(self.param("gate", zero, (heads,), jnp.float32))
+
+        init = nn.with_logical_partitioning(nn.initializers.zeros, ("N",))
+        gate = jnp.tanh(self.param("gate", init, (heads,), jnp.float32))
         return gate.astype(q.dtype)[:, None] * out

@@ -1,4 +1,4 @@
-"""What a model is made of, as data: architectures, named presets, and Hugging Face configs.
+"""Architectures as data: dataclasses, named presets, and readers of Hugging Face configs.
 
 Nothing below this file branches on a model's name: Qwen2, Llama, SigLIP and CLIP are values of
 `DecoderArch` and `VisionArch`.
@@ -15,9 +15,18 @@ from wings_jax.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class RopeScaling:
-    """How rope frequencies are stretched (HF `rope_scaling`): kind `linear` or `llama3`."""
+    """How the rotary frequencies are scaled for longer contexts (HF `rope_scaling`).
 
-    kind: str
+    rope_type               'linear' or 'llama3'
+    factor                  divides the frequencies; the context becomes so many times longer
+    low_freq_factor         llama3: wavelengths above original_max_positions / low_freq_factor are
+                            scaled fully
+    high_freq_factor        llama3: wavelengths below original_max_positions / high_freq_factor are
+                            not scaled
+    original_max_positions  llama3: the context length, in tokens, of the pretraining
+    """
+
+    rope_type: str
     factor: float
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
@@ -26,7 +35,22 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderArch:
-    """A decoder of the Qwen2 or Llama family; the names are HF's config names, shortened."""
+    """A decoder of the Qwen2 or Llama family; the names are HF's config names, shortened.
+
+    vocab_size      V, rows of the embedding table (may be more than the tokenizer has)
+    hidden_size     D
+    num_layers      L
+    num_heads       N, query heads
+    num_kv_heads    K, a divisor of N
+    head_dim        H
+    ffn_size        F, the width inside of the gated feed-forward network
+    norm_eps        epsilon of every RMSNorm
+    rope_theta      base of the rotary frequencies
+    rope_scaling    None for unscaled frequencies
+    max_positions   the longest context, in tokens, that the LLM was trained for
+    qkv_bias        whether q, k and v have biases (Qwen2)
+    tie_embeddings  whether the embedding table is the output head too
+    """
 
     vocab_size: int
     hidden_size: int
@@ -47,9 +71,21 @@ class DecoderArch:
 class VisionArch:
     """A ViT of the SigLIP or CLIP family.
 
-    `num_layers` counts the full tower. `feature_layer` indexes its hidden states as HF's
-    `output_hidden_states` does (0 = embeddings), so -2 builds all layers but the last.
-    `post_norm` says that the tower has one; features are read before it.
+    hidden_size    E
+    num_layers     layers of the full tower, also those behind `feature_layer`
+    num_heads      N
+    ffn_size       F
+    image_size     height and width of an image, in pixels
+    patch_size     height and width of a patch, in pixels
+    activation     of the feed-forward network, a key of `layers.ACTIVATIONS`
+    norm_eps       epsilon of every LayerNorm
+    class_token    whether a trained token stands before the patches (CLIP)
+    pre_norm       whether the embeddings are normalized (CLIP)
+    post_norm      whether the tower has a last norm; features are read before it
+    patch_bias     whether the patch embedding has a bias (SigLIP)
+    mean, std      normalization of the pixels, per RGB channel, in 0..1
+    feature_layer  which hidden state is read, as an index of HF's `output_hidden_states`
+                   (0 = embeddings): with -2 all layers but the last are built
     """
 
     hidden_size: int
@@ -75,20 +111,20 @@ class VisionArch:
 
     @property
     def built_layers(self) -> int:
-        """The layers up to the hidden state that is read."""
+        """The number of layers up to the hidden state that is read."""
         return self.feature_layer % (self.num_layers + 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Semantics:
-    """How the wings are computed, where the paper and its authors' release differ.
+    """How the learners are computed, where the paper and its authors' release differ.
 
-    query          what learners ask with: 'normed', the input of the main attention (eq. 5), or
-                   'residual', the stream behind the main attention
-    scaled_rope    whether the learners' rope is scaled as the LLM's is
+    query               input of the learners' queries: 'normed', the main attention's input
+                        (eq. 5), or 'residual', the stream after the main attention
+    scaled_rope         whether the learners' rope is scaled as the LLM's is
     ungated_when_alone  whether gate x gain is 1 where only one learner has visible keys
-    prompt_length  None for the paper's visibility; else the length of the system prompt in the
-                   release's (`layout.release_visible_from`)
+    prompt_length       None for the paper's visibility; else the number of tokens of the system
+                        prompt in the release's (`layout.release_visible_from`)
     """
 
     query: str = "normed"
@@ -101,7 +137,7 @@ PAPER = Semantics()
 
 
 def release_semantics(prompt_length: int = 14) -> Semantics:
-    """Returns the semantics of the authors' release, to which a gain of 2 belongs."""
+    """Returns the semantics of the authors' release; its models also have a gain of 2."""
     return Semantics(
         "residual", scaled_rope=False, ungated_when_alone=True, prompt_length=prompt_length
     )
@@ -109,17 +145,24 @@ def release_semantics(prompt_length: int = 14) -> Semantics:
 
 @dataclasses.dataclass(frozen=True)
 class WingsArch:
-    """A decoder with wings. `learners=()` is LLaVA; ('visual',) stage 1; both, with a router, 2.
+    """A decoder with wings, and its vision tower.
 
-    learners         subset of ('visual', 'textual')
-    router           weigh the two learners by the main attention's rows; else both count 1
-    rank             R of the learners' low-rank matrices
-    learner_layers   layers that carry learners; None is all
-    gain             multiplies the gated sum (1 is equation 5; 2 continues stage 1's weight)
-    router_positions longest conversation the router can read
-    semantics        the paper's, or the release's for checkpoints that were trained with them
-    lora_rank        R of LoRA on the decoder's projections `lora_targets`; 0 is none
-    prefix_length    trained keys and values per layer, beside the main attention; 0 is none
+    `learners=()` is LLaVA, `('visual',)` stage 1, both learners with a router stage 2.
+
+    decoder           the LLM
+    vision            the vision tower
+    projector         from E to D, one of `vision.PROJECTORS`
+    learners          subset of ('visual', 'textual')
+    router            whether the main attention's rows weigh the two learners; else both count 1
+    rank              R of the learners' low-rank matrices
+    learner_layers    indices of the layers that carry learners; None is all
+    gain              multiplies the gated sum (1 is equation 5; 2 continues stage 1's weight)
+    router_positions  the longest conversation, in slots, that the router has weights for
+    semantics         the paper's, or the release's for checkpoints that were trained with them
+    lora_rank         R of LoRA on the decoder's projections; 0 is none
+    lora_alpha        LoRA's update is scaled by lora_alpha / lora_rank
+    lora_targets      names of the projections with LoRA
+    prefix_length     trained keys and values per layer, beside the main attention; 0 is none
     """
 
     decoder: DecoderArch
@@ -141,6 +184,7 @@ class WingsArch:
 def _qwen1_5(
     width: int, layers: int, heads: int, ffn: int, vocab: int = 151936, *, tie: bool = False
 ) -> DecoderArch:
+    """Returns a Qwen1.5 model: as many kv heads as heads, biases on q, k and v."""
     return DecoderArch(
         vocab_size=vocab,
         hidden_size=width,
@@ -170,6 +214,7 @@ def _llama(
     positions: int = 4096,
     tie: bool = False,
 ) -> DecoderArch:
+    """Returns a Llama model; `heads` are the query heads and the kv heads."""
     return DecoderArch(
         vocab_size=vocab,
         hidden_size=width,
@@ -213,6 +258,7 @@ _CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 def _siglip(
     width: int, layers: int, heads: int, ffn: int, image_size: int, patch_size: int
 ) -> VisionArch:
+    """Returns a SigLIP tower."""
     return VisionArch(
         hidden_size=width,
         num_layers=layers,
@@ -256,8 +302,11 @@ VISION: Mapping[str, VisionArch] = {
 def decoder_from_hf(config: Mapping[str, Any]) -> DecoderArch:
     """Returns the architecture that a Hugging Face `config.json` of a Qwen2 or Llama describes.
 
-    Reads both the layout of transformers 4 (`rope_theta`, `rope_scaling`) and that of 5
-    (`rope_parameters`). Raises UserError for other families and for what is not built here.
+    Reads both the keys of transformers 4 (`rope_theta`, `rope_scaling`) and those of 5
+    (`rope_parameters`).
+
+    Raises:
+      UserError: another family, or an option that is not implemented here.
     """
     family = config.get("model_type")
     if family not in ("qwen2", "llama"):
@@ -268,6 +317,7 @@ def decoder_from_hf(config: Mapping[str, Any]) -> DecoderArch:
         raise UserError("config.json: use_sliding_window is not supported")
     if family == "llama" and (config.get("attention_bias") or config.get("mlp_bias")):
         raise UserError("config.json: attention_bias and mlp_bias are not supported for llama")
+
     heads = config["num_attention_heads"]
     rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
     return DecoderArch(
@@ -288,13 +338,17 @@ def decoder_from_hf(config: Mapping[str, Any]) -> DecoderArch:
 
 
 def _scaling_from_hf(rope: Mapping[str, Any]) -> RopeScaling | None:
-    kind = rope.get("rope_type") or rope.get("type") or "default"
-    if kind == "default":
+    """Returns the scaling that HF's `rope_scaling` or `rope_parameters` describes."""
+    rope_type = rope.get("rope_type") or rope.get("type") or "default"
+    if rope_type == "default":
         return None
-    if kind == "linear":
+    if rope_type == "linear":
         return RopeScaling("linear", float(rope["factor"]))
-    if kind != "llama3":
-        raise UserError(f"config.json: rope type {kind!r} is not one of default, linear, llama3")
+    if rope_type != "llama3":
+        raise UserError(
+            f"config.json: rope type {rope_type!r} is not one of default, linear, llama3"
+        )
+
     return RopeScaling(
         "llama3",
         float(rope["factor"]),
@@ -314,12 +368,15 @@ def vision_from_hf(
 
     `processor` is the `preprocessor_config.json` beside it; its mean and std override the
     family's. Without `feature_layer`, the config's `vision_feature_layer` or -2 is read.
-    Raises UserError for other families.
+
+    Raises:
+      UserError: another family.
     """
     config = config.get("vision_config", config)
     family = config.get("model_type")
     if family not in ("siglip_vision_model", "clip_vision_model"):
-        raise UserError(f"config.json: model_type {family!r} is no SigLIP or CLIP vision model")
+        raise UserError(f"config.json: model_type {family!r} is not a SigLIP or CLIP vision model")
+
     is_clip = family == "clip_vision_model"
     processor = processor or {}
     return VisionArch(

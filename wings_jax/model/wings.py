@@ -1,9 +1,9 @@
 """The whole model: vision tower, projector, decoder with wings.
 
 model = Wings(arch)
-params = model.init(key, batch, method=Wings.initialize)['params']
-hidden = model.apply({'params': params}, batch)                        # [B,T,D]
-logits = model.apply({'params': params}, hidden, method=Wings.logits)  # f32[B,T,V]
+params = model.init(key, batch, method=Wings.initialize)["params"]
+hidden = model.apply({"params": params}, batch)                        # [B,T,D]
+logits = model.apply({"params": params}, hidden, method=Wings.logits)  # f32[B,T,V]
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ from wings_jax.model.vision import Projector, VisionTower
 
 
 class Wings(nn.Module):
-    """A multimodal LLM as `arch` describes it.
+    """A multimodal LLM: images and tokens in, hidden states and logits out.
 
+    arch    what it consists of
     dtype   of the matmuls (`compute_dtype`); softmax, norms, router, rope and logits are float32
     kernel  attention kernel, one of `attention.KERNELS`
     remat   what the backward pass recomputes, a key of `decoder.REMAT`
@@ -39,6 +40,8 @@ class Wings(nn.Module):
     def encode(self, images: jax.Array) -> jax.Array:
         """Returns projected features [B,I*P,D] of images u8[B,I,h,w,3]."""
         rows, count = images.shape[:2]
+
+        # [B, I, h, w, 3] -> [B*I, P, E] -> [B, I*P, D]
         features = self.vision(images.reshape(rows * count, *images.shape[2:]))
         return self.projector(features).reshape(rows, -1, self.arch.decoder.hidden_size)
 
@@ -50,6 +53,8 @@ class Wings(nn.Module):
         x0 = self.decoder.embed(layout.tokens)
         if images.shape[1] == 0:
             return x0
+
+        # [B, I*P, D] -> [B, T, D]; slots that are not images take any feature, which is masked.
         features = self.encode(images).astype(jnp.float32)
         is_image = layout.modality == IMAGE
         index = jnp.clip(jnp.cumsum(is_image, axis=1) - 1, 0, features.shape[1] - 1)
@@ -57,10 +62,13 @@ class Wings(nn.Module):
         return jnp.where(is_image[..., None], placed, x0)
 
     def __call__(self, batch: Batch, classes: jax.Array | None = None) -> jax.Array:
-        """Returns final states [B,T,D]; `classes` f32[B,T,C] probe the main attention."""
+        """Returns final normed states [B,T,D].
+
+        `classes` f32[B,T,C] are probes of the main attention (`context.LayerContext`).
+        """
         x0 = self.embed(batch.layout, batch.images)
-        count = batch.images.shape[1]
-        image_slots = count * self.arch.vision.num_patches if count else 0
+        images_per_row = batch.images.shape[1]
+        image_slots = images_per_row * self.arch.vision.num_patches if images_per_row else 0
         return self.decoder(x0, batch.layout, classes, image_slots=image_slots)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
@@ -68,5 +76,5 @@ class Wings(nn.Module):
         return self.decoder.logits(hidden)
 
     def initialize(self, batch: Batch) -> jax.Array:
-        """Touches every parameter; for `init` only. `batch` must hold at least one image."""
+        """Uses every parameter, for `init` only; `batch` must have at least one image."""
         return self.logits(self(batch))

@@ -1,4 +1,4 @@
-"""A table of parameter groups becomes an optimizer: AdamW per group, cosine with warm-up."""
+"""The optimizer of a table of parameter groups: AdamW or Muon, cosine schedule with warm-up."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Labels = dict[str, str]
 
 
 def label_groups(paths: Mapping[str, object], optimizer: config_lib.OptimizerConfig) -> Labels:
-    """Returns path -> group for all parameters. Raises UserError as `tree.label` does."""
+    """Returns path -> group for all parameters. Raises UserError as `tree.match_table` does."""
     return tree.match_table(paths, optimizer.groups, name="config.optimizer.groups")
 
 
@@ -27,7 +27,12 @@ def is_trained(labels: Labels, optimizer: config_lib.OptimizerConfig, path: str)
 
 
 def schedule(peak: float, steps: int, warmup_ratio: float) -> optax.Schedule:
-    """Returns the learning rate by step: linear from 0 to `peak`, then a cosine to 0."""
+    """Returns the learning rate by step: linear from 0 to `peak`, then a cosine to 0.
+
+    >>> rate = schedule(1.0, steps=100, warmup_ratio=0.1)
+    >>> [round(float(rate(step)), 3) for step in (0, 5, 10, 55, 100)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
     warmup = min(max(1, round(steps * warmup_ratio)), max(1, steps - 1))
     return optax.warmup_cosine_decay_schedule(0.0, peak, warmup, max(steps, warmup + 1), 0.0)
 
@@ -35,7 +40,11 @@ def schedule(peak: float, steps: int, warmup_ratio: float) -> optax.Schedule:
 def schedules(optimizer: config_lib.OptimizerConfig, steps: int) -> dict[str, optax.Schedule]:
     """Returns the schedule of each group that trains."""
     rates = optimizer.learning_rates
-    return {g: schedule(r, steps, optimizer.warmup_ratio) for g, r in rates.items() if r > 0}
+    return {
+        group: schedule(peak, steps, optimizer.warmup_ratio)
+        for group, peak in rates.items()
+        if peak > 0
+    }
 
 
 def make_optimizer(
@@ -47,7 +56,7 @@ def make_optimizer(
     and embeddings (`no_decay`) are not decayed.
 
     Raises:
-      UserError: nothing trains, or `no_decay` is no regular expression.
+      UserError: nothing trains, or `no_decay` is not a regular expression.
     """
     if not trained:
         raise UserError("config.optimizer.learning_rates: every group is frozen")
@@ -55,30 +64,37 @@ def make_optimizer(
         no_decay = re.compile(optimizer.no_decay)
     except re.error as error:
         raise UserError(f"config.optimizer.no_decay: {error}") from error
+
+    # Label of a parameter: its group, and whether its weights decay.
     rates = schedules(optimizer, steps)
-    kinds = {
-        path: f"{labels[path]}{'' if no_decay.fullmatch(path) else '+decay'}" for path in trained
+    decay_labels = {
+        path: labels[path] if no_decay.fullmatch(path) else f"{labels[path]}+decay"
+        for path in trained
     }
     transforms = {
-        kind: _transform(
-            rates[kind.removesuffix("+decay")],
+        label: _make_transform(
+            rates[label.removesuffix("+decay")],
             optimizer,
-            optimizer.weight_decay if kind.endswith("+decay") else 0.0,
+            optimizer.weight_decay if label.endswith("+decay") else 0.0,
         )
-        for kind in set(kinds.values())
+        for label in set(decay_labels.values())
     }
-    clip = [optax.clip_by_global_norm(optimizer.clip)] if optimizer.clip > 0 else []
-    return optax.chain(*clip, optax.partition(transforms, kinds))
+
+    by_label = optax.partition(transforms, decay_labels)
+    if optimizer.max_grad_norm > 0:
+        return optax.chain(optax.clip_by_global_norm(optimizer.max_grad_norm), by_label)
+    return optax.chain(by_label)
 
 
-def _transform(
+def _make_transform(
     rate: optax.Schedule, optimizer: config_lib.OptimizerConfig, decay: float
 ) -> optax.GradientTransformation:
     """Returns AdamW, or Muon for matrices with AdamW for the rest (optax.contrib.muon)."""
-    if optimizer.kind == "adamw":
+    if optimizer.name == "adamw":
         return optax.adamw(
             rate, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, weight_decay=decay
         )
+
     return contrib.muon(
         rate,
         adam_b1=optimizer.b1,
@@ -91,12 +107,13 @@ def _transform(
 
 
 def _matrices(params: Mapping[str, jax.Array]) -> dict[str, object]:
-    """Returns, by path, which axes of a projection make a matrix; None for what is none."""
+    """Returns, by path, the axes of a projection that form a matrix; None where none do."""
 
     def axes_of(path: tuple, value: jax.Array) -> object:
         *parents, name, leaf = path[-1].key.split("/")
         if leaf not in ("kernel", "a", "b") or name in ("router", "head", "patch"):
             return None
+
         first = int("layers" in parents)
         summed = 2 if name == "o" and leaf != "b" else 1
         rows = tuple(range(first, first + summed))

@@ -1,8 +1,4 @@
-"""From a config to the arrays of a run: architecture, parameters, shardings, where each comes from.
-
-Parameters start in one of three ways, printed by group before a run: loaded from Hugging Face
-folders (the LLM and the tower), loaded from a checkpoint, or fresh.
-"""
+"""The training state: made for step 0, and turned into what a checkpoint holds and back."""
 
 from __future__ import annotations
 
@@ -23,7 +19,7 @@ def make_state(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
 ) -> TrainState:
-    """Returns the state of step 0; moments lie where their parameters do."""
+    """Returns the state of step 0; moments have the shardings of their parameters."""
     replicated = NamedSharding(mesh, PartitionSpec())
     abstract = jax.eval_shape(optimizer.init, trained)
     shardings = optax.tree_map_params(
@@ -34,6 +30,7 @@ def make_state(
         transform_non_params=lambda _: replicated,
         is_leaf=lambda x: isinstance(x, optax.MaskedNode),
     )
+
     opt_state = jax.jit(optimizer.init, out_shardings=shardings)(dict(trained))
     step, skipped = (jax.device_put(np.zeros((), np.int32), replicated) for _ in range(2))
     return TrainState(step, skipped, dict(trained), dict(frozen), opt_state)
@@ -48,7 +45,7 @@ def to_checkpoint(state: TrainState) -> tuple[dict[str, jax.Array], dict[str, An
 def from_checkpoint(
     state: TrainState, params: Mapping[str, jax.Array], saved: Mapping[str, Any]
 ) -> TrainState:
-    """Returns the state of `to_checkpoint`'s two parts; `state` says which parameters train."""
+    """Returns the state of `to_checkpoint`'s two parts; `state` defines which parameters train."""
     return TrainState(
         saved["step"],
         saved["skipped"],

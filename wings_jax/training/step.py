@@ -20,63 +20,72 @@ Metrics = dict[str, jax.Array]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """Everything a run needs to go on.
-
-    step      i32[]   updates done or skipped
-    skipped   i32[]   of these, the ones that were skipped because something was not finite
-    trained   flat tree of float32 parameters with gradients and optimizer state
-    frozen    flat tree of the others
-    """
+    """Everything that one update changes or reads, but the batch."""
 
     step: jax.Array
+    """i32[], updates done or skipped."""
     skipped: jax.Array
+    """i32[], how many of them were skipped because loss or gradient was not finite."""
     trained: Flat
+    """Flat tree of f32 parameters with gradients and optimizer state."""
     frozen: Flat
+    """Flat tree of the other parameters."""
     opt_state: optax.OptState
+    """Of `optim.make_optimizer`."""
 
 
 def token_loss(
     model: Wings, params: Mapping, hidden: jax.Array, targets: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns f32 sums over all targets: cross-entropy in nats, and how many were predicted right.
+    """Returns f32[] sums over all targets: cross-entropy in nats, and how many were predicted right.
 
-    Works through the T slots of hidden [B,T,D] in chunks, forward and backward, so that logits
-    [B,T,V] never exist.
+    The T slots of hidden [B,T,D] and targets i32[B,T] are taken in chunks of C = `chunk`, forward
+    and backward, so that logits exist as f32[B,C,V] only.
     """
     slots = targets.shape[1]
     chunk = min(chunk, slots)
-    short = -slots % chunk
-    hidden = jnp.pad(hidden, ((0, 0), (0, short), (0, 0)))
-    targets = jnp.pad(targets, ((0, 0), (0, short)), constant_values=IGNORE)
+    padding = -slots % chunk
+    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
+    targets = jnp.pad(targets, ((0, 0), (0, padding)), constant_values=IGNORE)
 
     @jax.checkpoint
-    def one(h: jax.Array, wanted: jax.Array) -> tuple[jax.Array, jax.Array]:
-        logits = model.apply({"params": params}, h, method=Wings.logits)
+    def chunk_loss(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
+        # [B, C, D] -> [B, C, V]
+        logits = model.apply({"params": params}, hidden, method=Wings.logits)
         logits = axes.constrain(logits, "BTV")
-        counted = wanted != IGNORE
-        picked = jnp.take_along_axis(logits, jnp.where(counted, wanted, 0)[..., None], axis=-1)
-        loss = jax.nn.logsumexp(logits, axis=-1) - picked[..., 0]
-        right = (logits.argmax(-1) == wanted) & counted
-        return jnp.where(counted, loss, 0.0).sum(), right.sum().astype(jnp.float32)
 
-    def body(carry, xs):
-        loss, right = one(*xs)
-        return (carry[0] + loss, carry[1] + right), None
+        # [B, C, V] -> [B, C]: -log p(target) = logsumexp(logits) - logits[target]
+        is_target = targets != IGNORE
+        index = jnp.where(is_target, targets, 0)[..., None]
+        target_logits = jnp.take_along_axis(logits, index, axis=-1)[..., 0]
+        loss = jax.nn.logsumexp(logits, axis=-1) - target_logits
 
-    def chunks(x: jax.Array) -> jax.Array:
+        right = (logits.argmax(-1) == targets) & is_target
+        return jnp.where(is_target, loss, 0.0).sum(), right.sum().astype(jnp.float32)
+
+    def add_chunk(sums, chunk_inputs):
+        loss, right = chunk_loss(*chunk_inputs)
+        return (sums[0] + loss, sums[1] + right), None
+
+    def to_chunks(x: jax.Array) -> jax.Array:
+        # [B, T, ...] -> [T / C, B, C, ...]
         return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
 
     zero = jnp.zeros((), jnp.float32)
-    return jax.lax.scan(body, (zero, zero), (chunks(hidden), chunks(targets)))[0]
+    return jax.lax.scan(add_chunk, (zero, zero), (to_chunks(hidden), to_chunks(targets)))[0]
 
 
-def micro_batches(batch: Batch, count: int) -> Batch:
-    """Returns leaves [count, B/count, ...]; every device keeps a share of each micro-batch."""
+def split_micro_batches(batch: Batch, count: int) -> Batch:
+    """Returns leaves [count, B/count, ...]; every device keeps a share of each micro-batch.
 
-    def cut(x: jax.Array) -> jax.Array:
+    >>> split_micro_batches(jnp.arange(6), 2).tolist()
+    [[0, 2, 4], [1, 3, 5]]
+    """
+
+    def split(x: jax.Array) -> jax.Array:
         return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
 
-    return jax.tree.map(cut, batch)
+    return jax.tree.map(split, batch)
 
 
 def make_train_step(
@@ -85,9 +94,9 @@ def make_train_step(
     """Returns train_step(state, batch) -> (state, metrics).
 
     The loss is the sum over targets divided by the number of targets in the whole batch, over
-    all devices and micro-batches. A step whose loss or gradient is not finite changes nothing
-    but the counters. Metrics, f32[]: loss (nats per target), accuracy, grad_norm, targets,
-    skipped (in this run so far).
+    all devices and micro-batches (gradient accumulation). A step whose loss or gradient is not
+    finite changes nothing but the counters. Metrics, f32[]: loss (nats per target), accuracy,
+    grad_norm, targets, skipped (in this run so far).
     """
 
     def sums(trained: Flat, frozen: Flat, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -99,28 +108,33 @@ def make_train_step(
         (loss, right), grads = jax.value_and_grad(sums, has_aux=True)(trained, frozen, batch)
         return grads, loss, right
 
+    def accumulated(trained: Flat, frozen: Flat, batch: Batch) -> tuple[Flat, jax.Array, jax.Array]:
+        def add(total, micro_batch):
+            return jax.tree.map(jnp.add, total, gradient(trained, frozen, micro_batch)), None
+
+        zero = jnp.zeros((), jnp.float32)
+        initial = (jax.tree.map(jnp.zeros_like, trained), zero, zero)
+        return jax.lax.scan(add, initial, split_micro_batches(batch, accumulation))[0]
+
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        # Sums over the batch, then means over its targets.
         targets = jnp.maximum((batch.targets != IGNORE).sum(), 1).astype(jnp.float32)
-        if accumulation == 1:
-            total = gradient(state.trained, state.frozen, batch)
-        else:
+        total = (gradient if accumulation == 1 else accumulated)(state.trained, state.frozen, batch)
+        grads, loss, accuracy = jax.tree.map(lambda x: x / targets, total)
 
-            def add(total, micro):
-                return jax.tree.map(jnp.add, total, gradient(state.trained, state.frozen, micro)), 0
-
-            zero = jnp.zeros((), jnp.float32)
-            start = (jax.tree.map(jnp.zeros_like, state.trained), zero, zero)
-            total, _ = jax.lax.scan(add, start, micro_batches(batch, accumulation))
-        grads, loss, right = jax.tree.map(lambda x: x / targets, total)
+        # The update, which does not happen where something is not finite.
         norm = optax.global_norm(grads)
         is_finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.trained)
-        fresh = (optax.apply_updates(state.trained, updates), opt_state)
-        kept = (state.trained, state.opt_state)
-        trained, opt_state = jax.tree.map(lambda a, b: jnp.where(is_finite, a, b), fresh, kept)
+        updated = (optax.apply_updates(state.trained, updates), opt_state)
+        previous = (state.trained, state.opt_state)
+        trained, opt_state = jax.tree.map(
+            lambda new, old: jnp.where(is_finite, new, old), updated, previous
+        )
+
         skipped = state.skipped + jnp.where(is_finite, 0, 1)
         state = TrainState(state.step + 1, skipped, trained, state.frozen, opt_state)
-        metrics = {"loss": loss, "accuracy": right, "grad_norm": norm, "targets": targets}
+        metrics = {"loss": loss, "accuracy": accuracy, "grad_norm": norm, "targets": targets}
         return state, {**metrics, "skipped": skipped.astype(jnp.float32)}
 
     return train_step

@@ -1,19 +1,23 @@
-"""What comes out of a model of ours: the release's Wings layout, or a plain LLM."""
+"""From parameters to other formats: the release's Wings layout, or an LLM for transformers."""
 
 from __future__ import annotations
 
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
+from wings_jax import files
+from wings_jax.formatting import format_names
 from wings_jax.model import presets
-from wings_jax.weights import hf, release, rules, store
+from wings_jax.weights import hf, release, rules, store, transfer
+from wings_jax.weights.safetensors_file import DTYPES
+from wings_jax.weights.tensors import LazyTensor, WeightsError
 
 ROUTER_POSITIONS = 4096  # fixed in the release's code
-# Paths of a Wings model that an LLM has no place for.
+# Paths of a Wings model that an LLM cannot hold.
 BEYOND_LLM = (r"vision/.*", r"projector/.*", r"decoder/layers/(visual|textual|router)/.*")
 MODEL_TYPES = {  # (has learners, qkv bias) -> model_type
     (True, True): "wings_qwen2",
@@ -23,96 +27,112 @@ MODEL_TYPES = {  # (has learners, qkv bias) -> model_type
 }
 
 
-def merge_lora(flat: Mapping[str, Any], arch: presets.WingsArch) -> dict[str, Any]:
-    """Returns the parameters with every LoRA pair added into its kernel, in the kernel's dtype."""
-    merged = dict(flat)
-    for path in flat:
-        stem, _, last = path.rpartition("/")
-        if last != "kernel" or f"{stem}/a" not in flat:
+def merge_lora(params: Mapping[str, Any], arch: presets.WingsArch) -> dict[str, Any]:
+    """Returns the parameters with every LoRA pair added to its kernel, in the kernel's dtype.
+
+    kernel + a b alpha / rank, with a [L, ..., R], b [L, R, ...]; the sum is computed in float32.
+    """
+    merged = dict(params)
+    for path in params:
+        stem, _, name = path.rpartition("/")
+        if name != "kernel" or f"{stem}/a" not in params:
             continue
-        kernel = np.asarray(flat[path])
-        a, b = (np.asarray(merged.pop(f"{stem}/{n}"), np.float32) for n in ("a", "b"))
+
+        # Computed in float32 and rounded once.
+        kernel = np.asarray(params[path])
+        a, b = (np.asarray(merged.pop(f"{stem}/{half}"), np.float32) for half in ("a", "b"))
         rank = a.shape[-1]
+        # [L, in, R] @ [L, R, out] -> [L, in, out]
         update = a.reshape(len(a), -1, rank) @ b.reshape(len(b), rank, -1)
-        wide = kernel.astype(np.float32) + update.reshape(kernel.shape) * (arch.lora_alpha / rank)
-        merged[path] = wide.astype(kernel.dtype)
+        scale = arch.lora_alpha / rank
+        total = kernel.astype(np.float32) + update.reshape(kernel.shape) * scale
+        merged[path] = total.astype(kernel.dtype)
     return merged
 
 
-def common_dtype(flat: Mapping[str, Any]) -> np.dtype | None:
-    """Returns None if all parameters share a dtype, which then stays; else bfloat16."""
-    kinds = {np.dtype(array.dtype) for array in flat.values()}
-    return None if len(kinds) == 1 else store.DTYPES["BF16"]
+def common_dtype(params: Mapping[str, Any]) -> np.dtype | None:
+    """Returns None (keep it) if all parameters have the same dtype, else bfloat16."""
+    dtypes = {np.dtype(array.dtype) for array in params.values()}
+    return None if len(dtypes) == 1 else DTYPES["BF16"]
 
 
 def as_llm(
-    flat: Mapping[str, Any], arch: presets.WingsArch, *, dtype: Any = None
-) -> tuple[dict[str, rules.Tensor], list[str]]:
-    """Returns the LLM's tensors under Hugging Face's keys, and our paths that are left behind.
+    params: Mapping[str, Any], arch: presets.WingsArch, *, dtype: Any = None
+) -> tuple[dict[str, LazyTensor], list[str]]:
+    """Returns the LLM's tensors by Hugging Face key, and the paths that are left out.
 
     Raises:
-      WeightsError: LoRA is not merged, or there is a part that no LLM can hold.
+      WeightsError: LoRA is not merged, or there is a part that an LLM cannot hold.
     """
-    _check_added(flat, arch)
-    table = rules.under(hf.decoder_rules(arch.decoder), ours="decoder/")
-    _check_whole(table, flat, "an LLM")
-    tensors = rules.export_tree(table, flat, dtype=dtype, dropped=BEYOND_LLM)
-    return tensors, [path for path in flat if rules.any_match(BEYOND_LLM, path)]
+    _check_no_adapters(params, arch)
+    table = rules.with_prefix(hf.decoder_rules(arch.decoder), path="decoder/")
+    _check_complete(table, params, "an LLM")
+    tensors = transfer.export_tree(table, params, dtype=dtype, dropped=BEYOND_LLM)
+    return tensors, [path for path in params if rules.any_match(BEYOND_LLM, path)]
 
 
 def as_release(
-    flat: Mapping[str, Any], arch: presets.WingsArch, *, dtype: Any = None
-) -> dict[str, rules.Tensor]:
+    params: Mapping[str, Any], arch: presets.WingsArch, *, dtype: Any = None
+) -> dict[str, LazyTensor]:
     """Returns the tensors under the keys of the authors' release.
 
     Raises:
-      WeightsError: LoRA is not merged, or the release has no place for a part or a size.
+      WeightsError: LoRA is not merged, or the release cannot hold a part or a size.
     """
-    _check_added(flat, arch)
+    _check_no_adapters(params, arch)
+    # The release's code builds no other models than these.
     if arch.learners not in ((), ("visual",), ("visual", "textual")):
-        raise rules.WeightsError(f"the release has no models with learners {arch.learners}")
+        raise WeightsError(f"the release has no models with learners {arch.learners}")
     if arch.router != (len(arch.learners) == 2):
-        raise rules.WeightsError("the release has a router exactly where it has both learners")
+        raise WeightsError("the release has a router exactly where it has both learners")
     if arch.learner_layers is not None:
-        raise rules.WeightsError("the release cannot load learners on some layers only")
+        raise WeightsError("the release cannot load learners on some layers only")
     if arch.router and arch.router_positions != ROUTER_POSITIONS:
-        raise rules.WeightsError(
+        raise WeightsError(
             f"the release's router reads {ROUTER_POSITIONS} positions, "
             f"this model's {arch.router_positions}"
         )
+
     table = release.release_rules(arch)
-    _check_whole(table, flat, "a checkpoint of the release")
-    return rules.export_tree(table, flat, dtype=dtype)
+    _check_complete(table, params, "a checkpoint of the release")
+    return transfer.export_tree(table, params, dtype=dtype)
 
 
-def _check_whole(table: tuple[rules.Rule, ...], flat: Mapping[str, Any], what: str) -> None:
-    missing = {rules.group_keys(rule.ours) for rule in table if rule.ours not in flat}
+def _check_complete(table: tuple[rules.Rule, ...], params: Mapping[str, Any], what: str) -> None:
+    """Raises WeightsError if a rule of the table has no parameter."""
+    missing = {rules.group_name(rule.path) for rule in table if rule.path not in params}
     if missing:
-        raise rules.WeightsError(f"{what} needs {rules.format_keys(missing)}, which is not there")
+        raise WeightsError(f"{what} needs {format_names(sorted(missing))}: not in this checkpoint")
 
 
-def _check_added(flat: Mapping[str, Any], arch: presets.WingsArch) -> None:
+def _check_no_adapters(params: Mapping[str, Any], arch: presets.WingsArch) -> None:
+    """Raises WeightsError if there is a prefix, or LoRA beside its kernel."""
     if arch.prefix_length:
-        raise rules.WeightsError(
-            "there is no place for decoder/layers/prefix in any foreign format: "
+        raise WeightsError(
+            "other formats cannot hold decoder/layers/prefix: "
             f"{arch.prefix_length} trained keys and values with a gate in each layer"
         )
+
+    # `a` beside a kernel is LoRA; learners have `a` and `b` alone.
     pairs = [
-        path for path in flat if path.endswith("/a") and f"{path.rpartition('/')[0]}/kernel" in flat
+        path
+        for path in params
+        if path.endswith("/a") and f"{path.rpartition('/')[0]}/kernel" in params
     ]
     if pairs:
-        raise rules.WeightsError(
-            f"LoRA is not merged ({rules.format_keys(pairs, 2)}); "
-            "add --merge-lora to put it into the LLM"
+        raise WeightsError(
+            f"LoRA is not merged ({format_names(pairs, 2)}); "
+            "add --merge-lora to add it to the LLM's weights"
         )
 
 
-def release_config(arch: presets.WingsArch, kept: Mapping[str, Any]) -> dict[str, Any]:
+def release_config(arch: presets.WingsArch, hf_config: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the `config.json` of a checkpoint in the release's layout.
 
-    `kept` are entries of the model's source; what the weights decide overrides them.
+    `hf_config` has entries of the model's source; those that the weights decide override them.
     """
-    usual = {
+    # What the release's training script writes.
+    defaults = {
         "image_aspect_ratio": "pad",
         "mm_patch_merge_type": "flat",
         "mm_vision_select_feature": "patch",
@@ -123,40 +143,45 @@ def release_config(arch: presets.WingsArch, kept: Mapping[str, Any]) -> dict[str
         "use_cache": False,
         "use_mm_proj": True,
     }
-    decided = {
-        **hf.llm_config(arch.decoder),
+
+    # What the weights determine.
+    decided = hf.llm_config(arch.decoder) | {
         "image_token_length": arch.vision.num_patches,
         "mm_hidden_size": arch.vision.hidden_size,
         "mm_projector_type": arch.projector,
         "mm_vision_select_layer": arch.vision.feature_layer,
         "model_type": MODEL_TYPES[bool(arch.learners), arch.decoder.qkv_bias],
-        **({"lora_dim": arch.rank} if arch.learners else {}),
     }
-    decided.pop("architectures")
-    return {**usual, **kept, **decided}
+    if arch.learners:
+        decided["lora_dim"] = arch.rank
+    del decided["architectures"]
+    return {**defaults, **hf_config, **decided}
 
 
 def write_export(
     directory: str | os.PathLike,
-    tensors: Mapping[str, rules.Tensor],
+    tensors: Mapping[str, LazyTensor],
     config: Mapping[str, Any],
-    files: Mapping[str, str],
+    text_files: Mapping[str, str],
     *,
     max_bytes: int = 5 * 10**9,
-    on_write: Callable[[str, int], None] = lambda key, size: None,
+    on_write: transfer.Progress = transfer.no_progress,
 ) -> pathlib.Path:
-    """Writes weights, `config.json` and the tokenizer's files; the directory appears when whole.
+    """Writes weights, `config.json` and text files; the directory appears when complete.
 
     Raises:
-      WeightsError: the directory exists, cannot be written, or has too little space.
+      UserError: the directory exists, cannot be written, or has too little space.
     """
-    need = sum(tensor.nbytes for tensor in tensors.values())
-    with files.new_directory(directory, need_bytes=need) as passing:
-        store.write_shards(passing, tensors, max_bytes=max_bytes, on_write=on_write)
-        kinds = {tensor.dtype for tensor in tensors.values()}
-        dtype = kinds.pop().name if len(kinds) == 1 else "float32"
-        entries = {k: v for k, v in config.items() if k not in ("dtype", "torch_dtype")}
-        store.write_config(passing, {**entries, "torch_dtype": dtype})
-        for name, content in files.items():
-            (passing / name).write_text(content, encoding="utf-8")
+    need_bytes = sum(tensor.nbytes for tensor in tensors.values())
+    with files.new_directory(directory, need_bytes=need_bytes) as temporary:
+        store.write_shards(temporary, tensors, max_bytes=max_bytes, on_write=on_write)
+
+        # Loaders of transformers cast to this dtype.
+        dtypes = {tensor.dtype for tensor in tensors.values()}
+        dtype = dtypes.pop().name if len(dtypes) == 1 else "float32"
+        entries = {key: v for key, v in config.items() if key not in ("dtype", "torch_dtype")}
+        store.write_config(temporary, {**entries, "torch_dtype": dtype})
+
+        for name, content in text_files.items():
+            files.write_text(temporary / name, content)
     return pathlib.Path(directory)

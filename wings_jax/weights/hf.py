@@ -1,56 +1,30 @@
-"""LLMs and vision towers in directories as Hugging Face lays them out, both directions.
+"""Hugging Face layouts of LLMs and vision towers: rule tables, key prefixes, config files.
 
-A directory holds `config.json`, weights, and for an LLM the tokenizer's files. What is loaded
-here are the subtrees `decoder/` and `vision/` of a Wings model.
+The table of a decoder has paths below `decoder/`, that of a tower below `vision/`; both are
+written here without that prefix.
 """
 
 from __future__ import annotations
 
 import os
 import pathlib
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-import jax
-import numpy as np
-
-from wings_jax import files, tree
 from wings_jax.model import presets
-from wings_jax.weights import rules, store, tables
+from wings_jax.weights import store, tables
+from wings_jax.weights.rules import Rule
+from wings_jax.weights.tensors import LazyTensor, WeightsError
 
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.model",
-    "chat_template.jinja",
-    "generation_config.json",
-)
 PROCESSOR_FILE = "preprocessor_config.json"
 
 
-def decoder_rules(arch: presets.DecoderArch) -> tuple[rules.Rule, ...]:
-    """Returns the table of a decoder; ours are paths below `decoder/`."""
-    rows = tables.QWEN2 if arch.qkv_bias else tables.LLAMA
-    return tuple(r for r in rows if not (arch.tie_embeddings and r.ours.startswith("head/")))
-
-
-def decoder_shapes(arch: presets.DecoderArch, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns path -> shape of all parameters below `decoder/` that come from the LLM."""
-    sizes = {
-        "L": arch.num_layers,
-        "V": arch.vocab_size,
-        "D": arch.hidden_size,
-        "N": arch.num_heads,
-        "K": arch.num_kv_heads,
-        "H": arch.head_dim,
-        "F": arch.ffn_size,
-    }
-    return rules.shapes(decoder_rules(arch), sizes, dtype)
+def decoder_rules(arch: presets.DecoderArch) -> tuple[Rule, ...]:
+    """Returns the table of a decoder."""
+    rules = tables.QWEN2 if arch.qkv_bias else tables.LLAMA
+    if arch.tie_embeddings:
+        return tuple(rule for rule in rules if not rule.path.startswith("head/"))
+    return rules
 
 
 def decoder_ignorable(arch: presets.DecoderArch) -> tuple[str, ...]:
@@ -58,165 +32,66 @@ def decoder_ignorable(arch: presets.DecoderArch) -> tuple[str, ...]:
     return tables.LLAMA_IGNORABLE_TIED if arch.tie_embeddings else tables.LLAMA_IGNORABLE
 
 
-def vision_rules(arch: presets.VisionArch) -> tuple[rules.Rule, ...]:
-    """Returns the table of a tower (keys without prefix); ours are paths below `vision/`."""
+def decoder_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    """Returns an LLM's tensors under the keys of a causal LM, also where a bare model was saved."""
+    if "embed_tokens.weight" not in tensors:
+        return dict(tensors)
+    return {
+        hf_key if hf_key == "lm_head.weight" else f"model.{hf_key}": tensor
+        for hf_key, tensor in tensors.items()
+    }
+
+
+def vision_rules(arch: presets.VisionArch) -> tuple[Rule, ...]:
+    """Returns the table of a tower, its keys without `vision_model.`."""
     return tables.CLIP if arch.class_token else tables.SIGLIP
 
 
-def vision_shapes(arch: presets.VisionArch, dtype: Any) -> dict[str, jax.ShapeDtypeStruct]:
-    """Returns path -> shape of all parameters below `vision/`."""
-    sizes = {
-        "L": arch.built_layers,
-        "E": arch.hidden_size,
-        "N": arch.num_heads,
-        "H": arch.hidden_size // arch.num_heads,
-        "F": arch.ffn_size,
-        "S": arch.num_patches + arch.class_token,
-        "y": arch.patch_size,
-        "x": arch.patch_size,
-        "c": 3,
-    }
-    return rules.shapes(vision_rules(arch), sizes, dtype)
-
-
 def vision_ignorable(arch: presets.VisionArch) -> tuple[str, ...]:
-    """Returns the keys that a tower's files may hold: its head, and the layers never read."""
+    """Returns the keys that a tower's files may hold: its head, and the layers not used."""
     table = tables.CLIP_IGNORABLE if arch.class_token else tables.SIGLIP_IGNORABLE
-    unread = range(arch.built_layers, arch.num_layers)
-    return (*table, *(rf"encoder\.layers\.{layer}\..*" for layer in unread))
+    unused_layers = range(arch.built_layers, arch.num_layers)
+    return (*table, *(rf"encoder\.layers\.{layer}\..*" for layer in unused_layers))
 
 
 def vision_tensors(tensors: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Returns the vision half of a checkpoint's tensors, their keys without any prefix.
 
-    The prefix is what stands before the patch embedding: none (transformers 5), `vision_model.`
+    The prefix is what precedes the patch embedding: nothing (transformers 5), `vision_model.`
     (transformers 4, and the full SigLIP and CLIP models), or a multimodal model's own.
+
+    Raises:
+      WeightsError: there is no tower in `source`, or more than one.
     """
     landmark = "embeddings.patch_embedding.weight"
-    found = [key.removesuffix(landmark) for key in tensors if key.endswith(landmark)]
-    if len(found) != 1:
-        raise rules.WeightsError(f"{source} has {len(found)} vision towers ({landmark})")
-    prefix = found[0]
-    return {k.removeprefix(prefix): t for k, t in tensors.items() if k.startswith(prefix)}
+    prefixes = [hf_key.removesuffix(landmark) for hf_key in tensors if hf_key.endswith(landmark)]
+    if len(prefixes) != 1:
+        raise WeightsError(f"{source} has {len(prefixes)} vision towers ({landmark})")
+
+    # Whatever precedes the landmark precedes all keys of the tower.
+    prefix = prefixes[0]
+    return {
+        hf_key.removeprefix(prefix): tensor
+        for hf_key, tensor in tensors.items()
+        if hf_key.startswith(prefix)
+    }
 
 
-def decoder_tensors(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns an LLM's tensors under the usual keys, also where a bare model was saved."""
-    if "embed_tokens.weight" in tensors:
-        return {f"model.{key}" if key != "lm_head.weight" else key: t for key, t in tensors.items()}
-    return dict(tensors)
+def read_decoder_arch(directory: str | os.PathLike) -> presets.DecoderArch:
+    """Returns the architecture of a directory with a Qwen2 or Llama, from its `config.json`."""
+    return presets.decoder_from_hf(store.read_config(directory))
 
 
-def load_llm(
-    directory: str | os.PathLike,
-    arch: presets.DecoderArch,
-    dtype: Any = np.float32,
-    *,
-    on_read: Callable[[str, int], None] = lambda key, size: None,
-) -> dict[str, Any]:
-    """Returns the subtree of `decoder/` that an LLM fills: embed, layers, norm, head if untied.
-
-    Raises:
-      WeightsError: naming the files or keys that are missing, unknown or of another shape.
-    """
-    flat = rules.import_tree(
-        decoder_rules(arch),
-        decoder_tensors(store.open_tensors(directory)),
-        decoder_shapes(arch, dtype),
-        ignorable=decoder_ignorable(arch),
-        source=str(directory),
-        on_read=on_read,
-    )
-    return tree.nest(flat)
-
-
-def load_vision(
-    directory: str | os.PathLike,
-    arch: presets.VisionArch,
-    dtype: Any = np.float32,
-    *,
-    on_read: Callable[[str, int], None] = lambda key, size: None,
-) -> dict[str, Any]:
-    """Returns the subtree of `vision/` from a SigLIP or CLIP checkpoint, vision-only or full.
-
-    Raises:
-      WeightsError: as `load_llm`.
-    """
-    flat = rules.import_tree(
-        vision_rules(arch),
-        vision_tensors(store.open_tensors(directory), str(directory)),
-        vision_shapes(arch, dtype),
-        ignorable=vision_ignorable(arch),
-        source=str(directory),
-        on_read=on_read,
-    )
-    return tree.nest(flat)
-
-
-def save_llm(
-    params: Mapping[str, Any],
-    arch: presets.DecoderArch,
-    directory: str | os.PathLike,
-    *,
-    dtype: Any = None,
-    config: Mapping[str, Any] | None = None,
-    tokenizer: str | os.PathLike | None = None,
-    max_bytes: int = 5 * 10**9,
-) -> pathlib.Path:
-    """Writes an LLM directory that `transformers` opens; returns it.
-
-    Args:
-      params: the subtree of `decoder/`; learners, router and the like are left out by the caller.
-      config: entries of `config.json` to keep from the model's source.
-      tokenizer: directory whose tokenizer files are copied along.
-    """
-    tensors = rules.export_tree(decoder_rules(arch), tree.flatten(params), dtype=dtype)
-    need = sum(t.nbytes for t in tensors.values())
-    with files.new_directory(directory, need_bytes=need) as passing:
-        store.write_shards(passing, tensors, max_bytes=max_bytes)
-        kinds = {str(t.dtype) for t in tensors.values()}
-        saved_as = {"torch_dtype": kinds.pop() if len(kinds) == 1 else "float32"}
-        store.write_config(passing, {**(config or {}), **llm_config(arch), **saved_as})
-        if tokenizer is not None:
-            copy_files(tokenizer, passing, TOKENIZER_FILES)
-    return pathlib.Path(directory)
-
-
-def save_vision(
-    params: Mapping[str, Any],
-    arch: presets.VisionArch,
-    directory: str | os.PathLike,
-    *,
-    dtype: Any = None,
-) -> pathlib.Path:
-    """Writes a tower's directory that `transformers` opens (keys with `vision_model.`).
-
-    Only the layers that are read exist, so the directory's `config.json` counts these, and its
-    features are the *last* hidden state: `vision_from_hf(config, feature_layer=-1)`.
-    """
-    table = rules.under(vision_rules(arch), foreign="vision_model.")
-    tensors = rules.export_tree(table, tree.flatten(params), dtype=dtype)
-    need = sum(t.nbytes for t in tensors.values())
-    with files.new_directory(directory, need_bytes=need) as passing:
-        store.write_shards(passing, tensors)
-        store.write_config(passing, vision_config(arch))
-        processor = store.dump_json(processor_config(arch))
-        (passing / PROCESSOR_FILE).write_text(processor)
-    return pathlib.Path(directory)
-
-
-def copy_files(
-    source: str | os.PathLike, target: str | os.PathLike, files: Sequence[str]
-) -> list[str]:
-    """Copies those of the named files that exist; returns their names."""
-    here = [name for name in files if (pathlib.Path(source) / name).is_file()]
-    for name in here:
-        shutil.copyfile(pathlib.Path(source) / name, pathlib.Path(target) / name)
-    return here
+def read_vision_arch(directory: str | os.PathLike) -> presets.VisionArch:
+    """Returns the architecture of a directory with a SigLIP or CLIP, from its config files."""
+    processor = None
+    if (pathlib.Path(directory) / PROCESSOR_FILE).is_file():
+        processor = store.read_config(directory, PROCESSOR_FILE)
+    return presets.vision_from_hf(store.read_config(directory), processor)
 
 
 def llm_config(arch: presets.DecoderArch) -> dict[str, Any]:
-    """Returns the Hugging Face `config.json` of a decoder, which both transformers 4 and 5 read."""
+    """Returns the `config.json` of a decoder, which both transformers 4 and 5 read."""
     family = "qwen2" if arch.qkv_bias else "llama"
     config = {
         "architectures": ["Qwen2ForCausalLM" if arch.qkv_bias else "LlamaForCausalLM"],
@@ -234,14 +109,18 @@ def llm_config(arch: presets.DecoderArch) -> dict[str, Any]:
         "tie_word_embeddings": arch.tie_embeddings,
         "hidden_act": "silu",
     }
+
+    # What the two families have and the other one does not.
     if family == "llama":
         config |= {"attention_bias": False, "mlp_bias": False}
     else:
         config |= {"use_sliding_window": False}
+
+    # Both transformers 4 and 5 read `rope_scaling`.
     scaling = arch.rope_scaling
     if scaling is not None:
-        config["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
-    if scaling is not None and scaling.kind == "llama3":
+        config["rope_scaling"] = {"rope_type": scaling.rope_type, "factor": scaling.factor}
+    if scaling is not None and scaling.rope_type == "llama3":
         config["rope_scaling"] |= {
             "low_freq_factor": scaling.low_freq_factor,
             "high_freq_factor": scaling.high_freq_factor,
@@ -251,9 +130,12 @@ def llm_config(arch: presets.DecoderArch) -> dict[str, Any]:
 
 
 def vision_config(arch: presets.VisionArch) -> dict[str, Any]:
-    """Returns the Hugging Face `config.json` of a tower that ends with the layer that is read."""
+    """Returns the `config.json` of a tower that ends with the layer whose features are used.
+
+    Its features are the *last* hidden state: `vision_feature_layer` is -1.
+    """
     family = "clip" if arch.class_token else "siglip"
-    return {
+    config = {
         "architectures": ["CLIPVisionModel" if arch.class_token else "SiglipVisionModel"],
         "model_type": f"{family}_vision_model",
         "hidden_size": arch.hidden_size,
@@ -266,21 +148,19 @@ def vision_config(arch: presets.VisionArch) -> dict[str, Any]:
         "layer_norm_eps": arch.norm_eps,
         "num_channels": 3,
         "vision_feature_layer": -1,
-        **({} if arch.class_token else {"vision_use_head": False}),
     }
+    return config if arch.class_token else {**config, "vision_use_head": False}
 
 
 def processor_config(arch: presets.VisionArch) -> dict[str, Any]:
     """Returns the `preprocessor_config.json` of a tower: bicubic resize, mean and std."""
+    # Both families convert to RGB, resize, scale to 0..1 and normalize.
     side = arch.image_size
-    family = "CLIP" if arch.class_token else "Siglip"
-    crop = {"do_center_crop": True, "crop_size": {"height": side, "width": side}}
-    return {
-        "image_processor_type": f"{family}ImageProcessor",
+    config = {
+        "image_processor_type": "SiglipImageProcessor",
         "do_resize": True,
-        "size": {"shortest_edge": side} if arch.class_token else {"height": side, "width": side},
-        **(crop if arch.class_token else {}),
-        "resample": 3,
+        "size": {"height": side, "width": side},
+        "resample": 3,  # PIL's number for bicubic
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,
@@ -288,3 +168,12 @@ def processor_config(arch: presets.VisionArch) -> dict[str, Any]:
         "image_std": list(arch.std),
         "do_convert_rgb": True,
     }
+
+    if arch.class_token:  # CLIP resizes the shorter side, then crops the center
+        config |= {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": side},
+            "do_center_crop": True,
+            "crop_size": {"height": side, "width": side},
+        }
+    return config

@@ -1,4 +1,4 @@
-"""What a file or directory of weights is, told in lines for people."""
+"""Describes a file or directory of weights in lines of text: what it is, and what imports it."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import collections
 import math
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from wings_jax.errors import UserError
-from wings_jax.model import presets
-from wings_jax.weights import hf, imports, release, rules, store
+from wings_jax.formatting import format_names
+from wings_jax.model import parameters, presets
+from wings_jax.weights import hf, imports, release, sources, store, transfer
+from wings_jax.weights.rules import group_name
+from wings_jax.weights.tensors import LazyTensor, WeightsError
 
 
 def describe(path: str | os.PathLike, vision: str | os.PathLike | None = None) -> list[str]:
@@ -22,91 +25,112 @@ def describe(path: str | os.PathLike, vision: str | os.PathLike | None = None) -
     """
     path = pathlib.Path(path)
     if path.suffix == ".gguf":
-        made = imports.from_gguf(path)
-        return [f"{path}: an LLM in a GGUF file", *_sizes(made.parts[0].tensors), *_fit(made)]
+        spec = sources.from_gguf(path)
+        sizes = _size_lines(spec.parts[0].tensors)
+        return [f"{path}: an LLM in a GGUF file", *sizes, *_import_lines(lambda: spec)]
+
+    # A directory or a file of tensors: its config decides which table reads it.
     tensors = store.open_tensors(path)
-    lines = _sizes(tensors)
+    sizes = _size_lines(tensors)
     config = store.read_config(path) if (path / "config.json").is_file() else {}
     family = config.get("model_type", "")
-    if family in imports.RELEASE_FAMILIES:
-        kind = f"a checkpoint in the release's layout ({family})"
-        return [f"{path}: {kind}", *lines, *_try(imports.from_release, path, vision)]
+
+    # From the whole model to its parts.
+    if family in release.FAMILIES:
+        title = f"{path}: a checkpoint in the release's layout ({family})"
+        return [title, *sizes, *_import_lines(lambda: sources.from_release(path, vision))]
     if family in ("qwen2", "llama"):
-        return [f"{path}: an LLM ({family})", *lines, *_try(imports.from_llm, path, vision)]
+        title = f"{path}: an LLM ({family})"
+        return [title, *sizes, *_import_lines(lambda: sources.from_llm(path, vision))]
     if "vision_config" in config or family.endswith("_vision_model"):
-        return [f"{path}: a vision tower ({family})", *lines, *_tower(path)]
+        return [f"{path}: a vision tower ({family})", *sizes, *_tower_lines(path)]
     if any(release.PROJECTOR.split(".")[1] in key for key in tensors):
-        return [f"{path}: a projector", *lines, *_keys(tensors)]
+        return [f"{path}: a projector", *sizes, *_key_lines(tensors)]
+
     kind = f"model_type {family!r}" if family else "no config.json"
-    return [f"{path}: weights that no table here reads ({kind})", *lines, *_keys(tensors)]
+    return [f"{path}: weights that no table here reads ({kind})", *sizes, *_key_lines(tensors)]
 
 
-def _sizes(tensors: Mapping[str, Any]) -> list[str]:
-    count = sum(math.prod(t.shape) for t in tensors.values())
-    size = sum(t.nbytes for t in tensors.values())
-    kinds = collections.Counter(t.dtype.name for t in tensors.values())
-    files = {t.origin for t in tensors.values()}
-    dtypes = ", ".join(f"{n} {kind}" for kind, n in kinds.most_common())
+def _size_lines(tensors: Mapping[str, LazyTensor]) -> list[str]:
+    """Returns the number of tensors, parameters, bytes and files."""
+    count = sum(math.prod(tensor.shape) for tensor in tensors.values())
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    dtypes = collections.Counter(tensor.dtype.name for tensor in tensors.values())
+    origins = {tensor.origin for tensor in tensors.values()}
+    listed = ", ".join(f"{number} {dtype}" for dtype, number in dtypes.most_common())
     return [
-        f"  {len(tensors)} tensors ({dtypes}), {count:,} parameters, "
-        f"{size / 1e9:.3f} GB in {len(files)} file(s)"
+        f"  {len(tensors)} tensors ({listed}), {count:,} parameters, "
+        f"{size / 1e9:.3f} GB in {len(origins)} file(s)"
     ]
 
 
-def _try(reader: Any, *sources: Any) -> list[str]:
+def _import_lines(open_spec: Callable[[], imports.ImportSpec]) -> list[str]:
+    """Returns what an import would do, or why it cannot be done."""
     try:
-        return _fit(reader(*sources))
+        spec = open_spec()
     except UserError as error:
         return [f"  cannot be imported: {error}"]
 
-
-def _fit(made: imports.ImportSpec) -> list[str]:
     try:
-        steps, fresh = imports.plan_parts(made)
-    except rules.WeightsError as error:
-        return [*_indented(arch_lines(made.arch)), f"  does not fit: {error}"]
-    return _indented(fit_lines(made, steps, fresh))
+        steps, unfilled_paths = imports.plan_parts(spec)
+    except WeightsError as error:
+        return [*_indent(arch_lines(spec.arch)), f"  does not fit: {error}"]
+    return _indent(plan_lines(spec, steps, unfilled_paths))
 
 
-def fit_lines(
-    made: imports.ImportSpec, steps: Sequence[imports.ImportStep], fresh: Sequence[str]
+def plan_lines(
+    spec: imports.ImportSpec, steps: Sequence[imports.ImportStep], unfilled_paths: Sequence[str]
 ) -> list[str]:
-    """Returns the architecture, what each part fills, and what stays fresh."""
-    has_tower = any(path.startswith("vision/") for step in steps for path in step.ours)
-    lines = arch_lines(made.arch, has_tower=has_tower)
+    """Returns the architecture, what each part fills, and what is left to initialize."""
+    has_tower = any(path.startswith("vision/") for step in steps for path in step.targets)
+    lines = arch_lines(spec.arch, has_tower=has_tower)
+
+    # One line per source, one for the keys that it has beyond the table.
     for step in steps:
-        read = len(step.part.tensors) - len(step.plan.ignored)
-        name = step.part.name
-        lines.append(f"{name}: {read} tensors of {step.part.source} fill {len(step.ours)} arrays")
-        if step.plan.ignored:
-            lines.append(f"  left unread: {rules.format_keys(step.plan.ignored)}")
-    if fresh:
-        groups = {rules.group_keys(path) for path in fresh}
-        lines.append(f"not in it, fresh in training: {rules.format_keys(groups)}")
+        unused_keys = step.plan.unused_keys
+        used = len(step.part.tensors) - len(unused_keys)
+        lines.append(
+            f"{step.part.name}: {used} tensors of {step.part.source} fill "
+            f"{len(step.targets)} arrays"
+        )
+        if unused_keys:
+            lines.append(f"  not used: {format_names(sorted(unused_keys), 6)}")
+
+    if unfilled_paths:
+        groups = {group_name(path) for path in unfilled_paths}
+        lines.append(f"not in it, initialized by training: {format_names(sorted(groups), 6)}")
     return lines
 
 
-def _indented(lines: Sequence[str]) -> list[str]:
+def _indent(lines: Sequence[str]) -> list[str]:
     return [f"  {line}" for line in lines]
 
 
-def _tower(path: pathlib.Path) -> list[str]:
+def _tower_lines(path: pathlib.Path) -> list[str]:
+    """Returns what an import of the tower alone would do, or why it cannot be done."""
     try:
-        arch, part = imports.vision_part(path)
-        table = hf.vision_shapes(arch, "float32")
-        ours = {f"vision/{name}": struct for name, struct in table.items()}
-        plan = rules.plan_import(
-            part.rules, part.tensors, ours, ignorable=part.ignorable, source=str(path)
+        arch = hf.read_vision_arch(path)
+        part = sources.vision_part(path, arch)
+        whole = presets.WingsArch(sources.ANY_DECODER, arch)
+        params = {
+            name: struct
+            for name, struct in parameters.abstract_params(whole).items()
+            if name.startswith("vision/")
+        }
+        plan = transfer.plan_import(
+            part.rules, part.tensors, params, ignorable=part.ignorable, source=str(path)
         )
     except UserError as error:
         return [f"  cannot be imported: {error}"]
-    lines = [f"  {tower_line(arch)}", f"  all {len(plan.made)} of our arrays are in it"]
-    if plan.ignored:
-        lines.append(f"    left unread: {rules.format_keys(plan.ignored)}")
+
+    lines = [f"  {tower_line(arch)}", f"  holds all {len(plan.matches)} arrays of the tower"]
+    if plan.unused_keys:
+        lines.append(f"    not used: {format_names(sorted(plan.unused_keys), 6)}")
     return lines
 
 
-def _keys(tensors: Mapping[str, Any]) -> list[str]:
+def _key_lines(tensors: Mapping[str, Any]) -> list[str]:
+    """Returns the first keys with their shapes."""
     shown = [f"  {key} {list(t.shape)} {t.dtype.name}" for key, t in list(tensors.items())[:8]]
     rest = len(tensors) - len(shown)
     return [*shown, f"  and {rest} more"] if rest > 0 else shown
@@ -114,22 +138,28 @@ def _keys(tensors: Mapping[str, Any]) -> list[str]:
 
 def arch_lines(arch: presets.WingsArch, *, has_tower: bool = True) -> list[str]:
     """Returns the architecture in a few lines."""
-    d = arch.decoder
-    rope = f"theta {d.rope_theta:g}"
-    rope += f", {d.rope_scaling.kind} x{d.rope_scaling.factor:g}" if d.rope_scaling else ""
+    # The LLM, with its rope.
+    decoder = arch.decoder
+    scaling = decoder.rope_scaling
+    rope = f"theta {decoder.rope_theta:g}"
+    if scaling is not None:
+        rope += f", {scaling.rope_type} x{scaling.factor:g}"
     lines = [
-        f"LLM: {d.num_layers} layers, width {d.hidden_size}, {d.num_heads}/{d.num_kv_heads} heads "
-        f"of {d.head_dim}, ffn {d.ffn_size}, vocabulary {d.vocab_size}, {rope}, "
-        f"{'tied' if d.tie_embeddings else 'untied'} head"
+        f"LLM: {decoder.num_layers} layers, width {decoder.hidden_size}, "
+        f"{decoder.num_heads}/{decoder.num_kv_heads} heads of {decoder.head_dim}, "
+        f"ffn {decoder.ffn_size}, vocabulary {decoder.vocab_size}, {rope}, "
+        f"{'tied' if decoder.tie_embeddings else 'untied'} head"
     ]
+
+    # The tower and the learners, where the model has them.
     if has_tower or arch.learners:
         lines.append(tower_line(arch.vision))
     if arch.learners:
-        semantics = "the paper's" if arch.semantics == presets.PAPER else "the release's"
-        router = "a router" if arch.router else "no router"
+        semantics = "paper" if arch.semantics == presets.PAPER else "release"
+        router = "with a router" if arch.router else "without a router"
         lines.append(
             f"wings: {' and '.join(arch.learners)}, rank {arch.rank}, {router}, "
-            f"gain {arch.gain:g}, {semantics} semantics"
+            f"gain {arch.gain:g}, semantics {semantics!r}"
         )
     return lines
 
@@ -138,6 +168,6 @@ def tower_line(arch: presets.VisionArch) -> str:
     """Returns a tower in one line."""
     family = "CLIP" if arch.class_token else "SigLIP"
     return (
-        f"vision: {family}, {arch.num_layers} layers of which {arch.built_layers} are read, width "
+        f"vision: {family}, {arch.built_layers} of {arch.num_layers} layers used, width "
         f"{arch.hidden_size}, {arch.image_size} pixels in {arch.num_patches} patches"
     )

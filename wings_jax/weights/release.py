@@ -13,6 +13,13 @@ from wings_jax.weights import hf, rules
 TOWER = "model.vision_tower.vision_tower.vision_model."
 PROJECTOR = "model.mm_projector."
 LEARNERS = {"visual": "attn_pool", "textual": "attn_t_pool"}
+# model_type of config.json -> the LLM's own.
+FAMILIES = {
+    "wings_qwen2": "qwen2",
+    "llava_qwen2": "qwen2",
+    "wings_llama": "llama",
+    "llava_llama": "llama",
+}
 
 # One learner, below `model.layers.{l}.attn_pool.` and `layers/visual/`.
 LEARNER = rules.table("""
@@ -32,24 +39,29 @@ model.layers.{l}.reweight_module.linear.bias      layers/router/bias      M <-> 
 """)
 
 IGNORABLE = (r"model\.image_newline",)
-# Stage 1 saves the textual learners as they were initialised.
+# Stage 1 saves the textual learners as they were initialized.
 IGNORABLE_WITHOUT_TEXTUAL = (r"model\.layers\.\d+\.attn_t_pool\..*",)
 
 
 def projector_depth(kind: str) -> int:
-    """Returns how many linear layers a projector of this kind has."""
+    """Returns how many linear layers a projector of this kind has.
+
+    >>> projector_depth("identity"), projector_depth("linear"), projector_depth("mlp2x_gelu")
+    (0, 1, 2)
+    """
     if kind in ("identity", "linear"):
         return int(kind == "linear")
     return int(kind.removeprefix("mlp").removesuffix("x_gelu"))
 
 
 def projector_rules(kind: str) -> tuple[rules.Rule, ...]:
-    """Returns the table of `mm_projector`; ours are paths below `projector/`."""
+    """Returns the table of `mm_projector`; its paths are below `projector/`."""
     if kind == "linear":
         return rules.table("""
             weight    linear_0/kernel    D E <-> E D
             bias      linear_0/bias      D <-> D
         """)
+
     rows = []
     for index in range(projector_depth(kind)):
         # The even entries of the Sequential are linear, the odd ones GELU.
@@ -61,19 +73,21 @@ def projector_rules(kind: str) -> tuple[rules.Rule, ...]:
 
 def release_rules(arch: presets.WingsArch) -> tuple[rules.Rule, ...]:
     """Returns the table of a whole checkpoint in the release's layout."""
-    rows = rules.under(hf.decoder_rules(arch.decoder), ours="decoder/")
+    rows = rules.with_prefix(hf.decoder_rules(arch.decoder), path="decoder/")
     for name in arch.learners:
         key = f"model.layers.{rules.LAYER}.{LEARNERS[name]}."
-        rows += rules.under(LEARNER, foreign=key, ours=f"decoder/layers/{name}/")
+        rows += rules.with_prefix(LEARNER, hf_key=key, path=f"decoder/layers/{name}/")
     if arch.router:
-        rows += rules.under(ROUTER, ours="decoder/")
-    rows += rules.under(projector_rules(arch.projector), foreign=PROJECTOR, ours="projector/")
-    return rows + rules.under(hf.vision_rules(arch.vision), foreign=TOWER, ours="vision/")
+        rows += rules.with_prefix(ROUTER, path="decoder/")
+
+    projector = projector_rules(arch.projector)
+    rows += rules.with_prefix(projector, hf_key=PROJECTOR, path="projector/")
+    return rows + rules.with_prefix(hf.vision_rules(arch.vision), hf_key=TOWER, path="vision/")
 
 
 def release_ignorable(arch: presets.WingsArch) -> tuple[str, ...]:
     """Returns the keys that a release checkpoint may hold beyond `release_rules`."""
     prefix = TOWER.replace(".", r"\.")
     tower = tuple(prefix + pattern for pattern in hf.vision_ignorable(arch.vision))
-    unused = () if "textual" in arch.learners else IGNORABLE_WITHOUT_TEXTUAL
-    return (*hf.decoder_ignorable(arch.decoder), *IGNORABLE, *tower, *unused)
+    textual = () if "textual" in arch.learners else IGNORABLE_WITHOUT_TEXTUAL
+    return (*hf.decoder_ignorable(arch.decoder), *IGNORABLE, *tower, *textual)

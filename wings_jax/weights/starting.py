@@ -1,4 +1,4 @@
-"""What a run starts from: the architecture that a config names, and the weights of its folders."""
+"""What a training config starts from: its architecture, base weights and tokenizer."""
 
 from __future__ import annotations
 
@@ -8,91 +8,60 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
-import transformers
 
-from wings_jax import checkpoint, tree
+from wings_jax import checkpoint
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.model import presets
-from wings_jax.weights import hf, store
-
-
-def tokenizer_files(config: config_lib.Config, source: pathlib.Path | None) -> dict[str, str]:
-    """Returns the tokenizer's files, name -> content: the config's, the LLM's or the checkpoint's.
-
-    Raises:
-      UserError: there is none, or it cannot be read.
-    """
-    named = config.data.tokenizer or folder(config.model.llm, "llm")
-    if named is None and source is not None:
-        return checkpoint.read_tokenizer_files(source)
-    if named is None:
-        raise UserError(
-            "config.data.tokenizer: name a folder or hub id, or start from a checkpoint"
-        )
-    if not pathlib.Path(named).is_dir():
-        named = _fetch_tokenizer(str(named))
-    found = {
-        name: (pathlib.Path(named) / name).read_text(encoding="utf-8")
-        for name in hf.TOKENIZER_FILES
-        if (pathlib.Path(named) / name).is_file() and name != "tokenizer.model"
-    }
-    if "tokenizer.json" not in found:
-        raise UserError(f"config.data.tokenizer: {named} has no tokenizer.json")
-    return found
-
-
-def _fetch_tokenizer(name: str) -> pathlib.Path:
-    """Returns the folder with the files of a hub tokenizer."""
-    try:
-        path = transformers.utils.cached_file(name, "tokenizer.json")
-        transformers.utils.cached_file(name, "tokenizer_config.json")
-    except OSError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"config.data.tokenizer: {name}: {reason}") from error
-    return pathlib.Path(path).parent
-
+from wings_jax.weights import hf, sources
+from wings_jax.weights import tokenizer_files as tokenizer_lib
 
 # What may be newly initialized: a run that starts an LLM or a tower from noise is a mistake.
 _ADDED = ("visual", "textual", "router", "prefix")
 MAY_BE_FRESH = ("projector/", *(f"decoder/layers/{part}/" for part in _ADDED))
 LORA = ("/a", "/b")
-ADAPTERS = re.compile("decoder/layers/(prefix/.*|(attn|mlp)/.*/[ab])")  # there to be trained
+# Adapters have no other purpose than to be trained.
+ADAPTERS = re.compile("decoder/layers/(prefix/.*|(attn|mlp)/.*/[ab])")
 
 
-def folder(name: str, half: str) -> pathlib.Path | None:
-    """Returns the folder that `config.model.llm` or `.vision` names; None for a preset's name."""
+def base_directory(name: str, half: str) -> pathlib.Path | None:
+    """Returns the directory that `config.model.llm` or `.vision` names; None for a preset.
+
+    Args:
+      half: 'llm' or 'vision'.
+
+    Raises:
+      UserError: `name` is neither a directory nor a preset.
+    """
     if name == "tiny":
         return pathlib.Path(str(importlib.resources.files("wings_jax"))) / "assets" / "tiny" / half
     known = presets.DECODERS if half == "llm" else presets.VISION
     if name in known:
         return None
+
     path = pathlib.Path(name)
     if not path.is_dir():
         names = ", ".join(["tiny", *known])
-        raise UserError(f"config.model.{half}: {name!r} is neither a folder nor one of {names}")
+        raise UserError(f"config.model.{half}: {name!r} is neither a directory nor one of {names}")
     return path
 
 
 def resolve_arch(model: config_lib.ModelConfig) -> presets.WingsArch:
-    """Returns the architecture that a config names. Raises UserError naming key or file."""
-    llm, vision = folder(model.llm, "llm"), folder(model.vision, "vision")
-    if llm is None:
-        decoder = presets.DECODERS[model.llm]
-    else:
-        decoder = presets.decoder_from_hf(store.read_config(llm))
-    if vision is None:
-        tower = presets.VISION[model.vision]
-    else:
-        has_processor = (vision / hf.PROCESSOR_FILE).is_file()
-        processor = store.read_config(vision, hf.PROCESSOR_FILE) if has_processor else None
-        tower = presets.vision_from_hf(store.read_config(vision), processor)
+    """Returns the architecture that a config describes. Raises UserError naming key or file."""
+    llm, vision = base_directory(model.llm, "llm"), base_directory(model.vision, "vision")
+    decoder = presets.DECODERS[model.llm] if llm is None else hf.read_decoder_arch(llm)
+    tower = presets.VISION[model.vision] if vision is None else hf.read_vision_arch(vision)
+
+    # The learners have one head per head of the LLM, and its width.
     layers = model.learner_layers
-    if any(i not in range(decoder.num_layers) for i in layers):
+    if any(layer not in range(decoder.num_layers) for layer in layers):
         raise UserError(f"config.model.learner_layers: {layers} on {decoder.num_layers} layers")
     if model.learners and decoder.num_heads * decoder.head_dim != decoder.hidden_size:
         raise UserError("config.model.learners: heads x head width must equal the model's width")
+
+    # The two ways of computing learners (docs/fidelity.md).
     semantics = presets.PAPER
     if model.semantics == "release":
         semantics = presets.release_semantics(model.prompt_length)
@@ -114,38 +83,72 @@ def resolve_arch(model: config_lib.ModelConfig) -> presets.WingsArch:
     )
 
 
-def load_base(arch: presets.WingsArch, model: config_lib.ModelConfig) -> dict[str, np.ndarray]:
-    """Returns the flat parameters that the folders named by `config.model` hold."""
-    found: dict[str, Any] = {}
-    llm, vision = folder(model.llm, "llm"), folder(model.vision, "vision")
-    if llm is not None:
-        found["decoder"] = hf.load_llm(llm, arch.decoder)
-    if vision is not None:
-        found["vision"] = hf.load_vision(vision, arch.vision)
-    return tree.flatten(found)
+def load_base(
+    arch: presets.WingsArch,
+    model: config_lib.ModelConfig,
+    *,
+    mesh: jax.sharding.Mesh | None = None,
+    dtype: Any = np.float32,
+) -> dict[str, np.ndarray | jax.Array]:
+    """Returns the flat parameters that the directories named by `config.model` hold.
+
+    `mesh` and `dtype` (one, or a function path -> dtype) are as for `sources.load_model`.
+    """
+    llm, vision = base_directory(model.llm, "llm"), base_directory(model.vision, "vision")
+    return sources.load_model(llm, vision, arch=arch, mesh=mesh, dtype=dtype)
+
+
+def tokenizer_files(config: config_lib.Config, source: pathlib.Path | None) -> dict[str, str]:
+    """Returns the tokenizer's files, name -> content.
+
+    They are the config's own, or the LLM's, or those of the checkpoint `source`.
+
+    Raises:
+      UserError: there is none, or it cannot be read.
+    """
+    name = config.data.tokenizer or base_directory(config.model.llm, "llm")
+    if not name and source is not None:
+        return checkpoint.read_tokenizer_files(source)
+    if not name:
+        raise UserError(
+            "config.data.tokenizer: give a directory or hub id, or start from a checkpoint"
+        )
+
+    # A directory, or the id of a hub repository.
+    flag = "config.data.tokenizer"
+    directory = pathlib.Path(name)
+    if not directory.is_dir():
+        directory = tokenizer_lib.download_tokenizer(str(name), flag=flag)
+    return tokenizer_lib.read_tokenizer_files(directory, flag=f"--{flag}")
 
 
 def check_sources(abstract: Mapping[str, Any], loaded: Mapping[str, Any], start: str) -> list[str]:
-    """Returns the paths that start fresh.
+    """Returns the paths that are newly initialized.
 
     Raises:
-      UserError: parts of the LLM or the tower are missing in `start`, or shapes disagree.
+      UserError: parts of the LLM or the tower are missing in `start`, or shapes differ.
     """
     missing = [path for path in abstract if path not in loaded]
-    unborn = [p for p in missing if not p.startswith(MAY_BE_FRESH) and not p.endswith(LORA)]
-    if unborn:
+    required = [p for p in missing if not p.startswith(MAY_BE_FRESH) and not p.endswith(LORA)]
+    if required:
         raise UserError(
-            f"{start} does not hold {unborn[0]} (and {len(unborn) - 1} more): give "
-            "--config.init_from=DIR (see python -m wings_jax.convert) or folders as "
+            f"{start} does not hold {required[0]} (and {len(required) - 1} more): give "
+            "--config.init_from=DIR (see python -m wings_jax.convert) or directories as "
             "config.model.llm and config.model.vision"
         )
-    for path, shape in abstract.items():
-        if path in loaded and tuple(loaded[path].shape) != tuple(shape.shape):
-            found = tuple(loaded[path].shape)
-            raise UserError(f"{start}: {path} has shape {found}, the config's {shape.shape}")
+
+    # What was loaded has to fit the config's model.
+    for path, struct in abstract.items():
+        if path in loaded and tuple(loaded[path].shape) != tuple(struct.shape):
+            shape = tuple(loaded[path].shape)
+            raise UserError(f"{start}: {path} has shape {shape}, the config's {struct.shape}")
     return missing
 
 
 def is_adapter(path: str) -> bool:
-    """Returns whether a parameter is LoRA's or a prefix's."""
+    """Returns whether a parameter is LoRA's or a prefix's.
+
+    >>> is_adapter("decoder/layers/attn/q/a"), is_adapter("decoder/layers/attn/q/kernel")
+    (True, False)
+    """
     return ADAPTERS.fullmatch(path) is not None

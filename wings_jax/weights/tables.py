@@ -1,6 +1,6 @@
 """Weight tables of the Hugging Face layouts: LLMs (Llama, Qwen2) and vision towers (SigLIP, CLIP).
 
-Each row is `Hugging Face key, our path, dimensions of the one <-> dimensions of the other`
+Each row is `Hugging Face key, path, dimensions of the tensor <-> dimensions of the parameter`
 (`rules.table`). Keys of the towers are without the prefix `vision_model.`.
 """
 
@@ -24,7 +24,7 @@ model.norm.weight                                   norm/scale                D 
 lm_head.weight                                      head/kernel               V D <-> D V
 """)
 
-# Tables that older files carry although they follow from the configuration.
+# Rotary tables, which older files hold although the configuration determines them.
 LLAMA_IGNORABLE = (r"(.*\.)?rotary_emb\.inv_freq",)
 # A tied checkpoint may repeat its embedding as the head.
 LLAMA_IGNORABLE_TIED = (*LLAMA_IGNORABLE, r"lm_head\.weight")
@@ -64,10 +64,10 @@ SIGLIP = VISION_ENCODER + rules.table("""
 embeddings.patch_embedding.bias    patch/bias    E <-> E
 """)
 
-# The pooling head serves the contrastive loss only; features are read before it.
+# The pooling head is for the contrastive loss only; features are read before it.
 SIGLIP_IGNORABLE = (r"head\..*", r"(.*\.)?position_ids")
 
-# `pre_layrnorm` is how the original spells it.
+# `pre_layrnorm` is the original's spelling.
 CLIP = VISION_ENCODER + rules.table("""
 embeddings.class_embedding    class_token       E <-> E
 pre_layrnorm.weight           pre_norm/scale    E <-> E

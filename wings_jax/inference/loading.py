@@ -1,0 +1,63 @@
+"""From the path of a checkpoint to a generator: `wings_jax.load` and `wings_jax.score`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
+from wings_jax import checkpoint, errors
+from wings_jax.inference.generator import Generator
+from wings_jax.inference.likelihood import Likelihood
+from wings_jax.inference.prompts import Request
+from wings_jax.inference.sampling import SamplingParams
+from wings_jax.model import parameters
+
+MEMORY_ADVICE = "use --dtype bfloat16, or share the model among devices with --mesh"
+
+
+def load_generator(
+    path: str | os.PathLike,
+    *,
+    dtype: str | None = None,
+    mesh: Mesh | None = None,
+    rows: int = 16,
+    sampling: SamplingParams | None = None,
+    flag: str = "checkpoint",
+) -> Generator:
+    """Returns the generator of a checkpoint: a run's directory, an import, or one of its steps.
+
+    Args:
+      path: of a run's directory its newest step is loaded.
+      dtype: "bfloat16" or "float32"; by default bfloat16 on accelerators and float32 on a CPU.
+      mesh: devices that share the model (`axes.make_mesh`).
+      rows: how many requests are answered at once.
+      sampling: for requests that have none of their own; greedy by default.
+      flag: what error messages call `path`.
+
+    Raises:
+      UserError: there is no checkpoint at `path`, or it does not fit the devices' memory.
+      MeshError: the mesh does not divide the model.
+    """
+    dtype = dtype or parameters.default_dtype()
+    with errors.full_memory(MEMORY_ADVICE):
+        restored = checkpoint.load(path, flag=flag, dtype=dtype, mesh=mesh)
+        return Generator.from_checkpoint(
+            restored, dtype=dtype, mesh=mesh, rows=rows, sampling=sampling
+        )
+
+
+def score(
+    model: Generator | str | os.PathLike,
+    requests: Sequence[tuple[Request, Sequence[str]]],
+    *,
+    with_end: bool = True,
+) -> list[list[Likelihood]]:
+    """Returns the likelihood of each given answer to each request: `Generator.score`.
+
+    Args:
+      model: a Generator, or the path of a checkpoint.
+    """
+    generator = model if isinstance(model, Generator) else load_generator(model)
+    return generator.score(requests, with_end=with_end)

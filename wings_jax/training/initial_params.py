@@ -1,0 +1,187 @@
+"""The parameters of a run's first step: each is loaded, or newly initialized.
+
+They are loaded from a checkpoint, or from Hugging Face directories (the LLM and the vision tower).
+A table of where each group comes from is printed before the run.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from wings_jax import checkpoint, formatting, tree
+from wings_jax import config as config_lib
+from wings_jax.errors import UserError
+from wings_jax.model import parameters, presets
+from wings_jax.model.presets import WingsArch
+from wings_jax.training import optim
+from wings_jax.weights import starting
+
+
+def load_params(
+    config: config_lib.Config,
+    arch: WingsArch,
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    labels: Mapping[str, str],
+    source: pathlib.Path | None,
+) -> tuple[dict[str, jax.Array], dict[str, jax.Array]]:
+    """Returns trained (f32) and frozen (`config.frozen_dtype`) parameters, as flat trees.
+
+    They are at the shardings of `abstract`. A table of where they come from is printed.
+
+    Args:
+      labels: path -> group of the optimizer.
+      source: a checkpoint's step directory; None for the directories of `config.model`.
+
+    Raises:
+      UserError: shapes or architectures differ, the LLM or the tower is missing in the source, or
+        a newly initialized parameter is frozen.
+    """
+    frozen_dtype = jnp.dtype(config.frozen_dtype or parameters.default_dtype())
+    is_trained = {path: optim.is_trained(labels, config.optimizer, path) for path in abstract}
+
+    if source is None:
+        origin = "config.model"
+        loaded = starting.load_base(
+            arch,
+            config.model,
+            mesh=next(iter(abstract.values())).sharding.mesh,
+            dtype=lambda path: jnp.float32 if is_trained[path] else frozen_dtype,
+        )
+        starting.check_sources(abstract, loaded, origin)
+    else:
+        origin = str(source)
+        dtypes = {path: jnp.float32 if is_trained[path] else frozen_dtype for path in abstract}
+        loaded = _load_checkpoint(source, arch, abstract, dtypes)
+
+    missing = [path for path in abstract if path not in loaded]
+    _check_trainable(missing, labels, config.optimizer)
+    initialized = parameters.initialize_params(arch, missing, abstract, config.seed)
+    _print_table(abstract, labels, config.optimizer, missing, origin)
+
+    # In the order of the model: the optimizer's state is saved in this order too.
+    flat = {**loaded, **initialized}
+    trained, frozen = tree.split({path: flat[path] for path in abstract}, is_trained.__getitem__)
+    return (
+        parameters.place_params(trained, abstract, jnp.float32),
+        parameters.place_params(frozen, abstract, frozen_dtype),
+    )
+
+
+def _load_checkpoint(
+    source: pathlib.Path,
+    arch: WingsArch,
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    dtypes: Mapping[str, Any],
+) -> dict[str, jax.Array]:
+    """Returns the parameters of a checkpoint that the model has, read onto their devices."""
+    saved = checkpoint.read_shapes(source)
+    starting.check_sources(abstract, saved, str(source))
+    check_compatible(arch, checkpoint.read_meta(source)[1], str(source))
+    check_unused(saved, abstract, str(source))
+
+    targets = {
+        path: jax.ShapeDtypeStruct(leaf.shape, dtypes[path], sharding=leaf.sharding)
+        for path, leaf in abstract.items()
+        if path in saved
+    }
+    return checkpoint.read_params(source, targets)
+
+
+def check_compatible(arch: WingsArch, saved_arch: WingsArch, source: str) -> None:
+    """Checks what no shape shows: that LLM and tower compute the same as in the checkpoint.
+
+    Raises:
+      UserError: naming the field and both values.
+    """
+    for part, key in (("decoder", "config.model.llm"), ("vision", "config.model.vision")):
+        saved, current = (
+            config_lib.flatten(config_lib.to_dict(getattr(either, part)))
+            for either in (saved_arch, arch)
+        )
+        for name in sorted((saved.keys() | current.keys()) - {"max_positions"}):
+            if not _is_equal(saved.get(name), current.get(name)):
+                raise UserError(
+                    f"{key}: {part} {name} differs from the checkpoint's "
+                    f"({saved.get(name)} -> {current.get(name)}), {source}"
+                )
+
+    # What the learners compute; the same parameters mean something else.
+    compared: dict[str, tuple[Any, Any]] = {}
+    if saved_arch.learners and arch.learners:
+        compared["semantics"] = (_semantics_name(saved_arch), _semantics_name(arch))
+    if saved_arch.router and arch.router:
+        compared["gain"] = (saved_arch.gain, arch.gain)
+    for name, (saved_value, value) in compared.items():
+        if saved_value != value:
+            print(
+                f"config.model.{name} differs from the checkpoint's ({saved_value} -> {value}), "
+                f"{source}",
+                flush=True,
+            )
+
+
+def check_unused(saved: Mapping[str, Any], abstract: Mapping[str, Any], source: str) -> None:
+    """Prints which parameters of a checkpoint the model does not have.
+
+    Raises:
+      UserError: they are LoRA or a prefix: what the checkpoint learned would be lost.
+    """
+    unused = sorted(saved.keys() - abstract.keys())
+    adapters = [path for path in unused if starting.is_adapter(path)]
+    if adapters:
+        raise UserError(
+            f"{source}: {adapters[0]} is not in the config's model and would be lost: continue "
+            "with the same LoRA or prefix, or merge LoRA with python -m wings_jax.convert"
+        )
+    if unused:
+        names = formatting.format_names(unused)
+        print(f"ignored parameters of the checkpoint {source}: {names}", flush=True)
+
+
+def _semantics_name(arch: WingsArch) -> str:
+    if arch.semantics == presets.PAPER:
+        return "paper"
+    return f"release, prompt_length {arch.semantics.prompt_length}"
+
+
+def _is_equal(saved: Any, current: Any) -> bool:
+    if isinstance(saved, float) and isinstance(current, float):
+        return math.isclose(saved, current, rel_tol=1e-6)
+    return saved == current
+
+
+def _check_trainable(
+    missing: list[str], labels: Mapping[str, str], optimizer: config_lib.OptimizerConfig
+) -> None:
+    """Raises UserError for a newly initialized adapter that would never be trained."""
+    for path in missing:
+        if starting.is_adapter(path) and not optim.is_trained(labels, optimizer, path):
+            raise UserError(
+                f"config.optimizer.learning_rates.{labels[path]}: {path} is newly initialized but "
+                "its group is frozen (learning rate 0): it would never be trained"
+            )
+
+
+def _print_table(
+    abstract: Mapping[str, jax.ShapeDtypeStruct],
+    labels: Mapping[str, str],
+    optimizer: config_lib.OptimizerConfig,
+    missing: list[str],
+    origin: str,
+) -> None:
+    """Prints per group: learning rate, where it starts from, and the number of parameters."""
+    rates = {
+        group: f"{rate:g}" if rate else "frozen" for group, rate in optimizer.learning_rates.items()
+    }
+    columns = {
+        "group": labels,
+        "learning rate": {path: rates[group] for path, group in labels.items()},
+        "starts from": {path: "fresh" if path in missing else origin for path in abstract},
+    }
+    print(tree.describe(abstract, columns), flush=True)

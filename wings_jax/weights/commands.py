@@ -1,0 +1,240 @@
+"""What `python -m wings_jax.convert` runs: an import, an export, an inspection."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import pathlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import tqdm
+
+from wings_jax import axes, checkpoint, files, tree
+from wings_jax import config as config_lib
+from wings_jax.data import conversation
+from wings_jax.errors import UserError
+from wings_jax.formatting import format_names
+from wings_jax.model import presets
+from wings_jax.weights import exports, hf, hub, imports, inspection, sources, tokenizer_files
+from wings_jax.weights.rules import group_name
+
+# Choices of --dtype; None keeps each tensor as it is stored.
+DTYPES = {
+    "stored": None,
+    "float32": np.dtype(np.float32),
+    "bfloat16": np.dtype(ml_dtypes.bfloat16),
+    "float16": np.dtype(np.float16),
+}
+
+
+def run_import(arguments: argparse.Namespace) -> None:
+    """Plans and prints an import; without --dry-run writes the checkpoint."""
+    spec = open_sources(arguments)
+    mesh = parse_mesh(arguments.mesh)
+    steps, unfilled_paths = imports.plan_parts(spec, dtype=DTYPES[arguments.dtype], mesh=mesh)
+    for line in inspection.plan_lines(spec, steps, unfilled_paths):
+        print(line)
+
+    # Before any tensor is read: the tokenizer and the template have to fit.
+    tokenizer = read_tokenizer(spec, arguments.tokenizer)
+    config = import_config(spec, tokenizer, arguments.template)
+    if arguments.dry_run:
+        print("dry run: nothing written")
+        return
+
+    # Stream the tensors, then write the checkpoint; the directory appears when complete.
+    output = require_output(arguments)
+    start_time = time.monotonic()
+    with files.new_directory(output, need_bytes=imports.bytes_to_read(steps)) as temporary:
+        with progress("reading", imports.bytes_to_read(steps)) as on_read:
+            params = imports.load_parts(steps, on_read)
+        checkpoint.write_checkpoint(
+            temporary, params, config, spec.arch, tokenizer, hf_config=spec.hf_config
+        )
+
+    size = sum(array.nbytes for array in params.values())
+    seconds = time.monotonic() - start_time
+    print(f"{output}: {tree.count(params):,} parameters, {size / 1e9:.2f} GB, in {seconds:.0f} s")
+
+
+def open_sources(arguments: argparse.Namespace) -> imports.ImportSpec:
+    """Returns the import that the flags describe."""
+    vision = arguments.vision and hub.find_directory(arguments.vision, "--vision")
+
+    # A Wings checkpoint holds everything but perhaps the tower.
+    if arguments.wings:
+        if arguments.projector:
+            raise UserError("--projector: the checkpoint given with --wings has its own projector")
+        return sources.from_release(hub.find_directory(arguments.wings, "--wings"), vision)
+
+    # An LLM with its own tower and projector.
+    if arguments.projector and not vision:
+        raise UserError("--projector: needs the tower whose features it takes, --vision DIR")
+    projector = {"projector": arguments.projector, "projector_kind": arguments.projector_kind}
+    if arguments.gguf:
+        return sources.from_gguf(arguments.gguf, vision, **projector)
+    return sources.from_llm(hub.find_directory(arguments.llm, "--llm"), vision, **projector)
+
+
+def parse_mesh(text: str) -> jax.sharding.Mesh:
+    """Returns the mesh of `fsdp=4,tensor=2`; this host's memory for ''."""
+    if not text:
+        return axes.make_mesh({}, jax.local_devices(backend="cpu")[:1])
+    return axes.make_mesh(axes.parse_mesh(text))
+
+
+def read_tokenizer(spec: imports.ImportSpec, directory: str | None) -> dict[str, str]:
+    """Returns the tokenizer's files, name -> content, checked against the LLM's vocabulary.
+
+    They are those of `directory`, or of the import's sources.
+    """
+    path = directory or spec.tokenizer_directory
+    if path is None:
+        text_files = dict(spec.tokenizer_files)
+    else:
+        text_files = tokenizer_files.read_tokenizer_files(path, flag="--tokenizer")
+
+    # An embedding may have spare rows, but not too few.
+    tokens = len(checkpoint.open_tokenizer(text_files))
+    rows = spec.arch.decoder.vocab_size
+    if tokens > rows:
+        name = path or spec.parts[0].source
+        raise UserError(f"the tokenizer of {name} has {tokens} tokens, the LLM's embedding {rows}")
+    return text_files
+
+
+def import_config(
+    spec: imports.ImportSpec, tokenizer: Mapping[str, str], template: str | None
+) -> config_lib.Config:
+    """Returns the config of an imported checkpoint."""
+    if template is None:
+        template = conversation.get_template_for(checkpoint.open_tokenizer(tokenizer))
+    conversation.get_template(template)
+
+    # Presets are named; other models by their source.
+    arch = spec.arch
+    model = config_lib.ModelConfig(
+        llm=preset_name(presets.DECODERS, arch.decoder) or spec.parts[0].source,
+        vision=preset_name(presets.VISION, arch.vision) or spec.parts[-1].source,
+        projector=arch.projector,
+        learners=arch.learners,
+        router=arch.router,
+        rank=arch.rank,
+        gain=arch.gain,
+        semantics="paper" if arch.semantics == presets.PAPER else "release",
+        prompt_length=arch.semantics.prompt_length or config_lib.ModelConfig.prompt_length,
+        router_positions=arch.router_positions,
+    )
+    data = config_lib.DataConfig(template=template)
+    return config_lib.Config(stage="import", model=model, data=data)
+
+
+def preset_name(presets_by_name: Mapping[str, Any], arch: Any) -> str:
+    """Returns the name of the preset that equals `arch`, or ''."""
+    return next((name for name, preset in presets_by_name.items() if preset == arch), "")
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    """Writes a checkpoint in another format."""
+    step = checkpoint.find_step(arguments.checkpoint, flag="--checkpoint")
+    _, arch, _ = checkpoint.read_meta(step)
+    hf_config = checkpoint.read_hf_config(step)
+    params = read_params(step)
+    if arguments.merge_lora:
+        params = exports.merge_lora(params, arch)
+    dtype = DTYPES[arguments.dtype] if arguments.dtype else exports.common_dtype(params)
+
+    # The tensors are computed while they are written.
+    if arguments.format == "llm":
+        tensors, dropped_paths = exports.as_llm(params, arch, dtype=dtype)
+        config = {**hf_config, **hf.llm_config(arch.decoder)}
+        groups = sorted({group_name(path) for path in dropped_paths})
+        print(f"left out: {format_names(groups, 6)}" if groups else "nothing is left out")
+    else:
+        tensors = exports.as_release(params, arch, dtype=dtype)
+        config = exports.release_config(arch, hf_config)
+        if arch.learners and arch.semantics == presets.PAPER:
+            print("note: trained with the paper's semantics; the release's code computes its own")
+
+    size = sum(tensor.nbytes for tensor in tensors.values())
+    dtypes = ", ".join(sorted({tensor.dtype.name for tensor in tensors.values()}))
+    print(f"{step}: {len(tensors)} tensors, {dtypes}, {size / 1e9:.2f} GB")
+    if arguments.dry_run:
+        print("dry run: nothing written")
+        return
+
+    # The tokenizer of the source is exported as it was imported.
+    output = require_output(arguments)
+    tokenizer = checkpoint.read_tokenizer_files(step)
+    max_bytes = int(arguments.shard_gb * 1e9)
+    with progress("writing", size) as on_write:
+        exports.write_export(
+            output, tensors, config, tokenizer, max_bytes=max_bytes, on_write=on_write
+        )
+    print(output)
+
+
+def read_params(step: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns a checkpoint's flat parameters in this host's memory, also beside accelerators."""
+    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
+    targets = {
+        path: jax.ShapeDtypeStruct(meta.shape, meta.dtype, sharding=host)
+        for path, meta in checkpoint.read_shapes(step).items()
+    }
+    params = checkpoint.read_params(step, targets)
+    return {path: np.asarray(array) for path, array in params.items()}
+
+
+def run_inspect(arguments: argparse.Namespace) -> None:
+    """Prints what a file or directory is."""
+    step = checkpoint.newest_step(arguments.path)
+    if step is not None:
+        print("\n".join(checkpoint_lines(step)))
+        return
+
+    path = pathlib.Path(arguments.path)
+    if not path.is_file():
+        path = hub.find_directory(arguments.path, "inspect")
+    vision = arguments.vision and hub.find_directory(arguments.vision, "--vision")
+    print("\n".join(inspection.describe(path, vision)))
+
+
+def checkpoint_lines(step: pathlib.Path) -> list[str]:
+    """Returns the architecture, the parameters and the possible exports of a checkpoint."""
+    config, arch, number = checkpoint.read_meta(step)
+    shapes = checkpoint.read_shapes(step)
+    has_tower = any(path.startswith("vision/") for path in shapes)
+    lines = [f"{step}: a wings_jax checkpoint, stage {config.stage!r}, step {number}"]
+    lines += [f"  {line}" for line in inspection.arch_lines(arch, has_tower=has_tower)]
+
+    # What the parameters are, and which formats can hold them.
+    groups = {path: group_name(path) for path in shapes}
+    dtypes = {path: str(np.dtype(meta.dtype)) for path, meta in shapes.items()}
+    lines.append(tree.describe(shapes, {"group": groups, "dtype": dtypes}))
+
+    for name, export in (("wings", exports.as_release), ("llm", exports.as_llm)):
+        try:
+            export(shapes, arch)
+            lines.append(f"  exports as {name}: yes")
+        except UserError as error:
+            lines.append(f"  exports as {name}: no, {error}")
+    return lines
+
+
+def require_output(arguments: argparse.Namespace) -> pathlib.Path:
+    """Returns `--out`, which is optional in a dry run only."""
+    if not arguments.out:
+        raise UserError("--out is missing")
+    return pathlib.Path(arguments.out)
+
+
+@contextlib.contextmanager
+def progress(label: str, total: int) -> Iterator[Callable[[str, int], None]]:
+    """Shows a progress bar over bytes; yields the function that advances it."""
+    with tqdm.tqdm(total=total, desc=label, unit="B", unit_scale=True, delay=1) as bar:
+        yield lambda key, size: bar.update(size)

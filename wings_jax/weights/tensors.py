@@ -1,0 +1,58 @@
+"""Tensors of a checkpoint that are read only when needed, and the error of unusable weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from wings_jax.errors import UserError
+
+
+class WeightsError(UserError):
+    """Weights that do not fit or cannot be read; the message names keys, paths, shapes, files."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LazyTensor:
+    """An array that is read on demand: `np.asarray(tensor)` reads it.
+
+    shape    known without reading
+    dtype    known without reading
+    load     returns the array; called once per conversion to an array, nothing is cached
+    origin   the file (or parameter path) that it comes from, for messages
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+    load: Callable[[], np.ndarray]
+    origin: str = ""
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        array = self.load()
+        return array if dtype is None else array.astype(dtype, copy=False)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the array in memory."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+
+# Hugging Face key -> tensor.
+TensorMap = dict[str, LazyTensor]
+
+
+def check_finite(key: str, array: np.ndarray, source: str) -> None:
+    """Raises WeightsError if a floating-point array holds NaN or infinity."""
+    if array.dtype == ml_dtypes.bfloat16:
+        # The exponent is all ones exactly for NaN and infinity; far cheaper than a conversion.
+        is_bad = bool(np.any((array.view(np.uint16) & 0x7F80) == 0x7F80))
+    else:
+        is_bad = array.dtype.kind == "f" and not np.isfinite(array).all()
+
+    if is_bad:
+        raise WeightsError(f"{key} of {source} holds NaN or infinity")
