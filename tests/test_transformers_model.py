@@ -15,7 +15,7 @@ import wings_jax
 from wings_jax import tree
 from wings_jax.model import layout, presets
 from wings_jax.model.wings import Wings
-from wings_jax.weights import rules, transformers_format
+from wings_jax.weights import transfer, transformers_format
 
 torch = pytest.importorskip("torch")
 
@@ -65,7 +65,7 @@ def torch_model(code, arch, *, attention="sdpa"):
     config._attn_implementation = attention
     other = code.WingsForConditionalGeneration(config).eval()
     table = transformers_format.wings_rules(arch)
-    tensors = rules.export_tree(table, tree.flatten(params))
+    tensors = transfer.export_tree(table, tree.flatten(params))
     state = {key: torch.from_numpy(np.array(tensor)) for key, tensor in tensors.items()}
     missing, unexpected = other.load_state_dict(state, strict=False)
     assert not unexpected
@@ -133,7 +133,7 @@ def test_the_table_is_total(name):
     arch = VARIANTS[name]
     flat = tree.flatten(tiny_model.init(Wings(arch)))
     table = transformers_format.wings_rules(arch)
-    assert sorted(rule.ours for rule in table) == sorted(flat)
+    assert sorted(rule.path for rule in table) == sorted(flat)
 
 
 @pytest.mark.parametrize("name", [n for n in VARIANTS if not n.startswith("release")])

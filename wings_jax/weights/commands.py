@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -20,7 +21,16 @@ from wings_jax.data import conversation
 from wings_jax.errors import UserError
 from wings_jax.formatting import format_names
 from wings_jax.model import presets
-from wings_jax.weights import exports, hf, hub, imports, inspection, sources, tokenizer_files
+from wings_jax.weights import (
+    exports,
+    hf,
+    hub,
+    imports,
+    inspection,
+    sources,
+    tokenizer_files,
+    transformers_format,
+)
 from wings_jax.weights.rules import group_name
 
 # Choices of --dtype; None keeps each tensor as it is stored.
@@ -71,6 +81,9 @@ def open_sources(arguments: argparse.Namespace) -> imports.ImportSpec:
         if arguments.projector:
             raise UserError("--projector: the checkpoint given with --wings has its own projector")
         return sources.from_release(hub.find_directory(arguments.wings, "--wings"), vision)
+
+    if arguments.transformers:
+        return transformers_format.from_transformers(arguments.transformers)
 
     # An LLM with its own tower and projector.
     if arguments.projector and not vision:
@@ -142,11 +155,13 @@ def preset_name(presets_by_name: Mapping[str, Any], arch: Any) -> str:
 def run_export(arguments: argparse.Namespace) -> None:
     """Writes a checkpoint in another format."""
     step = checkpoint.find_step(arguments.checkpoint, flag="--checkpoint")
-    _, arch, _ = checkpoint.read_meta(step)
+    train_config, arch, _ = checkpoint.read_meta(step)
     hf_config = checkpoint.read_hf_config(step)
+    tokenizer = checkpoint.read_tokenizer_files(step)
     params = read_params(step)
     if arguments.merge_lora:
         params = exports.merge_lora(params, arch)
+        arch = dataclasses.replace(arch, lora_rank=0)
     dtype = DTYPES[arguments.dtype] if arguments.dtype else exports.common_dtype(params)
 
     # The tensors are computed while they are written.
@@ -155,6 +170,10 @@ def run_export(arguments: argparse.Namespace) -> None:
         config = {**hf_config, **hf.llm_config(arch.decoder)}
         groups = sorted({group_name(path) for path in dropped_paths})
         print(f"left out: {format_names(groups, 6)}" if groups else "nothing is left out")
+    elif arguments.format == "transformers":
+        tensors = transformers_format.as_transformers(params, arch, dtype=dtype)
+        template = conversation.template_from_settings(train_config.data)
+        config, tokenizer = transformers_format.export_files(arch, tokenizer, template)
     else:
         tensors = exports.as_release(params, arch, dtype=dtype)
         config = exports.release_config(arch, hf_config)
@@ -170,7 +189,6 @@ def run_export(arguments: argparse.Namespace) -> None:
 
     # The tokenizer of the source is exported as it was imported.
     output = require_output(arguments)
-    tokenizer = checkpoint.read_tokenizer_files(step)
     max_bytes = int(arguments.shard_gb * 1e9)
     with progress("writing", size) as on_write:
         exports.write_export(
@@ -217,7 +235,12 @@ def checkpoint_lines(step: pathlib.Path) -> list[str]:
     dtypes = {path: str(np.dtype(meta.dtype)) for path, meta in shapes.items()}
     lines.append(tree.describe(shapes, {"group": groups, "dtype": dtypes}))
 
-    for name, export in (("wings", exports.as_release), ("llm", exports.as_llm)):
+    formats = {
+        "transformers": transformers_format.as_transformers,
+        "wings": exports.as_release,
+        "llm": exports.as_llm,
+    }
+    for name, export in formats.items():
         try:
             export(shapes, arch)
             lines.append(f"  exports as {name}: yes")

@@ -7,11 +7,23 @@ holds has a key, so that an export is read back bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
+import importlib.resources
+import json
+import os
+from collections.abc import Mapping
 from typing import Any
 
-from wings_jax.model import presets
-from wings_jax.weights import hf, release, rules
+import tokenizers
 
+from wings_jax.data import conversation
+from wings_jax.model import presets
+from wings_jax.weights import hf, release, rules, store, tokenizer_files, transfer
+from wings_jax.weights.imports import ImportPart, ImportSpec
+from wings_jax.weights.tensors import LazyTensor, WeightsError
+
+CODE_FILES = ("configuration_wings.py", "modeling_wings.py", "processing_wings.py")
+IMAGE_TOKEN = "<image>"
 LANGUAGE_MODEL = "model.language_model."
 TOWER = "model.vision_tower."
 PROJECTOR = "model.projector."
@@ -55,17 +67,17 @@ def wings_rules(arch: presets.WingsArch) -> tuple[rules.Rule, ...]:
     """Returns the table of a whole model: every parameter path has exactly one row."""
     rows = []
     for rule in hf.decoder_rules(arch.decoder):
-        key = rule.foreign.replace("model.", LANGUAGE_MODEL, 1)
-        rows.append(rules.Rule(key, f"decoder/{rule.ours}", rule.dims))
+        key = rule.hf_key.replace("model.", LANGUAGE_MODEL, 1)
+        rows.append(rules.Rule(key, f"decoder/{rule.path}", rule.dims))
 
     layers = "decoder/layers/"
     for name in arch.learners:
         key = f"{LAYER}learners.{name}."
-        rows += rules.under(LEARNER, foreign=key, ours=f"{layers}{name}/")
+        rows += rules.with_prefix(LEARNER, hf_key=key, path=f"{layers}{name}/")
     if arch.router:
-        rows += rules.under(ROUTER, foreign=LAYER, ours=layers)
+        rows += rules.with_prefix(ROUTER, hf_key=LAYER, path=layers)
     if arch.prefix_length:
-        rows += rules.under(PREFIX, foreign=LAYER, ours=layers)
+        rows += rules.with_prefix(PREFIX, hf_key=LAYER, path=layers)
     for target in arch.lora_targets if arch.lora_rank else ():
         module, path, a_dims, b_dims = LORA[target]
         rows.append(rules.Rule(f"{LAYER}{module}.lora_a.weight", f"{layers}{path}/a", a_dims))
@@ -76,7 +88,7 @@ def wings_rules(arch: presets.WingsArch) -> tuple[rules.Rule, ...]:
         dims = "O D <-> D O" if index else "D E <-> E D"
         rows.append(rules.Rule(f"{key}.weight", f"{path}/kernel", dims))
         rows.append(rules.Rule(f"{key}.bias", f"{path}/bias", "D <-> D"))
-    return (*rows, *rules.under(hf.vision_rules(arch.vision), foreign=TOWER, ours="vision/"))
+    return (*rows, *rules.with_prefix(hf.vision_rules(arch.vision), hf_key=TOWER, path="vision/"))
 
 
 def wings_config(arch: presets.WingsArch, *, image_token_id: int) -> dict[str, Any]:
@@ -92,7 +104,12 @@ def wings_config(arch: presets.WingsArch, *, image_token_id: int) -> dict[str, A
         },
         "model_type": "wings",
         "text_config": hf.llm_config(arch.decoder),
-        "vision_config": hf.vision_config(arch.vision),
+        "vision_config": {
+            **hf.vision_config(arch.vision),
+            # What the tower was before the layers behind the features were left out.
+            "tower_num_hidden_layers": arch.vision.num_layers,
+            "tower_feature_layer": arch.vision.feature_layer,
+        },
         "tie_word_embeddings": arch.decoder.tie_embeddings,
         "image_token_id": image_token_id,
         "image_seq_length": arch.vision.num_patches,
@@ -112,3 +129,204 @@ def wings_config(arch: presets.WingsArch, *, image_token_id: int) -> dict[str, A
         "lora_targets": list(arch.lora_targets) if arch.lora_rank else [],
         "prefix_length": arch.prefix_length,
     }
+
+
+def as_transformers(
+    params: Mapping[str, Any], arch: presets.WingsArch, *, dtype: Any = None
+) -> dict[str, LazyTensor]:
+    """Returns the tensors of a whole model under the keys of `modeling_wings.py`.
+
+    Raises:
+      WeightsError: the checkpoint is not a whole model, as an LLM without a tower.
+    """
+    table = wings_rules(arch)
+    missing = sorted({rules.group_name(rule.path) for rule in table if rule.path not in params})
+    if missing:
+        raise WeightsError(
+            f"the transformers format holds whole models, {missing[0]} is missing; "
+            "--format llm exports the LLM alone"
+        )
+    return transfer.export_tree(table, params, dtype=dtype)
+
+
+def export_files(
+    arch: presets.WingsArch,
+    tokenizer: Mapping[str, str],
+    template: conversation.Template,
+) -> tuple[dict[str, Any], dict[str, str]]:
+    """Returns `config.json` and the text files of an exported directory, name -> content.
+
+    The tokenizer gets the token `<image>`, if it does not have one: it stands for one slot of an
+    image, and is never read from what people write.
+    """
+    tokenizer_json, image_token_id = _with_image_token(tokenizer["tokenizer.json"])
+    text_files = {**tokenizer, "tokenizer.json": tokenizer_json}
+    tokenizer_config = json.loads(tokenizer.get("tokenizer_config.json", "{}"))
+    tokenizer_config.pop("chat_template", None)
+    tokenizer_config["padding_side"] = "left"
+    text_files["tokenizer_config.json"] = store.dump_json(tokenizer_config)
+    text_files["chat_template.jinja"] = chat_template(template)
+
+    # The processor: the template as data, and how images are prepared.
+    text_files["processor_config.json"] = store.dump_json(
+        {
+            "auto_map": {"AutoProcessor": "processing_wings.WingsProcessor"},
+            "processor_class": "WingsProcessor",
+            "template": dataclasses.asdict(template),
+            "image_size": arch.vision.image_size,
+            "image_mean": list(arch.vision.mean),
+            "image_std": list(arch.vision.std),
+            "image_seq_length": arch.vision.num_patches,
+        }
+    )
+    text_files["generation_config.json"] = store.dump_json(_generation_config(tokenizer, template))
+
+    code = importlib.resources.files("wings_jax.weights") / "transformers_code"
+    for name in CODE_FILES:
+        text_files[name] = (code / name).read_text(encoding="utf-8")
+    return wings_config(arch, image_token_id=image_token_id), text_files
+
+
+def _generation_config(
+    tokenizer: Mapping[str, str], template: conversation.Template
+) -> dict[str, Any]:
+    """Returns the ids that end an answer: the template's end of turn, and the LLM's own."""
+    vocabulary = tokenizers.Tokenizer.from_str(tokenizer["tokenizer.json"])
+    own = json.loads(tokenizer.get("generation_config.json", "{}")).get("eos_token_id")
+    ids = own if isinstance(own, list) else [own]
+
+    tokenizer_config = json.loads(tokenizer.get("tokenizer_config.json", "{}"))
+    eos_token = tokenizer_config.get("eos_token")
+    eos_token = eos_token["content"] if isinstance(eos_token, dict) else eos_token
+    ids += [vocabulary.token_to_id(token) for token in _end_tokens(template, eos_token)]
+    ids = sorted({token_id for token_id in ids if token_id is not None})
+    return {"eos_token_id": ids, "pad_token_id": ids[0]} if ids else {}
+
+
+def _end_tokens(template: conversation.Template, eos_token: str | None) -> list[str]:
+    return [token for token in (template.speakers["gpt"].after.strip(), eos_token) if token]
+
+
+def chat_template(template: conversation.Template) -> str:
+    """Returns the template in Jinja, for messages of texts or of text and image parts."""
+    system = template.speakers["system"]
+    names = {"system": "system", "user": "human", "assistant": "gpt"}
+    markup = {role: template.speakers[speaker] for role, speaker in names.items()}
+    before = json.dumps({role: one.before for role, one in markup.items()})
+    after = json.dumps({role: one.after for role, one in markup.items()})
+    quote = json.dumps
+    trim = " | trim" if template.strip else ""
+    default_system = ""
+    if template.system:
+        text = system.before + template.system + system.after + template.between
+        default_system = (
+            "{%- if messages[0]['role'] != 'system' %}{{- " + quote(text) + " }}{%- endif %}"
+        )
+    return (
+        "{%- set before = " + before + " %}{%- set after = " + after + " %}"
+        "{{- " + quote(template.start) + " }}" + default_system + "{%- for message in messages %}"
+        "{%- set content = namespace(text='') %}"
+        "{%- if message['content'] is string %}{%- set content.text = message['content'] %}"
+        "{%- else %}{%- set image = namespace(before=false) %}"
+        "{%- for part in message['content'] %}{%- if part['type'] == 'image' %}"
+        "{%- set content.text = content.text + '<image>' %}{%- set image.before = true %}"
+        "{%- else %}"
+        "{%- if image.before and not part['text'].startswith('\\n') %}"
+        "{%- set content.text = content.text + '\\n' %}{%- endif %}"
+        "{%- set content.text = content.text + part['text'] %}{%- set image.before = false %}"
+        "{%- endif %}{%- endfor %}{%- endif %}"
+        "{{- before[message['role']] }}"
+        "{%- if message['role'] == 'assistant' %}{{- " + quote(template.lead) + " }}{%- endif %}"
+        "{{- content.text" + trim + " }}{{- after[message['role']] }}"
+        "{%- if not loop.last or add_generation_prompt %}{{- " + quote(template.between) + " }}"
+        "{%- endif %}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- before['assistant'] }}{%- endif %}"
+    )
+
+
+def _with_image_token(tokenizer_json: str) -> tuple[str, int]:
+    """Returns `tokenizer.json` with the token `<image>`, and its id."""
+    vocabulary = tokenizers.Tokenizer.from_str(tokenizer_json).get_vocab(with_added_tokens=True)
+    if IMAGE_TOKEN in vocabulary:
+        return tokenizer_json, vocabulary[IMAGE_TOKEN]
+
+    content = json.loads(tokenizer_json)
+    image_token_id = max(vocabulary.values()) + 1
+    content["added_tokens"].append(
+        {
+            "id": image_token_id,
+            "content": IMAGE_TOKEN,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+            "special": True,
+        }
+    )
+    return json.dumps(content, ensure_ascii=False), image_token_id
+
+
+def from_transformers(directory: str | os.PathLike) -> ImportSpec:
+    """Returns the import of a directory that `--format transformers` wrote, bit for bit.
+
+    Raises:
+      WeightsError, UserError: it is not one, or it is incomplete.
+    """
+    config = store.read_config(directory)
+    if config.get("model_type") != "wings":
+        raise WeightsError(
+            f"{directory}/config.json: model_type {config.get('model_type')!r} is not 'wings'"
+        )
+    arch = arch_from_config(config, processor=store.read_config(directory, "processor_config.json"))
+    part = ImportPart("Wings", str(directory), wings_rules(arch), store.open_tensors(directory))
+    text_files = tokenizer_files.read_tokenizer_files(directory, flag="--tokenizer")
+    vocab_size = arch.decoder.vocab_size
+    text_files["tokenizer.json"] = _without_image_token(text_files["tokenizer.json"], vocab_size)
+    return ImportSpec(
+        arch, (part,), fresh=(), hf_config=config["text_config"], tokenizer_files=text_files
+    )
+
+
+def _without_image_token(tokenizer_json: str, vocab_size: int) -> str:
+    """Returns `tokenizer.json` without a token `<image>` that the LLM has no embedding for."""
+    content = json.loads(tokenizer_json)
+    content["added_tokens"] = [
+        token
+        for token in content["added_tokens"]
+        if token["content"] != IMAGE_TOKEN or token["id"] < vocab_size
+    ]
+    return json.dumps(content, ensure_ascii=False)
+
+
+def arch_from_config(
+    config: Mapping[str, Any], *, processor: Mapping[str, Any]
+) -> presets.WingsArch:
+    """Returns the architecture of an exported `config.json`: the reverse of `wings_config`."""
+    tower = config["vision_config"]
+    tower = {
+        **tower,
+        "num_hidden_layers": tower["tower_num_hidden_layers"],
+        "vision_feature_layer": tower["tower_feature_layer"],
+    }
+    layers = config["learner_layers"]
+    return presets.WingsArch(
+        decoder=presets.decoder_from_hf(config["text_config"]),
+        vision=presets.vision_from_hf(tower, processor),
+        projector=config["projector"],
+        learners=tuple(config["learners"]),
+        router=config["router"],
+        rank=config["learner_rank"],
+        learner_layers=None if layers is None else tuple(layers),
+        gain=config["gain"],
+        router_positions=config["router_positions"],
+        semantics=presets.Semantics(
+            config["learner_query"],
+            scaled_rope=config["learner_scaled_rope"],
+            ungated_when_alone=config["ungated_when_alone"],
+            prompt_length=config["prompt_length"],
+        ),
+        lora_rank=config["lora_rank"],
+        lora_alpha=config["lora_alpha"],
+        lora_targets=tuple(config["lora_targets"]) or presets.WingsArch.lora_targets,
+        prefix_length=config["prefix_length"],
+    )

@@ -1,0 +1,168 @@
+"""`export --format transformers`: a directory that runs without wings_jax, and comes back."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.resources
+import json
+import pathlib
+import subprocess
+import sys
+
+import inference_cases as cases
+import numpy as np
+import pytest
+import tiny_model
+from PIL import Image
+
+import wings_jax
+from wings_jax import checkpoint, config, tree
+from wings_jax import convert as convert_entry
+from wings_jax.data import conversation
+from wings_jax.inference.prompts import Request
+from wings_jax.inference.sampling import SamplingParams
+from wings_jax.model.wings import Wings
+
+pytest.importorskip("torch")
+
+# Runs where neither wings_jax nor jax can be imported.
+SCRIPT = """
+import json, sys
+sys.modules["jax"] = sys.modules["wings_jax"] = None
+import torch
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+directory, requests = sys.argv[1], json.loads(sys.argv[2])
+model = AutoModelForImageTextToText.from_pretrained(
+    directory, trust_remote_code=True, dtype=torch.float32
+).eval()
+processor = AutoProcessor.from_pretrained(directory, trust_remote_code=True)
+results = []
+for messages in requests:
+    inputs = processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    output = model.generate(**inputs, max_new_tokens=8, do_sample=False)
+    new = output[:, inputs["input_ids"].shape[1] :]
+    pixels = inputs["pixel_values"] if "pixel_values" in inputs else None
+    results.append({
+        "ids": inputs["input_ids"][0].tolist(),
+        "new": new[0].tolist(),
+        "text": text,
+        "jinja": processor.tokenizer.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        ),
+        "pixels": None if pixels is None else pixels[0].double().sum().item(),
+    })
+together = processor.apply_chat_template(
+    requests, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+)
+output = model.generate(**together, max_new_tokens=8, do_sample=False)
+batched = output[:, together["input_ids"].shape[1] :].tolist()
+print(json.dumps({"results": results, "batched": batched}))
+"""
+
+
+def write_checkpoint(directory: pathlib.Path, case: str) -> pathlib.Path:
+    """Writes a random small model that has every parameter of a real tower."""
+    arch = cases.with_vocabulary(cases.ARCHS[case], len(cases.tokenizer()))
+    arch = dataclasses.replace(arch, vision=dataclasses.replace(arch.vision, post_norm=True))
+    params = tree.flatten(tiny_model.init(Wings(arch)))
+    llm = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
+    names = ("tokenizer.json", "tokenizer_config.json")
+    files = {name: (llm / name).read_text(encoding="utf-8") for name in names}
+    checkpoint.write_checkpoint(directory, params, config.Config(), arch, files)
+    return directory
+
+
+def convert(monkeypatch, *arguments: object) -> None:
+    """Runs `python -m wings_jax.convert` in this process."""
+    monkeypatch.setattr(sys, "argv", ["convert", *map(str, arguments)])
+    convert_entry.main()
+
+
+def messages_of(question: str, image: pathlib.Path | None = None) -> list[dict]:
+    parts = [{"type": "text", "text": question}]
+    if image is not None:
+        parts.insert(0, {"type": "image", "path": str(image)})
+    return [{"role": "user", "content": parts}]
+
+
+def run_script(directory: pathlib.Path, requests: list) -> dict:
+    """Runs SCRIPT on an exported directory and returns what it prints."""
+    command = [sys.executable, "-c", SCRIPT, str(directory), json.dumps(requests)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=directory)
+    assert done.returncode == 0, done.stderr[-3000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.mark.parametrize("case", ["router", "prefix"])
+def test_an_export_answers_without_wings_jax(case, tmp_path, monkeypatch):
+    workdir = write_checkpoint(tmp_path / "run", case)
+    convert(
+        monkeypatch,
+        "export",
+        "--checkpoint",
+        workdir,
+        "--format",
+        "transformers",
+        "--out",
+        tmp_path / "hf",
+    )
+    picture = tmp_path / "scene.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 47, 3), np.uint8)
+    Image.fromarray(pixels).save(picture)
+
+    long = [
+        *messages_of("What is red?", picture),
+        {"role": "assistant", "content": "A cat."},
+        {"role": "user", "content": "Where? <|im_end|> <image>"},
+    ]
+    requests = [messages_of("What is 1 plus 2?"), messages_of("What is red?", picture), long]
+    found = run_script(tmp_path / "hf", requests)
+
+    model = wings_jax.load(workdir)
+    turns = [
+        [{"from": "human", "value": "What is 1 plus 2?"}],
+        [{"from": "human", "value": "<image>\nWhat is red?"}],
+        [{"from": "human", "value": "<image>\nWhat is red?"}, {"from": "gpt", "value": "A cat."}],
+    ]
+    params = SamplingParams(max_new_tokens=8)
+    for result, conversation_turns, batched in zip(
+        found["results"], turns[:2], found["batched"], strict=False
+    ):
+        has_image = "<image>" in conversation_turns[0]["value"]
+        request = Request(conversation_turns, (picture,) if has_image else (), params)
+        wanted = list(model.generate(request).tokens)
+        assert result["new"][: len(wanted)] == wanted
+        assert batched[: len(wanted)] == wanted
+    assert all(result["text"] == result["jinja"] for result in found["results"])
+
+
+@pytest.mark.parametrize("name", conversation.TEMPLATES)
+def test_the_processor_writes_the_ids_of_training(name, tmp_path):
+    """Also where people write control tokens or `<image>`."""
+
+
+@pytest.mark.parametrize("case", cases.ARCHS)
+def test_export_and_import_are_bit_exact(case, tmp_path, monkeypatch):
+    workdir = write_checkpoint(tmp_path / "run", case)
+    convert(
+        monkeypatch,
+        "export",
+        "--checkpoint",
+        workdir,
+        "--format",
+        "transformers",
+        "--out",
+        tmp_path / "hf",
+    )
+    convert(monkeypatch, "import", "--transformers", tmp_path / "hf", "--out", tmp_path / "back")
+    before, after = (checkpoint.find_step(x, flag="") for x in (workdir, tmp_path / "back"))
+    assert checkpoint.read_meta(after)[1] == checkpoint.read_meta(before)[1]
+    wanted, found = checkpoint.read_params(before), checkpoint.read_params(after)
+    assert wanted.keys() == found.keys()
+    for path in wanted:
+        np.testing.assert_array_equal(wanted[path], found[path], err_msg=path)
