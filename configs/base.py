@@ -1,8 +1,8 @@
-"""What all stages share, and the presets: which LLM, tower, data and mesh.
+"""What all stages share, and the presets: which LLM, vision tower, data and mesh.
 
 tiny             ships with the package and runs anywhere, with nothing downloaded
-smollm2_scenes   SmolLM2-135M-Instruct with the tiny tower and its pictures
-the others       real models; `python -m wings_jax.convert import` makes the start of all but tiny
+smollm2_scenes   SmolLM2-135M-Instruct with the tiny tower and its images
+the others       real models; `python -m wings_jax.convert import` writes the start of all but tiny
 """
 
 from ml_collections import config_dict
@@ -23,25 +23,26 @@ GROUPS = {
     "llm": "decoder/.*",
 }
 
-ON_SCENES = ("tiny", "smollm2_scenes")  # presets that train on the embedded pictures
+ON_SCENES = ("tiny", "smollm2_scenes")  # presets that train on the embedded data set
 
-# preset -> (LLM, tower, template, mesh)
+# preset -> (LLM, vision tower, template)
 REAL = {
-    "qwen1_5_0_5b": ("qwen1_5_0_5b", "siglip_so400m_384", "chatml", {"fsdp": 1}),
-    "qwen1_5_1_8b": ("qwen1_5_1_8b", "siglip_so400m_384", "chatml", {"fsdp": 4}),
-    "qwen1_5_7b": ("qwen1_5_7b", "siglip_so400m_384", "chatml", {"fsdp": 8}),
-    "qwen1_5_7b_clip": ("qwen1_5_7b", "clip_large_336", "chatml", {"fsdp": 8}),
-    "vicuna_7b": ("vicuna_7b", "clip_large_336", "vicuna", {"fsdp": 8}),
-    "vicuna_7b_siglip": ("vicuna_7b", "siglip_so400m_384", "vicuna", {"fsdp": 8}),
-    "llama3_1_8b": ("llama3_1_8b", "siglip_so400m_384", "llama3", {"fsdp": 8}),
-    "smollm2_135m": ("smollm2_135m", "siglip_base_224", "chatml", {"fsdp": 1}),
+    "qwen1_5_0_5b": ("qwen1_5_0_5b", "siglip_so400m_384", "chatml"),
+    "qwen1_5_1_8b": ("qwen1_5_1_8b", "siglip_so400m_384", "chatml"),
+    "qwen1_5_7b": ("qwen1_5_7b", "siglip_so400m_384", "chatml"),
+    "qwen1_5_7b_clip": ("qwen1_5_7b", "clip_large_336", "chatml"),
+    "vicuna_7b": ("vicuna_7b", "clip_large_336", "vicuna"),
+    "vicuna_7b_siglip": ("vicuna_7b", "siglip_so400m_384", "vicuna"),
+    "llama3_1_8b": ("llama3_1_8b", "siglip_so400m_384", "llama3"),
+    "smollm2_135m": ("smollm2_135m", "siglip_base_224", "chatml"),
 }
+PRESETS = (*ON_SCENES, *REAL)
 
 
 def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
     """Returns everything but what a stage adds. Raises ValueError for an unknown preset."""
-    if preset not in ON_SCENES and preset not in REAL:
-        raise ValueError(f"preset {preset!r} is not one of {', '.join([*ON_SCENES, *REAL])}")
+    if preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is not one of {', '.join(PRESETS)}")
     config = config_lib.default()
     with config.unlocked():
         if preset in REAL:
@@ -50,6 +51,16 @@ def get_config(preset: str = "tiny") -> config_dict.ConfigDict:
             _on_scenes(config)
             _tiny(config) if preset == "tiny" else _smollm2(config)
     return config
+
+
+def name_stage(config: config_dict.ConfigDict, stage: str, preset: str, *, after: str = "") -> None:
+    """Sets the stage's name, its workdir and, as its start, the workdir of the stage before.
+
+    Workdirs are runs/STAGE for the tiny preset and runs/STAGE-PRESET for the others.
+    """
+    suffix = "" if preset == "tiny" else f"-{preset}"
+    config.stage, config.workdir = stage, f"runs/{stage}{suffix}"
+    config.init_from = f"runs/{after}{suffix}" if after else ""
 
 
 def groups(config: config_dict.ConfigDict, **learning_rates: float) -> None:
@@ -89,7 +100,8 @@ def _on_scenes(config: config_dict.ConfigDict) -> None:
 
 def _tiny(config: config_dict.ConfigDict) -> None:
     config.batch_size = 32
-    config.optimizer.name, config.optimizer.b2 = "muon", 0.95  # a few hundred steps must do
+    # Few steps must suffice.
+    config.optimizer.name, config.optimizer.b2 = "muon", 0.95
     config.loss_chunk = 256
 
 
@@ -100,9 +112,10 @@ def _smollm2(config: config_dict.ConfigDict) -> None:
 
 
 def _real(config: config_dict.ConfigDict, preset: str) -> None:
-    llm, vision, template, mesh = REAL[preset]
+    llm, vision, template = REAL[preset]
     config.model.llm, config.model.vision = llm, vision
     config.data.template = template
     config.data.sources = {"llava": source()}
     config.batch_size = 32
-    config.mesh.update(mesh)
+    # All devices share the parameters; the rest of a large job goes to `data` by hand.
+    config.mesh.data, config.mesh.fsdp = 1, -1

@@ -1,9 +1,9 @@
-"""Wings on a frozen LLM: projector and visual learners train on, on the data of stage 2.
+"""Wings on a frozen LLM: projector and visual learners train further on the data of stage 2.
 
     python -m wings_jax.train --config=configs/frozen_llm.py             # after stage1.py
 
-A row without an image gets exactly nothing from the visual learners, so text-only answers are
-the base LLM's, token for token. One learner needs no router: its softmax would always be 1.
+The visual learners add exactly 0 to a row without an image, so text-only answers are those of the
+base LLM, token for token. One learner needs no router: its softmax would always be 1.
 """
 
 from configs import base, stage2
@@ -11,7 +11,7 @@ from configs import base, stage2
 
 def get_config(preset: str = "tiny"):
     config = stage2.get_config(preset)
-    config.stage, config.workdir = "frozen_llm", "runs/frozen_llm"
+    base.name_stage(config, "frozen_llm", preset, after="stage1")
     config.model.learners, config.model.router = ("visual",), False
     base.groups(config, projector=2e-5, visual=2e-4)
     if preset == "tiny":

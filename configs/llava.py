@@ -12,8 +12,7 @@ from configs import base, stage2
 
 def get_config(preset: str = "tiny"):
     config = stage2.get_config(preset)
-    config.stage, config.workdir = "llava", "runs/llava"
-    config.init_from = "runs/llava_stage1"
+    base.name_stage(config, "llava", preset, after="llava_stage1")
     config.model.learners, config.model.router = (), False
     rates = config.optimizer.learning_rates
     base.groups(config, projector=rates.projector, llm=rates.llm)

@@ -10,7 +10,7 @@ from configs import base, stage2
 
 def get_config(preset: str = "tiny"):
     config = stage2.get_config(preset)
-    config.stage, config.workdir, config.init_from = "lora", "runs/lora", "runs/llava_stage1"
+    base.name_stage(config, "lora", preset, after="llava_stage1")
     config.model.learners, config.model.router = (), False
     config.model.lora_rank, config.model.lora_alpha = 128, 256.0
     base.groups(config, projector=2e-5, lora=2e-4)

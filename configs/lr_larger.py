@@ -10,7 +10,7 @@ from configs import base, stage2
 
 def get_config(preset: str = "tiny"):
     config = stage2.get_config(preset)
-    config.stage, config.workdir = "lr_larger", "runs/lr_larger"
+    base.name_stage(config, "lr_larger", preset, after="stage1")
     rates = config.optimizer.learning_rates
     base.groups(config, **{name: rates.projector for name, rate in rates.items() if rate})
     return config

@@ -10,7 +10,7 @@ from configs import base, stage2
 
 def get_config(preset: str = "tiny"):
     config = stage2.get_config(preset)
-    config.stage, config.workdir = "lr_smaller", "runs/lr_smaller"
+    base.name_stage(config, "lr_smaller", preset, after="stage1")
     rates = config.optimizer.learning_rates
     base.groups(config, **{name: rates.llm for name, rate in rates.items() if rate})
     return config

@@ -2,7 +2,7 @@
 
     python -m wings_jax.train --config=configs/no_router.py              # after stage1.py
 
-Both count 1 wherever they see anything, as the visual learner does in stage 1.
+Both have weight 1 wherever they have visible keys, as the visual learner does in stage 1.
 """
 
 from configs import base, stage2
@@ -10,7 +10,7 @@ from configs import base, stage2
 
 def get_config(preset: str = "tiny"):
     config = stage2.get_config(preset)
-    config.stage, config.workdir = "no_router", "runs/no_router"
+    base.name_stage(config, "no_router", preset, after="stage1")
     config.model.router = False
     rates = dict(config.optimizer.learning_rates)
     rates.pop("router")

@@ -2,7 +2,8 @@
 
     python -m wings_jax.train --config=configs/prefix.py                 # after llava_stage1.py
 
-The prefix has a softmax and a zero gate of its own (`model/layers.py`). The paper gives no numbers.
+The prefix has its own softmax and a gate that starts at 0 (`model/layers.py`). Its size and rates
+are not in the paper.
 """
 
 from configs import base, stage2
@@ -10,7 +11,7 @@ from configs import base, stage2
 
 def get_config(preset: str = "tiny"):
     config = stage2.get_config(preset)
-    config.stage, config.workdir, config.init_from = "prefix", "runs/prefix", "runs/llava_stage1"
+    base.name_stage(config, "prefix", preset, after="llava_stage1")
     config.model.learners, config.model.router = (), False
     config.model.prefix_length = 32
     base.groups(config, projector=2e-5, prefix=5e-3)

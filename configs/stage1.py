@@ -10,7 +10,7 @@ from configs import base
 
 def get_config(preset: str = "tiny"):
     config = base.get_config(preset)
-    config.stage, config.workdir = "stage1", "runs/stage1"
+    base.name_stage(config, "stage1", preset)
     config.model.learners = ("visual",)
     base.groups(config, projector=1e-3, visual=1e-3)  # the release: 2e-5 for both, batch 256
     if preset == "tiny":

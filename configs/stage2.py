@@ -10,7 +10,7 @@ from configs import base
 
 def get_config(preset: str = "tiny"):
     config = base.get_config(preset)
-    config.stage, config.workdir, config.init_from = "stage2", "runs/stage2", "runs/stage1"
+    base.name_stage(config, "stage2", preset, after="stage1")
     config.model.learners, config.model.router = ("visual", "textual"), True
     # The release: 2e-6, projector 1e-5, batch 64.
     base.groups(config, projector=1e-5, visual=2e-6, textual=2e-6, router=2e-6, llm=2e-6)

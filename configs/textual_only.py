@@ -10,8 +10,7 @@ from configs import base, stage2
 
 def get_config(preset: str = "tiny"):
     config = stage2.get_config(preset)
-    config.stage, config.workdir = "textual_only", "runs/textual_only"
-    config.init_from = "runs/llava_stage1"
+    base.name_stage(config, "textual_only", preset, after="llava_stage1")
     config.model.learners, config.model.router = ("textual",), False
     rates = config.optimizer.learning_rates
     base.groups(config, projector=rates.projector, textual=rates.textual, llm=rates.llm)

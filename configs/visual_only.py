@@ -2,7 +2,7 @@
 
     python -m wings_jax.train --config=configs/visual_only.py            # after stage1.py
 
-They count 1, as in stage 1; unlike in frozen_llm.py the LLM trains too.
+They have weight 1, as in stage 1; unlike in frozen_llm.py the LLM trains too.
 """
 
 from configs import base, stage2
@@ -10,7 +10,7 @@ from configs import base, stage2
 
 def get_config(preset: str = "tiny"):
     config = stage2.get_config(preset)
-    config.stage, config.workdir = "visual_only", "runs/visual_only"
+    base.name_stage(config, "visual_only", preset, after="stage1")
     config.model.learners, config.model.router = ("visual",), False
     rates = config.optimizer.learning_rates
     base.groups(config, projector=rates.projector, visual=rates.visual, llm=rates.llm)

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Trains a stage on all GPUs of one node, or of a Slurm job (one task a node):
 #
-#   ./launch/gpu.sh configs/stage2.py:qwen1_5_7b --config.data.sources.llava.path=FILE ...
+#   ./launch/gpu.sh configs/stage2.py:qwen1_5_7b --data llava=FILE.json:IMAGES ...
 #   srun --nodes=2 --ntasks-per-node=1 ./launch/gpu.sh configs/stage2.py:qwen1_5_7b ...
 #
-# The mesh comes from the preset (8 GPUs with fsdp=8; --config.mesh.data=-1 takes more nodes).
+# By default all GPUs share the parameters (config.mesh.fsdp=-1). With several nodes, replicas of the
+# parameters need less traffic between them: --config.mesh.fsdp=8 --config.mesh.data=-1.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 config=$1

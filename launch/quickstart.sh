@@ -17,7 +17,7 @@ echo "== stage 2: LLM, projector, both learners, router =="
 python -m wings_jax.train --config=configs/stage2.py "$@"
 echo "== evaluation on held-out digits, drawings and text questions =="
 python -m wings_jax.evaluate --base --checkpoint stage1=runs/stage1 stage2=runs/stage2 \
-    --out runs/evaluation --picture runs/answers.png
+    --out runs/evaluation --figure runs/answers.png
 echo
 echo "done in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"
 echo "  checkpoints         runs/stage1, runs/stage2"

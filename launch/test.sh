@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs what the tests need into .venv and runs all checks: ruff, then every test.
+# Installs what the tests need into .venv and runs all checks: ruff, mypy, then every test.
 #
 #   ./launch/test.sh [pytest arguments, for instance: -m "not slow" -k laws]
 #   PYTHON=python3.13 VENV=.venv313 ./launch/test.sh
@@ -20,6 +20,7 @@ started=$SECONDS
 python --version
 ruff check .
 ruff format --check .
+mypy
 
 export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=2 TOKENIZERS_PARALLELISM=false
 export NO_MKDOCS_2_WARNING=1

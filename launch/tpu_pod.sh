@@ -5,7 +5,8 @@
 #       ./launch/tpu_pod.sh configs/stage2.py:qwen1_5_7b --workdir=/mnt/BUCKET/stage2 ..."
 #
 # The workdir is a directory that all hosts share: a file store, or a bucket mounted with gcsfuse.
-# The mesh comes from the preset (fsdp=8); with more chips the rest goes to data, mesh.data=-1.
+# By default all chips share the parameters (config.mesh.fsdp=-1); --config.mesh.fsdp=8
+# --config.mesh.data=-1 makes replicas of 8 chips each.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 config=$1

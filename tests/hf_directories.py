@@ -6,10 +6,12 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 import numpy as np
 
 from wings_jax import tree
-from wings_jax.model import presets
+from wings_jax.model import layout, presets
+from wings_jax.model import wings as model_lib
 from wings_jax.weights import exports, hf, rules, sources, store, tokenizer_files, transfer
 
 
@@ -50,3 +52,16 @@ def save_vision(
     tensors = transfer.export_tree(table, tree.flatten(params))
     processor = {hf.PROCESSOR_FILE: store.dump_json(hf.processor_config(arch))}
     exports.write_export(directory, tensors, hf.vision_config(arch), processor)
+
+
+def text_logits(
+    arch: presets.WingsArch, params: Mapping[str, Any], tokens: np.ndarray
+) -> np.ndarray:
+    """Returns f32[B,T,V] of text rows i32[B,T], all in float32."""
+    rows = layout.make_layout(tokens, np.full_like(tokens, layout.TEXT))
+    side = arch.vision.image_size
+    batch = layout.Batch(rows, tokens, np.zeros((len(tokens), 0, side, side, 3), np.uint8))
+    model = model_lib.Wings(arch)
+    wide = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
+    hidden = model.apply({"params": wide}, batch)
+    return np.asarray(model.apply({"params": wide}, hidden, method=model_lib.Wings.logits))

@@ -6,7 +6,8 @@ import dataclasses
 import functools
 import importlib.resources
 import pathlib
-from collections.abc import Sequence
+import types
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -216,17 +217,22 @@ def write_checkpoint(
     case: str = "router",
     *,
     parts: Sequence[str] = ("vision", "projector", "decoder"),
+    files: Mapping[str, str] = types.MappingProxyType({}),
 ) -> pathlib.Path:
-    """Writes a random small model with the tiny base's tokenizer; returns its workdir."""
+    """Writes a random small model with the tiny base's tokenizer; returns its workdir.
+
+    `files` are added to those of the tokenizer.
+    """
     llm = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
-    files = {
+    tokenizer_files = {
         name: (llm / name).read_text(encoding="utf-8")
         for name in ("tokenizer.json", "tokenizer_config.json")
     }
     arch = with_vocabulary(ARCHS[case], len(tokenizer()))
     _, _, params = make(arch)
     flat = tree.flatten({part: params[part] for part in parts})
-    checkpoint.write_checkpoint(directory, flat, config.Config(), arch, files)
+    all_files = {**tokenizer_files, **files}
+    checkpoint.write_checkpoint(directory, flat, config.Config(), arch, all_files)
     return directory
 
 

@@ -1,8 +1,8 @@
 """A naive Wings decoder in float64: loops over rows, slots, heads and keys, no layers stacked.
 
 Written from the paper's equations alone (equations 4 and 5, and the semantics that this project
-fixes for them), as a second opinion on the model: it knows nothing of the model's code beyond
-the public names of its parameters. Slow on purpose; for sequences of a few dozen slots.
+fixes for them), and independent of the model's code except for the public names of its
+parameters. It is slow, and for sequences of a few dozen slots.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import numpy as np
 
 PADDING, TEXT, IMAGE = 0, 1, 2
-SEEN_BY = {"visual": IMAGE, "textual": TEXT}
+MODALITY_OF = {"visual": IMAGE, "textual": TEXT}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Slots:
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What the weights do not say: heads, rope, the norm's epsilon, the gain, the learners."""
+    """What the weights do not determine: heads, rope, the norm's epsilon, gain and learners."""
 
     num_heads: int
     num_kv_heads: int
@@ -49,7 +49,7 @@ def plain_frequencies(head_dim: int, theta: float) -> np.ndarray:
 def llama3_frequencies(
     head_dim: int, theta: float, factor: float, low: float, high: float, original: int
 ) -> np.ndarray:
-    """Llama 3.1: slow pairs are slowed by the factor, fast ones kept, those between blended."""
+    """Llama 3.1: low frequencies are divided by the factor, high ones not, others are blended."""
     scaled = []
     for frequency in plain_frequencies(head_dim, theta):
         wavelength = 2 * math.pi / frequency
@@ -89,7 +89,7 @@ def softmax(values: list[float]) -> np.ndarray:
 
 
 def sees(slots: Slots, query: int, key: int, modality: int | None) -> bool:
-    """Same conversation, not later, not padding, and of the modality where one is asked for."""
+    """Same conversation, not later, not padding, and of the given modality (None: of any)."""
     if slots.modality[query] == PADDING or slots.modality[key] == PADDING:
         return False
     if slots.segments[query] != slots.segments[key]:
@@ -100,7 +100,7 @@ def sees(slots: Slots, query: int, key: int, modality: int | None) -> bool:
 
 
 def main_attention(h: np.ndarray, slots: Slots, p: Mapping, shape: Shape):
-    """Returns the main branch [T,D] and its rows a[N,T,T] (zeros where nothing is seen)."""
+    """Returns the main branch [T,D] and its rows a[N,T,T] (0 where a key is not visible)."""
     count, heads = len(h), shape.num_heads
     group = heads // shape.num_kv_heads
 
@@ -108,21 +108,24 @@ def main_attention(h: np.ndarray, slots: Slots, p: Mapping, shape: Shape):
         out = h[slot] @ p["attn"][name]["kernel"][:, head]
         return out + p["attn"][name]["bias"][head] if "bias" in p["attn"][name] else out
 
+    def project_rotated(name: str, head: int, slot: int) -> np.ndarray:
+        return rotate(project(name, head, slot), slots.positions[slot], shape.inv_freq)
+
     rows = np.zeros((heads, count, count))
     main = np.zeros_like(h)
     for n in range(heads):
-        where = slots.positions
-        queries = [rotate(project("q", n, t), where[t], shape.inv_freq) for t in range(count)]
-        keys = [rotate(project("k", n // group, s), where[s], shape.inv_freq) for s in range(count)]
+        queries = [project_rotated("q", n, t) for t in range(count)]
+        keys = [project_rotated("k", n // group, s) for s in range(count)]
         values = [project("v", n // group, s) for s in range(count)]
+
         for t in range(count):
-            seen = [s for s in range(count) if sees(slots, t, s, None)]
-            if not seen:
+            visible = [s for s in range(count) if sees(slots, t, s, None)]
+            if not visible:
                 continue
-            rows[n, t, seen] = softmax(
-                [queries[t] @ keys[s] / math.sqrt(shape.head_dim) for s in seen]
+            rows[n, t, visible] = softmax(
+                [queries[t] @ keys[s] / math.sqrt(shape.head_dim) for s in visible]
             )
-            mixed = sum(rows[n, t, s] * values[s] for s in seen)
+            mixed = sum(rows[n, t, s] * values[s] for s in visible)
             if "prefix" in p:
                 mixed = mixed + prefix(queries[t], n, p["prefix"], shape)
             main[t] += mixed @ p["attn"]["o"]["kernel"][n]
@@ -130,18 +133,18 @@ def main_attention(h: np.ndarray, slots: Slots, p: Mapping, shape: Shape):
 
 
 def prefix(query: np.ndarray, head: int, p: Mapping, shape: Shape) -> np.ndarray:
-    """What one head's query reads from the trained keys and values, weighed by its gate: [H]."""
+    """Returns [H], one head's attention over the trained keys and values, times its gate."""
     kv_head = head // (shape.num_heads // shape.num_kv_heads)
     keys, values = p["k"][:, kv_head], p["v"][:, kv_head]
     weights = softmax([query @ key / math.sqrt(shape.head_dim) for key in keys])
-    read = sum(weight * value for weight, value in zip(weights, values, strict=True))
-    return math.tanh(p["gate"][head]) * read
+    mixed = sum(weight * value for weight, value in zip(weights, values, strict=True))
+    return math.tanh(p["gate"][head]) * mixed
 
 
 def learner(
     h: np.ndarray, x0: np.ndarray, slots: Slots, p: Mapping, shape: Shape, modality: int
 ) -> np.ndarray:
-    """Equation 4 for one modality: [T,D]; 0 for a slot that sees no key of it."""
+    """Returns equation 4 for one modality, [T,D]; 0 for a slot without visible keys."""
     count, width = h.shape
     heads, head_dim = shape.num_heads, shape.head_dim
 
@@ -153,24 +156,25 @@ def learner(
     queries = [project("q", h[t]) for t in range(count)]
     keys = [project("k", x0[s]) for s in range(count)]
     values = [project("v", x0[s]) for s in range(count)]
+
     out = np.zeros((count, width))
     for t in range(count):
-        seen = [s for s in range(count) if sees(slots, t, s, modality)]
-        if not seen:
+        visible = [s for s in range(count) if sees(slots, t, s, modality)]
+        if not visible:
             continue
         mixed = np.zeros((heads, head_dim))
         for n in range(heads):
             query = rotate(queries[t][n], slots.positions[t], shape.inv_freq)
-            scores = [query @ rotate(keys[s][n], slots.positions[s], shape.inv_freq) for s in seen]
-            weights = softmax([score / math.sqrt(head_dim) for score in scores])
-            for weight, s in zip(weights, seen, strict=True):
+            rotated = [rotate(keys[s][n], slots.positions[s], shape.inv_freq) for s in visible]
+            weights = softmax([query @ key / math.sqrt(head_dim) for key in rotated])
+            for weight, s in zip(weights, visible, strict=True):
                 mixed[n] += weight * values[s][n]
         out[t] = mixed.reshape(-1) @ output
     return out
 
 
 def gates(rows: np.ndarray, slots: Slots, p: Mapping) -> np.ndarray:
-    """The router: [T,M] weights of the learners from the rows a[N,T,T]."""
+    """Returns the router's weights of the learners, [T,M], from the rows a[N,T,T]."""
     kernel, bias = p["router"]["kernel"], p["router"]["bias"]
     count = rows.shape[1]
     out = np.zeros((count, len(kernel)))
@@ -197,13 +201,15 @@ def layer(
     """Returns the residual stream [T,D] after one layer (equation 5, then the MLP)."""
     h = np.stack([rms_norm(v, p["norm_attn"]["scale"], shape.norm_eps) for v in x])
     main, rows = main_attention(h, slots, p, shape)
+
     out = x + main
     if has_learners and shape.learners:
         weights = gates(rows, slots, p) if shape.has_router else np.ones((len(x), 2))
-        for m, name in enumerate(SEEN_BY):
+        for m, name in enumerate(MODALITY_OF):
             if name in shape.learners:
-                wing = learner(h, x0, slots, p[name], shape, SEEN_BY[name])
-                out = out + shape.gain * weights[:, m : m + 1] * wing
+                output = learner(h, x0, slots, p[name], shape, MODALITY_OF[name])
+                out = out + shape.gain * weights[:, m : m + 1] * output
+
     mlp = p["mlp"]
     for t in range(len(out)):
         g = rms_norm(out[t], p["norm_mlp"]["scale"], shape.norm_eps)
@@ -213,7 +219,7 @@ def layer(
 
 
 def at_layer(tree: Mapping, index: int) -> dict:
-    """One layer's parameters, from a tree whose leaves stack the layers in front, in float64."""
+    """Returns one layer's parameters in float64, of a tree whose arrays stack the layers first."""
     return {
         name: at_layer(node, index)
         if isinstance(node, Mapping)

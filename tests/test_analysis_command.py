@@ -4,43 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 
-import inference_cases
+import analysis_cases
 import numpy as np
 import pytest
 import tiny_data
+from analysis_cases import LONG, run_analyze
 from PIL import Image
 
-from wings_jax import analyze, checkpoint, cli, config, tree
+from wings_jax import analyze
 from wings_jax.analysis import laws, probes, slot_classes
 from wings_jax.analysis.probes import Variant
 from wings_jax.analysis.slot_classes import CLASSES
 from wings_jax.data import samples
 
 BEFORE = CLASSES.index("before")
-LONG = "a long question"
 
 
 @pytest.fixture(scope="module")
 def workdir(tmp_path_factory):
-    """A random small model of three layers with the tiny base's tokenizer."""
-    arch = inference_cases.with_vocabulary(
-        inference_cases.ARCHS["router"], len(inference_cases.tokenizer())
-    )
-    decoder = dataclasses.replace(arch.decoder, num_layers=3, max_positions=1024)
-    arch = dataclasses.replace(arch, decoder=decoder, router_positions=1024)
-    _, _, params = inference_cases.make(arch)
-    directory = tmp_path_factory.mktemp("run") / "random"
-    source = inference_cases.write_checkpoint(directory.with_name("other"))
-    files = checkpoint.read_tokenizer_files(checkpoint.newest_step(source))
-    checkpoint.write_checkpoint(directory, tree.flatten(params), config.Config(), arch, files)
-    return directory
-
-
-def run_analyze(monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr(sys, "argv", ["analyze", "laws", *map(str, arguments)])
-    cli.run_main(analyze.PROGRAM, analyze.main)
+    return analysis_cases.write_model(tmp_path_factory.mktemp("run") / "random")
 
 
 def test_command_writes_curves_and_plots(workdir, tmp_path, monkeypatch, capsys):
@@ -122,54 +105,6 @@ def test_users_data_and_skipped_samples(workdir, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "rows: after, excluded prefix: 3, prompt only" in printed
     assert "2 of 4 samples are skipped: 1 x text only (first: text: no image)" in printed
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (["--checkpoint", "no/such"], "--checkpoint: no/such holds no checkpoint"),
-        (["--checkpoint", "RUN", "RUN"], "two are called 'random'"),
-        (["--checkpoint", "SHORT"], "--checkpoint other: the model has 2 layers"),
-        (
-            ["--checkpoint", "RUN", "--data", "TEXT"],
-            "text.json: no sample can be measured: 1 x text",
-        ),
-        (["--checkpoint", "RUN", "--data", "no.json"], "data file no.json does not exist"),
-        (["--checkpoint", "RUN", "--data", "BROKEN"], "broken.json, line 1, column 2"),
-        (["--checkpoint", "RUN", "--images", "x"], "--images: goes with --data"),
-        (["--checkpoint", "RUN", "--limit", "0"], "--limit: 0 is less than 1"),
-        (["--checkpoint", "RUN", "--longest", "8"], "128 x too long"),
-        (["--checkpoint", "RUN", "--scores", "no.json"], "--scores: no.json: No such file"),
-        (["--checkpoint", "RUN", "--scores", "TEXT"], "is not a report of wings_jax.evaluate"),
-        (["--checkpoint", "RUN", "--scores", "OTHER"], "is not a report of wings_jax.evaluate"),
-        (["--checkpoint", "RUN", "--scores", "x=REPORT"], "has no model called 'x'"),
-        (["--checkpoint", "RUN", "--scores", "REPORT"], "m has no score 'scenes_text/all text'"),
-        (["--checkpoint", "RUN", "--out", "TEXT"], "--out: cannot write to"),
-    ],
-)
-def test_user_errors_are_one_line(workdir, tmp_path, monkeypatch, capsys, given, message):
-    (tmp_path / "broken.json").write_text("[x")
-    turns = tiny_data.turns(LONG, "yes")
-    known = {
-        "RUN": workdir,
-        "OTHER": tiny_data.write_json(tmp_path / "other.json", {"models": [{"name": "m"}]}),
-        "SHORT": workdir.with_name("other"),
-        "BROKEN": tmp_path / "broken.json",
-        "TEXT": tiny_data.write_json(tmp_path / "text.json", [{"conversations": turns}]),
-        "REPORT": tiny_data.write_json(
-            tmp_path / "report.json", {"models": [{"name": n, "tasks": {}} for n in "mn"]}
-        ),
-    }
-    given = [str(known.get(flag, flag)) for flag in given]
-    given = [flag.replace("=REPORT", f"={known['REPORT']}") for flag in given]
-    out = [] if "--out" in given else ["--out", tmp_path / "out"]
-    with pytest.raises(SystemExit) as caught:
-        run_analyze(monkeypatch, *given, *out)
-    assert caught.value.code == 2
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert len(lines) == 1
-    assert message in lines[0]
-    assert not (tmp_path / "out").exists()
 
 
 def test_help_lists_the_rows_of_the_probes():

@@ -18,7 +18,7 @@ from wings_jax import checkpoint, cli, errors, train
 from wings_jax.analysis import laws, probes, shift_metric
 from wings_jax.analysis.probes import Variant
 from wings_jax.analysis.slot_classes import CLASSES, GROUPS
-from wings_jax.model import presets
+from wings_jax.model import hf_config, presets
 from wings_jax.model.wings import Wings
 
 IMAGE, ALL = CLASSES.index("image"), GROUPS.index("all")
@@ -28,7 +28,7 @@ IMAGE, ALL = CLASSES.index("image"), GROUPS.index("all")
 def llm(tmp_path_factory):
     """A base like that of the training tests, with a layer more."""
     smaller = training_cases.folder() / "llm"
-    shape = presets.decoder_from_hf(json.loads((smaller / "config.json").read_text()))
+    shape = hf_config.decoder_from_hf(json.loads((smaller / "config.json").read_text()))
     shape = dataclasses.replace(shape, num_layers=3)
     params = tiny_model.init(Wings(presets.WingsArch(shape, tiny_model.VISION)), scale=0.05)
     path = tmp_path_factory.mktemp("base") / "llm"

@@ -1,4 +1,4 @@
-"""The kernels equal the reference, and none of them holds a T x S matrix."""
+"""Attention kernels: all equal the reference, and the chunked one never holds a T x S matrix."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def make_inputs(heads: int, kv_heads: int, dtype=jnp.float32, slots: int = T):
     return q, k, v, jax.random.normal(keys[3], (B, slots, C))
 
 
-def naive(q, k, v, probes, seen):
+def naive_attention(q, k, v, probes, mask):
     """Loops over rows, heads and queries, in float64."""
     q, k, v, probes = (np.asarray(x, np.float64) for x in (q, k, v, probes))
     group = q.shape[2] // k.shape[2]
@@ -38,14 +38,14 @@ def naive(q, k, v, probes, seen):
     for b in range(q.shape[0]):
         for t in range(q.shape[1]):
             for n in range(q.shape[2]):
-                chosen = np.flatnonzero(seen[b, t])
-                if not len(chosen):
+                keys = np.flatnonzero(mask[b, t])
+                if not len(keys):
                     continue
-                scores = k[b, chosen, n // group] @ q[b, t, n] / np.sqrt(q.shape[-1])
+                scores = k[b, keys, n // group] @ q[b, t, n] / np.sqrt(q.shape[-1])
                 weights = np.exp(scores - scores.max())
                 weights /= weights.sum()
-                out[b, t, n] = weights @ v[b, chosen, n // group]
-                probed[b, t, n] = weights @ probes[b, chosen]
+                out[b, t, n] = weights @ v[b, keys, n // group]
+                probed[b, t, n] = weights @ probes[b, keys]
     return out, probed
 
 
@@ -57,13 +57,14 @@ def test_kernels_equal_loops_over_slots(which, kv_heads, kernel):
     rows = make_rows()
     visibility = {"query": layout.query_visibility(rows), "key": layout.key_visibility(rows, which)}
     out, probed = attention.attend(q, k, v, probes=probes, kernel=kernel, block=16, **visibility)
-    seen = np.asarray(layout.visible(*visibility.values()))
-    wanted, wanted_probed = naive(q, k, v, probes, seen)
-    np.testing.assert_allclose(out, wanted, atol=1e-5)
-    np.testing.assert_allclose(probed, wanted_probed, atol=1e-5)
-    blind = ~seen.any(-1)
-    assert not np.asarray(out)[blind].any()
-    assert not np.asarray(probed)[blind].any()
+    mask = np.asarray(layout.visible(*visibility.values()))
+    expected, expected_probed = naive_attention(q, k, v, probes, mask)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    np.testing.assert_allclose(probed, expected_probed, atol=1e-5)
+
+    has_no_keys = ~mask.any(-1)
+    assert not np.asarray(out)[has_no_keys].any()
+    assert not np.asarray(probed)[has_no_keys].any()
 
 
 @pytest.mark.parametrize("which", [layout.MAIN, layout.VISUAL, layout.TEXTUAL])
@@ -82,17 +83,17 @@ def test_chunked_gradients_equal_the_reference(which, block):
 
         return jax.jit(jax.grad(run, argnums=(0, 1, 2, 3)))(*inputs)
 
-    for ours, wanted in zip(scalar("chunked"), scalar("einsum"), strict=True):
-        assert float(jnp.abs(wanted).max()) > 1e-3
-        np.testing.assert_allclose(ours, wanted, atol=1e-5)
+    for gradient, reference in zip(scalar("chunked"), scalar("einsum"), strict=True):
+        assert float(jnp.abs(reference).max()) > 1e-3
+        np.testing.assert_allclose(gradient, reference, atol=1e-5)
 
 
-def test_chunked_without_sights_sees_everything():
+def test_chunked_without_visibility_sees_all_keys():
     q, k, v, _ = make_inputs(2, 2)
     out, probed = attention.attend(q, k, v, kernel="chunked", block=16)
-    wanted, _ = attention.attend(q, k, v, kernel="einsum")
+    expected, _ = attention.attend(q, k, v, kernel="einsum")
     assert probed is None
-    np.testing.assert_allclose(out, wanted, atol=1e-5)
+    np.testing.assert_allclose(out, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", attention.KERNELS)
@@ -134,7 +135,7 @@ def test_an_unknown_kernel_is_an_error_for_a_kv_cache_too():
 
 
 @pytest.mark.parametrize("kernel", ["einsum", "chunked"])
-def test_bfloat16_keeps_probes_in_float32(kernel):
+def test_bfloat16_inputs_have_float32_probes(kernel):
     q, k, v, probes = make_inputs(4, 2, jnp.bfloat16)
     rows = make_rows()
     visibility = {
@@ -143,13 +144,14 @@ def test_bfloat16_keeps_probes_in_float32(kernel):
     }
     out, probed = attention.attend(q, k, v, probes=probes, kernel=kernel, block=16, **visibility)
     assert (out.dtype, probed.dtype) == (jnp.bfloat16, jnp.float32)
-    wanted, wanted_probed = naive(q, k, v, probes, np.asarray(layout.visible(*visibility.values())))
-    np.testing.assert_allclose(out.astype(jnp.float32), wanted, atol=0.05)
-    np.testing.assert_allclose(probed, wanted_probed, atol=0.01)
+    mask = np.asarray(layout.visible(*visibility.values()))
+    expected, expected_probed = naive_attention(q, k, v, probes, mask)
+    np.testing.assert_allclose(out.astype(jnp.float32), expected, atol=0.05)
+    np.testing.assert_allclose(probed, expected_probed, atol=0.01)
 
 
 def temporary_bytes(kernel: str, slots: int) -> int:
-    """What XLA sets aside for the value and the gradient of one attention."""
+    """Returns the temporary memory that XLA needs for the gradient of one attention."""
     q, k, v, probes = make_inputs(2, 2, slots=slots)
     modality = np.ones((B, slots), int)
     rows = layout.make_layout(modality, modality)
@@ -170,14 +172,14 @@ def temporary_bytes(kernel: str, slots: int) -> int:
     return lowered.compile().memory_analysis().temp_size_in_bytes
 
 
-def products(jaxpr):
-    """Yields every matrix product of a computation, of those inside it too."""
+def matrix_products(jaxpr):
+    """Yields every matrix product of a computation and of those inside of it."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "dot_general":
             yield equation
         for value in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "jaxpr")):
             if hasattr(value, "jaxpr"):
-                yield from products(value.jaxpr)
+                yield from matrix_products(value.jaxpr)
 
 
 def is_float32(product) -> bool:
@@ -185,8 +187,8 @@ def is_float32(product) -> bool:
 
 
 @pytest.mark.parametrize("kernel", ["einsum", "chunked"])
-def test_float32_products_are_exact_beside_bfloat16(kernel):
-    """Else a GPU or TPU rounds the router's input and the attention shares, forward and back."""
+def test_float32_products_are_exact_with_bfloat16_inputs(kernel):
+    """Otherwise a GPU or TPU rounds the router's input and the attention masses, and gradients."""
     q, k, v, probes = make_inputs(4, 2, jnp.bfloat16)
     rows = make_rows()
     visibility = {
@@ -201,14 +203,14 @@ def test_float32_products_are_exact_beside_bfloat16(kernel):
         return out.astype(jnp.float32).sum() + (probed**2).sum()
 
     traced = jax.make_jaxpr(jax.grad(total, argnums=(0, 1, 2, 3)))(q, k, v, probes)
-    found = list(products(traced.jaxpr))
-    exact = [p for p in found if is_float32(p)]
-    assert len(found) > len(exact) >= 3  # probed, and the gradients of both of its factors
+    products = list(matrix_products(traced.jaxpr))
+    exact = [p for p in products if is_float32(p)]
+    assert len(products) > len(exact) >= 3  # probed, and the gradients of both of its factors
     highest = jax.lax.Precision.HIGHEST
     assert all(set(p.params["precision"] or ()) == {highest} for p in exact)
 
 
-def test_float32_products_are_exact_in_the_cache_form():
+def test_float32_products_are_exact_with_a_kv_cache():
     q, k, v, probes = make_inputs(4, 2, jnp.bfloat16)
     rows = make_rows()
     visibility = {
@@ -221,8 +223,8 @@ def test_float32_products_are_exact_in_the_cache_form():
         return attention.attend(q, *merged, probes=probes, **visibility)
 
     traced = jax.make_jaxpr(run)(q, k, v, probes)
-    found = [p.params["precision"] for p in products(traced.jaxpr) if is_float32(p)]
-    assert found == [(jax.lax.Precision.HIGHEST,) * 2]
+    precisions = [p.params["precision"] for p in matrix_products(traced.jaxpr) if is_float32(p)]
+    assert precisions == [(jax.lax.Precision.HIGHEST,) * 2]
 
 
 def test_chunked_memory_grows_linearly():

@@ -15,10 +15,8 @@ import shutil
 
 import inference_cases
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import tiny_model
 import training_cases as cases
 from PIL import Image
 
@@ -28,10 +26,10 @@ from wings_jax import config as config_lib
 from wings_jax.inference import prompts
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.sampling import SamplingParams
-from wings_jax.model import layers, layout, parameters, presets
+from wings_jax.model import layout, parameters, presets
 from wings_jax.model.wings import Wings
 from wings_jax.scenes import skills
-from wings_jax.training import loop, optim, step
+from wings_jax.training import loop, meshes, optim, step
 from wings_jax.weights import exports, rules, starting
 
 # config -> what of the model trains; WINGS in the paper is stage1 and stage2
@@ -53,7 +51,7 @@ TRAINS = {
 # config -> why the authors' layout cannot hold it; the others export as they are
 NOT_EXPORTED = {
     "lora": "add --merge-lora",
-    "prefix": "no place for decoder/layers/prefix",
+    "prefix": "cannot hold decoder/layers/prefix",
     "textual_only": r"no models with learners \('textual',\)",
     "no_router": "a router exactly where it has both",
 }
@@ -86,7 +84,7 @@ def trained(name: str, preset: str = "tiny") -> set[str]:
 
 
 def part(path: str) -> str:
-    """Returns what a parameter belongs to, told without the configs' expressions."""
+    """Returns the part of the model that a parameter belongs to, by its path alone."""
     top, *rest = path.split("/")
     if top != "decoder":
         return top
@@ -95,7 +93,7 @@ def part(path: str) -> str:
     return "lora" if rest[-1] in ("a", "b") else "llm"
 
 
-def test_every_config_stands_in_the_table():
+def test_configs_are_all_in_the_table():
     files = {path.stem for path in pathlib.Path(base.__file__).parent.glob("*.py")}
     assert set(TRAINS) == files - {"base", "replay"}
     assert len({read(name).workdir for name in TRAINS}) == len(TRAINS)
@@ -105,17 +103,17 @@ def test_every_config_stands_in_the_table():
 
 
 @every_config
-def test_replay_changes_the_data_of_a_baseline_and_nothing_else(name):
+def test_replay_config_changes_the_data_only(name):
     """Its argument is another config's name, so it is no row of the table."""
-    ours, again = read(name), read("replay", name)
-    assert (again.model, again.optimizer) == (ours.model, ours.optimizer)
-    assert (again.init_from, again.steps) == (ours.init_from, ours.steps)
-    assert again.workdir not in {read(other).workdir for other in TRAINS}
-    assert again.data.sources.keys() == {"scenes", "interleaved", "replay"}
+    original, replayed = read(name), read("replay", name)
+    assert (replayed.model, replayed.optimizer) == (original.model, original.optimizer)
+    assert (replayed.init_from, replayed.steps) == (original.init_from, original.steps)
+    assert replayed.workdir not in {read(other).workdir for other in TRAINS}
+    assert replayed.data.sources.keys() == {"scenes", "interleaved", "replay"}
 
 
 @every_config
-def test_whole_parts_train_and_no_others(name):
+def test_trained_parts_are_those_of_the_table(name):
     for preset in PRESETS:
         chosen, everything = trained(name, preset), model_of(name, preset)[1]
         assert {part(path) for path in chosen} == TRAINS[name], preset
@@ -125,28 +123,34 @@ def test_whole_parts_train_and_no_others(name):
 
 
 @every_config
-def test_the_meshes_fit(name):
+def test_mesh_of_any_device_count_fits(name):
+    """No preset needs a mesh flag on any usual number of devices; all devices are used."""
     for preset in PRESETS:
         config, arch = read(name, preset), model_of(name, preset)[0]
-        count = config.mesh.fsdp * config.mesh.tensor
-        mesh = axes.make_mesh(dataclasses.asdict(config.mesh), jax.devices()[:count])
-        parameters.check_mesh(arch, mesh, config.batch_size, flag="config.mesh")
+        for count in (1, 2, 4, 6, 8):
+            shape = meshes.mesh_shape(config.mesh, arch, count)
+            mesh = axes.make_mesh(shape, jax.devices()[:count])
+            rows = meshes.padded_batch_size(mesh, config.batch_size, 1)
+            parameters.check_mesh(arch, mesh, rows, flag="config.mesh")
+            is_shared = preset in base.REAL and count != 6
+            assert mesh.shape["fsdp"] == (count if is_shared else mesh.shape["fsdp"]), preset
 
 
 @every_config
-def test_it_starts_from_the_stage_that_trained_its_parts(name):
+def test_init_from_is_the_stage_that_trained_its_parts(name):
     """Nothing that was aligned before is thrown away, nothing but what is new starts fresh."""
-    start = read(name).init_from
-    assert bool(start) == (not name.endswith("stage1"))
-    if not start:
+    assert bool(read(name).init_from) == (not name.endswith("stage1"))
+    if not read(name).init_from:
         return
-    (before,) = (other for other in TRAINS if read(other).workdir == start)
+    (before,) = (other for other in TRAINS if read(other).workdir == read(name).init_from)
     for preset in PRESETS:
-        _, ours = model_of(name, preset)
-        assert read(name, preset).init_from == start
-        assert trained(before, preset) <= set(ours)
-        missing = starting.check_sources(ours, model_of(before, preset)[1], start)
-        assert {part(p) for p in missing} == {part(p) for p in ours} - {
+        _, current = model_of(name, preset)
+        start = read(name, preset).init_from
+        assert read(before, preset).workdir == start
+        assert start.endswith(preset) == (preset != "tiny")
+        assert trained(before, preset) <= set(current)
+        missing = starting.check_sources(current, model_of(before, preset)[1], start)
+        assert {part(p) for p in missing} == {part(p) for p in current} - {
             part(p) for p in model_of(before, preset)[1]
         }
         assert read(name, preset).data.sources == read("stage2", preset).data.sources
@@ -154,7 +158,7 @@ def test_it_starts_from_the_stage_that_trained_its_parts(name):
 
 
 @pytest.mark.parametrize("preset", base.REAL)
-def test_the_learning_rates_of_figure_5b(preset):
+def test_learning_rates_of_figure_5b(preset):
     def rates(name):
         return {r for r in read(name, preset).optimizer.learning_rates.values() if r}
 
@@ -165,90 +169,20 @@ def test_the_learning_rates_of_figure_5b(preset):
     assert rates("stage2") == {2e-6, 1e-5}
 
 
-def test_the_papers_grid_of_llms_and_towers_is_there():
+def test_presets_have_the_papers_grid_of_llms_and_towers():
     grid = {(llm, vision) for llm, vision, *_ in base.REAL.values()}
     llms, towers = ("vicuna_7b", "qwen1_5_7b"), ("clip_large_336", "siglip_so400m_384")
     assert {(llm, tower) for llm in llms for tower in towers} <= grid
 
 
 @every_config
-def test_it_exports_where_a_format_exists(name):
-    arch, ours = model_of(name, "qwen1_5_7b")
+def test_export_works_where_a_format_exists(name):
+    arch, abstract = model_of(name, "qwen1_5_7b")
     if name in NOT_EXPORTED:
         with pytest.raises(rules.WeightsError, match=NOT_EXPORTED[name]):
-            exports.as_release(ours, arch)
+            exports.as_release(abstract, arch)
     else:
-        assert exports.as_release(ours, arch)
-
-
-# --- the prefix ------------------------------------------------------------------------------
-
-
-def test_a_prefix_of_zero_gate_or_zero_length_is_llava():
-    rows = tiny_model.batch(["ttittit", "tttttt", "itt|titt"])
-    plain = tiny_model.arch()
-    model = Wings(dataclasses.replace(plain, prefix_length=3))
-    params = tree.flatten(tiny_model.init(model))
-    wanted = tiny_model.logits(Wings(plain), tree.nest(params), rows)
-    open_gate = tiny_model.logits(model, tree.nest(params), rows)
-    shut = {**params, "decoder/layers/prefix/gate": np.zeros((3, 4), np.float32)}
-    np.testing.assert_allclose(tiny_model.logits(model, tree.nest(shut), rows), wanted, atol=1e-6)
-    is_used = rows.layout.modality != layout.PADDING
-    assert (np.abs(open_gate - wanted).max(-1) > 1e-3)[is_used].all()
-    added = set(shapes(model.arch)) - set(shapes(plain))
-    assert added == {f"decoder/layers/prefix/{leaf}" for leaf in ("k", "v", "gate")}
-
-
-def test_every_conversation_sees_the_prefix_and_padding_does_not():
-    module = layers.Prefix(length=5, kv_heads=2)
-    rows = tiny_model.batch(["titt|tt", "tt"], images=1).layout
-    q = jax.random.normal(jax.random.key(0), (*rows.tokens.shape, 4, 8))
-    made = {
-        "k": jax.random.normal(jax.random.key(1), (5, 2, 8)),
-        "v": jax.random.normal(jax.random.key(2), (5, 2, 8)),
-        "gate": jnp.array([0.0, 0.5, 1.0, -2.0]),
-    }
-    out = np.asarray(module.apply({"params": made}, q, layout.query_visibility(rows)))
-    is_used = rows.modality != layout.PADDING
-    assert not out[~is_used].any()
-    assert not out[:, :, 0].any()
-    assert out[is_used][:, 1:].any(-1).all()
-    keys, values = (np.repeat(made[name], 2, axis=1) for name in "kv")
-    weights = jax.nn.softmax(np.einsum("btnh,snh->btns", q, keys) / np.sqrt(8), axis=-1)
-    wanted = np.einsum("btns,snh->btnh", weights, values) * np.tanh(made["gate"])[:, None]
-    np.testing.assert_allclose(out[is_used], wanted[is_used], atol=1e-5)
-
-
-def test_the_masses_and_the_router_know_no_prefix():
-    """The main attention's rows stay as they are, so what they look at still adds up to 1."""
-    model = Wings(tiny_model.arch(learners=tiny_model.BOTH, router=True, prefix_length=3))
-    rows = tiny_model.batch(["ttittit", "tttttt"])
-    params = tiny_model.init(model)
-    classes = jax.nn.one_hot(rows.layout.modality, 3)
-
-    @jax.jit
-    def first_layer(params):
-        seen = model.apply({"params": params}, rows, classes, mutable=["intermediates"])[1]
-        found = seen["intermediates"]["decoder"]["layers"]
-        return found["masses"][0], found["gates"][0][0]
-
-    masses, gates = first_layer(params)
-    is_used = rows.layout.modality != layout.PADDING
-    np.testing.assert_allclose(np.asarray(masses.sum(-1))[:, is_used], 1, atol=1e-5)
-    moved = jax.tree.map(np.copy, params)
-    moved["decoder"]["layers"]["prefix"]["v"] += 1
-    np.testing.assert_allclose(first_layer(moved)[1], gates, atol=1e-6)
-    assert np.abs(first_layer(moved)[0][1:] - masses[1:]).max() > 1e-3
-
-
-def test_the_prefix_lies_where_its_heads_do():
-    mesh = axes.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
-    abstract = parameters.abstract_params(tiny_model.arch(prefix_length=3), mesh=mesh)
-    specs = {
-        path: abstract[f"decoder/layers/prefix/{path}"].sharding.spec for path in ("k", "gate")
-    }
-    assert tuple(specs["k"]) == (None, None, "tensor", None)
-    assert tuple(specs["gate"]) == (None, "tensor")
+        assert exports.as_release(abstract, arch)
 
 
 ADDED = {
@@ -260,7 +194,7 @@ ADDED = {
 
 
 @pytest.mark.parametrize("name", ADDED)
-def test_greedy_ids_with_a_cache_equal_those_without(name):
+def test_kv_cache_gives_the_greedy_ids_of_full_forward(name):
     """Of each baseline as it is, with no more than its config adds to the LLM."""
     arch = read(name).model
     assert arch.learners == ADDED[name].get("learners", ())
@@ -269,8 +203,8 @@ def test_greedy_ids_with_a_cache_equal_those_without(name):
         inference_cases.make_arch(kv_heads=2, **ADDED[name])
     )
     rows = inference_cases.random_rows(spec.arch, ["tiitt", "ttttttt", "t"], seed=7)
-    wanted = inference_cases.uncached_greedy(spec, params, rows, 5)
-    np.testing.assert_array_equal(inference_cases.greedy(spec, weights, rows, 5), wanted)
+    expected = inference_cases.uncached_greedy(spec, params, rows, 5)
+    np.testing.assert_array_equal(inference_cases.greedy(spec, weights, rows, 5), expected)
 
 
 # --- training --------------------------------------------------------------------------------
@@ -289,7 +223,7 @@ def aligned(tmp_path_factory) -> pathlib.Path:
     return workdir
 
 
-def test_every_baseline_starts_as_llava(aligned, tmp_path):
+def test_baselines_start_with_the_loss_of_llava(aligned, tmp_path):
     """The batch has images and text; what is added to LLaVA adds nothing yet."""
     losses = {}
     for name in ("llava", "lora", "prefix", "textual_only"):
@@ -305,22 +239,22 @@ def test_every_baseline_starts_as_llava(aligned, tmp_path):
             return step.token_loss(model, tree.nest(params), hidden, batch.targets, 64)[0]
 
         losses[name] = float(loss({**ready.state.frozen, **ready.state.trained}))
-    wanted = losses.pop("llava")
-    assert losses == pytest.approx(dict.fromkeys(losses, wanted), rel=1e-6)
+    expected = losses.pop("llava")
+    assert losses == pytest.approx(dict.fromkeys(losses, expected), rel=1e-6)
 
 
 ADDS = {"prefix": {f"decoder/layers/prefix/{leaf}" for leaf in ("k", "v", "gate")}, "lora": set()}
 
 
 @pytest.mark.parametrize("name", ADDS)
-def test_a_baseline_trains_and_goes_on_where_it_was_stopped(aligned, tmp_path, name):
+def test_baseline_trains_and_resumes(aligned, tmp_path, name):
     workdir, changes = tmp_path / "run", {"init_from": str(aligned), "checkpoint_every": 4}
     ready = cases.set_up(workdir, name, steps=6, **changes)
     before = cases.flat(ready)
     with jax.set_mesh(ready.mesh):
         loop.train(ready)
-    wanted, losses = cases.flat(ready), cases.losses(workdir)
-    moved = {path for path, value in wanted.items() if (value != before[path]).any()}
+    expected, losses = cases.flat(ready), cases.losses(workdir)
+    moved = {path for path, value in expected.items() if (value != before[path]).any()}
     assert {part(path) for path in moved} == {"projector", name}
     assert ADDS[name] <= moved
 
@@ -329,9 +263,12 @@ def test_a_baseline_trains_and_goes_on_where_it_was_stopped(aligned, tmp_path, n
     resumed = cases.run(workdir, name, steps=6, **changes)
     assert cases.losses(workdir) == losses
     for path, value in cases.flat(resumed).items():
-        np.testing.assert_array_equal(value, wanted[path], err_msg=path)
-    kept, config = checkpoint.load(workdir).arch, read(name).model
-    assert (kept.prefix_length, kept.lora_rank) == (config.prefix_length, config.lora_rank)
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
+    saved_arch, config = checkpoint.load(workdir).arch, read(name).model
+    assert (saved_arch.prefix_length, saved_arch.lora_rank) == (
+        config.prefix_length,
+        config.lora_rank,
+    )
 
 
 # --- a frozen LLM ----------------------------------------------------------------------------
@@ -339,16 +276,16 @@ def test_a_baseline_trains_and_goes_on_where_it_was_stopped(aligned, tmp_path, n
 
 def text_questions(count: int) -> list[str]:
     """Returns so many different text-only questions."""
-    rng, found = random.Random(0), {}
-    while len(found) < count:
+    rng, questions = random.Random(0), {}
+    while len(questions) < count:
         for name in skills.SKILLS:
             for split in ("train", "test"):
-                found[skills.sample(rng, name, split)[0]] = None
-    return list(found)[:count]
+                questions[skills.sample(rng, name, split)[0]] = None
+    return list(questions)[:count]
 
 
-def test_a_frozen_llm_answers_text_as_before_token_for_token():
-    """Whatever the visual path learns: here it is noise. Pictures are asked about in between."""
+def test_frozen_llm_answers_text_as_before_token_for_token():
+    """Whatever the visual path learns: here it is noise. Image questions are in the same batch."""
     model = read("frozen_llm").model
     arch = starting.resolve_arch(model)
     loaded, rng = starting.load_base(arch, model), np.random.default_rng(0)
@@ -359,9 +296,9 @@ def test_a_frozen_llm_answers_text_as_before_token_for_token():
     assert {part(path) for path in set(flat) - set(loaded)} == TRAINS["frozen_llm"]
     texts = [prompts.Request(question) for question in text_questions(208)]
     side = arch.vision.image_size
-    pictures = [Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)) for _ in range(8)]
-    asked = texts + [prompts.Request("What is red?", [picture]) for picture in pictures]
-    said = {}
+    images = [Image.fromarray(rng.integers(0, 256, (side, side, 3), np.uint8)) for _ in range(8)]
+    requests = texts + [prompts.Request("What is red?", [image]) for image in images]
+    answers = {}
     for name, learners in (("base", ()), ("wings", arch.learners)):
         one = dataclasses.replace(arch, learners=learners)
         generator = Generator(
@@ -372,6 +309,6 @@ def test_a_frozen_llm_answers_text_as_before_token_for_token():
             rows=64,
             sampling=SamplingParams(max_new_tokens=8),
         )
-        said[name] = [answer.tokens for answer in generator.generate(asked)]
-    assert said["wings"][: len(texts)] == said["base"][: len(texts)]
-    assert said["wings"][len(texts) :] != said["base"][len(texts) :]
+        answers[name] = [answer.tokens for answer in generator.generate(requests)]
+    assert answers["wings"][: len(texts)] == answers["base"][: len(texts)]
+    assert answers["wings"][len(texts) :] != answers["base"][len(texts) :]

@@ -11,11 +11,11 @@ import pytest
 import training_cases as cases
 
 from configs import base
-from wings_jax import axes, train, tree
+from wings_jax import axes, config_checks, train, tree
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.model import parameters
-from wings_jax.training import loop, optim
+from wings_jax.training import loop, meshes, optim
 from wings_jax.weights import starting
 
 PRESETS = [*base.ON_SCENES, *base.REAL]
@@ -23,13 +23,11 @@ PRESETS = [*base.ON_SCENES, *base.REAL]
 
 @pytest.mark.parametrize("preset", PRESETS)
 @pytest.mark.parametrize("stage", cases.STAGES)
-def test_every_config_fits_its_preset(stage, preset):
+def test_config_fits_its_preset(stage, preset):
     config = config_lib.from_config_dict(cases.STAGES[stage](preset))
     arch = starting.resolve_arch(config.model)
-    devices = max(config.mesh.fsdp, 1) * config.mesh.tensor
-    mesh = axes.make_mesh({"fsdp": config.mesh.fsdp}, jax.devices()[:devices])
-    parameters.check_mesh(arch, mesh, config.batch_size, flag="config.mesh")
-    abstract = parameters.abstract_params(arch, mesh=mesh)
+    shape = meshes.mesh_shape(config.mesh, arch, jax.device_count())
+    abstract = parameters.abstract_params(arch, mesh=axes.make_mesh(shape))
     labels = optim.label_groups(abstract, config.optimizer)  # total, and no dead row
     trained = {p for p in abstract if optim.is_trained(labels, config.optimizer, p)}
     assert not any(p.startswith("vision/") for p in trained)
@@ -41,7 +39,7 @@ def test_every_config_fits_its_preset(stage, preset):
 
 
 @pytest.mark.parametrize("preset", base.REAL)
-def test_the_learning_rates_of_the_real_presets_are_the_papers(preset):
+def test_learning_rates_of_the_real_presets_are_the_papers(preset):
     rates = config_lib.from_config_dict(cases.STAGES["stage1"](preset)).optimizer.learning_rates
     assert rates == {"vision": 0.0, "projector": 1e-3, "visual": 1e-3, "llm": 0.0}
     rates = config_lib.from_config_dict(cases.STAGES["stage2"](preset)).optimizer.learning_rates
@@ -57,7 +55,7 @@ def test_config_survives_json():
 
 
 def test_parameter_paths_are_public():
-    """These paths stand in checkpoints and in people's configs: a change breaks both."""
+    """These paths are in checkpoints and in users' configs: a change breaks both."""
     arch = starting.resolve_arch(config_lib.from_config_dict(cases.STAGES["stage2"]()).model)
     abstract = parameters.abstract_params(arch)
     roots = sorted({re.sub(r"/(kernel|bias|scale|a|b)$", "", path) for path in abstract})
@@ -89,27 +87,27 @@ def test_parameter_paths_are_public():
     [
         ({"remat": "half"}, "config.remat: 'half' is not one of"),
         ({"model__learners": ("left",)}, "config.model.learners"),
-        ({"model__router": True, "model__learners": ("visual",)}, "nothing to route"),
+        ({"model__router": True, "model__learners": ("visual",)}, "a router needs both learners"),
         ({"batch_size": 6, "optimizer__accumulation": 4}, "is not a multiple"),
         ({"data__sequence_length": 2048}, "config.data.sequence_length: 2048 is more than"),
         ({"steps": -2}, "config.steps: -2 is less than -1"),
         ({"model__prefix_length": -1}, "config.model.prefix_length: -1 is less than 0"),
-        ({"model__llm": "gpt"}, "config.model.llm: 'gpt' is neither a folder"),
+        ({"model__llm": "gpt"}, "config.model.llm: 'gpt' is neither a"),
         ({"model__learner_layers": (7,)}, r"config.model.learner_layers: \(7,\) on 2 layers"),
     ],
 )
-def test_values_that_do_not_fit_are_named(change, message):
+def test_user_error_names_values_that_do_not_fit(change, message):
     with pytest.raises(UserError, match=message):
         starting.resolve_arch(config_lib.from_config_dict(cases.tree_of("stage2", **change)).model)
 
 
 def test_every_leaf_of_the_tree_is_read(tmp_path, monkeypatch):
-    """A key that nothing reads would do nothing; what checks and writes configs does not count."""
+    """A key that nothing reads would do nothing; checks and conversions of configs do not count."""
     kinds = ("Config", *(f"{n}Config" for n in ("Model", "Data", "Source", "Optimizer", "Mesh")))
     read = set()
 
     def recording(self, name: str):
-        if sys._getframe(1).f_code.co_filename != config_lib.__file__:
+        if sys._getframe(1).f_code.co_filename not in (config_lib.__file__, config_checks.__file__):
             read.add((type(self).__name__, name))
         return object.__getattribute__(self, name)
 

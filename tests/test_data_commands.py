@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import tiny_data
 import transformers
+from PIL import Image
 
 from wings_jax import cli
 from wings_jax.data import check, prepare, samples
@@ -82,6 +84,29 @@ def test_check_of_bad_data(directory, monkeypatch, capsys):
     assert {cause: row["ids"] for cause, row in causes.items()} == {
         samples.MISSING_IMAGE: ["gone"],
         samples.NO_ANSWER: ["s5"],
+    }
+
+
+def test_check_names_the_form_and_what_does_not_fit(tmp_path, monkeypatch, capsys):
+    talk = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    deep = np.full((20, 30), 500, np.uint16)
+    Image.fromarray(deep).save(tmp_path / "deep.png")
+    rows = [{"id": "a", "messages": talk, "images": ["deep.png"]}, {"goal": "q", "sol1": "a"}]
+    rows.append({"id": "c", "img": "a.png", "conversations": tiny_data.turns("<image>q", "a")})
+    path = tiny_data.write_json(tmp_path / "x.json", rows)
+    report = tmp_path / "report.json"
+    assert call(check, path, "--output", report, monkeypatch=monkeypatch) == 1
+    printed = capsys.readouterr().out
+    assert "record form        messages 1   none 1   conversations 1" in printed
+    assert "<image> as a word  1 samples without images (first: c)" in printed
+    assert f"1  {samples.UNKNOWN_FORM}\n             x.json#1: its keys are goal, sol1" in printed
+    assert "scaled to 8 bits   I;16 1" in printed
+    assert "largest image      0.0 megapixels (a), 0 MB of memory in each thread" in printed
+    assert json.loads(report.read_text())["images"] == {
+        "scaled_to_8_bit": {"I;16": 1},
+        "largest_pixels": 600,
+        "largest_id": "a",
+        "bytes_per_thread": 3600,
     }
 
 

@@ -18,6 +18,7 @@ from tokenizers import models, normalizers, pre_tokenizers, trainers
 
 from wings_jax.data import conversation, samples, tokenization, turns
 from wings_jax.errors import UserError
+from wings_jax.inference import prompts
 from wings_jax.model import layout
 
 GOLDEN = pathlib.Path(__file__).parents[2] / "shared" / "fixtures" / "formatter_qwen.json"
@@ -243,13 +244,17 @@ def sample(images: int, *texts: str, first: str = "human") -> samples.Sample:
     [
         (1, ("<image>\nq", "a"), ("<image>\nq", "a")),
         (1, ("q <image> r <image>", "a"), ("q <image> r ", "a")),
-        (1, ("q", "a", "r<image>", "<image>b"), ("q", "a", "r<image>", "b")),
-        (1, ("x<image>", "<image>a", "<image>r", "b"), ("x<image>", "a", "r", "b")),
+        (1, ("q", "a", "r<image>", "<image>b"), ("q", "a", "r<image>", "<image>b")),
+        (1, ("x<image>", "<image>a", "<image>r", "b"), ("x<image>", "<image>a", "r", "b")),
         (1, ("q", "a", "r", "b"), ("q", "a", "<image>\nr", "b")),
-        (1, ("q", "<image>a"), ("<image>\nq", "a")),
-        (0, ("q <image>r", "<image>a"), ("q r", "a")),
+        (1, ("q", "<image>a"), ("<image>\nq", "<image>a")),
+        (1, (r"q \<image>", "a"), ("<image>\nq \\<image>", "a")),
+        (1, (r"<image>q \<image>", "a"), (r"<image>q \<image>", "a")),
+        (0, ("q <image>r", "<image>a"), (r"q \<image>r", "<image>a")),
+        (0, (r"q \<image>r", "a"), (r"q \<image>r", "a")),
         (2, ("<image>q<image>", "a"), ("<image>q<image>", "a")),
-        (2, ("<image>q", "<image>a", "<image>r", "b"), ("<image>q", "a", "<image>r", "b")),
+        (2, ("<image>q", "<image>a", "<image>r", "b"), ("<image>q", "<image>a", "<image>r", "b")),
+        (2, (r"<image>q\<image><image>", "a"), (r"<image>q\<image><image>", "a")),
     ],
 )
 def test_markers_after_normalization(images, before, after):
@@ -278,6 +283,50 @@ def test_bad_turns_have_a_cause(bad, cause):
         turns.normalize_sample(bad)
     assert raised.value.cause == cause
     assert pickle.loads(pickle.dumps(raised.value)).detail == raised.value.detail
+
+
+@pytest.mark.parametrize(
+    ("images", "texts", "spoken"),
+    [
+        (0, ("What does <image> mean?", "The tag is `<image>`."), "What does <image> mean?"),
+        (1, (r"<image>Why \<image>?", "The tag is `<image>`."), "Why <image>?"),
+    ],
+)
+def test_the_word_image_is_text_outside_of_markers(images, texts, spoken):
+    """In text-only samples and in answers nothing is removed, so it can be asked and learned."""
+    backend = tiny_data.byte_tokenizer()
+    talk = turns.normalize_sample(sample(images, *texts))
+    encoded = conversation.encode(talk, backend, CHATML)
+    assert (encoded.ids == conversation.IMAGE_ID).sum() == images
+    text = backend.decode([i for i in encoded.ids if i >= 0], skip_special_tokens=False)
+    assert f"<|im_start|>user\n{spoken}<|im_end|>" in text
+    answer = backend.decode(learned(encoded)[0], skip_special_tokens=False)
+    assert answer == "The tag is `<image>`.<|im_end|>"
+    again = turns.normalize_sample(samples.Sample("s", ("x",) * images, talk))
+    assert again == talk
+
+
+def test_the_word_image_can_be_asked_about():
+    processor = prompts.PromptProcessor(None, None, None)
+    question = "What does <image> mean?"
+    (asked,) = processor.turns(prompts.Request(question))
+    assert turns.split_markers(asked["value"]) == [question]
+
+    # In a chat a later question has an image; the word of the first one stays a word.
+    first = processor.add_markers(question, 0)
+    talk = tiny_data.turns(first, "A marker.", processor.add_markers("And this?", 1))
+    after = processor.turns(prompts.Request(talk, ["x.png"]))
+    assert [turns.count_markers(turn["value"]) for turn in after] == [0, 0, 1]
+    with pytest.raises(UserError, match=r"1 image\(s\), 2 <image> in the prompt"):
+        processor.turns(prompts.Request("<image><image>", ["x.png"]))
+
+
+@pytest.mark.parametrize("speaker", ["human", "gpt"])
+def test_text_that_is_not_unicode_is_malformed(speaker):
+    talk = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+    talk[speaker == "gpt"]["value"] = "a\ud800"
+    with pytest.raises(samples.BadSample, match="text is not valid Unicode"):
+        turns.normalize_sample(samples.Sample("s", (), talk))
 
 
 def test_a_prompt_needs_no_answer():

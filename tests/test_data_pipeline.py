@@ -19,7 +19,7 @@ from wings_jax.data import examples, packing, pipeline, prepare, samples, settin
 from wings_jax.errors import UserError
 from wings_jax.model import layout
 
-COUNT = 30
+COUNT = 48
 PACKING = pytest.mark.parametrize("is_packed", [False, True], ids=["rows", "packed"])
 
 
@@ -187,6 +187,13 @@ def break_records(records, directory):
             "conversations": tiny_data.turns("<image>" * 3, "a"),
         },
         samples.CUT_OFF: {"conversations": tiny_data.turns("q" * 200, "a")},
+        samples.UNKNOWN_FORM: {"goal": "q"},
+        samples.EMPTY_IMAGE: {"image": "", "conversations": talk},
+        samples.MEDIA: {"video": "x.mp4", "conversations": talk},
+        samples.TOOLS: {"tools": ["f"], "conversations": talk},
+        samples.PREFERENCE: {"prompt": "q", "chosen": "a", "rejected": "b"},
+        samples.WEIGHT: {"weight": 0, "conversations": talk},
+        samples.URL: {"image": "https://a.b/c.png", "conversations": talk},
     }
     assert set(broken) == set(samples.CAUSES)
 

@@ -11,7 +11,7 @@ import training_cases
 import transformers
 
 from wings_jax import config as config_lib
-from wings_jax.data import conversation, mixture, settings
+from wings_jax.data import chat_template, mixture, settings
 from wings_jax.errors import UserError
 from wings_jax.model import presets
 from wings_jax.training import start
@@ -39,7 +39,8 @@ def test_config_data_is_the_dataclass_of_the_data_path():
 )
 def test_system_prompt_of_a_config(system, text):
     data = settings.DataConfig(system=system)
-    assert conversation.template_from_settings(data).system == text
+    tokenizer = tiny_data.byte_tokenizer()
+    assert chat_template.template_from_settings(data, tokenizer).system == text
 
 
 def test_system_prompt_reaches_the_batches(tmp_path):

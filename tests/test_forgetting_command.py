@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import sys
 
 import jax
@@ -31,6 +33,8 @@ def run_command(monkeypatch, *flags: object) -> None:
             "--regimes (--base tiny): there is no 'text'; there are images, replay",
         ),
         (["--seeds", "0,a"], "--seeds: '0,a' is not a list of whole numbers"),
+        (["--seeds", "0,99999999999999999999"], "--seeds: 99999999999999999999 is not between 0"),
+        (["--seeds=-1"], "--seeds: -1 is not between 0 and 4294967295"),
         (["--steps", "0"], "--steps: 0 is less than 1"),
         (["--limit", "0", "--fast"], "--limit: 0 is less than 1"),
         (["--data-root", "no/such"], "--data-root: no/such has no scenes.json"),
@@ -62,11 +66,19 @@ def test_user_errors_are_one_line(monkeypatch, capsys, tmp_path, flags, message)
     assert not (tmp_path / "out").exists()
 
 
-def test_it_runs_at_the_root_of_the_repository(monkeypatch, capsys, tmp_path):
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit):
-        run_command(monkeypatch, "--fast")
-    assert "configs/stage1.py is not here" in capsys.readouterr().err
+def test_it_finds_the_shipped_configs_from_any_directory(tmp_path):
+    """A mistake in a method's key is found after its config was read."""
+    flags = ["--fast", "--methods", "wings@model.nothing=1"]
+    completed = subprocess.run(
+        [sys.executable, "-m", "wings_jax.forgetting", *flags],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(cases.ROOT)},
+        capture_output=True,
+        text=True,
+    )
+    assert completed.returncode == 2
+    (line,) = completed.stderr.strip().splitlines()
+    assert line.endswith("--methods: wings@model.nothing=1: its config has no key model.nothing")
     assert list(tmp_path.iterdir()) == []
 
 
@@ -89,7 +101,7 @@ def test_the_whole_experiment(monkeypatch, capsys, tmp_path):
     ]
     flags += ["--steps", "2", "--stage1-steps", "2", "--limit", "6"]
     model = {"model.llm": directory / "llm", "model.vision": directory / "vision", "model.rank": 4}
-    quick = {"batch_size": 8, "optimizer.kind": "adamw", "data.threads": 1}
+    quick = {"batch_size": 8, "optimizer.name": "adamw", "data.threads": 1}
     flags += [f"--config.{key}={value}" for key, value in (model | quick).items()]
     run_command(monkeypatch, *flags, "--methods", "base,frozen_llm")
     output = capsys.readouterr().out

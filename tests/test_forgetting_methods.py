@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
 import pathlib
 
 import pytest
@@ -224,8 +223,7 @@ def test_perplexity_and_choices_are_columns_of_a_real_llm(tmp_path):
         "perplexity": {"value": 31.2, "interval95": [30.0, 32.5], "passages": 9},
         "choices": {everyday.ALL: {"accuracy": 0.75, "interval95": [0.7, 0.8], "total": 4}},
     }
-    (tmp_path / "language.json").write_text(json.dumps({"models": [found]}))
-    scores = dict(RUNS[1].scores) | dict(results._language_scores(tmp_path))
+    scores = dict(RUNS[1].scores) | dict(results._language_scores(found))
     base, llava = (dataclasses.replace(run, scores=scores) for run in RUNS[:2])
     header, *rows = table.main_cells([base, llava], "images", BASES["smollm2"])
     assert header[4:6] == ["perplexity of English", "multiple choice"]

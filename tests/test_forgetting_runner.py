@@ -74,6 +74,30 @@ def test_failed_runs_are_reported_and_retried(tmp_path, written, capsys):
     assert written == ["three", "one", "two"]
 
 
+def test_unreadable_results_fail_their_run_only(tmp_path, monkeypatch):
+    gathered = []
+
+    def write_scores(run: ExperimentRun) -> None:
+        if run.method == "one":
+            raise UserError("--out: one is damaged")
+        gathered.append(run.method)
+        run.scores_file.write_text("{}")
+
+    monkeypatch.setattr(results, "write_scores", write_scores)
+    runs = [fake_run(tmp_path, name, "pass") for name in ("one", "two")]
+    failed = runner.run_all(runs, lambda lost: None)
+    assert failed == {"one, images, seed 0": "--out: one is damaged"}
+    assert gathered == ["two"]
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"seconds": null}'])
+def test_a_damaged_done_file_is_named(tmp_path, content):
+    job = Job("evaluate", tmp_path, ("x",))
+    job.done_file.write_text(content)
+    with pytest.raises(UserError, match=rf"^--out: {job.done_file} is damaged"):
+        _ = job.seconds
+
+
 def test_sigterm_ends_the_running_command(tmp_path, written):
     """The child process gets SIGTERM too, may save, and its job is not done."""
     saved = tmp_path / "saved"

@@ -13,8 +13,10 @@ import pytest
 from forgetting_cases import RUNS, SETTINGS, TINY, scored
 from PIL import Image
 
+from wings_jax.errors import UserError
 from wings_jax.forgetting import estimates, plots, results, table
 from wings_jax.forgetting.methods import IMAGES, NOT_REPLAYED, REGIMES
+from wings_jax.forgetting.plan import ExperimentRun
 
 
 def test_means_and_intervals_are_those_of_student():
@@ -148,3 +150,39 @@ def test_runs_are_read_in_the_order_of_the_table(tmp_path):
     assert results.read_scores(tmp_path) == RUNS
     assert all(run.directory for run in results.read_scores(tmp_path))
     assert results.read_scores(tmp_path / "nothing") == []
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "{", "[]", "null", '{"models": []}', '{"method": "wings"}', "[" * 100_000, "\ud800"],
+)
+def test_a_damaged_file_of_scores_is_named(tmp_path, content):
+    path = tmp_path / "images" / "wings" / "seed-0" / "run.json"
+    path.parent.mkdir(parents=True)
+    path.write_bytes(content.encode("utf-8", "surrogatepass"))
+    with pytest.raises(UserError, match=rf"^--out: {path} is damaged .*remove {path.parent}"):
+        results.read_scores(tmp_path)
+
+
+@pytest.mark.parametrize("file", ["scores/report.json", "laws/laws_summary.json"])
+@pytest.mark.parametrize("content", ["{", '{"models": []}', '{"models": [{}]}', '{"models": [3]}'])
+def test_reports_of_another_kind_are_named(tmp_path, file, content):
+    run = ExperimentRun("wings", "images", 0, tmp_path, ())
+    good = {"tasks": {}}
+    shift = {"shift": {}, "variant": {}, "n_used": 1, "n_skipped": 0}
+    shift["shift_by_rows"] = {"after": {"n_used": 1}}
+    for name, model in (("scores/report.json", good), ("laws/laws_summary.json", shift)):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_text(json.dumps({"models": [model]}))
+    (tmp_path / file).write_text(content)
+    with pytest.raises(UserError, match=rf"^--out: {tmp_path / file} is damaged"):
+        results.write_scores(run)
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"task": "scenes_text", "rows": ["never replayed"]}'])
+def test_a_damaged_file_of_answers_is_named(tmp_path, line):
+    directory = answered(tmp_path, "ab", "10")
+    (path,) = (directory / "scores").iterdir()
+    path.write_text(f"{path.read_text()}{line}\n")
+    with pytest.raises(UserError, match=rf"^--out: {path} is damaged"):
+        estimates.read_graded(directory, NOT_REPLAYED.task, NOT_REPLAYED.row)

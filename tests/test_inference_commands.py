@@ -161,7 +161,6 @@ def test_chat_commands(run, requests, tmp_path, capsys):
         (generate, ["--checkpoint", str(LLM), "--prompt", "a"], "import it first: python -m"),
         (generate, ["--checkpoint", __file__, "--prompt", "a"], "holds no checkpoint"),
         (generate, ["--checkpoint", "RUN", "--prompt", "a", "--image", __file__], "test_inference"),
-        (generate, ["--checkpoint", "RUN", "--prompt", "a <image>"], "0 image(s), 1 <image>"),
         (generate, ["--checkpoint", "RUN", "--prompt", "a", "--mesh", "rows=2"], "'rows=2' is not"),
         (generate, ["--checkpoint", "RUN", "--prompt", "a", "--mesh", "data=3"], "8 device(s)"),
         (generate, ["--checkpoint", "RUN", "--prompt", "a", "--mesh", "tensor=8"], "N=4 over"),

@@ -22,7 +22,7 @@ from wings_jax.inference import decode, device_memory
 from wings_jax.inference import generator as generator_lib
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams
-from wings_jax.model import presets
+from wings_jax.model import hf_config, presets
 from wings_jax.scenes import skills
 from wings_jax.weights import store
 
@@ -119,7 +119,7 @@ def test_batch_names_a_wrong_request_and_answers_the_others(generators, request_
 
 def test_bfloat16_answers_match_float32():
     directory = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
-    llm = presets.decoder_from_hf(store.read_config(directory))
+    llm = hf_config.decoder_from_hf(store.read_config(directory))
     params = {"decoder": hf_directories.load_llm(directory, llm)}
     rng, sampling = random.Random(0), SamplingParams(max_new_tokens=6)
     names = [name for name in skills.SKILLS for _ in range(3)]

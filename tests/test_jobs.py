@@ -1,4 +1,4 @@
-"""Processes as a cluster runs them: two that train together, and one that is told to stop."""
+"""Processes as a cluster runs them: two that train together, and one that gets SIGTERM."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ def start(arguments: list[str], **environment: str) -> subprocess.Popen:
 
 
 def free_port() -> int:
-    """Returns a port that nobody listens on."""
-    with socket.socket() as found:
-        found.bind(("localhost", 0))
-        return found.getsockname()[1]
+    """Returns a port without a listener."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        return listener.getsockname()[1]
 
 
 def job(arguments: list[str], processes: int, devices: int) -> list[subprocess.Popen]:
@@ -69,32 +69,32 @@ def wait_for(path: pathlib.Path, processes: list[subprocess.Popen], seconds: int
 
 
 @pytest.mark.slow
-def test_two_processes_train_as_one_does(tmp_path):
+def test_distributed_two_processes_equal_one(tmp_path):
     together = job(options(tmp_path / "two"), processes=2, devices=2)
-    said = [process.communicate(timeout=600)[0] for process in together]
-    assert [process.returncode for process in together] == [0, 0], said
+    outputs = [process.communicate(timeout=600)[0] for process in together]
+    assert [process.returncode for process in together] == [0, 0], outputs
     alone = start(options(tmp_path / "one"), JAX_NUM_CPU_DEVICES="4")
-    said = alone.communicate(timeout=600)[0]
-    assert alone.returncode == 0, said
+    outputs = alone.communicate(timeout=600)[0]
+    assert alone.returncode == 0, outputs
     two, one = (cases.losses(tmp_path / name) for name in ("two", "one"))
     assert len(two) == STEPS
     np.testing.assert_allclose(two, one, atol=1e-5)
 
 
 @pytest.mark.slow
-def test_hosts_that_would_share_their_rows_are_refused(tmp_path):
-    """The batch would be half as large, and the halves of a tensor would see other rows."""
+def test_distributed_hosts_that_would_share_rows_are_refused(tmp_path):
+    """The batch would be half as large, and the halves of a tensor would be of other rows."""
     shape = {"mesh__data": "1", "mesh__fsdp": "1", "mesh__tensor": "2"}
     together = job(options(tmp_path / "run", **shape), processes=2, devices=1)
-    said = [process.communicate(timeout=300)[0] for process in together]
-    assert [process.returncode for process in together] == [2, 2], said
-    assert "of a batch of 8 the hosts would hold 8, 8 rows" in said[0]
+    outputs = [process.communicate(timeout=300)[0] for process in together]
+    assert [process.returncode for process in together] == [2, 2], outputs
+    assert "of a batch of 8 the hosts would hold 8, 8 rows" in outputs[0]
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [1, 2])
-def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, processes):
+def test_sigterm_saves_and_the_same_command_resumes(tmp_path, processes):
     arguments = options(tmp_path / "run", steps="2000", checkpoint_every="5000")
     if processes == 1:
         running = [start(arguments, JAX_NUM_CPU_DEVICES="4")]
@@ -102,16 +102,16 @@ def test_sigterm_saves_and_the_same_command_goes_on(tmp_path, processes):
         running = job(arguments, processes, devices=2)
     wait_for(tmp_path / "run/metrics.jsonl", running)
     running[-1].send_signal(signal.SIGTERM)
-    said = [process.communicate(timeout=300)[0] for process in running]
-    assert [process.returncode for process in running] == [143] * processes, said
-    saved = [int(found.name) for found in (tmp_path / "run/checkpoints").iterdir()]
+    outputs = [process.communicate(timeout=300)[0] for process in running]
+    assert [process.returncode for process in running] == [143] * processes, outputs
+    saved = [int(step.name) for step in (tmp_path / "run/checkpoints").iterdir()]
     assert len(saved) == 1
     again = start(
         options(tmp_path / "run", steps="2000", checkpoint_every="5000"), JAX_NUM_CPU_DEVICES="4"
     )
     for line in again.stdout:
-        if "going on after step" in line:
+        if "resuming from step" in line:
             break
     again.kill()
     again.communicate()
-    assert f"going on after step {saved[0]}" in line
+    assert f"resuming from step {saved[0]}" in line

@@ -80,7 +80,7 @@ def test_a_question_that_does_not_fit_is_named():
         ChoiceQuestion("fine", "", "Up?", ("a", "b"), 0),
         ChoiceQuestion("odd", "", "up " * 400, ("a", "b"), 0),
     ]
-    with pytest.raises(UserError, match="question odd: the prompt takes"):
+    with pytest.raises(UserError, match="question odd: the prompt has 819 slots"):
         language.choose_answers(generator, items)
 
 
@@ -157,6 +157,7 @@ def test_choice_file_is_read(tmp_path):
     ]
 
 
+LONE = '{"id": "b", "question": "Up?", "choices": ["yes", "no"], "answer": 1, "%s": %s}'
 GOOD = {"id": "a", "question": "Up?", "choices": ["yes", "no"], "answer": 1}
 
 
@@ -180,6 +181,12 @@ GOOD = {"id": "a", "question": "Up?", "choices": ["yes", "no"], "answer": 1}
         ({**GOOD, "answer": True}, "answer is true"),
         ({**GOOD, "answer": "1"}, 'answer is "1"'),
         ({**GOOD, "label": 1}, "unknown key 'label'; there are answer, choices"),
+        (LONE % ("question", '"\\ud800"'), r"question is '\\ud800', which is not valid Unicode"),
+        (LONE % ("id", '"\\udfff"'), r"id is '\\udfff', which is not valid Unicode"),
+        (LONE % ("kind", '"\\ud83d!"'), r"kind is '\\ud83d!', which is not valid Unicode"),
+        (LONE % ("choices", '["a", "\\ud800"]'), r"choices is '\\ud800', which is not valid"),
+        ('{"answer": ' + "1" * 5000 + "}", "malformed JSON: Exceeds the limit"),
+        ("[" * 100_000, "malformed JSON: maximum recursion depth"),
     ],
 )
 def test_choice_file_errors_name_the_line(tmp_path, line, message):

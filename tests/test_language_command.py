@@ -13,6 +13,7 @@ from wings_jax import cli, evaluate
 from wings_jax.errors import UserError
 from wings_jax.evaluation import everyday, prose
 
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n"
 GOOD = {"id": "a", "question": "Up?", "choices": ["yes", "no"], "answer": 1}
 
 
@@ -88,18 +89,28 @@ def test_the_command_reads_a_users_files(workdir, tmp_path, monkeypatch, capsys)
         (["--text", "FILE"], "--text is for `language` only"),
         (["forgetting", "--choices", "FILE"], "--choices is for `language` only"),
         (["language", "--limit", "0"], "--limit: 0 is less than 1"),
-        (["language", "--text", "no/such"], "--text: no/such: No such file"),
-        (["language", "--text", "LATIN"], "latin.txt: not UTF-8 at byte 1"),
+        (["language", "--text", "no/such"], "--text: cannot read no/such: No such file"),
+        (["language", "--text", "LATIN"], "latin.txt is not UTF-8 text (byte 0xe9 at position 1)"),
         (["language", "--text", "SHORT"], "short.txt: 11 characters, fewer than 40"),
         (["language", "--text", "EMPTY"], "empty.txt: 0 characters, fewer than 40"),
-        (["language", "--choices", "no/such"], "--choices: no/such: No such file"),
-        (["language", "--choices", "LATIN"], "latin.txt: not UTF-8 at byte 1"),
+        (["language", "--choices", "no/such"], "--choices: cannot read no/such: No such file"),
+        (
+            ["language", "--choices", "LATIN"],
+            "latin.txt is not UTF-8 text (byte 0xe9 at position 1)",
+        ),
         (["language", "--choices", "EMPTY"], "empty.txt contains no question"),
         (["language", "--out", "SHORT/x"], "--out: cannot write"),
+        (["language", "--text", "POINTER"], "pointer.txt is a git-lfs pointer, not the file"),
+        (["language", "--choices", "POINTER"], "pointer.txt is a git-lfs pointer, not the file"),
+        (["language", "--text", "a\0b"], "--text: 'a\\x00b' has a null character"),
+        (["language", "--choices", "\udce9.jsonl"], r"--choices: '\udce9.jsonl' is not UTF-8"),
+        (["language", "--out", "\udce9"], r"--out: '\udce9' is not UTF-8"),
+        (["--checkpoint", "a\0b"], r"--checkpoint: 'a\x00b' has a null character"),
+        (["--checkpoint", "\udce9=x"], r"--checkpoint: '\udce9=x' is not UTF-8"),
     ],
 )
 def test_user_errors_are_one_line(workdir, tmp_path, monkeypatch, capsys, flags, message):
-    made = {"LATIN": b"d\xe9j\xe0", "SHORT": b"all is well", "EMPTY": b"\n"}
+    made = {"LATIN": b"d\xe9j\xe0", "SHORT": b"all is well", "EMPTY": b"\n", "POINTER": POINTER}
     for name, content in made.items():
         (tmp_path / f"{name.lower()}.txt").write_bytes(content)
     known = {name: tmp_path / f"{name.lower()}.txt" for name in made}

@@ -84,7 +84,7 @@ def test_control_tokens_in_a_text_are_text():
 def test_texts_of_less_than_two_tokens_are_refused():
     generator, _ = make("plain", 4)
     for text in ("a", ""):
-        with pytest.raises(UserError, match=rf"'{text}' is {len(text)} token.* at least 2"):
+        with pytest.raises(UserError, match=rf"'{text}' has {len(text)} token.* at least 2"):
             generator.score_text(["all is well", text])
 
 

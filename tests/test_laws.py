@@ -1,4 +1,4 @@
-"""What holds for every variant of the model, whatever its weights."""
+"""Laws: what every variant of the model fulfills, whatever its weights."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ import pytest
 import tiny_model
 from tiny_model import VARIANTS
 
-from wings_jax.model import decoder, layers, layout
+from wings_jax.model import context, decoder, layers, layout
 from wings_jax.model.wings import Wings
 
 ROWS = ["ttittitttttt", "tttttttttt", "itt|titt|tttt", "tttiitt"]
-SLOTS, IMAGES = 18, 2  # of the longest row; every single row is given these too, to compile once
+SLOTS, IMAGES = 18, 2  # of the longest row; single rows have as many, to compile once
 every_variant = pytest.mark.parametrize("name", VARIANTS)
 
 
@@ -28,34 +28,40 @@ def build(name: str, **settings) -> tuple[Wings, dict]:
     ("name", "kernel"),
     [*((name, "auto") for name in VARIANTS), ("router", "chunked"), ("prefix", "chunked")],
 )
-def test_no_slot_changes_an_earlier_one_by_a_single_bit(name, kernel):
+def test_causality_a_token_changes_no_earlier_slot_by_a_single_bit(name, kernel):
     model, params = build(name, kernel=kernel)
     rows = tiny_model.batch(ROWS)
     before = tiny_model.logits(model, params, rows)
     slots = rows.layout.tokens.shape[1]
+
     for slot in range(slots):
         tokens = rows.layout.tokens.copy()
         tokens[:, slot] = (tokens[:, slot] + 7) % 64
-        moved = dataclasses.replace(rows.layout, tokens=tokens)
-        after = tiny_model.logits(model, params, dataclasses.replace(rows, layout=moved))
+        changed = dataclasses.replace(rows.layout, tokens=tokens)
+        after = tiny_model.logits(model, params, dataclasses.replace(rows, layout=changed))
+
         np.testing.assert_array_equal(after[:, :slot], before[:, :slot])
         is_text = rows.layout.modality[:, slot] == layout.TEXT
         assert (after[is_text, slot] != before[is_text, slot]).any(-1).all()
 
 
 @every_variant
-def test_an_image_changes_nothing_before_it_and_something_after(name):
+def test_causality_an_image_changes_later_slots_only(name):
     model, params = build(name)
     rows = tiny_model.batch(ROWS)
     before = tiny_model.logits(model, params, rows)
+
     for number in range(rows.images.shape[1]):
         images = rows.images.copy()
         images[:, number] = 255 - images[:, number]
         after = tiny_model.logits(model, params, dataclasses.replace(rows, images=images))
+
         for i, text in enumerate(ROWS):
             if text.count("i") <= number:
                 np.testing.assert_array_equal(after[i], before[i])
                 continue
+
+            # Slots before the image, and other conversations of the row, are bit-identical.
             is_image = rows.layout.modality[i] == layout.IMAGE
             first = np.flatnonzero(is_image)[number * tiny_model.P]
             np.testing.assert_array_equal(after[i, :first], before[i, :first])
@@ -66,78 +72,86 @@ def test_an_image_changes_nothing_before_it_and_something_after(name):
 
 
 @every_variant
-def test_a_row_is_the_same_alone_padded_and_beside_others(name):
+def test_padding_and_batch_mates_change_no_row(name):
     model, params = build(name)
     together = tiny_model.logits(model, params, tiny_model.batch(ROWS))
     padded = tiny_model.logits(model, params, tiny_model.batch(ROWS, length=40, images=4))
+
     for i, text in enumerate(ROWS):
         single = tiny_model.batch([text], length=SLOTS, images=IMAGES)
-        used = single.layout.modality[0] != layout.PADDING
-        wanted = tiny_model.logits(model, params, single)[0, used]
-        np.testing.assert_allclose(together[i, :SLOTS][used], wanted, atol=1e-5)
-        np.testing.assert_allclose(padded[i, :SLOTS][used], wanted, atol=1e-5)
+        is_used = single.layout.modality[0] != layout.PADDING
+        alone = tiny_model.logits(model, params, single)[0, is_used]
+        np.testing.assert_allclose(together[i, :SLOTS][is_used], alone, atol=1e-5)
+        np.testing.assert_allclose(padded[i, :SLOTS][is_used], alone, atol=1e-5)
 
 
 @every_variant
-def test_a_packed_conversation_is_the_same_as_alone(name):
+def test_packing_changes_no_conversation(name):
     model, params = build(name)
     parts = ["titt", "ttttt", "itittt"]
     singles = [tiny_model.batch([part], length=SLOTS, images=IMAGES) for part in parts]
-    used = [single.layout.modality[0] != layout.PADDING for single in singles]
+    is_used = [single.layout.modality[0] != layout.PADDING for single in singles]
+
+    # One row of all conversations
     tokens, modality, segments, images = [], [], [], []
-    for number, (part, single, slots) in enumerate(zip(parts, singles, used, strict=True), start=1):
+    conversations = zip(parts, singles, is_used, strict=True)
+    for number, (part, single, slots) in enumerate(conversations, start=1):
         tokens.append(single.layout.tokens[0, slots])
         modality.append(single.layout.modality[0, slots])
         segments.append(np.full(len(tokens[-1]), number))
         images.extend(single.images[0, : part.count("i")])
     rows = layout.make_layout(*(np.concatenate(x)[None] for x in (tokens, modality, segments)))
     packed = layout.Batch(rows, np.full(rows.tokens.shape, -100), np.stack(images)[None])
-    found = tiny_model.logits(model, params, packed)[0]
-    wanted = [
+
+    together = tiny_model.logits(model, params, packed)[0]
+    alone = [
         tiny_model.logits(model, params, single)[0, slots]
-        for single, slots in zip(singles, used, strict=True)
+        for single, slots in zip(singles, is_used, strict=True)
     ]
-    np.testing.assert_allclose(found, np.concatenate(wanted), atol=1e-5)
+    np.testing.assert_allclose(together, np.concatenate(alone), atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["visual", "both", "router"])
-def test_the_visual_learner_gives_a_text_row_exactly_nothing(name):
+def test_visual_learner_output_is_exactly_zero_for_text_rows(name):
     model, params = build(name)
     rows = tiny_model.batch(ROWS)
-    wings = np.asarray(tiny_model.intermediates(model, params, rows)["visual_wing"])
+    outputs = np.asarray(tiny_model.intermediates(model, params, rows)["visual_wing"])
     is_text_row = np.array(["i" not in text for text in ROWS])
-    assert not wings[:, is_text_row].any()
-    assert wings[:, ~is_text_row].any()
+    assert not outputs[:, is_text_row].any()
+    assert outputs[:, ~is_text_row].any()
 
 
 @pytest.mark.parametrize("name", ["visual", "textual", "both", "router", "lora", "prefix"])
-def test_at_initialisation_wings_is_its_base(name):
+def test_initialization_equals_the_base_llm(name):
     model = Wings(VARIANTS[name])
     rows = tiny_model.batch(ROWS)
     params = tiny_model.initial(model)
     base = Wings(VARIANTS["llava"])
-    wanted = tiny_model.logits(base, params, rows)
-    np.testing.assert_allclose(tiny_model.logits(model, params, rows), wanted, atol=1e-6)
-    found = tiny_model.intermediates(model, params, rows)
+    expected = tiny_model.logits(base, params, rows)
+    np.testing.assert_allclose(tiny_model.logits(model, params, rows), expected, atol=1e-6)
+
+    sown = tiny_model.intermediates(model, params, rows)
     for learner in VARIANTS[name].learners:
-        assert not np.asarray(found[f"{learner}_wing"]).any()
+        assert not np.asarray(sown[f"{learner}_wing"]).any()
 
 
-def test_switched_off_layers_carry_no_learners():
+def test_learner_layers_other_layers_have_no_learners():
     model, params = build("some_layers")
     rows = tiny_model.batch(ROWS)
-    wanted = tiny_model.logits(model, params, rows)
-    moved = jax.tree.map(np.copy, params)
+    expected = tiny_model.logits(model, params, rows)
+
+    # Layer 1 has none, layer 2 has.
+    changed = jax.tree.map(np.copy, params)
     for learner in ("visual", "textual"):
-        out = moved["decoder"]["layers"][learner]["o"]["b"]
-        out[1] = 9.0
-    np.testing.assert_array_equal(tiny_model.logits(model, moved, rows), wanted)
-    out[2] = 9.0
-    assert np.abs(tiny_model.logits(model, moved, rows) - wanted).max() > 1e-3
+        output = changed["decoder"]["layers"][learner]["o"]["b"]
+        output[1] = 9.0
+    np.testing.assert_array_equal(tiny_model.logits(model, changed, rows), expected)
+    output[2] = 9.0
+    assert np.abs(tiny_model.logits(model, changed, rows) - expected).max() > 1e-3
 
 
 @pytest.mark.parametrize("remat", ["full", "dots"])
-def test_rematerialisation_changes_no_gradient(remat):
+def test_rematerialization_changes_no_gradient(remat):
     rows = tiny_model.batch(ROWS)
 
     def gradient(remat):
@@ -145,8 +159,9 @@ def test_rematerialisation_changes_no_gradient(remat):
         run = jax.jit(jax.grad(lambda p: (model.apply({"params": p}, rows) ** 2).mean()))
         return run(params)
 
-    for ours, wanted in zip(*(jax.tree.leaves(gradient(r)) for r in (remat, "none")), strict=True):
-        np.testing.assert_allclose(ours, wanted, atol=1e-6)
+    gradients = (jax.tree.leaves(gradient(policy)) for policy in (remat, "none"))
+    for recomputed, saved in zip(*gradients, strict=True):
+        np.testing.assert_allclose(recomputed, saved, atol=1e-6)
 
 
 def test_scan_equals_a_loop_over_layers():
@@ -155,32 +170,36 @@ def test_scan_equals_a_loop_over_layers():
     x0 = model.apply({"params": params}, rows.layout, rows.images, method=Wings.embed)
     arch = model.arch.decoder
     table = layers.rope_table(jnp.asarray(rows.layout.positions), arch.head_dim, arch.rope_theta)
-    around = decoder.LayerContext(
-        table,
-        layout.query_visibility(rows.layout),
-        decoder.KVInputs(layout.key_visibility(rows.layout, layout.MAIN)),
-        jnp.asarray(rows.layout.positions),
-        {
-            name: decoder.KVInputs(layout.key_visibility(rows.layout, which), None, x0, table)
+    ctx = context.LayerContext(
+        rope_table=table,
+        query=layout.query_visibility(rows.layout),
+        main=context.KVInputs(layout.key_visibility(rows.layout, layout.MAIN)),
+        positions=jnp.asarray(rows.layout.positions),
+        learners={
+            name: context.KVInputs(
+                layout.key_visibility(rows.layout, which), x0=x0, rope_table=table
+            )
             for name, which in layout.LEARNERS.items()
         },
     )
+
     x, layer = x0, decoder.DecoderLayer(model.arch)
-    for i in range(arch.num_layers):
-        part = jax.tree.map(lambda p, i=i: p[i], params["decoder"]["layers"])
-        x, _ = layer.apply({"params": part}, x, (jnp.ones(()), None), around)
+    for index in range(arch.num_layers):
+        layer_params = jax.tree.map(lambda p, i=index: p[i], params["decoder"]["layers"])
+        x, _ = layer.apply({"params": layer_params}, x, (jnp.ones(()), None), ctx)
     scale = params["decoder"]["norm"]["scale"]
-    wanted = np.asarray(x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6) * scale)
-    found = np.asarray(model.apply({"params": params}, rows))
-    np.testing.assert_allclose(found, wanted, atol=1e-5)
+    looped = np.asarray(x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6) * scale)
+
+    scanned = np.asarray(model.apply({"params": params}, rows))
+    np.testing.assert_allclose(scanned, looped, atol=1e-5)
 
 
 @every_variant
 def test_bfloat16_is_near_float32(name):
     model, params = build(name)
     rows = tiny_model.batch(ROWS)
-    wanted = tiny_model.logits(model, params, rows)
-    found = tiny_model.logits(Wings(VARIANTS[name], jnp.bfloat16), params, rows)
-    assert found.dtype == np.float32
-    error = np.abs(found - wanted).mean() / wanted.std()
+    expected = tiny_model.logits(model, params, rows)
+    results = tiny_model.logits(Wings(VARIANTS[name], jnp.bfloat16), params, rows)
+    assert results.dtype == np.float32
+    error = np.abs(results - expected).mean() / expected.std()
     assert 0 < error < 0.1

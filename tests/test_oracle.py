@@ -52,7 +52,7 @@ def make_arch(*, kv_heads: int = 4, scaling=None, tie: bool = False, bias: bool 
 
 
 CASES = {
-    "plain": make_arch(),
+    "llm": make_arch(),
     "visual": make_arch(learners=("visual",), kv_heads=2),
     "textual": make_arch(learners=("textual",), kv_heads=1),
     "both": make_arch(learners=("visual", "textual"), gain=2.0),
@@ -69,25 +69,25 @@ CASES = {
 
 
 def random_params(module, *args, seed: int):
-    """Returns random values for every parameter, those too that start at 0 or 1."""
-    made = jax.eval_shape(lambda: nn.unbox(module.init(jax.random.key(0), *args)["params"]))
+    """Returns random values for every parameter, also for those that are initialized to 0 or 1."""
+    shapes = jax.eval_shape(lambda: nn.unbox(module.init(jax.random.key(0), *args)["params"]))
     rng = np.random.default_rng(seed)
-    return jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), made)
+    return jax.tree.map(lambda x: rng.normal(0, 0.4, x.shape).astype(np.float32), shapes)
 
 
 def shape_of(arch: presets.WingsArch) -> oracle.Shape:
-    d = arch.decoder
+    d, scaling = arch.decoder, arch.decoder.rope_scaling
     inv_freq = oracle.plain_frequencies(d.head_dim, d.rope_theta)
-    if d.rope_scaling is not None:
-        s = d.rope_scaling
+    if scaling is not None:
         inv_freq = oracle.llama3_frequencies(
             d.head_dim,
             d.rope_theta,
-            s.factor,
-            s.low_freq_factor,
-            s.high_freq_factor,
-            s.original_max_positions,
+            scaling.factor,
+            scaling.low_freq_factor,
+            scaling.high_freq_factor,
+            scaling.original_max_positions,
         )
+
     return oracle.Shape(
         num_heads=d.num_heads,
         num_kv_heads=d.num_kv_heads,
@@ -101,7 +101,7 @@ def shape_of(arch: presets.WingsArch) -> oracle.Shape:
     )
 
 
-class Whole(decoder.Decoder):
+class DecoderWithLogits(decoder.Decoder):
     """A decoder with its logits, so that `init` touches every parameter."""
 
     def __call__(self, x0, rows):
@@ -115,31 +115,37 @@ def test_decoder_equals_the_equations(case: str):
     tokens = rng.integers(0, arch.decoder.vocab_size, MODALITY.shape)
     rows = layout.make_layout(tokens, MODALITY, SEGMENTS)
     features = rng.normal(0, 1, (*MODALITY.shape, 16)).astype(np.float32)
-    module = Whole(arch)
+
+    module = DecoderWithLogits(arch)
     params = random_params(module, features, rows, seed=2)
     logits, sown = module.apply({"params": params}, features, rows, mutable=["intermediates"])
     hidden = sown["intermediates"]["layers"]["hidden"][0]
     x0 = features + params["embed"]["embedding"][rows.tokens]
+
     for b in range(len(MODALITY)):
         slots = oracle.Slots(rows.positions[b], MODALITY[b], SEGMENTS[b])
-        wanted, states = oracle.decoder(x0[b], slots, params, shape_of(arch))
-        used = MODALITY[b] != P
+        expected, states = oracle.decoder(x0[b], slots, params, shape_of(arch))
+        is_used = MODALITY[b] != P
         for index, state in enumerate(states[1:]):
-            np.testing.assert_allclose(hidden[index, b][used], state[used], rtol=1e-5, atol=1e-4)
-        np.testing.assert_allclose(logits[b][used], wanted[used], rtol=1e-5, atol=1e-4)
+            np.testing.assert_allclose(
+                hidden[index, b][is_used], state[is_used], rtol=1e-5, atol=1e-4
+            )
+        np.testing.assert_allclose(logits[b][is_used], expected[is_used], rtol=1e-5, atol=1e-4)
 
 
-def test_the_oracle_tells_semantics_apart():
-    """Each ingredient changes the oracle's result, so that agreeing with it means something."""
+def test_every_part_of_the_semantics_changes_the_oracle():
+    """Otherwise agreement with the oracle would not test that part."""
     arch = CASES["router"]
     rng = np.random.default_rng(3)
     tokens = rng.integers(0, 23, MODALITY.shape)
     rows = layout.make_layout(tokens, MODALITY, SEGMENTS)
     x0 = rng.normal(0, 1, (*MODALITY.shape, 16)).astype(np.float32)
-    params = random_params(Whole(arch), x0, rows, seed=4)
+    params = random_params(DecoderWithLogits(arch), x0, rows, seed=4)
+
     slots = oracle.Slots(rows.positions[0], MODALITY[0], SEGMENTS[0])
     shape = shape_of(arch)
     reference, _ = oracle.decoder(x0[0], slots, params, shape)
+
     others = {
         "gain": (slots, dataclasses.replace(shape, gain=2.0)),
         "router": (slots, dataclasses.replace(shape, has_router=False)),
@@ -148,6 +154,7 @@ def test_the_oracle_tells_semantics_apart():
         "images": (dataclasses.replace(slots, modality=np.where(MODALITY[0], T, P)), shape),
         "rope": (slots, dataclasses.replace(shape, inv_freq=shape.inv_freq / 2)),
     }
+
     for name, (other_slots, other_shape) in others.items():
         logits, _ = oracle.decoder(x0[0], other_slots, params, other_shape)
         assert np.abs(logits - reference)[MODALITY[0] != P].max() > 1e-2, name

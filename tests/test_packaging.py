@@ -12,7 +12,9 @@ import subprocess
 import sys
 import sysconfig
 import tomllib
+import types
 import venv
+from collections.abc import Iterator
 
 import pytest
 
@@ -34,7 +36,7 @@ OPTIONAL = {"torch", "gguf", "tensorflow"}
 # Needed without an import of ours: array_record is what tensorflow-datasets reads shards with,
 # jinja2 renders chat templates, and sentencepiece with protobuf reads `tokenizer.model`, both
 # inside transformers.
-INDIRECT = {"array-record", "jinja2", "sentencepiece", "protobuf", "psutil", "pyarrow"}
+INDIRECT = {"array-record", "jinja2", "sentencepiece", "protobuf", "pyarrow"}
 STANDARD = frozenset(sys.stdlib_module_names)
 
 
@@ -110,28 +112,37 @@ def test_help_lists_the_commands_without_importing_jax():
         "import sys; from wings_jax import cli; sys.argv = ['wings', '--help']; cli.main();"
         "print(sorted({'jax', 'transformers', 'matplotlib', 'numpy'} & set(sys.modules)))"
     )
-    run = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.splitlines()[-1] == "[]"
+    completed = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert completed.stdout.splitlines()[-1] == "[]"
     for name in cli.COMMANDS:
-        assert re.search(rf"^  {name} ", run.stdout, re.MULTILINE)
+        assert re.search(rf"^  {name} ", completed.stdout, re.MULTILINE)
 
 
 def test_unknown_subcommand_is_one_line_with_a_suggestion():
-    run = run_wings("eval", "--checkpoint", "runs/stage2")
-    assert run.returncode == 2
-    assert run.stderr == (
+    completed = run_wings("eval", "--checkpoint", "runs/stage2")
+    assert completed.returncode == 2
+    assert completed.stderr == (
         "wings: 'eval' is not a command; did you mean 'evaluate'? `wings --help` lists all "
         "commands\n"
     )
 
 
 def test_errors_name_the_command_that_was_typed():
-    run = run_wings("check", "nowhere.json")
-    assert run.returncode == 2
-    assert run.stderr.startswith("wings check: ")
-    assert "nowhere.json" in run.stderr
-    assert len(run.stderr.splitlines()) == 1
+    completed = run_wings("check", "nowhere.json")
+    assert completed.returncode == 2
+    assert completed.stderr.startswith("wings check: ")
+    assert "nowhere.json" in completed.stderr
+    assert len(completed.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize("command", ["chat", "check", "convert", "train"])
+def test_help_names_the_command_that_was_typed(command):
+    completed = run_wings(command, "--help")
+    assert completed.returncode == 0
+    assert completed.stdout.startswith(f"usage: wings {command} ")
 
 
 def test_a_config_on_disk_wins_over_the_shipped_one(tmp_path, monkeypatch):
@@ -146,19 +157,29 @@ def test_a_config_on_disk_wins_over_the_shipped_one(tmp_path, monkeypatch):
     assert config_files.find_config("configs/stage1.py") == "configs/stage1.py"
 
 
-def test_configs_import_each_other_from_any_directory(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    for name in [name for name in sys.modules if name.split(".")[0] == "configs"]:
-        monkeypatch.delitem(sys.modules, name)
-    (tmp_path / "mine" / "configs").mkdir(parents=True)
-    own = tmp_path / "mine" / "configs" / "own.py"
-    own.write_text("from configs import base\n")
+@pytest.fixture
+def no_configs() -> Iterator[None]:
+    """Removes the imported `configs` for one test, as in a process that has just started."""
 
-    for argv in (["train", f"--config={own}:tiny"], ["train", "--config", f"{own}:tiny"]):
+    def remove() -> dict[str, types.ModuleType]:
+        names = [name for name in sys.modules if name.split(".")[0] == "configs"]
+        return {name: sys.modules.pop(name) for name in names}
+
+    imported = remove()
+    yield
+    remove()
+    sys.modules.update(imported)
+
+
+def test_configs_import_each_other_from_any_directory(tmp_path, monkeypatch, no_configs):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "configs").mkdir(parents=True)
+    config = tmp_path / "mine" / "configs" / "own.py"
+    config.write_text("from configs import base\n")
+
+    for argv in (["train", f"--config={config}:tiny"], ["train", "--config", f"{config}:tiny"]):
         assert config_files.resolve_flags(argv) == argv
     assert importlib.import_module("configs.own").base.SCENES == "runs/scenes"
-    for name in [name for name in sys.modules if name.split(".")[0] == "configs"]:
-        monkeypatch.delitem(sys.modules, name)
 
 
 @pytest.fixture(scope="module")
@@ -177,15 +198,15 @@ def environment(tmp_path_factory) -> pathlib.Path:
 def run_in(environment: pathlib.Path, directory: pathlib.Path, *command: str) -> str:
     """Runs a command of the environment without this checkout; returns its output."""
     variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
-    run = subprocess.run(
+    completed = subprocess.run(
         [str(environment / command[0]), *command[1:]],
         cwd=directory,
         capture_output=True,
         text=True,
         env=variables,
     )
-    assert run.returncode == 0, run.stdout + run.stderr
-    return run.stdout
+    assert completed.returncode == 0, completed.stdout + completed.stderr
+    return completed.stdout
 
 
 @pytest.mark.slow
@@ -210,23 +231,16 @@ except SystemExit:
 @pytest.mark.slow
 def test_wheel_trains_from_an_empty_directory(environment, tmp_path):
     """`pip install .`, then the documented commands where there is no checkout."""
-    source = tmp_path / "source"
-    shutil.copytree(
-        ROOT, source, ignore=shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "tests")
-    )
-    build = ["-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--quiet", "--no-index"]
-    subprocess.run([sys.executable, *build, "-w", str(tmp_path), str(source)], check=True)
-    (wheel,) = tmp_path.glob("wings_jax-*.whl")
-    install = ["python", "-m", "pip", "install", "--no-deps", "--no-index", "--quiet", str(wheel)]
-    run_in(environment, tmp_path, *install)
-    shutil.rmtree(source)
-
+    install_wheel(environment, tmp_path)
     empty = tmp_path / "empty"
     empty.mkdir()
+
+    # The second command resumes the run of the first, which has nothing more to do.
     train = ["--config=configs/stage1.py", "--config.steps=1"]
     assert "runs/stage1" in run_in(environment, empty, "python", "-m", "wings_jax.train", *train)
     assert "runs/stage1" in run_in(environment, empty, "wings", "train", *train)
-    version = wings_jax_version()
+
+    version = PROJECT["project"]["version"]
     assert run_in(environment, empty, "wings", "--version") == f"wings_jax {version}\n"
 
     # A file on disk wins, and still finds the shipped configs that it imports.
@@ -235,16 +249,27 @@ def test_wheel_trains_from_an_empty_directory(environment, tmp_path):
         "from configs import base\n\n\ndef get_config(preset='tiny'):\n"
         "    raise ValueError(f'own config after {base.SCENES}')\n"
     )
-    run = subprocess.run(
+    completed = subprocess.run(
         [environment / "wings", "train", *train], cwd=empty, capture_output=True, text=True
     )
-    assert run.returncode == 2
-    assert run.stderr.splitlines()[-1] == "wings train: own config after runs/scenes"
+    assert completed.returncode == 2
+    assert completed.stderr.splitlines()[-1] == "wings train: own config after runs/scenes"
 
 
-def wings_jax_version() -> str:
-    """Returns the version that pyproject.toml declares."""
-    return PROJECT["project"]["version"]
+def install_wheel(environment: pathlib.Path, directory: pathlib.Path) -> None:
+    """Builds a wheel of this checkout without a network and installs it."""
+    # Built from a copy: setuptools writes beside the sources.
+    source = directory / "source"
+    ignored = shutil.ignore_patterns(".*", "runs", "build", "*.egg-info", "tests")
+    shutil.copytree(ROOT, source, ignore=ignored)
+
+    build = ["-m", "pip", "wheel", "--no-build-isolation", "--no-deps", "--quiet", "--no-index"]
+    subprocess.run([sys.executable, *build, "-w", str(directory), str(source)], check=True)
+    shutil.rmtree(source)
+
+    (wheel,) = directory.glob("wings_jax-*.whl")
+    install = ["-m", "pip", "install", "--no-deps", "--no-index", "--quiet", str(wheel)]
+    run_in(environment, directory, "python", *install)
 
 
 def test_this_suite_runs_against_this_checkout():

@@ -1,4 +1,4 @@
-"""Our decoder equals Hugging Face's Qwen2 and Llama, random weights carried by the rules."""
+"""Parity: the decoder equals Hugging Face's Qwen2 and Llama, with random imported weights."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import transformers
 
-from wings_jax.model import layout, presets, wings
+from wings_jax.model import hf_config, layout, presets, wings
 from wings_jax.weights import store
 
 torch = pytest.importorskip("torch")
@@ -23,12 +23,12 @@ LLAMA3 = {
     "original_max_position_embeddings": 64,
 }
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
-PLAIN = {"rope_type": "default", "rope_theta": 1e6}
+DEFAULT = {"rope_type": "default", "rope_theta": 1e6}
 CASES = {
     # family, kv heads, rope, tied, RMSNorm epsilon
-    "qwen2_mha": ("Qwen2", 4, PLAIN, False, 1e-6),
-    "qwen2_gqa_tied": ("Qwen2", 2, PLAIN, True, 1e-6),
-    "qwen2_mqa": ("Qwen2", 1, PLAIN, False, 1e-6),
+    "qwen2_mha": ("Qwen2", 4, DEFAULT, False, 1e-6),
+    "qwen2_gqa_tied": ("Qwen2", 2, DEFAULT, True, 1e-6),
+    "qwen2_mqa": ("Qwen2", 1, DEFAULT, False, 1e-6),
     "llama_mha_linear": ("Llama", 4, LINEAR, False, 1e-5),
     "llama_gqa_llama3": ("Llama", 2, LLAMA3, False, 1e-5),
     "llama_mqa_llama3_tied": ("Llama", 1, LLAMA3, True, 1e-5),
@@ -36,7 +36,7 @@ CASES = {
 
 
 def make_torch(case: str):
-    """Returns a small HF model whose every weight is random: norms and biases too."""
+    """Returns a small HF model with random weights, also of norms and biases."""
     family, kv_heads, rope, tied, eps = CASES[case]
     config = getattr(transformers, f"{family}Config")(
         vocab_size=97,
@@ -60,9 +60,9 @@ def make_torch(case: str):
 @pytest.mark.parametrize("case", CASES)
 def test_logits_and_hidden_states(case: str, tmp_path):
     """230 slots: a full row, one padded on the right and one padded on the left."""
-    theirs = make_torch(case)
-    theirs.save_pretrained(tmp_path / "hf", max_shard_size="60KB")
-    arch = presets.decoder_from_hf(store.read_config(tmp_path / "hf"))
+    reference = make_torch(case)
+    reference.save_pretrained(tmp_path / "hf", max_shard_size="60KB")
+    arch = hf_config.decoder_from_hf(store.read_config(tmp_path / "hf"))
     params = {"decoder": hf_directories.load_llm(tmp_path / "hf", arch)}
 
     tokens = np.random.default_rng(0).integers(0, arch.vocab_size, (3, LENGTH))
@@ -70,12 +70,13 @@ def test_logits_and_hidden_states(case: str, tmp_path):
     mask[1, 170:] = 0
     mask[2, :45] = 0
     with torch.no_grad():
-        out = theirs(
+        out = reference(
             torch.tensor(tokens),
             attention_mask=torch.tensor(mask),
             position_ids=torch.tensor(np.maximum(mask.cumsum(1) - 1, 0)),
             output_hidden_states=True,
         )
+
     model = wings.Wings(presets.WingsArch(arch, presets.VISION["siglip_base_224"]))
     rows = layout.make_layout(tokens, np.where(mask, layout.TEXT, layout.PADDING))
 
@@ -87,29 +88,33 @@ def test_logits_and_hidden_states(case: str, tmp_path):
         return logits, hidden, sown["intermediates"]["decoder"]["layers"]["hidden"][0]
 
     logits, last, hidden = run(params)
-    used = mask == 1
-    states = [state.numpy()[used] for state in out.hidden_states]
+    is_used = mask == 1
+    states = [state.numpy()[is_used] for state in out.hidden_states]
     for index in range(arch.num_layers - 1):
-        np.testing.assert_allclose(hidden[index][used], states[index + 1], rtol=1e-5, atol=1e-4)
-    np.testing.assert_allclose(last[used], states[-1], rtol=1e-5, atol=1e-4)
-    np.testing.assert_allclose(logits[used], out.logits.numpy()[used], rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(hidden[index][is_used], states[index + 1], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(last[is_used], states[-1], rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(logits[is_used], out.logits.numpy()[is_used], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_one_layer(case: str, tmp_path):
     """The first layer alone, from embeddings of unit size: 1e-5."""
-    theirs = make_torch(case)
-    theirs.save_pretrained(tmp_path / "hf")
-    arch = presets.decoder_from_hf(store.read_config(tmp_path / "hf"))
+    reference = make_torch(case)
+    reference.save_pretrained(tmp_path / "hf")
+    arch = hf_config.decoder_from_hf(store.read_config(tmp_path / "hf"))
     params = {"decoder": hf_directories.load_llm(tmp_path / "hf", arch)}
+
     tokens = np.random.default_rng(1).integers(0, arch.vocab_size, (1, LENGTH))
     with torch.no_grad():
-        wanted = theirs(torch.tensor(tokens), output_hidden_states=True).hidden_states[1].numpy()
+        expected = (
+            reference(torch.tensor(tokens), output_hidden_states=True).hidden_states[1].numpy()
+        )
+
     model = wings.Wings(presets.WingsArch(arch, presets.VISION["siglip_base_224"]))
     rows = layout.make_layout(tokens, np.full_like(tokens, layout.TEXT))
     batch = layout.Batch(rows, tokens, np.zeros((1, 0, 224, 224, 3), np.uint8))
     _, sown = jax.jit(lambda p: model.apply({"params": p}, batch, mutable=["intermediates"]))(
         params
     )
-    got = sown["intermediates"]["decoder"]["layers"]["hidden"][0][0]
-    np.testing.assert_allclose(got, wanted, rtol=1e-5, atol=1e-5)
+    hidden = sown["intermediates"]["decoder"]["layers"]["hidden"][0][0]
+    np.testing.assert_allclose(hidden, expected, rtol=1e-5, atol=1e-5)

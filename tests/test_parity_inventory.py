@@ -1,4 +1,4 @@
-"""Every preset at full size, without memory: our parameters are Hugging Face's, one to one."""
+"""Inventory: presets at full size have exactly the parameters of the Hugging Face models."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import math
 import pytest
 import transformers
 
-from wings_jax.model import parameters, presets
+from wings_jax.model import hf_config, parameters, presets
 from wings_jax.weights import hf, release, transfer
 
 torch = pytest.importorskip("torch")
 
-# Parameters of the LLMs as their makers count them.
+# Published numbers of parameters.
 TOTALS = {
     "qwen1_5_0_5b": 463_987_712,
     "qwen1_5_1_8b": 1_836_828_672,
@@ -25,7 +25,7 @@ TINY_TOWER = presets.VISION["siglip_base_224"]
 
 
 def on_meta(config) -> dict:
-    """Returns the state dict's keys and shapes of a full-size HF model without any memory."""
+    """Returns the parameters of a full-size HF model on the meta device, without allocating."""
     maker = {
         "siglip_vision_model": transformers.SiglipVisionModel,
         "clip_vision_model": transformers.CLIPVisionModel,
@@ -41,42 +41,46 @@ def size(tensors) -> int:
 
 
 @pytest.mark.parametrize("name", presets.DECODERS)
-def test_decoders(name: str):
+def test_every_decoder_has_the_parameters_of_hugging_face(name: str):
     arch = presets.DECODERS[name]
     entries = hf.llm_config(arch)
-    theirs = on_meta(transformers.AutoConfig.for_model(**entries))
-    assert presets.decoder_from_hf(entries) == arch
+    hf_tensors = on_meta(transformers.AutoConfig.for_model(**entries))
+    assert hf_config.decoder_from_hf(entries) == arch
+
     model = parameters.abstract_params(presets.WingsArch(arch, TINY_TOWER))
-    ours = {k.removeprefix("decoder/"): s for k, s in model.items() if k.startswith("decoder/")}
-    plan = transfer.plan_import(hf.decoder_rules(arch), theirs, ours)
+    params = {k.removeprefix("decoder/"): s for k, s in model.items() if k.startswith("decoder/")}
+    plan = transfer.plan_import(hf.decoder_rules(arch), hf_tensors, params)
     assert not plan.unfilled_paths
     assert not plan.unused_keys
-    assert size(ours.values()) == size(theirs.values()) == TOTALS[name]
+    assert size(params.values()) == size(hf_tensors.values()) == TOTALS[name]
 
 
 @pytest.mark.parametrize("name", presets.VISION)
-def test_towers(name: str):
+def test_every_tower_has_the_parameters_of_hugging_face(name: str):
     arch = presets.VISION[name]
     entries = hf.vision_config(arch) | {"num_hidden_layers": arch.num_layers}
     entries.pop("vision_use_head", None)
     config = transformers.AutoConfig.for_model(**entries)
-    theirs = hf.vision_tensors(on_meta(config), name)
+    hf_tensors = hf.vision_tensors(on_meta(config), name)
+
     model = parameters.abstract_params(presets.WingsArch(presets.DECODERS["smollm2_135m"], arch))
-    ours = {k.removeprefix("vision/"): s for k, s in model.items() if k.startswith("vision/")}
+    params = {k.removeprefix("vision/"): s for k, s in model.items() if k.startswith("vision/")}
     plan = transfer.plan_import(
-        hf.vision_rules(arch), theirs, ours, ignorable=hf.vision_ignorable(arch)
+        hf.vision_rules(arch), hf_tensors, params, ignorable=hf.vision_ignorable(arch)
     )
     assert not plan.unfilled_paths
-    left = size(theirs[key] for key in plan.unused_keys)
-    assert size(ours.values()) == size(theirs.values()) - left
+
+    # Ignored are the pooling head, and the layer after the one that is read.
+    ignored_size = size(hf_tensors[key] for key in plan.unused_keys)
+    assert size(params.values()) == size(hf_tensors.values()) - ignored_size
     head = {key for key in plan.unused_keys if not key.startswith("encoder.layers.")}
     assert all(key.startswith("head.") for key in head)
-    last = {key.split(".")[2] for key in set(plan.unused_keys) - head}
-    assert last == {str(arch.num_layers - 1)}
+    last_layers = {key.split(".")[2] for key in set(plan.unused_keys) - head}
+    assert last_layers == {str(arch.num_layers - 1)}
 
 
-def test_the_release_checkpoint():
-    """Wings-Qwen1.5-7B, stage 2: 1388 tensors, 8.275 B parameters, each with one place."""
+def test_the_release_checkpoint_has_the_parameters_of_the_model():
+    """Wings-Qwen1.5-7B, stage 2: 1388 tensors, 8.275 B parameters, each imported once."""
     arch = presets.WingsArch(
         presets.DECODERS["qwen1_5_7b"],
         presets.VISION["siglip_so400m_384"],
@@ -84,12 +88,15 @@ def test_the_release_checkpoint():
         router=True,
         rank=64,
     )
-    ours = parameters.abstract_params(arch)
-    table = release.release_rules(arch)
-    keys = [key for rule in table for key in rule.hf_keys(ours[rule.path].shape)]
+
+    params = parameters.abstract_params(arch)
+    keys = [
+        key for rule in release.release_rules(arch) for key in rule.hf_keys(params[rule.path].shape)
+    ]
     assert len(keys) == len(set(keys)) == 1388
-    assert {rule.path for rule in table} == set(ours)
-    assert round(size(ours.values()) / 1e9, 3) == 8.275
+    assert {rule.path for rule in release.release_rules(arch)} == set(params)
+    assert round(size(params.values()) / 1e9, 3) == 8.275
+
     groups = {
         "decoder/layers/visual": 67.1,
         "decoder/layers/textual": 67.1,
@@ -98,5 +105,5 @@ def test_the_release_checkpoint():
         "projector": 21.5,
     }
     for group, millions in groups.items():
-        got = size(s for path, s in ours.items() if path.startswith(group + "/")) / 1e6
-        assert got == pytest.approx(millions, abs=0.06), group
+        millions_found = size(s for path, s in params.items() if path.startswith(group + "/")) / 1e6
+        assert millions_found == pytest.approx(millions, abs=0.06), group

@@ -1,7 +1,7 @@
-"""The `release` semantics reproduce what the authors' PyTorch release computed.
+"""Parity: the `release` semantics reproduce what the authors' PyTorch release computed.
 
-The golden arrays were made by running the release itself. They lie outside of this project, in
-`../shared/fixtures`; without them these tests are skipped.
+The golden arrays were made by running the release itself. They are not part of this project, but
+in `../shared/fixtures`; without them these tests are skipped.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from wings_jax import tree
-from wings_jax.model import decoder, layout, parameters, presets, vision
+from wings_jax.model import decoder, hf_config, layout, parameters, presets, vision
 from wings_jax.weights import hf, release, sources, store, transfer
 
 FIXTURES = pathlib.Path(__file__).parents[2] / "shared" / "fixtures"
@@ -26,7 +26,7 @@ pytestmark = pytest.mark.skipif(
 
 BOTH = {"learners": ("visual", "textual"), "router": True, "gain": 2.0}
 CASES = {
-    # arrays: (weights and config, what the architecture has)
+    # arrays: (weights and config, entries of WingsArch)
     "wings_qwen2_a_stage1": ("wings_qwen2", {"learners": ("visual",)}),
     "wings_qwen2_a2_stage1_textonly_none": ("wings_qwen2", {"learners": ("visual",)}),
     "wings_qwen2_b_image": ("wings_qwen2", BOTH),
@@ -42,7 +42,7 @@ CASES = {
 
 
 class Golden:
-    """One golden case: its arrays, the architecture, our parameters, its rows as a layout."""
+    """One golden case: its arrays, the architecture, the parameters, its rows as a layout."""
 
     def __init__(self, case: str):
         weights, wings_entries = CASES[case]
@@ -50,7 +50,7 @@ class Golden:
         config = json.loads((FIXTURES / f"{weights}.json").read_text())
         family = config["model_type"].removeprefix("wings_").removeprefix("llava_")
         arch = presets.WingsArch(
-            presets.decoder_from_hf({**config, "model_type": family}),
+            hf_config.decoder_from_hf({**config, "model_type": family}),
             presets.VISION["siglip_base_224"],
             projector="identity",
             rank=config["lora_dim"],
@@ -74,7 +74,7 @@ class Golden:
         return {path.removeprefix("decoder/"): array for path, array in flat.items()}
 
     def expand(self, patches: int, length: int = 0) -> tuple[layout.Layout, np.ndarray]:
-        """Returns the slots of the rows, each image token opened into its features."""
+        """Returns the slots of the rows, each image token replaced by its features."""
         ids, mask = self.arrays["input_ids"], self.arrays["attention_mask"].astype(bool)
         width = self.arch.decoder.hidden_size
         slots = [list(row[used]) for row, used in zip(ids, mask, strict=True)]
@@ -82,25 +82,28 @@ class Golden:
         tokens = np.zeros((len(slots), length), np.int64)
         modality = np.full((len(slots), length), layout.PADDING)
         features = np.zeros((len(slots), length, width), np.float32)
+
         for b, row in enumerate(slots):
-            at = 0
+            start = 0
             for token in row:
                 count = patches if token == -200 else 1
-                modality[b, at : at + count] = layout.IMAGE if token == -200 else layout.TEXT
+                span = slice(start, start + count)
+                modality[b, span] = layout.IMAGE if token == -200 else layout.TEXT
                 if token == -200:
-                    features[b, at : at + count] = self.arrays["image_features"][b]
+                    features[b, span] = self.arrays["image_features"][b]
                 else:
-                    tokens[b, at] = token
-                at += count
+                    tokens[b, start] = token
+                start += count
+
         prompt_length = self.arch.semantics.prompt_length
         return layout.make_layout(tokens, modality, prompt_length=prompt_length), features
 
     @property
-    def used(self) -> np.ndarray:
+    def is_used(self) -> np.ndarray:
         return self.rows.modality != layout.PADDING
 
     def targets(self) -> np.ndarray:
-        """Returns i32[B,T], the next slot's label where it counts."""
+        """Returns i32[B,T], the next slot's label where it has a loss, else IGNORE."""
         labels, mask = self.arrays["labels"], self.arrays["attention_mask"].astype(bool)
         ids = self.arrays["input_ids"]
         out = np.full(self.rows.tokens.shape, layout.IGNORE)
@@ -113,7 +116,7 @@ class Golden:
         return out
 
     def run(self, flat, features, rows=None):
-        """Returns logits, normed states and what the layers have sown."""
+        """Returns logits, normed states and what the layers sow."""
         rows = self.rows if rows is None else rows
         module = decoder.Decoder(self.arch)
         params = {"params": tree.nest(flat)}
@@ -121,6 +124,7 @@ class Golden:
         modality = rows.modality[..., None]
         x0 = jnp.where(modality == layout.IMAGE, features, embedded)
         x0 = jnp.where(modality == layout.PADDING, 0.0, x0)
+
         hidden, sown = module.apply(params, x0, rows, mutable=["intermediates"])
         logits = module.apply(params, hidden, method=decoder.Decoder.logits)
         return logits, hidden, sown["intermediates"]["layers"]
@@ -138,20 +142,22 @@ def test_forward(case: str):
     """Logits, loss, all hidden states, both learners before their gates, the router's weights."""
     golden = Golden(case)
     logits, hidden, sown = jax.jit(golden.run)(golden.flat, golden.features)
-    used, arrays = golden.used, golden.arrays
+    is_used, arrays = golden.is_used, golden.arrays
 
-    def assert_close(got, wanted):
-        np.testing.assert_allclose(np.asarray(got)[used], wanted[used], rtol=1e-5, atol=1e-5)
+    def assert_close(result, expected):
+        result = np.asarray(result)[is_used]
+        np.testing.assert_allclose(result, expected[is_used], rtol=1e-5, atol=1e-5)
 
     assert_close(logits, arrays["logits"])
     assert_close(hidden, arrays["hidden_states"][-1])
     for layer in range(golden.arch.decoder.num_layers - 1):
         assert_close(sown["hidden"][0][layer], arrays["hidden_states"][layer + 1])
     np.testing.assert_allclose(golden.loss(logits), arrays["loss"], rtol=1e-5)
+
     names = {"visual_learner": "visual_wing", "text_learner": "textual_wing", "router": "gates"}
-    for theirs, ours in names.items():
-        for layer, wanted in enumerate(arrays.get(theirs, ())):
-            assert_close(sown[ours][0][layer], wanted)
+    for release_name, sown_name in names.items():
+        for layer, expected in enumerate(arrays.get(release_name, ())):
+            assert_close(sown[sown_name][0][layer], expected)
 
 
 WITH_GRADIENTS = [
@@ -172,49 +178,52 @@ def test_gradients(case: str):
     grads, by_feature = jax.jit(jax.grad(loss, (0, 1)))(golden.flat, golden.features)
     grads = {f"decoder/{path}": np.asarray(g) for path, g in grads.items()}
     table = release.release_rules(golden.arch)
-    theirs = {key: np.asarray(t) for key, t in transfer.export_tree(table, grads).items()}
+    exported = {key: np.asarray(t) for key, t in transfer.export_tree(table, grads).items()}
     is_image = golden.rows.modality[0] == layout.IMAGE
-    theirs["image_features"] = np.asarray(by_feature)[:, is_image]
+    exported["image_features"] = np.asarray(by_feature)[:, is_image]
+
     stored = {k.removeprefix("grad/"): v for k, v in golden.arrays.items() if k.startswith("grad/")}
     assert len(stored) >= 9
-    for key, wanted in stored.items():
-        got = theirs[key.removesuffix("[:,:S]")]
+    for key, expected in stored.items():
+        grad = exported[key.removesuffix("[:,:S]")]
         if key.endswith("[:,:S]"):
-            got = got[:, : wanted.shape[1]]
-        scale = np.abs(wanted).max()
-        np.testing.assert_allclose(got, wanted, atol=1e-4 * scale, rtol=1e-4, err_msg=key)
+            grad = grad[:, : expected.shape[1]]
+        scale = np.abs(expected).max()
+        np.testing.assert_allclose(grad, expected, atol=1e-4 * scale, rtol=1e-4, err_msg=key)
+
     if case == "wings_qwen2_b_image":
         norms = json.loads((FIXTURES / "wings_qwen2_grad_norms.json").read_text())
         for key, norm in norms[f"{case}/grad_norms"].items():
-            got = np.linalg.norm(theirs[key].astype(np.float64))
-            assert got == pytest.approx(norm, rel=1e-4, abs=1e-7), key
+            computed = np.linalg.norm(exported[key].astype(np.float64))
+            assert computed == pytest.approx(norm, rel=1e-4, abs=1e-7), key
 
 
 @pytest.mark.parametrize("prompt", ["image", "text"])
 def test_greedy_ids(prompt: str):
-    """Token by token, the whole row computed anew each time, as the release does."""
+    """The whole row is computed again for every token, as by the release."""
     golden = Golden("wings_qwen2_b_image")
     arrays = np.load(FIXTURES / "wings_qwen2_h_generate.npz")
-    wanted = arrays[f"{prompt}_output_ids"][0]
+    expected = arrays[f"{prompt}_output_ids"][0]
     ids = arrays[f"{prompt}_input_ids"][0]
     patches = golden.arrays["image_features"].shape[1]
-    length = len(wanted) + (patches if prompt == "image" else 0)
+    length = len(expected) + (patches if prompt == "image" else 0)
     run = jax.jit(golden.run)
-    for _ in range(len(wanted) - len(ids)):
+
+    for _ in range(len(expected) - len(ids)):
         golden.arrays |= {"input_ids": ids[None], "attention_mask": np.ones((1, len(ids)))}
         golden.arrays["image_features"] = arrays["image_features"]
         rows, features = golden.expand(patches, length=length)
         logits, _, _ = run(golden.flat, features, rows)
         last = (rows.modality[0] != layout.PADDING).sum() - 1
         ids = np.append(ids, np.argmax(logits[0, last]))
-    np.testing.assert_array_equal(ids, wanted)
+    np.testing.assert_array_equal(ids, expected)
 
 
 def test_tower_and_projector():
-    """Normalised pixels in, tower features and projector outputs out."""
+    """From normalized pixels to tower features and projector outputs."""
     arrays = np.load(FIXTURES / "siglip_tiny.npz")
     config = json.loads((FIXTURES / "siglip_tiny.json").read_text())
-    # Mean 0 and deviation 1/255 make the model's own normalisation the identity.
+    # With mean 0 and deviation 1/255 the model's own normalization is the identity.
     arch = presets.VisionArch(
         hidden_size=config["hidden_size"],
         num_layers=config["num_hidden_layers"],
@@ -245,8 +254,9 @@ def test_tower_and_projector():
     pixels = arrays["pixel_values"].transpose(0, 2, 3, 1)
     features = vision.VisionTower(arch).apply({"params": tree.nest(flat)}, pixels)
     np.testing.assert_allclose(features, arrays["tower_output"], rtol=1e-5, atol=1e-5)
+
     head = {k[k.index("mm_projector.") + 13 :]: t for k, t in tensors.items() if "mm_proj" in k}
     table = release.projector_rules("mlp2x_gelu")
     params = tree.nest(transfer.import_tree(table, head, tree.flatten(shapes["projector"])))
-    got = vision.Projector("mlp2x_gelu", width).apply({"params": params}, features)
-    np.testing.assert_allclose(got, arrays["projector_output"], rtol=1e-5, atol=1e-5)
+    projected = vision.Projector("mlp2x_gelu", width).apply({"params": params}, features)
+    np.testing.assert_allclose(projected, arrays["projector_output"], rtol=1e-5, atol=1e-5)

@@ -1,4 +1,4 @@
-"""Our vision tower equals Hugging Face's SigLIP and CLIP at every hidden layer."""
+"""Parity: the vision tower equals Hugging Face's SigLIP and CLIP at every hidden layer."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import transformers
 
 from wings_jax import tree
-from wings_jax.model import presets, vision
+from wings_jax.model import hf_config, presets, vision
 from wings_jax.weights import store
 
 torch = pytest.importorskip("torch")
@@ -36,8 +36,8 @@ def make_torch(family: str, image_size: int = 40):
     return model.eval()
 
 
-def their_features(model, arch: presets.VisionArch, pixels: np.ndarray) -> list[np.ndarray]:
-    """Returns all hidden states of normalised pixels, without the class token."""
+def reference_features(model, arch: presets.VisionArch, pixels: np.ndarray) -> list[np.ndarray]:
+    """Returns all hidden states of normalized pixels, without the class token."""
     wide = (pixels.astype(np.float64) / 255 - arch.mean) / np.array(arch.std)
     wide = torch.tensor(wide.transpose(0, 3, 1, 2), dtype=torch.float32)
     with torch.no_grad():
@@ -49,40 +49,44 @@ def their_features(model, arch: presets.VisionArch, pixels: np.ndarray) -> list[
 @pytest.mark.parametrize("image_size", [40, 44])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_feature_layers(family: str, image_size: int, layer: int, tmp_path):
-    """44 is not a multiple of the patch: the rest is cut off, as a `valid` convolution does."""
-    theirs = make_torch(family, image_size)
-    theirs.save_pretrained(tmp_path / "hf")
+    """44 is not a multiple of the patch size: the rest is cut off, as by a `valid` convolution."""
+    reference = make_torch(family, image_size)
+    reference.save_pretrained(tmp_path / "hf")
     config = store.read_config(tmp_path / "hf")
-    arch = presets.vision_from_hf(config, feature_layer=layer)
+    arch = hf_config.vision_from_hf(config, feature_layer=layer)
     params = hf_directories.load_vision(tmp_path / "hf", arch)
+
     pixels = np.random.default_rng(0).integers(0, 256, (2, image_size, image_size, 3), np.uint8)
-    got = jax.jit(vision.VisionTower(arch).apply)({"params": params}, pixels)
-    wanted = their_features(theirs, arch, pixels)
+    features = jax.jit(vision.VisionTower(arch).apply)({"params": params}, pixels)
+    expected = reference_features(reference, arch, pixels)
     if layer == 1:
-        np.testing.assert_allclose(got, wanted[layer], rtol=1e-5, atol=1e-5)
-    np.testing.assert_allclose(got, wanted[layer], rtol=1e-5, atol=1e-4)
+        np.testing.assert_allclose(features, expected[layer], rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(features, expected[layer], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_both_key_styles_and_the_full_models(family: str, tmp_path):
+def test_import_of_all_key_styles_and_of_full_models(family: str, tmp_path):
     """Keys with and without `vision_model.`, and the vision half of the full model, load alike."""
-    theirs = make_torch(family)
+    reference = make_torch(family)
     name = FAMILIES[family]
     text = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 50}
     config = getattr(transformers, f"{name}Config")(
         text_config=text, vision_config={**SIZES, "image_size": 40}
     )
     full = getattr(transformers, f"{name}Model")(config)
-    full.vision_model.load_state_dict(theirs.state_dict(), strict=True)
-    theirs.save_pretrained(tmp_path / "v5")
+    # The full model, with the same vision half
+    full.vision_model.load_state_dict(reference.state_dict(), strict=True)
+    reference.save_pretrained(tmp_path / "v5")
     full.save_pretrained(tmp_path / "full")
-    arch = presets.vision_from_hf(store.read_config(tmp_path / "v5"))
-    assert presets.vision_from_hf(store.read_config(tmp_path / "full")) == arch
+
+    arch = hf_config.vision_from_hf(store.read_config(tmp_path / "v5"))
+    assert hf_config.vision_from_hf(store.read_config(tmp_path / "full")) == arch
     tensors = store.open_tensors(tmp_path / "v5")
     bare = {key.removeprefix("vision_model."): t for key, t in tensors.items()}
     for style, prefix in (("bare", ""), ("prefixed", "vision_model.")):
         (tmp_path / style).mkdir()
         store.write_shards(tmp_path / style, {prefix + key: t for key, t in bare.items()})
+
     first = tree.flatten(hf_directories.load_vision(tmp_path / "v5", arch))
     for style in ("full", "bare", "prefixed"):
         other = tree.flatten(hf_directories.load_vision(tmp_path / style, arch))
@@ -92,18 +96,20 @@ def test_both_key_styles_and_the_full_models(family: str, tmp_path):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_an_exported_tower_opens_in_transformers(family: str, tmp_path):
-    theirs = make_torch(family)
-    theirs.save_pretrained(tmp_path / "hf")
-    arch = presets.vision_from_hf(store.read_config(tmp_path / "hf"))
+def test_export_loads_in_transformers(family: str, tmp_path):
+    reference = make_torch(family)
+    reference.save_pretrained(tmp_path / "hf")
+    arch = hf_config.vision_from_hf(store.read_config(tmp_path / "hf"))
     params = hf_directories.load_vision(tmp_path / "hf", arch)
-    hf_directories.save_vision(params, arch, tmp_path / "ours")
-    again = type(theirs).from_pretrained(tmp_path / "ours").eval()
+    hf_directories.save_vision(params, arch, tmp_path / "export")
+
+    again = type(reference).from_pretrained(tmp_path / "export").eval()
     pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 40, 3), np.uint8)
-    features = their_features(theirs, arch, pixels)[-2]
-    np.testing.assert_array_equal(their_features(again, arch, pixels)[-1], features)
-    short = presets.vision_from_hf(store.read_config(tmp_path / "ours"), feature_layer=-1)
+    features = reference_features(reference, arch, pixels)[-2]
+    np.testing.assert_array_equal(reference_features(again, arch, pixels)[-1], features)
+
+    short = hf_config.vision_from_hf(store.read_config(tmp_path / "export"), feature_layer=-1)
     assert short == dataclasses.replace(arch, num_layers=3, feature_layer=-1)
-    back = tree.flatten(hf_directories.load_vision(tmp_path / "ours", short))
+    back = tree.flatten(hf_directories.load_vision(tmp_path / "export", short))
     for path, array in tree.flatten(params).items():
         np.testing.assert_array_equal(array, back[path])

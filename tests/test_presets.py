@@ -8,7 +8,7 @@ import pytest
 
 from wings_jax import config
 from wings_jax.errors import UserError
-from wings_jax.model import presets
+from wings_jax.model import hf_config, presets
 
 
 def test_the_old_name_of_the_rope_type_is_read():
@@ -47,9 +47,9 @@ def test_rope_scaling_of_a_hugging_face_config(rope, scaling):
         "num_attention_heads": 4,
         "intermediate_size": 48,
     }
-    arch = presets.decoder_from_hf({**entries, "rope_scaling": rope})
+    arch = hf_config.decoder_from_hf({**entries, "rope_scaling": rope})
     assert arch.rope_scaling == scaling
-    assert dataclasses.replace(arch, rope_scaling=None) == presets.decoder_from_hf(entries)
+    assert dataclasses.replace(arch, rope_scaling=None) == hf_config.decoder_from_hf(entries)
 
 
 def test_an_unknown_rope_type_is_refused_by_name():
@@ -63,4 +63,4 @@ def test_an_unknown_rope_type_is_refused_by_name():
         "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
     }
     with pytest.raises(UserError, match="rope type 'yarn' is not one of"):
-        presets.decoder_from_hf(entries)
+        hf_config.decoder_from_hf(entries)

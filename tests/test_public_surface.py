@@ -73,7 +73,7 @@ print(model.generate(requests) == [answer])
 ((likelihood,),) = wings_jax.score(model, [(wings_jax.Request("red"), ["blue"])])
 print(likelihood.logprob < 0)
 print("".join(model.chat().ask("What is red?", ["scene.png"], params)) == answer.text)
-print(callable(wings_jax.chat.run), callable(wings_jax.convert.main))
+print(callable(wings_jax.chat.run), callable(wings_jax.convert.import_model))
 """
     output = run_outside(script, workdir).split()
     assert output == ["True"] * 7
@@ -104,3 +104,21 @@ def test_generate_mistakes_are_user_errors(workdir):
         model.generate([Request("red")], seed=3)
     with pytest.raises(UserError, match=r"^checkpoint: no/such "):
         wings_jax.load("no/such")
+
+
+def test_convert_from_python(tmp_path):
+    cases.write_checkpoint(tmp_path / "run", "plain", parts=("decoder",))
+    exported = wings_jax.convert.export_model(
+        checkpoint=tmp_path / "run", format="llm", out=tmp_path / "llm"
+    )
+    assert (exported / "config.json").is_file()
+    imported = wings_jax.convert.import_model(llm=exported, out=tmp_path / "again")
+    one, two = (
+        wings_jax.load(path).generate("red", max_new_tokens=3)
+        for path in (tmp_path / "run", imported)
+    )
+    assert one == two
+    with pytest.raises(UserError, match="unrecognized arguments: --lm="):
+        wings_jax.convert.import_model(lm=exported, out=tmp_path / "x")
+    with pytest.raises(UserError, match="required: --format"):
+        wings_jax.convert.export_model(checkpoint="run", out=tmp_path / "x")

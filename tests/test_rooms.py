@@ -18,14 +18,16 @@ MAY_IMPORT = {
     "tree": {"errors", "formatting"},
     "cli": {"errors"},
     "config_files": set(),
-    "config": {*BASE, "data", "model"},
-    "checkpoint": {*BASE, "config", "model"},
+    "config": {*BASE, "config_checks", "data", "model"},
+    "config_checks": {*BASE, "config", "model"},  # config for its types only
+    "checkpoint": {*BASE, "checksums", "config", "model"},
+    "checksums": set(),
     "model": BASE,
     "data": {*BASE, "model"},
     "scenes": {*BASE, "data"},
     "weights": {*BASE, "config", "checkpoint", "model", "data"},
-    "training": {*BASE, "config", "checkpoint", "model", "data", "scenes", "weights"},
-    "inference": {*BASE, "config", "checkpoint", "model", "data"},
+    "training": {*BASE, "checksums", "config", "checkpoint", "model", "data", "scenes", "weights"},
+    "inference": {*BASE, "checkpoint", "model", "data"},
     "evaluation": {
         *BASE,
         "config",
@@ -76,7 +78,7 @@ def test_every_room_imports_only_from_below():
         for path in paths:
             name = path.relative_to(ROOT).as_posix()
             is_command = path.name == "__main__.py" or name in COMMANDS
-            allowed = MAY_IMPORT[room] | ({"cli"} if is_command else set())
+            allowed = MAY_IMPORT[room] | ({"cli", "config_files"} if is_command else set())
             used = {module.split(".")[0] for module in imports(path)} - {room}
             assert used <= allowed, f"{name} imports {sorted(used - allowed)}"
 
@@ -84,6 +86,8 @@ def test_every_room_imports_only_from_below():
 def test_nothing_imports_an_entry_point():
     for paths in files().values():
         for path in paths:
+            if path == ROOT / "__init__.py":  # the public surface names them
+                continue
             used = {name.split(".")[0] for name in imports(path)}
             assert not used & ENTRIES, f"{path.relative_to(ROOT)} imports {used & ENTRIES}"
 

@@ -1,10 +1,11 @@
-"""A user's mistake gets one clear line on stderr, exit status 2, and leaves nothing behind."""
+"""A user's mistake gets one clear line on stderr and exit status 2; nothing is written."""
 
 from __future__ import annotations
 
 import json
 import os
 import pathlib
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,6 @@ from unittest import mock
 
 import pytest
 import training_cases as cases
-from absl import flags
 
 from wings_jax import axes, cli, errors, train
 from wings_jax.training import loop
@@ -37,17 +37,13 @@ def command(workdir: pathlib.Path, stage: str = "stage1", **changes: str) -> lis
 def fails(arguments: list[str], capsys, monkeypatch) -> str:
     """Returns the one line that the command ends with."""
     monkeypatch.setattr(sys, "argv", ["train", *arguments])
-    flags.FLAGS.unparse_flags()
-    for name in list(flags.FLAGS):
-        if name.startswith("config."):  # the overrides that an earlier command defined
-            delattr(flags.FLAGS, name)
     with pytest.raises(SystemExit) as stopped:
-        cli.run_main("wings_jax.train", train.main)
+        cli.run_main(train.PROGRAM, train.main)
     assert stopped.value.code == 2
-    said = capsys.readouterr().err.strip().splitlines()
-    lines = [line for line in said if line.startswith("wings_jax.train: ")]
-    assert len(lines) == 1, said
-    assert said[-1] == lines[0]
+    printed = capsys.readouterr().err.strip().splitlines()
+    lines = [line for line in printed if line.startswith(f"{train.PROGRAM}: ")]
+    assert len(lines) == 1, printed
+    assert printed[-1] == lines[0]
     return lines[0]
 
 
@@ -58,9 +54,12 @@ def fails(arguments: list[str], capsys, monkeypatch) -> str:
         ({"optimizer__clap": "1"}, "clap"),
         ({"batch_size": "many"}, "batch_size"),
         ({"data__sources__scenes__path": "/nowhere.json"}, "/nowhere.json"),
-        ({"mesh__fsdp": "3"}, "mesh data=-1 x fsdp=3 x tensor=1 does not fit 8 device(s)"),
+        (
+            {"mesh__fsdp": "3"},
+            "--config.mesh: mesh data=-1 x fsdp=3 x tensor=1 does not fit",
+        ),
         ({"mesh__tensor": "4"}, "the LLM: the mesh does not divide K=2 over tensor=4"),
-        ({"batch_size": "12"}, "the batch: the mesh does not divide B=12"),
+        ({"mesh__fsdp": "-1"}, "--config.mesh: mesh data=-1 x fsdp=-1 x tensor=1: sizes are"),
         ({"optimizer__groups__visual": "decoder/wing/.*"}, "visual (decoder/wing/.*)"),
         ({"init_from": "/nowhere"}, "config.init_from: /nowhere holds no checkpoint"),
         ({"model__llm": "qwen1_5_7b"}, "config.data.tokenizer"),
@@ -69,41 +68,44 @@ def fails(arguments: list[str], capsys, monkeypatch) -> str:
         ({"optimizer__warmup_ratio": "5.0"}, "config.optimizer.warmup_ratio: 5.0 is not"),
         ({"optimizer__groups__visual": "("}, "config.optimizer.groups: '(' is no regular"),
         ({"optimizer__learning_rates__visual": "-1e-3"}, "learning_rates.visual: -0.001 is less"),
-        ({"model__lora_targets": "('q','z')"}, "config.model.lora_targets: there is no 'z'"),
-        ({"model__lora_rank": "4"}, "learning_rates.llm: decoder/layers/attn/k/a begins anew"),
+        (
+            {"model__lora_targets": "('q','z')"},
+            "config.model.lora_targets: 'z' is not one of q, k,",
+        ),
+        ({"model__lora_rank": "4"}, "learning_rates.llm: decoder/layers/attn/k/a is newly init"),
         ({"steps": "-1", "epochs": "0.0"}, "config.epochs: 0.0 is not more than 0"),
-        ({"init_from": "gs://there"}, "config.init_from: gs://there is no folder"),
+        ({"init_from": "gs://there"}, "config.init_from: gs://there is not a directory"),
     ],
 )
-def test_mistakes_are_told_in_one_line(changes, message, tmp_path, capsys, monkeypatch):
+def test_user_error_is_one_line(changes, message, tmp_path, capsys, monkeypatch):
     workdir = tmp_path / "run"
-    said = fails(command(workdir, **changes), capsys, monkeypatch)
-    assert message in said
+    line = fails(command(workdir, **changes), capsys, monkeypatch)
+    assert message in line
     assert not workdir.exists()
 
 
-def test_an_unknown_preset(capsys, monkeypatch):
+def test_user_error_unknown_preset(capsys, monkeypatch):
     unknown = [f"--config={cases.ROOT}/configs/stage1.py:gigantic"]
-    said = fails(unknown, capsys, monkeypatch)
-    assert said.startswith("wings_jax.train: preset 'gigantic' is not one of tiny")
+    line = fails(unknown, capsys, monkeypatch)
+    assert "configs/stage1.py: preset 'gigantic' is not one of tiny" in line
 
 
-def test_a_config_that_is_not_there(capsys, monkeypatch):
-    said = fails([f"--config={cases.ROOT}/configs/stage9.py"], capsys, monkeypatch)
-    assert "configs/stage9.py" in said
-    assert "Traceback" not in said
-    assert len(said) < 300
+def test_user_error_config_does_not_exist(capsys, monkeypatch):
+    line = fails([f"--config={cases.ROOT}/configs/stage9.py"], capsys, monkeypatch)
+    assert "configs/stage9.py" in line
+    assert "Traceback" not in line
+    assert len(line) < 300
 
 
-def test_a_workdir_in_a_bucket(tmp_path, capsys, monkeypatch):
+def test_user_error_workdir_in_a_bucket(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    said = fails([*command(tmp_path)[:-1], "--workdir=gs://bucket/run"], capsys, monkeypatch)
-    assert "--workdir: gs://bucket/run is no folder" in said
+    line = fails([*command(tmp_path)[:-1], "--workdir=gs://bucket/run"], capsys, monkeypatch)
+    assert "--workdir: gs://bucket/run is not a directory" in line
     assert not list(tmp_path.iterdir())
 
 
-def test_a_checkpoint_of_another_model_or_with_adapters(tmp_path, capsys):
-    """What no shape shows: the LLM's rope; LoRA that would be dropped; what is left behind."""
+def test_checkpoint_of_another_model_or_with_adapters(tmp_path, capsys):
+    """What no shape shows: the LLM's rope, LoRA that would be dropped, ignored parameters."""
     cases.run(tmp_path / "lora", "lora", steps=1)
     message = r"decoder/layers/attn/k/a is not in the config's model and would be lost"
     with pytest.raises(errors.UserError, match=message):
@@ -116,21 +118,26 @@ def test_a_checkpoint_of_another_model_or_with_adapters(tmp_path, capsys):
     if "rope_parameters" in described:
         described["rope_parameters"]["rope_theta"] = described["rope_theta"]
     (llm / "config.json").write_text(json.dumps(described))
-    message = r"stage1/.*: its decoder has rope_theta .*, that of config\.model\.llm "
+    message = r"config\.model\.llm: decoder rope_theta differs from the checkpoint's .*stage1/"
     init_from = str(tmp_path / "stage1")
     with pytest.raises(errors.UserError, match=message):
         cases.set_up(tmp_path / "run", init_from=init_from, model__llm=str(llm))
     assert not (tmp_path / "run").exists()
     capsys.readouterr()
     cases.set_up(tmp_path / "run", "llava", init_from=init_from)
-    assert "not gone on with, of " in capsys.readouterr().out
+    assert "ignored parameters of the checkpoint " in capsys.readouterr().out
     cases.run(tmp_path / "stage2", steps=1)
+    message = "config.model.gain differs from the checkpoint's (1.0 -> 2.0), "
+    gain2 = {"init_from": str(tmp_path / "stage2")}
+    with pytest.raises(errors.UserError, match=re.escape(message)):
+        cases.set_up(tmp_path / "gain", "gain2", **gain2)
+    assert not (tmp_path / "gain").exists()
     capsys.readouterr()
-    cases.set_up(tmp_path / "gain", "gain2", init_from=str(tmp_path / "stage2"))
-    assert "config.model.gain is another than that of " in capsys.readouterr().out
+    cases.set_up(tmp_path / "gain", "gain2", accept_changed_model=True, **gain2)
+    assert message in capsys.readouterr().out
 
 
-def test_a_batch_that_hosts_would_share():
+def test_mesh_on_which_hosts_would_share_a_batch():
     """On eight devices as of two hosts, `tensor` must divide those of a host."""
 
     def hosts(shape, host_of):
@@ -154,45 +161,45 @@ def test_a_batch_that_hosts_would_share():
             check(shape, host_of)
 
 
-def test_stage_two_without_stage_one(tmp_path, capsys, monkeypatch):
+def test_user_error_stage2_without_stage1(tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     arguments = command(tmp_path / "run", "stage2")
-    said = fails(arguments, capsys, monkeypatch)
-    assert "config.init_from: runs/stage1 holds no checkpoint; run the stage before" in said
+    line = fails(arguments, capsys, monkeypatch)
+    assert "config.init_from: runs/stage1 holds no checkpoint; run the stage before" in line
 
 
-def test_malformed_json_with_its_position(tmp_path, capsys, monkeypatch):
+def test_user_error_malformed_json_with_its_position(tmp_path, capsys, monkeypatch):
     broken = tmp_path / "broken.json"
     broken.write_text('[{"id": "a",\n  "conversations": oops}]')
     path = {"data__sources__scenes__path": str(broken)}
-    said = fails(command(tmp_path / "run", **path), capsys, monkeypatch)
-    assert "broken.json" in said
-    assert "line 2" in said
+    line = fails(command(tmp_path / "run", **path), capsys, monkeypatch)
+    assert "broken.json" in line
+    assert "line 2" in line
 
 
-def test_a_workdir_of_another_config_is_left_as_it_is(tmp_path):
+def test_workdir_of_another_config_is_not_changed(tmp_path):
     cases.run(tmp_path / "run", "stage1", steps=1)
     before = (tmp_path / "run/config.json").read_text()
-    with pytest.raises(errors.UserError, match=r"made with another config \(seed: 0 -> 5\)"):
+    with pytest.raises(errors.UserError, match=r"a run of another config \(seed: 0 -> 5\)"):
         cases.set_up(tmp_path / "run", "stage1", steps=1, seed=5)
     assert (tmp_path / "run/config.json").read_text() == before
 
 
-def test_a_workdir_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+def test_user_error_workdir_cannot_be_written(tmp_path, capsys, monkeypatch):
     (tmp_path / "file").write_text("")
-    said = fails(command(tmp_path / "file/run"), capsys, monkeypatch)
-    assert f"--workdir: cannot write to {tmp_path}/file" in said
+    line = fails(command(tmp_path / "file/run"), capsys, monkeypatch)
+    assert f"--workdir: cannot write to {tmp_path}/file" in line
 
 
-def test_checkpoints_that_cannot_be_written(tmp_path, capsys, monkeypatch):
+def test_user_error_checkpoints_cannot_be_written(tmp_path, capsys, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "run/checkpoints").write_text("")
-    said = fails(command(tmp_path / "run"), capsys, monkeypatch)
-    assert f"--workdir: {tmp_path}/run/checkpoints is no folder" in said
+    line = fails(command(tmp_path / "run"), capsys, monkeypatch)
+    assert f"--workdir: {tmp_path}/run/checkpoints is not a directory" in line
 
 
 @pytest.mark.parametrize("when", ["save", "wait_until_finished"])
-def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, when):
+def test_full_disk_is_one_line(tmp_path, monkeypatch, when):
     """Orbax raises a ValueError of many lines, at once or when it is waited for."""
     run = cases.set_up(tmp_path / "run", "stage1", steps=1)
 
@@ -205,22 +212,22 @@ def test_a_full_disk_is_told_in_one_line(tmp_path, monkeypatch, when):
 
 
 @pytest.mark.parametrize(
-    ("before", "told"), [(KeyError("first"), KeyError), (SystemExit(143), errors.UserError)]
+    ("before", "raised"), [(KeyError("first"), KeyError), (SystemExit(143), errors.UserError)]
 )
-def test_an_error_is_told_before_the_disk_and_a_stop_is_not(tmp_path, monkeypatch, before, told):
-    """Whoever is asked to stop and could not save must not say that all is well."""
+def test_error_of_the_run_is_raised_before_one_of_the_disk(tmp_path, monkeypatch, before, raised):
+    """After a stop the failed save is raised: the exit status must not report success."""
     run = cases.set_up(tmp_path / "run", "stage1", steps=1)
 
     def full():
         raise OSError("No space left on device")
 
     monkeypatch.setattr(run.writer._manager, "wait_until_finished", full)
-    with pytest.raises(told), run.writer:
+    with pytest.raises(raised), run.writer:
         raise before
 
 
 @pytest.mark.slow
-def test_the_command_trains_and_resumes(tmp_path):
+def test_command_trains_and_resumes(tmp_path):
     arguments = command(tmp_path / "run", steps="2")
     environment = {**os.environ, "XLA_FLAGS": ""}
     start = [sys.executable, "-m", "wings_jax.train", *arguments]
@@ -229,6 +236,6 @@ def test_the_command_trains_and_resumes(tmp_path):
             start, cwd=cases.ROOT, env=environment, capture_output=True, text=True, timeout=600
         )
         assert done.returncode == 0, done.stderr
-    assert "going on after step 2" in done.stdout
+    assert "resuming from step 2" in done.stdout
     summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["steps"] == 2

@@ -19,7 +19,7 @@ from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.model import layout
 from wings_jax.model.wings import Wings
-from wings_jax.training import loop, metrics, optim, step
+from wings_jax.training import loop, meshes, metrics, optim, step
 
 GOLDEN = pathlib.Path(__file__).with_name("golden_training.json")
 
@@ -48,9 +48,9 @@ def test_resume_is_bitwise_the_uninterrupted_run(whole, tmp_path):
     assert checkpoint.newest_step(tmp_path / "run").name == "4"
     resumed = cases.run(tmp_path / "run", steps=6, checkpoint_every=2)
     assert cases.losses(tmp_path / "run") == cases.losses(workdir)
-    wanted = cases.flat(finished)
+    expected = cases.flat(finished)
     for path, value in cases.flat(resumed).items():
-        np.testing.assert_array_equal(value, wanted[path], err_msg=path)
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
 
 
 def test_resume_keeps_all_metrics_and_a_finished_run_its_summary(tmp_path, monkeypatch):
@@ -91,10 +91,10 @@ def test_resume_on_another_mesh(whole, tmp_path):
     resumed = cases.set_up(
         tmp_path / "run", devices=8, steps=6, checkpoint_every=3, mesh__data=2, mesh__fsdp=4
     )
-    wanted = cases.flat(whole[0])
+    expected = cases.flat(whole[0])
     assert int(resumed.state.step) == 6
     for path, value in cases.flat(resumed).items():
-        np.testing.assert_array_equal(value, wanted[path], err_msg=path)
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
 
 
 def test_gradient_accumulation_equals_one_batch(whole, tmp_path):
@@ -124,15 +124,15 @@ def test_stage1_trains_projector_and_visual_learner_only(tmp_path):
 def test_stage2_starts_from_stage1(tmp_path, capsys):
     first = cases.run(tmp_path / "one", "stage1")
     second = cases.set_up(tmp_path / "two", init_from=str(tmp_path / "one"))
-    wanted = cases.flat(first)
-    found = cases.flat(second)
-    for path, value in wanted.items():
-        np.testing.assert_array_equal(found[path], value, err_msg=path)
-    fresh = set(found) - set(wanted)
+    expected = cases.flat(first)
+    current = cases.flat(second)
+    for path, value in expected.items():
+        np.testing.assert_array_equal(current[path], value, err_msg=path)
+    fresh = set(current) - set(expected)
     assert {p.split("/")[2] for p in fresh} == {"textual", "router"}
-    told = capsys.readouterr().out.splitlines()
-    assert any(line.startswith("router") and "fresh" in line for line in told)
-    assert any(line.startswith("visual") and "fresh" not in line for line in told[-8:])
+    printed = capsys.readouterr().out.splitlines()
+    assert any(line.startswith("router") and "fresh" in line for line in printed)
+    assert any(line.startswith("visual") and "fresh" not in line for line in printed[-8:])
 
 
 def test_checkpoint_describes_itself(whole):
@@ -144,9 +144,9 @@ def test_checkpoint_describes_itself(whole):
     assert restored.tokenizer.encode("<|im_start|>") == [
         restored.tokenizer.convert_tokens_to_ids("<|im_start|>")
     ]
-    wanted = cases.flat(finished)
+    expected = cases.flat(finished)
     for path, value in tree.flatten(restored.params).items():
-        np.testing.assert_array_equal(value, wanted[path], err_msg=path)
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
 
 
 def test_checkpoint_is_loaded_in_the_dtype_of_the_matmuls(whole):
@@ -166,9 +166,9 @@ def test_golden_losses(whole):
     """Update golden_training.json only for a change that is meant to change training's numbers."""
     golden = json.loads(GOLDEN.read_text())
     lines = (whole[1] / "metrics.jsonl").read_text().splitlines()
-    for name, wanted in golden.items():
-        found = [json.loads(line)[name] for line in lines]
-        np.testing.assert_allclose(found, wanted, rtol=2e-4, err_msg=name)
+    for name, expected in golden.items():
+        values = [json.loads(line)[name] for line in lines]
+        np.testing.assert_allclose(values, expected, rtol=2e-4, err_msg=name)
 
 
 def test_chunked_loss_equals_the_loss_of_all_logits():
@@ -193,7 +193,8 @@ def test_nonfinite_step_changes_nothing_but_the_counters(tmp_path):
     ready.state = dataclasses.replace(ready.state, trained=poisoned)
     before = jax.device_get((ready.state.trained, ready.state.opt_state))
     with jax.set_mesh(ready.mesh):
-        after, measured = ready.update(ready.state, loop.place_batch(ready.loader[0], ready.mesh))
+        batch = meshes.place_batch(ready.loader[0], ready.mesh, batch_size=8, accumulation=1)
+        after, measured = ready.update(ready.state, batch)
     assert (int(after.step), int(after.skipped)) == (1, 1)
     assert not np.isfinite(measured["loss"])
     jax.tree.map(np.testing.assert_array_equal, before, (after.trained, after.opt_state))
@@ -215,12 +216,12 @@ def test_nonfinite_steps_stop_the_run_and_name_the_window():
 
 def test_schedule_warms_up_and_falls_to_zero():
     rate = optim.schedule(1e-3, steps=100, warmup_ratio=0.1)
-    found = [float(rate(i)) for i in range(101)]
-    assert found[0] == 0
-    assert found[10] == pytest.approx(1e-3)
-    assert np.all(np.diff(found[:11]) > 0)
-    assert np.all(np.diff(found[10:]) < 0)
-    assert found[100] == pytest.approx(0, abs=1e-9)
+    rates = [float(rate(i)) for i in range(101)]
+    assert rates[0] == 0
+    assert rates[10] == pytest.approx(1e-3)
+    assert np.all(np.diff(rates[:11]) > 0)
+    assert np.all(np.diff(rates[10:]) < 0)
+    assert rates[100] == pytest.approx(0, abs=1e-9)
 
 
 def test_weight_decay_leaves_out_norms_biases_and_embeddings():

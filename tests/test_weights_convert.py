@@ -6,7 +6,6 @@ import pathlib
 import shutil
 
 import hf_directories
-import jax
 import numpy as np
 import pytest
 import transformers
@@ -15,9 +14,8 @@ from weights_cases import LLM, RANK, run
 
 from wings_jax import checkpoint, tree
 from wings_jax import config as config_lib
-from wings_jax.model import layout, parameters, presets
-from wings_jax.model import wings as model_lib
-from wings_jax.weights import commands, imports, release, rules, store
+from wings_jax.model import hf_config, parameters, presets
+from wings_jax.weights import commands, imports, release, release_import, rules, store
 from wings_jax.weights import sources as sources_lib
 from wings_jax.weights.tensors import WeightsError
 
@@ -55,7 +53,7 @@ def test_llm_and_tower_there_and_back(sources, tmp_path):
     tokens = np.random.default_rng(0).integers(0, LLM["vocab_size"], (2, 70))
     with torch.no_grad():
         expected = hf_model(torch.tensor(tokens)).logits.numpy()
-    logits = text_logits(imported.arch, imported.params, tokens)
+    logits = hf_directories.text_logits(imported.arch, imported.params, tokens)
     np.testing.assert_allclose(logits, expected, atol=1e-4, rtol=1e-4)
 
     # Tokenizer, and entries of config.json that nothing here reads.
@@ -66,16 +64,6 @@ def test_llm_and_tower_there_and_back(sources, tmp_path):
     source = store.read_config(sources / "llm")
     for key in ("bos_token_id", "max_window_layers"):
         assert exported[key] == source[key]
-
-
-def text_logits(arch: presets.WingsArch, params, tokens: np.ndarray) -> np.ndarray:
-    rows = layout.make_layout(tokens, np.full_like(tokens, layout.TEXT))
-    side = arch.vision.image_size
-    batch = layout.Batch(rows, tokens, np.zeros((len(tokens), 0, side, side, 3), np.uint8))
-    model = model_lib.Wings(arch)
-    wide = jax.tree.map(lambda x: np.asarray(x, np.float32), params)
-    hidden = model.apply({"params": wide}, batch)
-    return np.asarray(model.apply({"params": wide}, hidden, method=model_lib.Wings.logits))
 
 
 @pytest.mark.parametrize("name", ["wings_stage2", "wings_stage1", "llava"])
@@ -102,10 +90,10 @@ def test_release_there_and_back(name: str, sources, tmp_path):
 
 def test_import_recognizes_a_tower_of_known_size(sources, monkeypatch):
     """The sizes of `presets.VISION` are recognized by their shapes alone."""
-    arch = presets.vision_from_hf(store.read_config(sources / "tower"))
-    clip = presets.vision_from_hf(store.read_config(sources / "clip"))
+    arch = hf_config.vision_from_hf(store.read_config(sources / "tower"))
+    clip = hf_config.vision_from_hf(store.read_config(sources / "clip"))
     monkeypatch.setattr(presets, "VISION", presets.VISION | {"narrow": clip, "tiny": arch})
-    spec = sources_lib.from_release(sources / "wings_stage2")
+    spec = release_import.from_release(sources / "wings_stage2")
     assert spec.arch.vision == arch
     steps, fresh = imports.plan_parts(spec)
     assert not fresh
@@ -120,12 +108,12 @@ def test_import_takes_the_tower_of_another_directory(sources, tmp_path):
     tensors = store.open_tensors(sources / "llava")
     blind = {key: t for key, t in tensors.items() if not key.startswith(release.TOWER)}
     store.write_shards(tmp_path / "blind", blind)
-    spec = sources_lib.from_release(tmp_path / "blind", sources / "tower")
+    spec = release_import.from_release(tmp_path / "blind", sources / "tower")
     assert [part.name for part in spec.parts] == ["Wings", "tower"]
     flat = imports.load_parts(imports.plan_parts(spec)[0])
     assert flat.keys() == parameters.abstract_params(spec.arch).keys()
     with pytest.raises(WeightsError, match="holds no vision tower"):
-        sources_lib.from_release(tmp_path / "blind")
+        release_import.from_release(tmp_path / "blind")
 
 
 def save_projector(file: pathlib.Path) -> dict[str, torch.Tensor]:
@@ -189,8 +177,8 @@ def test_load_model_is_one_call_from_directories_to_parameters(sources):
 
 
 def test_merged_lora_is_unmerged_lora(sources, tmp_path):
-    decoder = presets.decoder_from_hf(store.read_config(sources / "llm"))
-    vision = presets.vision_from_hf(store.read_config(sources / "tower"))
+    decoder = hf_config.decoder_from_hf(store.read_config(sources / "llm"))
+    vision = hf_config.vision_from_hf(store.read_config(sources / "tower"))
     arch = presets.WingsArch(decoder, vision, lora_rank=3, lora_alpha=6.0)
     rng = np.random.default_rng(1)
     flat = {
@@ -210,8 +198,8 @@ def test_merged_lora_is_unmerged_lora(sources, tmp_path):
     params = {"decoder": hf_directories.load_llm(tmp_path / "out", decoder)}
     tokens = rng.integers(0, LLM["vocab_size"], (1, 30))
     np.testing.assert_allclose(
-        text_logits(merged, params, tokens),
-        text_logits(arch, tree.nest(flat), tokens),
+        hf_directories.text_logits(merged, params, tokens),
+        hf_directories.text_logits(arch, tree.nest(flat), tokens),
         rtol=1e-4,
         atol=1e-4,
     )

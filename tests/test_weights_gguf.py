@@ -10,104 +10,19 @@ from __future__ import annotations
 import importlib.util
 import pathlib
 
-import gguf
 import jax
 import numpy as np
 import pytest
-import tokenizers
 import transformers
+from gguf_cases import write_gguf
 
 from wings_jax import checkpoint, tree
-from wings_jax.model import layout, presets
+from wings_jax.model import hf_config, layout
 from wings_jax.model import wings as model_lib
 from wings_jax.weights import gguf_file, imports, sources
 from wings_jax.weights.tensors import WeightsError
 
 torch = pytest.importorskip("torch")
-
-SIZES = {
-    "vocab_size": 260,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 512,
-}
-
-
-def interleaved(weight: np.ndarray, heads: int) -> np.ndarray:
-    """Returns q or k rows in the order of llama.cpp's rope: the halves' elements alternate."""
-    head = weight.reshape(heads, 2, -1, *weight.shape[1:])
-    return head.swapaxes(1, 2).reshape(weight.shape)
-
-
-def random_state(family: str) -> dict[str, np.ndarray]:
-    """Returns a random model's weights by Hugging Face key; Llama's head is tied."""
-    name = "Llama" if family == "llama" else "Qwen2"
-    config = getattr(transformers, f"{name}Config")(**SIZES, tie_word_embeddings=family == "llama")
-    torch.manual_seed(0)
-    state = getattr(transformers, f"{name}ForCausalLM")(config).state_dict()
-    if family == "llama":
-        del state["lm_head.weight"]
-    return {key: value.numpy() for key, value in state.items()}
-
-
-def gguf_name(key: str) -> str:
-    """Returns the GGUF name of a Hugging Face key."""
-    names = {hf_key: name for name, hf_key in gguf_file.KEYS.items()}
-    layer = key.split(".")[2] if ".layers." in key else ""
-    pattern = key.replace(f".{layer}.", ".{l}.") if layer else key
-    return names[pattern].replace("{l}", layer)
-
-
-def add_sizes(writer: gguf.GGUFWriter) -> None:
-    writer.add_context_length(512)
-    writer.add_embedding_length(64)
-    writer.add_block_count(2)
-    writer.add_feed_forward_length(96)
-    writer.add_head_count(4)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_freq_base(5e4)
-
-
-def add_tokenizer(writer: gguf.GGUFWriter, model: str, pre_tokenizer: str | None) -> None:
-    letters = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
-    tokens = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *letters, "Ġa"]
-    writer.add_tokenizer_model(model)
-    if pre_tokenizer:
-        writer.add_tokenizer_pre(pre_tokenizer)
-    writer.add_token_list(tokens)
-    writer.add_token_types([3] * 3 + [1] * (len(letters) + 1))
-    writer.add_token_merges(["Ġ a"])
-    writer.add_eos_token_id(2)
-
-
-def write_gguf(
-    path: pathlib.Path,
-    family: str,
-    *,
-    architecture: str = "",
-    tokenizer: str = "gpt2",
-) -> dict[str, np.ndarray]:
-    """Writes a random model; returns its weights by Hugging Face key."""
-    state = random_state(family)
-    writer = gguf.GGUFWriter(path, architecture or family)
-    add_sizes(writer)
-    add_tokenizer(writer, tokenizer, "smollm" if family == "llama" else "qwen2")
-
-    for key, array in state.items():
-        heads = 0
-        if family == "llama":
-            heads = {"q_proj": 4, "k_proj": 2}.get(key.split(".")[-2], 0)
-        writer.add_tensor(gguf_name(key), interleaved(array, heads) if heads else array)
-
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-    return state
 
 
 @pytest.mark.parametrize("family", gguf_file.FAMILIES)
@@ -117,7 +32,7 @@ def test_tensors_config_and_tokenizer(family: str, tmp_path):
     assert opened.tensors.keys() == state.keys()
     for key, array in state.items():
         np.testing.assert_array_equal(np.asarray(opened.tensors[key]), array, err_msg=key)
-    arch = presets.decoder_from_hf(opened.config)
+    arch = hf_config.decoder_from_hf(opened.config)
     assert (arch.qkv_bias, arch.tie_embeddings) == (family == "qwen2", family == "llama")
     assert (arch.norm_eps, arch.rope_theta, arch.num_kv_heads) == (1e-5, 5e4, 2)
     tokenizer = checkpoint.open_tokenizer(opened.tokenizer_files)
@@ -137,7 +52,7 @@ def test_mistakes(tmp_path):
     (tmp_path / "d.gguf").write_bytes((tmp_path / "a.gguf").read_bytes()[:5000])
     for name, message in {
         "a.gguf": r"architecture 'mamba' is not one of",
-        "b.gguf": r"tokenizer llama/smollm is not supported",
+        "b.gguf": r"tokenizer 'llama'/'smollm' is not supported; .*--tokenizer",
         "c.gguf": r"c\.gguf",
         "d.gguf": r"d\.gguf is not a GGUF file, or is cut short",
         "e.gguf": r"cannot read .*e\.gguf",

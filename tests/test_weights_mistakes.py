@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 import shutil
 from collections.abc import Callable
@@ -10,9 +9,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import weights_cases
-from weights_cases import LLM, VISION, run
+from weights_cases import LLM, VISION, edit_config, run
 
-from wings_jax.model import parameters, presets
+from wings_jax.model import hf_config, parameters, presets
 from wings_jax.weights import exports, safetensors_file, store
 from wings_jax.weights.tensors import LazyTensor, WeightsError
 
@@ -22,11 +21,6 @@ torch = pytest.importorskip("torch")
 @pytest.fixture
 def sources() -> pathlib.Path:
     return weights_cases.sources()
-
-
-def edit_config(directory: pathlib.Path, **entries) -> None:
-    config = store.read_config(directory)
-    (directory / "config.json").write_text(json.dumps({**config, **entries}))
 
 
 def edit_tensor(directory: pathlib.Path, key: str, change) -> None:
@@ -215,8 +209,8 @@ def test_no_space_left(sources, tmp_path, monkeypatch, capsys):
 def export_release(**changes) -> None:
     """Tries to export a model with the arch's `changes` in the release's layout."""
     arch = presets.WingsArch(
-        presets.decoder_from_hf({**LLM, "model_type": "qwen2"}),
-        presets.vision_from_hf({**VISION, "model_type": "siglip_vision_model"}),
+        hf_config.decoder_from_hf({**LLM, "model_type": "qwen2"}),
+        hf_config.vision_from_hf({**VISION, "model_type": "siglip_vision_model"}),
         **{"learners": ("visual", "textual"), "router": True, **changes},
     )
     flat = {p: np.zeros(s.shape, s.dtype) for p, s in parameters.abstract_params(arch).items()}
@@ -241,7 +235,7 @@ def test_what_the_release_cannot_hold(changes: dict, message: str):
 
 def test_an_llm_cannot_hold_a_prefix():
     arch = presets.WingsArch(
-        presets.decoder_from_hf({**LLM, "model_type": "qwen2"}), presets.VISION["siglip_base_224"]
+        hf_config.decoder_from_hf({**LLM, "model_type": "qwen2"}), presets.VISION["siglip_base_224"]
     )
     shapes = parameters.abstract_params(arch)
     flat = {p: np.zeros(s.shape, s.dtype) for p, s in shapes.items() if p.startswith("decoder/")}

@@ -130,7 +130,7 @@ def break_header(shards: Shards) -> str:
 
 def break_index(shards: Shards) -> str:
     shards.index.write_text("{")
-    return "is not a weight index"
+    return f"{shards.index.name} is not JSON"
 
 
 def break_ghost(shards: Shards) -> str:

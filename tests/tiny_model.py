@@ -74,67 +74,70 @@ P = VISION.num_patches
 
 
 def row(text: str, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Returns modality and segments of a row drawn as 't' text, 'i' one image, '|' next segment."""
+    """Returns modality and segments of a row drawn as 't' text, 'i' image, '|' next segment."""
     modality, segments, segment = [], [], 1
     for mark in text:
         if mark == "|":
             segment += 1
             continue
-        slots = P if mark == "i" else 1
-        modality += [layout.IMAGE if mark == "i" else layout.TEXT] * slots
-        segments += [segment] * slots
+        count = P if mark == "i" else 1
+        modality += [layout.IMAGE if mark == "i" else layout.TEXT] * count
+        segments += [segment] * count
     short = length - len(modality)
     return np.array(modality + [layout.PADDING] * short), np.array(segments + [0] * short)
 
 
 def batch(rows: list[str], length: int = 0, images: int = 0, seed: int = 0) -> layout.Batch:
-    """Returns a batch of drawn rows with random tokens and pictures, a function of each row.
+    """Returns a batch of drawn rows with random tokens and images, a function of each row.
 
-    A row's content does not depend on the others, on its place, or on the padding.
+    A row's content does not depend on the others, on its index, or on the padding.
     """
     length = length or max(sum(P if m == "i" else m == "t" for m in text) for text in rows)
     images = images or max(text.count("i") for text in rows)
     drawn = [row(text, length) for text in rows]
     modality, segments = (np.stack(x) for x in zip(*drawn, strict=True))
     tokens = np.zeros(modality.shape, np.int32)
-    pictures = np.zeros((len(rows), images, 16, 16, 3), np.uint8)
+    pixels = np.zeros((len(rows), images, 16, 16, 3), np.uint8)
     for i, text in enumerate(rows):
         rng = np.random.default_rng([seed, *text.encode()])
         tokens[i] = np.resize(rng.integers(1, 64, 200), length)
-        pictures[i, : text.count("i")] = rng.integers(0, 256, (text.count("i"), 16, 16, 3))
-    made = layout.make_layout(tokens, modality, segments)
+        pixels[i, : text.count("i")] = rng.integers(0, 256, (text.count("i"), 16, 16, 3))
+
+    slots = layout.make_layout(tokens, modality, segments)
     is_next = (segments[:, 1:] == segments[:, :-1]) & (modality[:, 1:] == layout.TEXT)
     targets = np.full(tokens.shape, layout.IGNORE, np.int32)
-    targets[:, :-1] = np.where(is_next, made.tokens[:, 1:], layout.IGNORE)
-    return layout.Batch(made, targets, pictures)
+    targets[:, :-1] = np.where(is_next, slots.tokens[:, 1:], layout.IGNORE)
+    return layout.Batch(slots, targets, pixels)
 
 
 @functools.cache
 def initial(model: Wings, seed: int = 0):
-    """Returns parameters as the model initialises them."""
+    """Returns newly initialized parameters."""
     vision = model.arch.vision
     modality = np.full((1, vision.num_patches + 1), layout.IMAGE)
     modality[0, 0] = layout.TEXT
     pixels = np.zeros((1, 1, vision.image_size, vision.image_size, 3), np.uint8)
-    first = layout.Batch(layout.make_layout(modality, modality), modality, pixels)
-    run = jax.jit(lambda key: nn.unbox(model.init(key, first, method=Wings.initialize)["params"]))
+    batch_of_one = layout.Batch(layout.make_layout(modality, modality), modality, pixels)
+    run = jax.jit(
+        lambda key: nn.unbox(model.init(key, batch_of_one, method=Wings.initialize)["params"])
+    )
     return run(jax.random.key(seed))
 
 
 @functools.cache
 def init(model: Wings, *, seed: int = 0, scale: float = 0.2):
-    """Returns parameters none of which is at its initial value: every term is visible."""
+    """Returns parameters none of which has its initial value, so that every term has an effect."""
     leaves, treedef = jax.tree.flatten(initial(model, seed))
     rng = np.random.default_rng(seed)
-    moved = [np.asarray(x) + scale * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
-    return jax.tree.unflatten(treedef, moved)
+    changed = [np.asarray(x) + scale * rng.normal(size=x.shape).astype(np.float32) for x in leaves]
+    return jax.tree.unflatten(treedef, changed)
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def intermediates(model: Wings, params, rows: layout.Batch):
     """Returns what the decoder's layers sow, by name, stacked over the layers."""
-    _, seen = model.apply({"params": params}, rows, mutable=["intermediates"])
-    return {k: v[0] for k, v in seen["intermediates"]["decoder"]["layers"].items()}
+    _, sown = model.apply({"params": params}, rows, mutable=["intermediates"])
+    return {k: v[0] for k, v in sown["intermediates"]["decoder"]["layers"].items()}
 
 
 @functools.partial(jax.jit, static_argnums=0)

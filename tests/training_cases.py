@@ -26,7 +26,7 @@ from wings_jax.training import loop, start
 from wings_jax.weights import starting
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
-if str(ROOT) not in sys.path:  # `configs` is no part of the installed package
+if str(ROOT) not in sys.path:  # `configs` is not in the installed package
     sys.path.insert(0, str(ROOT))
 
 STAGES = {"stage1": stage1.get_config, "stage2": stage2.get_config}
@@ -34,7 +34,7 @@ STAGES = {"stage1": stage1.get_config, "stage2": stage2.get_config}
 
 @functools.cache
 def folder(layers: int = 2) -> pathlib.Path:
-    """Returns a folder with `llm` of so many layers, `vision` (Hugging Face layout), `scenes`."""
+    """Returns a directory with `llm` of so many layers, `vision` and `scenes`."""
     root = pathlib.Path(tempfile.mkdtemp(prefix="wings-tests-"))
     tokenizer = starting.base_directory("tiny", "llm")
     vocabulary = len(json.loads((tokenizer / "tokenizer.json").read_text())["model"]["vocab"]) + 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import pathlib
 import shutil
 import tempfile
@@ -15,8 +16,9 @@ import tokenizers
 import transformers
 
 from wings_jax import cli, convert
-from wings_jax.model import parameters, presets
-from wings_jax.weights import exports, hf, release, store, transfer
+from wings_jax.model import hf_config, parameters, presets
+from wings_jax.weights import exports, hf, release, safetensors_file, store, transfer
+from wings_jax.weights.tensors import LazyTensor
 
 torch = pytest.importorskip("torch")
 
@@ -89,8 +91,8 @@ def sources() -> pathlib.Path:
 
 def save_release(root: pathlib.Path, name: str, **entries) -> None:
     """Random weights in the release's layout, in two shards; stage 1 has idle textual learners."""
-    decoder = presets.decoder_from_hf(store.read_config(root / "llm"))
-    vision = presets.vision_from_hf(store.read_config(root / "tower"))
+    decoder = hf_config.decoder_from_hf(store.read_config(root / "llm"))
+    vision = hf_config.vision_from_hf(store.read_config(root / "tower"))
     arch = presets.WingsArch(decoder, vision, rank=RANK, **entries)
     rng = np.random.default_rng(7)
     flat = {
@@ -114,3 +116,76 @@ def run(*arguments: object) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", ["convert", *map(str, arguments)])
         cli.run_main("wings_jax.convert", convert.main)
+
+
+def write_pointer(file: pathlib.Path) -> None:
+    """Writes what git leaves in place of a large file that was not downloaded."""
+    oid = "0" * 64
+    file.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:{oid}\nsize 1234567\n")
+
+
+def edit_config(directory: pathlib.Path, **entries: object) -> None:
+    """Changes entries of a directory's `config.json`."""
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **entries}))
+
+
+def train_sentencepiece(directory: pathlib.Path) -> None:
+    """Writes `tokenizer.model` as Vicuna has it: 300 pieces with byte fallback."""
+    sentencepiece = pytest.importorskip("sentencepiece")
+    pytest.importorskip("google.protobuf")
+    text = directory / "text.txt"
+    text.write_text("the quick brown fox jumps over the lazy dog\n" * 50)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(text),
+        model_prefix=str(directory / "tokenizer"),
+        vocab_size=300,
+        model_type="bpe",
+        byte_fallback=True,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    text.unlink()
+    (directory / "tokenizer.vocab").unlink()
+
+
+def use_sentencepiece(directory: pathlib.Path) -> None:
+    """Replaces a directory's tokenizer by one as Vicuna has it."""
+    (directory / "tokenizer.json").unlink()
+    train_sentencepiece(directory)
+    config = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>", "bos_token": "<s>"}
+    (directory / "tokenizer_config.json").write_text(json.dumps({**config, "unk_token": "<unk>"}))
+
+
+def read_arrays(directory: pathlib.Path) -> dict[str, np.ndarray]:
+    """Returns all weights of a directory."""
+    return {key: np.asarray(tensor) for key, tensor in store.open_tensors(directory).items()}
+
+
+def to_torch(directory: pathlib.Path, *, is_zip: bool = True, shards: int = 1) -> None:
+    """Replaces the safetensors files by torch files, in shards with an index if asked for."""
+    arrays = read_arrays(directory)
+    for file in directory.glob("model*"):
+        file.unlink()
+    state = {key: torch.tensor(a.astype(np.float32)).bfloat16() for key, a in arrays.items()}
+    if shards == 1:
+        file = directory / "pytorch_model.bin"
+        torch.save(state, file, _use_new_zipfile_serialization=is_zip)
+        return
+
+    weight_map = {}
+    for number in range(shards):
+        name = f"pytorch_model-{number + 1:05d}-of-{shards:05d}.bin"
+        part = dict(list(state.items())[number::shards])
+        torch.save(part, directory / name, _use_new_zipfile_serialization=is_zip)
+        weight_map |= dict.fromkeys(part, name)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (directory / "pytorch_model.bin.index.json").write_text(json.dumps(index))
+
+
+def rewrite(directory: pathlib.Path, arrays: dict[str, np.ndarray]) -> None:
+    """Replaces the weights by one file of these arrays."""
+    for file in directory.glob("model*"):
+        file.unlink()
+    tensors = {k: LazyTensor(a.shape, a.dtype, lambda a=a: a) for k, a in arrays.items()}
+    safetensors_file.write_safetensors(directory / "model.safetensors", tensors)

@@ -10,6 +10,7 @@ import ast
 import dataclasses
 import pathlib
 import sys
+import typing
 from typing import Any
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -32,13 +33,15 @@ FILES = "<!-- config files -->"
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Returns the page's text with what it includes; mkdocs calls this for every page."""
     name = page.file.src_uri
-    if name in INCLUDED:
-        markdown = (ROOT / INCLUDED[name]).read_text(encoding="utf-8")
-        for link, replacement in LINKS.items():
-            markdown = markdown.replace(link, replacement)
-    elif name == "configs.md":
-        markdown = markdown.replace(FILES, config_files()).replace(LEAVES, config_leaves())
-    return markdown
+    if name == "configs.md":
+        return markdown.replace(FILES, config_files()).replace(LEAVES, config_leaves())
+    if name not in INCLUDED:
+        return markdown
+
+    included = (ROOT / INCLUDED[name]).read_text(encoding="utf-8")
+    for link, replacement in LINKS.items():
+        included = included.replace(link, replacement)
+    return included
 
 
 def config_files() -> str:
@@ -60,22 +63,30 @@ def config_leaves() -> str:
 
 
 def _section(config: Any, section: Any, prefix: str) -> list[str]:
-    documentation = getattr(config, "field_docs", lambda _: {})(section)
-    rows, below = ["| key | type | default | meaning |", "|---|---|---|---|"], []
+    documentation = config.field_docs(section)
+    hints = typing.get_type_hints(section)
+    rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    subsections: list[str] = []
+
     for field in dataclasses.fields(section):
         key = f"{prefix}.{field.name}"
-        default = _default(field)
-        if dataclasses.is_dataclass(default):
-            below += _section(config, type(default), key)
+        value_types = [t for t in typing.get_args(hints[field.name]) if dataclasses.is_dataclass(t)]
+        if dataclasses.is_dataclass(hints[field.name]):  # a section of its own, after this one
+            subsections += _section(config, hints[field.name], key)
             continue
-        text = " ".join(documentation.get(field.name, "").split()).replace("|", "\\|")
-        kind = str(field.type).replace("|", "\\|")
-        rows.append(f"| `{key}` | `{kind}` | `{default!r}` | {text} |")
-    title = f"## `{prefix}`\n\n{(section.__doc__ or '').partition(chr(10))[0]}"
-    return [title, "\n".join(rows), *below]
+        for value_type in value_types:  # a mapping from names to sections
+            subsections += _section(config, value_type, f"{key}.NAME")
+
+        # A bar would end the cell.
+        meaning = " ".join(documentation[field.name].split()).replace("|", "\\|")
+        type_name = str(field.type).replace("|", "\\|")
+        rows.append(f"| `{key}` | `{type_name}` | `{_default(field)!r}` | {meaning} |")
+
+    summary = (section.__doc__ or "").partition("\n")[0]
+    return [f"## `{prefix}`\n\n{summary}", "\n".join(rows), *subsections]
 
 
 def _default(field: dataclasses.Field) -> Any:
-    if field.default is not dataclasses.MISSING:
-        return field.default
-    return field.default_factory() if callable(field.default_factory) else ""
+    if callable(field.default_factory):
+        return field.default_factory()
+    return field.default

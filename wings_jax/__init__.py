@@ -15,8 +15,8 @@ Chat            a conversation turn by turn: `Generator.chat`
 Likelihood      the log-probability of a given answer
 score           log-probabilities of given answers
 UserError       what every mistake of a user raises
-chat            module: `chat.run(model)` is the chat in the terminal
-convert         module: `python -m wings_jax.convert`, to and from PyTorch checkpoints
+chat            module: `chat.run(model)` chats in the terminal
+convert         module: `convert.import_model` and `convert.export_model`, from and to PyTorch
 __version__     the version of the installed package
 """
 
@@ -80,6 +80,7 @@ def _version() -> str:
 
 def __getattr__(name: str) -> Any:
     """Imports a public name when it is first used (PEP 562)."""
+    value: Any
     if name == "__version__":
         value = _version()
     elif name in _EXPORTS:

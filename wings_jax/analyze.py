@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from wings_jax import cli, files
@@ -29,7 +30,7 @@ from wings_jax.errors import UserError
 if TYPE_CHECKING:
     from wings_jax.data import samples
 
-PROGRAM = "python -m wings_jax.analyze"
+PROGRAM = cli.program_name("wings_jax.analyze")
 ROWS = ("all", "after")  # those of `analysis.slot_classes`, which --help should not have to import
 SCORE = "scenes_text/all text"
 
@@ -79,7 +80,7 @@ def parse_flags() -> argparse.Namespace:
     return flags
 
 
-def read_samples(flags: argparse.Namespace) -> list[samples.Sample | samples.BadSample]:
+def read_samples(flags: argparse.Namespace) -> Sequence[samples.Sample | samples.BadSample]:
     """Returns the samples of --data, or the embedded ones. Raises UserError for a wrong file."""
     from wings_jax.analysis import probes
     from wings_jax.data import sources

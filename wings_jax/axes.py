@@ -14,7 +14,7 @@ RULES map them to mesh axes.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import jax
 import numpy as np
@@ -85,10 +85,10 @@ def parse_mesh(text: str, *, flag: str = "--mesh") -> dict[str, int]:
 def spec_of(dims: Sequence[str | None]) -> PartitionSpec:
     """Returns the partition spec of an array with these logical axes.
 
-    >>> spec_of(["L", "D", "N", "H"])
-    PartitionSpec(None, 'fsdp', 'tensor', None)
+    >>> tuple(spec_of(["L", "D", "N", "H"]))
+    (None, 'fsdp', 'tensor', None)
     """
-    return nn.logical_to_mesh_axes(tuple(dims), RULES)
+    return PartitionSpec(*(nn.logical_to_mesh_axes(tuple(dims), RULES) or ()))
 
 
 def sharding_of(mesh: Mesh, dims: Sequence[str | None]) -> NamedSharding:
@@ -137,7 +137,8 @@ def check_hosts(mesh: Mesh, rows: int) -> None:
     slices = sharding_of(mesh, ("B",)).devices_indices_map((rows,))
     rows_by_host: dict[int, set[int]] = {}
     for device, (span,) in slices.items():
-        rows_by_host.setdefault(device.process_index, set()).update(range(*span.indices(rows)))
+        host = cast("jax.Device", device).process_index
+        rows_by_host.setdefault(host, set()).update(range(*span.indices(rows)))
 
     if any(len(held) * len(rows_by_host) != rows for held in rows_by_host.values()):
         counts = ", ".join(str(len(held)) for _, held in sorted(rows_by_host.items()))

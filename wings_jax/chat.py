@@ -1,9 +1,10 @@
 """A chat in the terminal.
 
-    python -m wings_jax.chat --checkpoint runs/stage2
+    wings chat --checkpoint runs/stage2
+    wings chat --checkpoint runs/stage2 --system "Answer in one word." --temperature 0.7
 
 Answers are shown while they are generated. Ctrl-C stops the answer, not the chat. The KV cache of
-earlier turns is reused. `run(model)` starts the same chat from Python.
+earlier turns is reused. `wings_jax.chat.run(model)` starts the same chat from Python.
 """
 
 from __future__ import annotations
@@ -11,17 +12,19 @@ from __future__ import annotations
 import argparse
 import contextlib
 import importlib
-import json
 import pathlib
 import time
+from typing import TYPE_CHECKING
 
 from wings_jax import cli
 from wings_jax.errors import UserError
 from wings_jax.inference import flags as flags_lib
-from wings_jax.inference.chat import Chat
-from wings_jax.inference.generator import Generator
 
-PROGRAM = "python -m wings_jax.chat"
+if TYPE_CHECKING:
+    from wings_jax.inference.chat import Chat
+    from wings_jax.inference.generator import Generator
+
+MODULE = "wings_jax.chat"
 HELP = """\
 /image FILE   attach an image to the next question (again for several)
 /undo         remove the last question and its answer
@@ -71,8 +74,10 @@ class Terminal:
             answer.close()
             note = " (stopped)"
 
-        self.paths += self.attached
-        self.attached = []
+        # A question that was stopped before its answer is removed; its images stay attached.
+        if len(self.chat.images) == len(self.paths) + len(self.attached):
+            self.paths += self.attached
+            self.attached = []
         slots = self.chat.computed_slots
         status = f"[{slots} prompt slots computed, first text after {first_text:.2f} s]{note}"
         print(f"\n\033[2m{status}\033[0m")
@@ -97,6 +102,8 @@ class Terminal:
 
     def save(self, path: str) -> None:
         """Writes the conversation as a record of LLaVA JSON."""
+        from wings_jax.inference import jobs
+
         if not path:
             raise UserError("/save needs a file")
         file = pathlib.Path(path)
@@ -105,9 +112,9 @@ class Terminal:
 
         record = {"id": file.stem, "image": self.paths, "conversations": self.chat.turns}
         try:
-            file.write_text(json.dumps([record], ensure_ascii=False, indent=1) + "\n")
-        except OSError as error:
-            raise UserError(f"/save: {file}: {error.strerror}") from error
+            file.write_text(jobs.to_json([record], indent=1) + "\n", encoding="utf-8")
+        except (OSError, ValueError) as error:  # ValueError: NUL in the path
+            raise UserError(f"/save: {file}: {error}") from error
         print(f"saved: {file}")
 
 
@@ -138,12 +145,14 @@ def run(model: Generator, *, system: str = "") -> None:
             terminal.handle(line)
         except UserError as error:
             print(error)
+        except KeyboardInterrupt:
+            print()
 
 
 def main() -> None:
     """Chats with the model of the command line."""
     parser = argparse.ArgumentParser(
-        prog=PROGRAM,
+        prog=cli.program_name(MODULE),
         description=f"{__doc__}\nIn the chat:\n\n{HELP}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -153,4 +162,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run_main(PROGRAM, main)
+    cli.run_main(cli.program_name(MODULE), main)

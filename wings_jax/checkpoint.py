@@ -1,13 +1,14 @@
 """Checkpoints that describe themselves: WORKDIR/checkpoints/STEP/{params,opt_state,meta,tokenizer}.
 
     params      flat parameters, nested: 4 bytes per trained, 2 per frozen one on an accelerator
-    opt_state   what resuming needs besides: counters and AdamW's two moments, 8 bytes per trained one
-    meta        JSON: config, architecture, step, and the `config.json` of imported weights
+    opt_state   for resuming: counters and AdamW's two moments, 8 bytes per trained parameter
+    meta        JSON: config, architecture, step, checksums, the `config.json` of imported weights
     tokenizer   JSON: name -> text of the tokenizer's files
 
 A 7B stage-2 checkpoint is therefore 16 bytes a parameter and a frozen one 2. An import writes no
 `opt_state`. Orbax writes a step in the background under a temporary name and renames it when it is
-complete. Wherever a checkpoint is asked for, a workdir means its newest step.
+complete. Wherever a checkpoint is asked for, a workdir means its newest step. What is loaded is
+compared with the checksums (`checksums.py`), so that a damaged file is an error.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import json
 import logging
 import pathlib
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -24,8 +27,8 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
+from wings_jax import checksums, tree
 from wings_jax import config as config_lib
-from wings_jax import tree
 from wings_jax.errors import UserError
 from wings_jax.model import layers, parameters, presets
 
@@ -33,6 +36,18 @@ SUBDIRECTORY = "checkpoints"
 ITEMS = ("params", "opt_state", "meta", "tokenizer")
 # Files that hold weights in other formats, which have to be imported first.
 OTHER_FORMATS = (".safetensors", ".bin", ".pth", ".gguf")
+
+
+class DamagedCheckpointError(UserError):
+    """A step that cannot be read, or whose values are not those that were saved."""
+
+    def __init__(self, step: pathlib.Path, reason: str):
+        """The message names the step before, if there is one."""
+        steps = list_steps(step.parent.parent)
+        before = [other for other in steps if _number(other) < _number(step)]
+        advice = f"the one before is {before[-1]}" if before else "there is none before it"
+        super().__init__(f"{step}: the checkpoint is damaged ({reason}); {advice}")
+        self.step, self.reason = step, reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,98 +66,8 @@ class Checkpoint:
     """WORKDIR/checkpoints/STEP."""
     step: int
     """Optimizer steps done; 0 for an import."""
-
-
-class CheckpointWriter:
-    """Saves a run's states into its workdir, in the background, and deletes the oldest ones."""
-
-    def __init__(
-        self,
-        workdir: str | pathlib.Path,
-        config: config_lib.Config,
-        arch: presets.WingsArch,
-        tokenizer_files: Mapping[str, str],
-        *,
-        max_checkpoints: int,
-    ):
-        self._meta = {"config": config_lib.to_dict(config), "arch": config_lib.to_dict(arch)}
-        self._tokenizer = dict(tokenizer_files)
-        options = ocp.CheckpointManagerOptions(max_to_keep=max_checkpoints, create=True)
-        self._manager = ocp.CheckpointManager(
-            pathlib.Path(workdir).absolute() / SUBDIRECTORY, options=options, item_names=ITEMS
-        )
-
-    def save(self, step: int, params: Mapping[str, jax.Array], opt_state: Any) -> None:
-        """Starts to save flat parameters and an optimizer state; returns once they are copied.
-
-        Raises:
-          UserError: this save, or the one before it, cannot be written.
-        """
-        if step in self._manager.all_steps():
-            return
-
-        arguments = ocp.args.Composite(
-            params=ocp.args.PyTreeSave(tree.nest(params)),
-            opt_state=ocp.args.PyTreeSave(opt_state),
-            meta=ocp.args.JsonSave({**self._meta, "step": step}),
-            tokenizer=ocp.args.JsonSave(self._tokenizer),
-        )
-        with self._writing():
-            self._manager.save(step, args=arguments)
-
-    def restore(
-        self, step: int, params: Mapping[str, jax.Array], opt_state: Any
-    ) -> tuple[dict[str, jax.Array], Any]:
-        """Returns the flat parameters and optimizer state saved at `step`.
-
-        They get the shapes, dtypes and shardings of the given ones, on any mesh.
-        """
-        items = ocp.args.Composite(
-            params=_restore_args(tree.nest(params)), opt_state=_restore_args(opt_state)
-        )
-        restored = self._manager.restore(step, args=items)
-        return tree.flatten(restored["params"]), restored["opt_state"]
-
-    def close(self) -> None:
-        """Waits until everything is written. Raises UserError if something cannot be."""
-        with self._writing():
-            self._manager.wait_until_finished()
-            self._manager.close()
-
-    def __enter__(self) -> CheckpointWriter:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        """Closes. An error of the block is raised rather than one of writing.
-
-        After a stop (SystemExit, KeyboardInterrupt) an error of writing is raised: the caller
-        relies on the saved state.
-        """
-        try:
-            self.close()
-        except UserError:
-            if kind is None or not issubclass(kind, Exception):
-                raise
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Turns a full disk and the like into a UserError; orbax raises several types for it."""
-        try:
-            yield
-        except (OSError, ValueError) as error:
-            (reason, *_) = str(error).splitlines() or [type(error).__name__]
-            raise UserError(
-                f"--workdir: {self._manager.directory}: cannot be written: {reason[:300]}"
-            ) from error
-
-
-def _restore_args(target: Any) -> ocp.args.PyTreeRestore:
-    """Returns what makes orbax restore a tree with the shapes and shardings of `target`."""
-    abstract = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), target
-    )
-    arguments = ocp.checkpoint_utils.construct_restore_args(abstract)
-    return ocp.args.PyTreeRestore(abstract, restore_args=arguments)
+    eos_ids: tuple[int, ...] = ()
+    """The end-of-text ids of `generation_config.json`, beside the tokenizer's own."""
 
 
 @contextlib.contextmanager
@@ -158,14 +83,75 @@ def _open_reader(handler: Any) -> Iterator[ocp.Checkpointer]:
         logger.setLevel(level)
 
 
+class ReadErrors:
+    """Context manager: what cannot be read is a DamagedCheckpointError of this step."""
+
+    def __init__(self, step: pathlib.Path):
+        self._step = step
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        if kind is None or isinstance(error, UserError):
+            return
+
+        # For an array that cannot be decoded, orbax raises `Exception` itself.
+        if kind is Exception or issubclass(kind, (OSError, ValueError, KeyError)):
+            lines = str(error).partition(". See ")[0].splitlines() or [kind.__name__]
+            raise DamagedCheckpointError(self._step, f"cannot be read: {lines[0][:200]}") from error
+
+
+def verify_arrays(step: pathlib.Path, item: str, arrays: Mapping[str, Any]) -> None:
+    """Raises DamagedCheckpointError where arrays differ from the checksums of a step.
+
+    Checkpoints of version 0.1.0 have none.
+    """
+    saved = _read_json_item(step, "meta").get("checksums", {}).get(item, {})
+    damaged = checksums.find_damaged(arrays, saved)
+    if damaged:
+        raise DamagedCheckpointError(step, f"{damaged[0]} differs from its checksum")
+
+
+def flatten_state(opt_state: Any) -> dict[str, jax.Array]:
+    """Returns the arrays of an optimizer state by their path."""
+    leaves = jax.tree_util.tree_leaves_with_path(opt_state)
+    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+
+
+def _number(step: pathlib.Path) -> int:
+    return int(step.name) if step.name.isdigit() else -1
+
+
+def list_steps(workdir: str | pathlib.Path) -> list[pathlib.Path]:
+    """Returns the directories of a workdir's steps, oldest first."""
+    entries = (pathlib.Path(workdir).absolute() / SUBDIRECTORY).glob("*")
+    return sorted((entry for entry in entries if entry.name.isdigit()), key=_number)
+
+
 def newest_step(directory: str | pathlib.Path) -> pathlib.Path | None:
-    """Returns the newest complete step of a workdir, or `directory` itself if it is a step."""
+    """Returns the newest step of a workdir, or `directory` itself if it is a step.
+
+    Raises:
+      DamagedCheckpointError: the newest step is not complete.
+    """
     path = pathlib.Path(directory).absolute()
     if (path / "params").is_dir() and (path / "meta").is_dir():
         return path
-    entries = (path / SUBDIRECTORY).glob("*")
-    steps = [entry for entry in entries if entry.name.isdigit() and (entry / "meta").is_dir()]
-    return max(steps, key=lambda entry: int(entry.name), default=None)
+    steps = list_steps(path)
+    if not steps:
+        return None
+    check_complete(steps[-1])
+    return steps[-1]
+
+
+def check_complete(step: pathlib.Path) -> None:
+    """Raises DamagedCheckpointError if an item that every checkpoint has does not exist."""
+    for item in ("params", "meta", "tokenizer"):
+        if not (step / item).is_dir():
+            raise DamagedCheckpointError(step, f"{item} does not exist")
 
 
 def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
@@ -179,18 +165,21 @@ def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
     hint = ""
     if any(file.suffix in OTHER_FORMATS for file in files):
         hint = " of wings_jax; import it first: python -m wings_jax.convert import"
-    raise UserError(f"{flag}: {directory} does not hold a checkpoint{hint}")
+    elif not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(directory)):
+        command = f"python -m wings_jax.convert import --llm {directory} --out DIR"
+        hint = f"; if it is on the Hugging Face hub, import it first: {command} (or --wings)"
+    raise UserError(f"{flag}: {directory} holds no checkpoint{hint}")
 
 
-def _read_json_item(directory: pathlib.Path) -> dict[str, Any]:
-    with _open_reader(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(directory)
+def _read_json_item(step: pathlib.Path, item: str) -> dict[str, Any]:
+    with ReadErrors(step), _open_reader(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(step / item)
 
 
 @functools.cache
 def read_meta(step: pathlib.Path) -> tuple[config_lib.Config, presets.WingsArch, int]:
     """Returns config, architecture and step number of one step's directory."""
-    meta = _read_json_item(step / "meta")
+    meta = _read_json_item(step, "meta")
     config = config_lib.from_dict(config_lib.Config, meta["config"], f"{step}: config")
     arch = config_lib.from_dict(presets.WingsArch, meta["arch"], f"{step}: arch")
     return config, arch, meta["step"]
@@ -198,28 +187,36 @@ def read_meta(step: pathlib.Path) -> tuple[config_lib.Config, presets.WingsArch,
 
 def read_hf_config(step: pathlib.Path) -> dict[str, Any]:
     """Returns the `config.json` that imported weights came with; {} where there was none."""
-    return _read_json_item(step / "meta").get("hf_config", {})
+    return _read_json_item(step, "meta").get("hf_config", {})
 
 
 def read_tokenizer_files(step: pathlib.Path) -> dict[str, str]:
     """Returns file name -> content."""
-    return _read_json_item(step / "tokenizer")
+    return _read_json_item(step, "tokenizer")
 
 
 def read_shapes(step: pathlib.Path) -> dict[str, Any]:
     """Returns the flat tree of saved arrays' metadata (shape, dtype); nothing is loaded."""
-    with _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
+    with ReadErrors(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
         metadata = reader.metadata(step / "params")
     return tree.flatten(metadata.item_metadata.tree)
 
 
 def read_params(
-    step: pathlib.Path, targets: Mapping[str, jax.ShapeDtypeStruct] | None = None
+    step: pathlib.Path,
+    targets: Mapping[str, jax.ShapeDtypeStruct] | None = None,
+    *,
+    verify: bool = True,
 ) -> dict[str, jax.Array]:
     """Returns flat parameters of one step.
 
-    `targets` (flat: shape, dtype, sharding) selects and places them; without, all of them are
-    loaded to the first device in the dtype they were saved in.
+    Args:
+      targets: flat shapes, dtypes and shardings of the parameters to load; without, all of them
+        are loaded to the first device in the dtype they were saved in.
+      verify: whether to compare them with the checksums of the step.
+
+    Raises:
+      DamagedCheckpointError: they cannot be read, or differ from their checksums.
     """
     if targets is None:
         targets = {
@@ -230,8 +227,38 @@ def read_params(
     nested = tree.nest(targets)
     arguments = ocp.checkpoint_utils.construct_restore_args(nested)
     restore = ocp.args.PyTreeRestore(nested, restore_args=arguments, partial_restore=True)
-    with _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
-        return tree.flatten(reader.restore(step / "params", args=restore))
+    with ReadErrors(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
+        flat = tree.flatten(reader.restore(step / "params", args=restore))
+    if verify:
+        verify_arrays(step, "params", flat)
+    return flat
+
+
+def read_eos_ids(files: Mapping[str, str], where: str) -> tuple[int, ...]:
+    """Returns the end-of-text ids of `generation_config.json`, () without it.
+
+    >>> read_eos_ids({"generation_config.json": '{"eos_token_id": [151645, 151643]}'}, "DIR")
+    (151645, 151643)
+
+    Raises:
+      UserError: the file is malformed; the message begins with `where`.
+    """
+    where = f"{where}: generation_config.json"
+    try:
+        content = json.loads(files.get("generation_config.json", "{}"))
+    except ValueError as error:
+        raise UserError(f"{where}: malformed JSON: {error}") from error
+
+    if not isinstance(content, dict):
+        raise UserError(f"{where}: is not an object")
+
+    ids = content.get("eos_token_id")
+    if ids is None:
+        return ()
+    ids = ids if isinstance(ids, list) else [ids]
+    if not all(type(number) is int for number in ids):
+        raise UserError(f"{where}: eos_token_id is {ids!r}, not an id or a list of ids")
+    return tuple(ids)
 
 
 def open_tokenizer(files: Mapping[str, str]) -> Any:
@@ -250,20 +277,24 @@ def load(
     flag: str = "--checkpoint",
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
+    verify: bool = True,
 ) -> Checkpoint:
     """Returns a checkpoint ready for use on the first device; matrices in `dtype` if given.
 
-    With a mesh every parameter is read directly to its sharding on it.
+    With a mesh every parameter is read directly to its sharding on it. Without `verify`, checksums
+    are not computed.
 
     Raises:
       UserError: there is no checkpoint at `directory`; the message names `flag`.
+      DamagedCheckpointError: it cannot be read, or differs from its checksums.
       MeshError: the mesh does not divide the model.
     """
     step = find_step(directory, flag=flag)
     config, arch, number = read_meta(step)
-    flat = read_params(step, _targets(step, arch, dtype, mesh))
-    tokenizer = open_tokenizer(read_tokenizer_files(step))
-    return Checkpoint(config, arch, tree.nest(flat), tokenizer, step, number)
+    flat = read_params(step, _targets(step, arch, dtype, mesh), verify=verify)
+    files = read_tokenizer_files(step)
+    tokenizer, eos_ids = open_tokenizer(files), read_eos_ids(files, str(step))
+    return Checkpoint(config, arch, tree.nest(flat), tokenizer, step, number, eos_ids)
 
 
 def _targets(
@@ -312,6 +343,7 @@ def write_checkpoint(
         "config": config_lib.to_dict(config),
         "arch": config_lib.to_dict(arch),
         "step": 0,
+        "checksums": {"params": checksums.checksum_arrays(params)},
         "hf_config": dict(hf_config or {}),
     }
 

@@ -10,14 +10,19 @@ so `wings --help` needs neither JAX nor transformers.
 
 from __future__ import annotations
 
+import argparse
+import atexit
+import contextlib
 import difflib
 import importlib
-import importlib.metadata
+import io
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Mapping
 
+import wings_jax
 from wings_jax.errors import UserError
 
 # Subcommand -> its module, and one line for --help.
@@ -46,34 +51,38 @@ def dispatch() -> None:
     Raises:
       UserError: the first argument is not a subcommand.
     """
-    name, *rest = sys.argv[1:] or ["--help"]
-    if name in ("-h", "--help", "help"):
+    command, *arguments = sys.argv[1:] or ["--help"]
+
+    # Flags of `wings` itself.
+    if command in ("-h", "--help", "help"):
         print(help_text())
         return
-    if name == "--version":
-        print(f"wings_jax {importlib.metadata.version('wings_jax')}")
+    if command == "--version":
+        print(f"wings_jax {wings_jax.__version__}")
         return
-    if name not in COMMANDS:
-        raise UserError(unknown_command(name))
 
-    # The module's own parser and messages then have the program name that the user typed.
-    program = f"wings {name}"
-    sys.argv = [program, *rest]
-    module = importlib.import_module(COMMANDS[name][0])
+    if command not in COMMANDS:
+        raise UserError(unknown_command(command))
+
+    # The module's parser and messages then have the program name that the user typed.
+    program = f"wings {command}"
+    sys.argv = [program, *arguments]
+    module = importlib.import_module(COMMANDS[command][0])
     run_main(program, module.main)
 
 
 def help_text() -> str:
     """Returns the list of subcommands."""
     width = max(map(len, COMMANDS))
-    lines = [f"  {name.ljust(width)}  {summary}" for name, (_, summary) in COMMANDS.items()]
+    commands = [f"  {name.ljust(width)}  {summary}" for name, (_, summary) in COMMANDS.items()]
+
     return "\n".join(
         [
             "usage: wings COMMAND [arguments]",
             "",
             "Wings, a multimodal LLM with visual and textual learners, in JAX.",
             "",
-            *lines,
+            *commands,
             "",
             "`wings COMMAND --help` lists its arguments, `wings --version` prints the version.",
         ]
@@ -88,9 +97,11 @@ def unknown_command(name: str) -> str:
     >>> unknown_command("eval")
     "'eval' is not a command; did you mean 'evaluate'? `wings --help` lists all commands"
     """
-    longer = [command for command in COMMANDS if name and command.startswith(name)]
-    nearest = longer or difflib.get_close_matches(name, COMMANDS, n=1)
-    suggestion = f"; did you mean {nearest[0]!r}?" if nearest else ";"
+    # An abbreviation comes first, then a spelling mistake.
+    completions = [command for command in COMMANDS if name and command.startswith(name)]
+    candidates = completions or difflib.get_close_matches(name, COMMANDS, n=1)
+
+    suggestion = f"; did you mean {candidates[0]!r}?" if candidates else ";"
     return f"{name!r} is not a command{suggestion} `wings --help` lists all commands"
 
 
@@ -102,24 +113,72 @@ def program_name(module: str) -> str:
     >>> program_name("wings_jax.chat")
     'python -m wings_jax.chat'
     """
-    started = sys.argv[0]
-    typed = [f"wings {name}" for name, (target, _) in COMMANDS.items() if target == module]
-    return started if started in typed else f"python -m {module.removesuffix('.__main__')}"
+    program = sys.argv[0]  # as `dispatch` sets it
+    subcommands = [f"wings {name}" for name, (target, _) in COMMANDS.items() if target == module]
+    return program if program in subcommands else f"python -m {module.removesuffix('.__main__')}"
 
 
 def run_main(program: str, main: Callable[[], None]) -> None:
-    """Runs `main`; a UserError becomes one line on stderr and exit status 2.
+    """Runs `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C status 130.
 
-    With `--debug` among the arguments its traceback is shown instead.
+    With `--debug` among the arguments a UserError's traceback is shown instead. The text of a
+    KeyboardInterrupt, if it has one, is part of the line.
     """
+    accept_any_text()
     try:
         main()
     except UserError as error:
         if "--debug" in sys.argv:
             raise
-        sys.stdout.flush()
-        print(f"{program}: {error}", file=sys.stderr, flush=True)
+        _print_error(f"{program}: {error}")
         sys.exit(2)
+    except KeyboardInterrupt as interrupt:
+        _print_error(f"{program}: " + ": ".join(["interrupted", *map(str, interrupt.args)]))
+        sys.exit(130)
+    finally:
+        # Handlers run in reverse order, so this one runs before JAX destroys its backends: a
+        # Ctrl-C in the middle of that would end the process with a segmentation fault.
+        atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+
+
+def accept_any_text() -> None:
+    """Lets input and output hold text that is not valid in their encoding, such as file names.
+
+    Bytes that are not UTF-8 become surrogates on input, as in `sys.argv`, and are written as
+    escapes.
+    """
+    for stream, errors in ((sys.stdin, "surrogateescape"), (sys.stdout, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors=errors)
+
+
+def _print_error(message: str) -> None:
+    """Prints one line on stderr, after what is on stdout."""
+    with contextlib.suppress(OSError):  # the reader of stdout may be gone
+        sys.stdout.flush()
+    print(message, file=sys.stderr, flush=True)
+
+
+def check_text(flags: argparse.Namespace) -> None:
+    """Checks that texts and paths among the flags are valid Unicode without null characters.
+
+    An argument with other bytes than UTF-8 has lone surrogates, which no file can be written with.
+
+    Raises:
+      UserError: naming the flag.
+    """
+    for name, value in vars(flags).items():
+        for text in value if isinstance(value, list) else [value]:
+            if not isinstance(text, str | pathlib.PurePath):
+                continue
+            flag = f"--{name.replace('_', '-')}"
+            shown = ascii(str(text))
+            if "\0" in str(text):
+                raise UserError(f"{flag}: {shown} has a null character")
+            try:
+                str(text).encode("utf-8")
+            except UnicodeEncodeError as error:
+                raise UserError(f"{flag}: {shown} is not UTF-8") from error
 
 
 def use_compilation_cache(directory: str | os.PathLike | None = None) -> None:
@@ -129,7 +188,7 @@ def use_compilation_cache(directory: str | os.PathLike | None = None) -> None:
     """
     import jax  # slow, and `wings --help` does not need it
 
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.values.get("jax_compilation_cache_dir"):
         return
 
     cache_home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"

@@ -31,9 +31,9 @@ class ModelConfig:
     """Which model is built: an LLM, a vision tower, and what Wings or a baseline adds to them."""
 
     llm: str = "tiny"
-    """A preset of `presets.DECODERS`, a Hugging Face directory, or tiny (ships with the package)."""
+    """Preset of `presets.DECODERS`, Hugging Face directory, or tiny (ships with the package)."""
     vision: str = "tiny"
-    """A preset of `presets.VISION`, a Hugging Face directory, or tiny (ships with the package)."""
+    """Preset of `presets.VISION`, Hugging Face directory, or tiny (ships with the package)."""
     projector: str = "mlp2x_gelu"
     """From image features to the LLM's width: mlp2x_gelu (two layers) or linear."""
     learners: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class OptimizerConfig:
     learning_rates: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Group -> peak learning rate; 0 freezes the group."""
     name: str = "adamw"
-    """adamw; or muon: orthogonalized updates for matrices (fewer steps suffice), AdamW elsewhere."""
+    """adamw, or muon: orthogonalized updates of matrices (needs fewer steps), AdamW elsewhere."""
     weight_decay: float = 0.0
     """Decoupled weight decay of what `no_decay` does not match."""
     no_decay: str = ".*/(bias|scale|embedding|position|class_token)"
@@ -138,6 +138,12 @@ class Config:
     """Steps between lines on the terminal; metrics.jsonl has every step."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; the last step is always saved."""
+    verify_checkpoints: bool = True
+    """Whether what is loaded is compared with the checksums in the checkpoint."""
+    accept_changed_data: bool = False
+    """Whether to resume a run although its data files have changed since it was started."""
+    accept_changed_model: bool = False
+    """Whether to start from a checkpoint whose learners had another gain or other semantics."""
     max_checkpoints: int = 2
     """Newest checkpoints that are kept; older ones are deleted."""
     laws_every: int = 0
@@ -158,6 +164,9 @@ FREE = (
     "log_every",
     "checkpoint_every",
     "max_checkpoints",
+    "verify_checkpoints",
+    "accept_changed_data",
+    "accept_changed_model",
     "laws_every",
     "data.threads",
     "data.workers",
@@ -179,42 +188,53 @@ RENAMED_FIELDS: Mapping[str, Mapping[str, str]] = {
 
 
 class ConfigTree(config_dict.ConfigDict):
-    """A ConfigDict that reads and sets renamed keys (former name -> name) under their new name."""
+    """A ConfigDict of a config dataclass, in which renamed keys can be read and set too."""
 
-    _renamed: Mapping[str, str] = types.MappingProxyType({})
+    _kind: type = object
 
-    def __init__(
-        self,
-        tree: Mapping[str, Any] | None = None,
-        renamed: Mapping[str, str] | None = None,
-        **options: Any,
-    ):
-        object.__setattr__(self, "_renamed", renamed or {})
+    def __init__(self, tree: Mapping[str, Any] | None = None, kind: type = object, **options: Any):
+        object.__setattr__(self, "_kind", kind)
         super().__init__(tree, **options)
 
     def __getitem__(self, key: str) -> Any:
-        return super().__getitem__(self._current(key))
+        return super().__getitem__(current_name(self._kind, key))
 
     def __setitem__(self, key: str, value: Any) -> None:
-        super().__setitem__(self._current(key), value)
+        key = current_name(self._kind, key)
+        before = self._fields.get(key)
+        if isinstance(before, ConfigTree) and not isinstance(value, ConfigTree):
+            value = ConfigTree(value, before._kind)
+        elif isinstance(value, dict):
+            value = config_dict.ConfigDict(value)
+        super().__setitem__(key, value)
 
-    def _current(self, key: str) -> str:
-        if key not in self._renamed:
-            return key
-        _warn_renamed(key, self._renamed[key])
-        return self._renamed[key]
+
+def current_name(kind: type, name: str) -> str:
+    """Returns the name that a config dataclass has for a key now; warns if it was renamed."""
+    renamed = RENAMED.get(kind.__name__, {})
+    if name not in renamed:
+        return name
+    _warn_renamed(name, renamed[name])
+    return renamed[name]
 
 
 def default() -> config_dict.ConfigDict:
     """Returns the tree's defaults, open for editing; a key that is not there cannot be set."""
-    return _to_tree(Config()).lock()
+    return to_tree(Config())
+
+
+def to_tree(config: Config) -> config_dict.ConfigDict:
+    """Returns a config as a locked tree, open for editing."""
+    return _to_tree(config).lock()
 
 
 def _to_tree(value: Any) -> Any:
+    if isinstance(value, Mapping):  # groups are matched in their order
+        return config_dict.ConfigDict(to_dict(value), sort_keys=False)
     if not dataclasses.is_dataclass(value):
-        return to_dict(value)
+        return value
     fields = {f.name: _to_tree(getattr(value, f.name)) for f in dataclasses.fields(value)}
-    return ConfigTree(fields, RENAMED.get(type(value).__name__), sort_keys=False)
+    return ConfigTree(fields, type(value), sort_keys=False)
 
 
 def from_config_dict(tree: config_dict.ConfigDict) -> Config:
@@ -302,11 +322,8 @@ def _dataclass_from_dict(kind: Any, value: Any, key: str) -> Any:
     if not isinstance(value, Mapping):
         raise UserError(f"{key}: {value!r} is not a mapping")
 
-    renamed = RENAMED.get(kind.__name__, {})
-    for former in value.keys() & renamed.keys():
-        _warn_renamed(former, renamed[former])
-    renamed = {**renamed, **RENAMED_FIELDS.get(kind.__name__, {})}
-    value = {renamed.get(name, name): item for name, item in value.items()}
+    renamed = RENAMED_FIELDS.get(kind.__name__, {})
+    value = {current_name(kind, renamed.get(name, name)): item for name, item in value.items()}
 
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(value) - set(hints))
@@ -328,9 +345,10 @@ def field_docs(kind: type) -> dict[str, str]:
     'Replicas of the parameters; each takes a share of the batch.'
     """
     (declared,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
+    assert isinstance(declared, ast.ClassDef)
+
     docs = {}
     for field, below in zip(declared.body, declared.body[1:], strict=False):
-        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-        if isinstance(field, ast.AnnAssign) and is_text:
-            docs[field.target.id] = " ".join(below.value.value.split())
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
+            docs[ast.unparse(field.target)] = " ".join(ast.literal_eval(below.value).split())
     return docs

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import dataclasses
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from wings_jax.errors import UserError
 from wings_jax.model import attention, decoder, vision
@@ -19,9 +21,26 @@ LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 def check_config(config: Config) -> None:
     """Raises UserError naming the key, its value and what is allowed."""
+    _check_texts(dataclasses.asdict(config), "config")
     _check_choices(config)
     _check_bounds(config)
     _check_fit(config)
+
+
+def _check_texts(values: Mapping[str, Any], prefix: str) -> None:
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            _check_texts(value, f"{prefix}.{name}")
+        elif isinstance(value, str):
+            check_text(f"{prefix}.{name}", value)
+
+
+def check_text(key: str, text: str) -> None:
+    """Raises UserError for a text that cannot be a path or be written as UTF-8."""
+    if "\0" in text:
+        raise UserError(f"{key}: {text!r} has a NUL character")
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise UserError(f"{key}: {text!r} is not valid UTF-8")
 
 
 def _check_choices(config: Config) -> None:
@@ -85,6 +104,8 @@ def _check_bounds(config: Config) -> None:
         if not 0 <= value < 1:
             raise UserError(f"{key}: {value} is not at least 0 and less than 1")
 
+    if not 0 <= config.seed < 2**32:
+        raise UserError(f"config.seed: {config.seed} is not at least 0 and less than 2**32")
     if config.steps < 0 and not config.epochs > 0:
         raise UserError(f"config.epochs: {config.epochs} is not more than 0")
 

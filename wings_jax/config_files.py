@@ -34,11 +34,15 @@ def find_config(path: str) -> str:
     `configs/NAME.py` refer to shipped configs.
     """
     file, colon, preset = path.partition(":")
+    if pathlib.Path(file).exists():
+        return path
+
     shipped = shipped_directory() / pathlib.PurePath(file).name
     is_shipped_form = pathlib.PurePath(file).parent == pathlib.PurePath(NAME)
-    if not pathlib.Path(file).exists() and is_shipped_form and shipped.is_file():
-        file = str(shipped)
-    return f"{file}{colon}{preset}"
+    if not is_shipped_form or not shipped.is_file():
+        return path  # the error message then has what the user typed
+
+    return f"{shipped}{colon}{preset}"
 
 
 def register_package(first: pathlib.Path | None = None) -> None:
@@ -49,6 +53,7 @@ def register_package(first: pathlib.Path | None = None) -> None:
     if NAME in sys.modules:
         return
 
+    # A package with several directories: each of its modules comes from the first that has it.
     directories = [first, pathlib.Path(NAME).resolve(), shipped_directory()]
     package = types.ModuleType(NAME, "Configs, from the directories in __path__.")
     package.__path__ = [str(path) for path in dict.fromkeys(directories) if path is not None]
@@ -64,7 +69,7 @@ def resolve_flags(argv: Sequence[str]) -> list[str]:
     directory = None
     for i, argument in enumerate(argv):
         name, equals, value = argument.partition("=")
-        if name not in (FLAG, FLAG[1:]):
+        if name not in (FLAG, FLAG[1:]):  # absl takes one dash or two
             continue
 
         if equals:
@@ -75,6 +80,7 @@ def resolve_flags(argv: Sequence[str]) -> list[str]:
         else:
             continue
 
+        # The neighbors of a config are found before the shipped ones.
         parent = pathlib.Path(path.partition(":")[0]).resolve().parent
         directory = parent if parent.name == NAME else None
 

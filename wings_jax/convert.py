@@ -13,9 +13,16 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import logging
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
 
 from wings_jax import cli
+from wings_jax.errors import UserError
 
 DTYPES = ("stored", "float32", "bfloat16", "float16")
 FORMATS = ("transformers", "wings", "llm")
@@ -44,7 +51,7 @@ def main() -> None:
 def make_parser() -> argparse.ArgumentParser:
     """Returns the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m wings_jax.convert",
+        prog=cli.program_name("wings_jax.convert"),
         description=__doc__,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -72,7 +79,17 @@ def add_import(command: argparse.ArgumentParser) -> None:
     command.add_argument("--projector", help="mm_projector.bin of LLaVA")
     command.add_argument("--projector-kind", default="mlp2x_gelu", help="default: %(default)s")
     command.add_argument("--tokenizer", help="directory of a tokenizer; default: the LLM's")
-    command.add_argument("--template", help="conversation template; default: by the tokenizer")
+    command.add_argument(
+        "--semantics",
+        choices=("", "paper", "release"),
+        default="",
+        help="how the learners of --wings are computed; default: as the checkpoint was trained",
+    )
+    command.add_argument(
+        "--template",
+        help="chatml, llama3, vicuna, tokenizer (its chat template) or a Jinja file; "
+        "default: what equals the tokenizer's chat template",
+    )
     command.add_argument("--dtype", choices=DTYPES, default="stored", help="default: as stored")
     command.add_argument("--mesh", default="", help="e.g. fsdp=4,tensor=2: load onto many devices")
     add_output(command)
@@ -92,6 +109,59 @@ def add_output(command: argparse.ArgumentParser) -> None:
     """Adds the flags of a command that writes a directory."""
     command.add_argument("--out", help="directory to create")
     command.add_argument("--dry-run", action="store_true", help="print what would happen")
+
+
+def import_model(*, out: str | os.PathLike, **flags: Any) -> pathlib.Path:
+    """Imports weights as `wings convert import` does, and returns the directory `out`.
+
+        wings_jax.convert.import_model(llm="Qwen1.5-7B-Chat", vision="siglip", out="base")
+
+    Args:
+      flags: the command's flags, with _ for - (`projector_kind="mlp2x_gelu"`).
+
+    Raises:
+      UserError: a flag is unknown or missing, or weights cannot be read.
+    """
+    _run("import", {**flags, "out": out})
+    return pathlib.Path(out)
+
+
+def export_model(*, out: str | os.PathLike, **flags: Any) -> pathlib.Path:
+    """Exports a checkpoint as `wings convert export` does, and returns the directory `out`.
+
+        wings_jax.convert.export_model(checkpoint="runs/stage2", format="wings", out="export")
+
+    Args:
+      flags: the command's flags, with _ for - (`shard_gb=2, merge_lora=True`).
+
+    Raises:
+      UserError: a flag is unknown or missing, or the checkpoint cannot be exported.
+    """
+    _run("export", {**flags, "out": out})
+    return pathlib.Path(out)
+
+
+def _run(command: str, flags: Mapping[str, Any]) -> None:
+    """Runs a subcommand with flags given as a mapping; None and False leave a flag out."""
+    words = [command]
+    for name, value in flags.items():
+        flag = f"--{name.replace('_', '-')}"
+        if value is True:
+            words.append(flag)
+        elif value is not None and value is not False:
+            words.append(f"{flag}={os.fspath(value) if isinstance(value, os.PathLike) else value}")
+
+    # argparse prints its message and exits; a caller from Python gets it as an error.
+    message = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(message):
+            arguments = make_parser().parse_args(words)
+    except SystemExit as error:
+        raise UserError(message.getvalue().strip().rpartition("error: ")[2]) from error
+
+    from wings_jax.weights import commands
+
+    {"import": commands.run_import, "export": commands.run_export}[command](arguments)
 
 
 if __name__ == "__main__":

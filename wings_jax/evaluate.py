@@ -9,10 +9,11 @@
         [--text FILE.txt] [--choices FILE.jsonl]
 
 Prints a table with a column per model; with --out, report.md, report.json and every answer are
-written there. --base adds the LLM and the tower as they were before the first stage, or another
-checkpoint to compare with. `iit` asks in interleaved conversations of text and images;
-`forgetting` compares each model with the base, question by question, and writes forgetting.md and
-forgetting.json too.
+written there. --base adds the model before any training (the checkpoint that was imported, or the
+LLM and the tower of the first config), or another checkpoint to compare with. --mesh shares each
+model among devices, --dtype is that of its matmuls. `iit` asks in interleaved conversations of
+text and images; `forgetting` compares each model with the base, question by question, and writes
+forgetting.md and forgetting.json too.
 
 `language` measures any LLM by likelihood: the perplexity of English prose, and multiple choice
 without examples, where the most likely choice counts as the answer (and, in another row, the most
@@ -32,7 +33,7 @@ from collections.abc import Sequence
 from wings_jax import cli
 from wings_jax.errors import UserError
 
-PROGRAM = "python -m wings_jax.evaluate"
+PROGRAM = cli.program_name("wings_jax.evaluate")
 TASK_NAMES = ("scenes_images", "scenes_text", "iit")  # of `evaluation.tasks`, which imports slowly
 DEFAULT_TASKS = {"tasks": "scenes_images,scenes_text", "iit": "iit", "forgetting": "scenes_text"}
 LANGUAGE = "language"
@@ -44,10 +45,17 @@ def main() -> None:
     flags = parse_flags()
     cli.use_compilation_cache()
 
-    from wings_jax.evaluation import commands, models  # after the flags: they import slowly
+    # After the flags: these import slowly.
+    from wings_jax import axes
+    from wings_jax.evaluation import commands, models
+    from wings_jax.model import parameters
 
+    mesh = axes.make_mesh(axes.parse_mesh(flags.mesh)) if flags.mesh else None
     lazy_models = models.find_models(
-        flags.checkpoint, with_base=flags.base is not None, base=flags.base or None
+        flags.checkpoint,
+        with_base=flags.base is not None,
+        base=flags.base or None,
+        loading=models.LoadOptions(flags.dtype or parameters.default_dtype(), mesh),
     )
     if flags.mode == LANGUAGE:
         commands.evaluate_language(
@@ -75,6 +83,7 @@ def main() -> None:
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Returns the flags, with the mode's defaults filled in. Raises UserError."""
     flags = make_parser().parse_args(arguments)
+    cli.check_text(flags)
     check_mode(flags)
 
     if flags.tasks is None:
@@ -123,6 +132,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="[NAME=]DIR",
         help="first column: this checkpoint or, without a DIR, the model before any training",
     )
+    add("--mesh", help="devices that share each model, e.g. data=2,tensor=4")
+    add("--dtype", choices=("float32", "bfloat16"), help="of the matmuls")
 
     # Questions and text.
     add("--tasks", help=f"of {', '.join(TASK_NAMES)}; default: {DEFAULT_TASKS['tasks']}")

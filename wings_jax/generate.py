@@ -1,15 +1,25 @@
 """Answers one request, or a file of them.
 
-    python -m wings_jax.generate --checkpoint runs/stage2 --prompt "What is red?" --image a.png
-    python -m wings_jax.generate --checkpoint runs/stage2 \\
-        --input requests.jsonl --output answers.jsonl
+    wings generate --checkpoint runs/stage2 --prompt "What is red?" --image scene.png
+    wings generate --checkpoint runs/stage2 --input requests.jsonl --output answers.jsonl
+    echo "Is 4 even?" | wings generate --checkpoint runs/stage2 --prompt -
 
-A single answer is printed while it is generated. A line of an input file is {"id", "prompt" or
-"conversations", "images": [...]}, optionally with "sampling": {"max_new_tokens": 20, ...};
-relative image paths start from the file's directory, or from --images. A job that was interrupted
+A single answer is printed while it is generated.
+
+A line of an input file has a "prompt", or "conversations" for several turns:
+
+    {"id": 1, "prompt": "What is red?", "images": ["scene.png"]}
+    {"id": 2, "conversations": [{"from": "human", "value": "Is 4 even?"}],
+     "sampling": {"max_new_tokens": 20}}                            (on one line)
+
+Relative image paths start from the file's directory, or from --images. A job that was interrupted
 resumes when the same command is given again.
-Exit status 0 if everything was answered, 1 if some lines could not be (their answers have an
-"error"), 2 for a mistake in the command.
+
+In a question with images, <image> stands for an image; without it the images come first. In a
+question without images <image> is text.
+
+Exit status: 0 if everything was answered, 1 if some lines could not be (their answers have an
+"error"), 2 for a mistake in the command, 130 for Ctrl-C.
 """
 
 from __future__ import annotations
@@ -20,22 +30,20 @@ import pathlib
 import sys
 from typing import Any
 
-import tqdm
-
-from wings_jax import checkpoint, cli
+from wings_jax import cli
 from wings_jax.errors import UserError
 from wings_jax.inference import flags as flags_lib
-from wings_jax.inference import jobs
-from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams
 
-PROGRAM = "python -m wings_jax.generate"
+MODULE = "wings_jax.generate"
 
 
 def parse_flags() -> argparse.Namespace:
     """Returns the arguments. Raises UserError if they do not fit together."""
     parser = argparse.ArgumentParser(
-        prog=PROGRAM, description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog=cli.program_name(MODULE),
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     one = parser.add_argument_group("one request")
     one.add_argument("--prompt", metavar="TEXT", help="the question; '-' reads standard input")
@@ -67,6 +75,8 @@ def parse_flags() -> argparse.Namespace:
 
 def answer_one(arguments: argparse.Namespace, sampling: SamplingParams) -> None:
     """Prints the answer to `--prompt` while it is generated."""
+    from wings_jax.inference.prompts import Request  # slow to import, and --help needs none of it
+
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if not prompt.strip():
         raise UserError("--prompt is empty")
@@ -79,7 +89,7 @@ def answer_one(arguments: argparse.Namespace, sampling: SamplingParams) -> None:
     if sampling.logprobs:
         answer = generator.generate(request)
         print(answer.text)
-        for token, logprob in zip(answer.tokens, answer.logprobs, strict=True):
+        for token, logprob in zip(answer.tokens, answer.logprobs or (), strict=True):
             print(f"{logprob:9.4f}  {generator.processor.decode([token])!r}")
         return
 
@@ -90,13 +100,18 @@ def answer_one(arguments: argparse.Namespace, sampling: SamplingParams) -> None:
 
 def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
     """Answers the lines of `--input`; returns how many could not be answered."""
+    import tqdm
+
+    from wings_jax import checkpoint
+    from wings_jax.inference import jobs
+
     image_root = arguments.images or arguments.input.parent
     lines = jobs.read_requests(arguments.input, image_root, sampling)
     step = checkpoint.find_step(arguments.checkpoint, flag="--checkpoint")
 
     # Everything that the answers depend on: another job does not resume this journal.
     job: dict[str, Any] = {
-        "input": arguments.input.read_text(encoding="utf-8"),
+        "input": jobs.read_input(arguments.input).decode(errors="surrogateescape"),
         "images": str(image_root),
         "checkpoint": str(step),
         "dtype": arguments.dtype,
@@ -113,12 +128,15 @@ def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
             for _ in jobs.run(generator, lines, journal):
                 bar.update()
         journal.finish()
+    except KeyboardInterrupt:
+        answered = f"{len(journal.answers)} of {len(lines)} lines are answered"
+        raise KeyboardInterrupt(f"{answered}; the same command resumes") from None
     finally:
         journal.close()
 
     failed = [answer for answer in journal.answers.values() if "error" in answer]
     for answer in failed[:5]:
-        print(f"{PROGRAM}: {answer['error']}", file=sys.stderr)
+        print(f"{cli.program_name(MODULE)}: {answer['error']}", file=sys.stderr)
     print(f"{len(lines) - len(failed)} of {len(lines)} answered: {arguments.output}")
     return len(failed)
 
@@ -134,4 +152,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run_main(PROGRAM, main)
+    cli.run_main(cli.program_name(MODULE), main)

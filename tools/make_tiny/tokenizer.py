@@ -12,7 +12,7 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
 from wings_jax.scenes import drawings
 
 CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
-# Words keep the space before them, every digit is a token of its own (as in Qwen's).
+# A word includes the space before it, and every digit is a token by itself (as in Qwen's).
 WORDS = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -27,37 +27,38 @@ CHAT_TEMPLATE = (
 )
 
 
-def frequent() -> Iterator[str]:
-    """Yields what must be short: the template's words, and answers as they begin."""
+def frequent_texts() -> Iterator[str]:
+    """Yields what should take few tokens: the template's words, and beginnings of answers."""
     for _ in range(4000):
         yield from ("system\nYou are a helpful assistant.", "user\n", "assistant\n")
         yield from (*drawings.THINGS, *drawings.COLORS, *drawings.PLACES)
         yield from (f"the {thing}?" for thing in drawings.THINGS)
 
 
-def train(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
-    """Returns a tokenizer that can spell any text and spells `texts` in few tokens."""
-    made = tokenizers.Tokenizer(models.BPE())
-    made.normalizer = normalizers.NFC()
-    made.pre_tokenizer = pre_tokenizers.Sequence(
+def train_tokenizer(texts: Iterable[str], vocab_size: int) -> tokenizers.Tokenizer:
+    """Returns a tokenizer of any text that needs few tokens for `texts`."""
+    tokenizer = tokenizers.Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
             pre_tokenizers.Split(tokenizers.Regex(WORDS), behavior="isolated"),
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    made.decoder = decoders.ByteLevel()
+    tokenizer.decoder = decoders.ByteLevel()
+
     trainer = trainers.BpeTrainer(
         vocab_size=vocab_size - len(CONTROLS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    made.train_from_iterator(texts, trainer)
-    made.add_special_tokens(list(CONTROLS))
-    return made
+    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.add_special_tokens(list(CONTROLS))
+    return tokenizer
 
 
-def save(tokenizer: tokenizers.Tokenizer, directory: pathlib.Path) -> None:
-    """Writes the files from which `transformers.AutoTokenizer` reads it."""
+def save_tokenizer(tokenizer: tokenizers.Tokenizer, directory: pathlib.Path) -> None:
+    """Writes the files from which `transformers.AutoTokenizer` loads it."""
     directory.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(directory / "tokenizer.json"), pretty=False)
     config = {

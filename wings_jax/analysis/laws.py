@@ -68,12 +68,14 @@ def measure(model: Wings, params: Mapping[str, Any], rows: ProbeRows) -> Measure
     ratios = [sown.get(f"{name}_norm", 0 * main_norm) / main_norm for name in model.arch.learners]
     norms = jnp.stack(ratios, -1) if ratios else jnp.zeros((*main_norm.shape, 0))
 
-    return Measurement(
-        masses=group_means(sown["masses"], GROUPS),
-        head_masses=group_means(sown["head_masses"], ROWS),
-        gates=group_means(sown["gates"], KINDS) if "gates" in sown else None,
-        norms=group_means(norms, KINDS),
-    )
+    # JAX arrays here, numpy arrays once they are fetched.
+    fields: dict[str, Any] = {
+        "masses": group_means(sown["masses"], GROUPS),
+        "head_masses": group_means(sown["head_masses"], ROWS),
+        "gates": group_means(sown["gates"], KINDS) if "gates" in sown else None,
+        "norms": group_means(norms, KINDS),
+    }
+    return Measurement(**fields)
 
 
 @functools.partial(jax.jit, static_argnums=0)

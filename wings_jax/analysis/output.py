@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import figure
@@ -59,7 +60,8 @@ def write_results(
     for result in measured:
         paths.append(directory / f"laws_heads-{result.name}.npz")
         with files.replacing(paths[-1]) as temporary:
-            np.savez_compressed(temporary, **results.arrays(result))
+            arrays: Mapping[str, Any] = results.arrays(result)
+            np.savez_compressed(temporary, **arrays)
 
     for name, page in figures.items():
         paths.append(directory / name)

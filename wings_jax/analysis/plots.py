@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib import axes as mpl_axes
@@ -199,18 +200,18 @@ def _masses_by_position(result: ShiftResult) -> np.ndarray:
 
 def plot_router(results: Sequence[ShiftResult]) -> figure.Figure | None:
     """Returns the router's weights by layer and kind of query; None where no model has a router."""
-    has_router = [result.measurement.gates is not None for result in results]
-    if not any(has_router):
+    if all(result.measurement.gates is None for result in results):
         return None
 
     page, panels = _subplots(1, len(KINDS), width=4.2, height=3.4)
     for kind_index, (panel, kind) in enumerate(zip(panels[0], KINDS, strict=True)):
         panel.axhline(0.5, color=LIGHT, lw=1)
         for model_index, result in enumerate(results):
-            if has_router[model_index]:
+            gates = result.measurement.gates
+            if gates is not None:
                 learner_index = result.learners.index("visual")
                 # [n, L, 2, M] -> [n, L]
-                gates = result.measurement.gates[result.used][:, :, kind_index, learner_index]
+                gates = gates[result.used][:, :, kind_index, learner_index]
                 _plot_mean(panel, gates, model_index, result.name)
         panel.set_title(f"{kind} tokens")
         panel.set_ylim(0, 1)
@@ -275,14 +276,18 @@ def _format_layer_axis(panel: mpl_axes.Axes) -> None:
 def _add_legend(page: figure.Figure, *panels: mpl_axes.Axes) -> None:
     """Adds one legend above the panels with every label once."""
     # One handle for each label: all panels show the same models.
-    handles = {}
+    handles: dict[str, Any] = {}
     for panel in panels:
         for handle, label in zip(*panel.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
 
     columns = min(3, len(handles))
     page.legend(
-        handles.values(), handles.keys(), loc="outside upper center", ncols=columns, frameon=False
+        list(handles.values()),
+        list(handles),
+        loc="outside upper center",
+        ncols=columns,
+        frameon=False,
     )
 
 

@@ -238,7 +238,7 @@ def assemble_rows(probes: Sequence[Probe], recipe: examples.Recipe, batch_size: 
     max_images = max(len(probe.example.images) for probe in probes)
     row_recipe = dataclasses.replace(recipe, length=length, images_per_row=max_images)
 
-    padding = [[] for _ in range(batch_size - len(probes))]
+    padding: list[list[examples.Example]] = [[] for _ in range(batch_size - len(probes))]
     batch = pipeline.assemble([[probe.example] for probe in probes] + padding, row_recipe)
 
     # Padding slots belong to no class and to no group.

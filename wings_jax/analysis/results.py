@@ -61,7 +61,7 @@ class ShiftResult:
     def skipped(self) -> samples.Tally:
         """Returns all samples without an attention shift by cause, those with flat curves too."""
         tally = samples.Tally.from_dict(self.tally.as_dict())
-        flat_ids = [self.ids[number] for number in np.flatnonzero(~self.used)]
+        flat_ids = [self.ids[number] for number in np.flatnonzero(~self.used).tolist()]
         reason = samples.BadSample(FLAT, "no correlation")
         tally.add(0, [(probe_id, reason) for probe_id in flat_ids])
         return tally

@@ -7,6 +7,8 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from wings_jax.errors import UserError
 
 Score = tuple[float, float, float]  # accuracy in %, and the ends of its 95 % interval
@@ -41,19 +43,26 @@ def read_scores(reports: Sequence[str], score: str) -> dict[str, Score]:
 
 def _read_report(file: str) -> dict[str, dict[str, Score]]:
     """Returns model -> "task/row" -> score, of one report."""
+    shown = ascii(file)[1:-1]
     try:
-        report = json.loads(pathlib.Path(file).read_text(encoding="utf-8"))
+        report = json.loads(pathlib.Path(file).read_text(encoding="utf-8-sig"))
         return {str(model["name"]): _model_scores(model) for model in report["models"]}
     except OSError as error:
-        raise UserError(f"--scores: {file}: {error.strerror}") from error
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"--scores: {file} is not a report of wings_jax.evaluate") from error
+        raise UserError(f"--scores: {shown}: {error.strerror}") from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        if "\0" in file:
+            raise UserError(f"--scores: {shown}: null character in a path") from error
+        raise UserError(f"--scores: {shown} is not a report of wings_jax.evaluate") from error
 
 
 def _model_scores(model: Mapping[str, Any]) -> dict[str, Score]:
+    """Raises LookupError, TypeError, AttributeError or ValueError for another format."""
     scores = {}
     for task, rows in model["tasks"].items():
         for row, score in rows.items():
             low, high = score["interval95"]
-            scores[f"{task}/{row}"] = (100 * score["accuracy"], 100 * low, 100 * high)
+            percent = [100.0 * float(value) for value in (score["accuracy"], low, high)]
+            if not np.isfinite(percent).all():
+                raise ValueError(f"{task}/{row}: not a number")
+            scores[f"{task}/{row}"] = (percent[0], percent[1], percent[2])
     return scores

@@ -12,19 +12,20 @@ be read.
 from __future__ import annotations
 
 import argparse
+import collections
 import concurrent.futures
 import dataclasses
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tqdm
 
 from wings_jax import cli, errors, files
-from wings_jax.data import conversation, examples, images, samples, settings, sources, turns
+from wings_jax.data import chat_template, examples, images, samples, settings, sources, turns
 
 _CHUNK = 256  # samples handed to the threads at a time
 
@@ -37,17 +38,30 @@ class Finding:
     images  number of its images
     slots   slots it takes before truncation; None without a tokenizer, or if it is bad
     reason  why it is bad, or None
+    form    name of the record's form (`records.FORMS`), None if it has none
+    modes   PIL modes of its images
+    pixels  of its largest image; 0 without images
+    word    whether it has no image, but the word `<image>` in a question, which is text then
     """
 
     id: str
-    images: int
-    slots: int | None
-    reason: samples.BadSample | None
+    images: int = 0
+    slots: int | None = None
+    reason: samples.BadSample | None = None
+    form: str | None = None
+    modes: tuple[str, ...] = ()
+    pixels: int = 0
+    word: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageSlots:
-    """A `VisionFormat` for measuring lengths: only the number of slots is used."""
+    """A `VisionFormat` for measuring lengths: only the number of slots is used.
+
+    num_patches  P, slots of an image
+    image_size   height and width in pixels; not used
+    mean         color of the padding, in 0..1; not used
+    """
 
     num_patches: int
     image_size: int = 1
@@ -58,25 +72,33 @@ def inspect_sample(
     source: sources.SampleSource, index: int, recipe: examples.Recipe | None
 ) -> Finding:
     """Returns why a sample is bad, or its size; slots are counted only with a recipe."""
-    identity, image_count = f"#{index}", 0
+    finding = Finding(f"#{index}")
     try:
         sample = source[index]
-        identity, image_count = sample.id, len(sample.images)
+        finding = Finding(sample.id, len(sample.images), form=sample.form)
 
         # The same functions in the same order as in training (`examples.make_example`).
         slots = None
-        if recipe is None:
-            turns.normalize_sample(sample)
-        else:
+        conversation = turns.normalize_sample(sample)
+        has_word = any(turns.ESCAPED_MARKER in turn["value"] for turn in conversation)
+        if recipe is not None:
             encoded = examples.encode_sample(sample, recipe)
-            slots = len(encoded.ids) + image_count * (recipe.vision.num_patches - 1)
+            slots = len(encoded.ids) + finding.images * (recipe.vision.num_patches - 1)
             examples.truncate(encoded, recipe)
 
+        modes, pixels = [], 0
         for image in sample.images:
-            images.load_image(image)
-        return Finding(identity, image_count, slots, None)
+            opened = images.open_image(image)
+            images.to_rgb(opened)
+            modes.append(opened.mode)
+            pixels = max(pixels, opened.width * opened.height)
+        word = has_word and not sample.images
+        return dataclasses.replace(
+            finding, slots=slots, modes=tuple(modes), pixels=pixels, word=word
+        )
     except samples.BadSample as reason:
-        return Finding(identity, image_count, None, reason)
+        identity = reason.sample_id or finding.id
+        return dataclasses.replace(finding, id=identity, reason=reason)
 
 
 def inspect_source(
@@ -98,7 +120,8 @@ def inspect_source(
 def summarize(
     name: str, findings: Sequence[Finding], recipe: examples.Recipe | None
 ) -> dict[str, Any]:
-    """Returns the report: counts by cause with all ids, images per sample, lengths."""
+    """Returns the report: forms, counts by cause with all ids, images per sample, lengths."""
+    # Bad samples by cause, with the ids of all of them.
     bad_samples = [
         (finding.id, finding.reason) for finding in findings if finding.reason is not None
     ]
@@ -110,6 +133,11 @@ def summarize(
     for cause, entry in report["causes"].items():
         entry["ids"] = [identity for identity, reason in bad_samples if reason.cause == cause]
 
+    forms = collections.Counter(finding.form or "none" for finding in findings)
+    report["forms"] = dict(forms.most_common())
+    report["images"] = _image_statistics(findings)
+    words = [finding.id for finding in findings if finding.word]
+    report["image_word_without_images"] = {"count": len(words), "first": words[:5]}
     image_counts = np.bincount([finding.images for finding in findings]).tolist()
     report["images_per_sample"] = {
         str(number): count for number, count in enumerate(image_counts) if count
@@ -119,6 +147,22 @@ def summarize(
     if recipe is not None and len(slots):
         report["slots"] = _slot_statistics(slots, recipe.length)
     return report
+
+
+def _image_statistics(findings: Sequence[Finding]) -> dict[str, Any]:
+    """Returns how many images have more than 8 bits per channel, and the largest image.
+
+    A thread that loads an image holds its file, its pixels of 3 bytes and a copy of them.
+    """
+    modes = collections.Counter(mode for finding in findings for mode in finding.modes)
+    deep = {mode: modes[mode] for mode in sorted(modes) if mode == "F" or mode.startswith("I")}
+    largest = max(findings, key=lambda finding: finding.pixels)
+    return {
+        "scaled_to_8_bit": deep,
+        "largest_pixels": largest.pixels,
+        "largest_id": largest.id if largest.pixels else None,
+        "bytes_per_thread": 6 * largest.pixels,
+    }
 
 
 def _slot_statistics(slots: np.ndarray, length: int) -> dict[str, int | float]:
@@ -138,12 +182,30 @@ def _slot_statistics(slots: np.ndarray, length: int) -> dict[str, int | float]:
 def as_table(report: dict[str, Any]) -> str:
     """Returns the report as text for the terminal."""
     lines = [f"{report['file']}: {report['samples']:,} samples, {report['bad']:,} bad"]
+    lines.append("record form        " + _join_counts(report["forms"]))
     for cause, entry in report["causes"].items():
         lines.append(f"  {entry['count']:>9,}  {cause}")
         lines += [f"{'':13}{example}" for example in entry["first"]]
 
     lines.append("images per sample")
     lines += [f"  {count:>9,}  x {number}" for number, count in report["images_per_sample"].items()]
+
+    # What is not wrong, but worth knowing.
+    word = report["image_word_without_images"]
+    if word["count"]:
+        lines.append(
+            f"<image> as a word  {word['count']:,} samples without images (first: "
+            f"{word['first'][0]}); is their image under another key?"
+        )
+    image_report = report["images"]
+    if image_report["scaled_to_8_bit"]:
+        lines.append("scaled to 8 bits   " + _join_counts(image_report["scaled_to_8_bit"]))
+    if image_report["largest_pixels"]:
+        megapixels, need = image_report["largest_pixels"] / 1e6, image_report["bytes_per_thread"]
+        lines.append(
+            f"largest image      {megapixels:,.1f} megapixels ({image_report['largest_id']}), "
+            f"{need / 1e6:,.0f} MB of memory in each thread that loads it"
+        )
 
     slots = report.get("slots")
     if slots:
@@ -152,6 +214,10 @@ def as_table(report: dict[str, Any]) -> str:
         limit = slots["sequence_length"]
         lines.append(f"  {slots['cut']:>9,}  longer than {limit:,}, truncated")
     return "\n".join(lines)
+
+
+def _join_counts(counts: Mapping[str, int]) -> str:
+    return "   ".join(f"{name} {count:,}" for name, count in counts.items())
 
 
 def main() -> None:
@@ -175,13 +241,14 @@ def _recipe_from_args(arguments: argparse.Namespace) -> examples.Recipe:
     if not pathlib.Path(arguments.tokenizer).is_dir():
         raise errors.UserError(f"--tokenizer {arguments.tokenizer} is not a directory")
     try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)
+        tokenizer: Any = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)
     except (OSError, ValueError) as error:
         first_line = str(error).splitlines()[0]
         raise errors.UserError(f"--tokenizer {arguments.tokenizer}: {first_line}") from error
 
     data = settings.DataConfig(
-        template=arguments.template or conversation.get_template_for(tokenizer),
+        template=arguments.template
+        or chat_template.choose_template(tokenizer, prefer_named=False)[0],
         sequence_length=arguments.sequence_length,
         images_per_row=arguments.images_per_row,
     )
@@ -199,16 +266,21 @@ def _at_least(least: int) -> Callable[[str], int]:
 
 def _parse_args() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="python -m wings_jax.data.check", description=__doc__.splitlines()[0]
+        prog=cli.program_name("wings_jax.data.check"), description=__doc__.splitlines()[0]
     )
     add_argument = parser.add_argument
-    add_argument("file", help="a LLaVA JSON or JSONL file, or a directory that data.prepare wrote")
-    add_argument("--images", help="directory of the image paths (default: the file's)")
-    add_argument("--split", default="train", help="split of a prepared directory")
-    add_argument("--tokenizer", help="directory of a tokenizer: lengths are checked too")
     add_argument(
-        "--template", choices=tuple(conversation.TEMPLATES), help="default: the tokenizer's"
+        "file",
+        help="a data file of any format, or a directory that data.prepare wrote",
     )
+    add_argument(
+        "--images", help="directory that image paths are relative to (default: the file's)"
+    )
+    add_argument("--split", default="train", help="split of a prepared directory")
+
+    # Lengths depend on the tokenizer and the model.
+    add_argument("--tokenizer", help="directory of a tokenizer: lengths are checked too")
+    add_argument("--template", choices=chat_template.NAMES, help="default: the tokenizer's")
     add_argument("--sequence-length", type=_at_least(1), default=2048, help="slots of a row")
     add_argument("--image-slots", type=_at_least(1), default=729, help="slots of one image")
     add_argument("--images-per-row", type=_at_least(0), default=8, help="most images of a sample")

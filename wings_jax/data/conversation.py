@@ -13,133 +13,24 @@ from __future__ import annotations
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
-from wings_jax.data import settings, tokenization
-from wings_jax.data.turns import MARKER, Turns, parse_turn
-from wings_jax.errors import UserError
+from wings_jax.data import tokenization
+from wings_jax.data.samples import MALFORMED, BadSample
+
+# The templates are part of this module's interface.
+from wings_jax.data.templates import TEMPLATES as TEMPLATES
+from wings_jax.data.templates import Template as Template
+from wings_jax.data.templates import TurnMarkup as TurnMarkup
+from wings_jax.data.templates import find_template_name as find_template_name
+from wings_jax.data.templates import get_template as get_template
+from wings_jax.data.templates import get_template_for as get_template_for
+from wings_jax.data.turns import Turns, parse_turn, split_markers
 from wings_jax.model import layout
 
 IMAGE_ID = -200  # stands for an image among the ids, before it is expanded
-
-
-@dataclasses.dataclass(frozen=True)
-class TurnMarkup:
-    """What a template writes around the text of a speaker.
-
-    before  written before the text
-    after   written after it; learned if the turn is an answer
-    """
-
-    before: str
-    after: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Template:
-    """How a conversation is written as one text.
-
-    controls  strings that are one control token each, wherever the template's own strings have
-              them
-    start     written before everything else
-    system    system text of a conversation that has none; "" for no system turn
-    speakers  markup of "system", "human" and "gpt"
-    lead      written before an answer's text and learned with it
-    between   written between two turns; learned where it follows an answer
-    strip     whether white space around a turn's text is removed
-    """
-
-    controls: tuple[str, ...]
-    start: str
-    system: str
-    speakers: Mapping[str, TurnMarkup]
-    lead: str = ""
-    between: str = ""
-    strip: bool = False
-
-
-TEMPLATES: Mapping[str, Template] = {
-    # Qwen, SmolLM2 and many others; the format of the Wings release.
-    "chatml": Template(
-        controls=("<|im_start|>", "<|im_end|>"),
-        start="",
-        system="You are a helpful assistant.",
-        speakers={
-            "system": TurnMarkup("<|im_start|>system\n", "<|im_end|>"),
-            "human": TurnMarkup("<|im_start|>user\n", "<|im_end|>"),
-            "gpt": TurnMarkup("<|im_start|>assistant\n", "<|im_end|>"),
-        },
-        between="\n",
-    ),
-    # Llama 3 and 3.1 without tools; the published template trims every turn.
-    "llama3": Template(
-        controls=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
-        start="<|begin_of_text|>",
-        system="",
-        speakers={
-            "system": TurnMarkup("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
-            "human": TurnMarkup("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
-            "gpt": TurnMarkup("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
-        },
-        strip=True,
-    ),
-    # Vicuna 1.1 and 1.5, LLaVA "v1".
-    "vicuna": Template(
-        controls=("<s>", "</s>"),
-        start="<s>",
-        system="A chat between a curious user and an artificial intelligence assistant. "
-        "The assistant gives helpful, detailed, and polite answers to the user's questions.",
-        speakers={
-            "system": TurnMarkup("", " "),
-            "human": TurnMarkup("USER: ", " "),
-            "gpt": TurnMarkup("ASSISTANT:", "</s>"),
-        },
-        lead=" ",
-    ),
-}
-
-
-def get_template(name: str, *, system: str | None = None) -> Template:
-    """Returns the template called `name`, with another default system text if one is given.
-
-    >>> get_template("chatml").system
-    'You are a helpful assistant.'
-    >>> get_template("chatml", system="Be brief.").system
-    'Be brief.'
-
-    Raises:
-      UserError: the name is unknown.
-    """
-    if name not in TEMPLATES:
-        raise UserError(f"template {name!r} is unknown; known are {', '.join(TEMPLATES)}")
-    template = TEMPLATES[name]
-    return template if system is None else dataclasses.replace(template, system=system)
-
-
-def template_from_settings(data: settings.DataConfig) -> Template:
-    """Returns the template of a config, with the config's system text.
-
-    Raises:
-      UserError: the template's name is unknown.
-    """
-    if data.system == "none":
-        return get_template(data.template, system="")
-    return get_template(data.template, system=data.system or None)
-
-
-def get_template_for(tokenizer: tokenization.AnyTokenizer) -> str:
-    """Returns the name of the first template whose control tokens the tokenizer has."""
-    vocabulary = tokenization.as_text_tokenizer(tokenizer)
-    for name, template in TEMPLATES.items():
-        if all(vocabulary.id_of(control) is not None for control in template.controls):
-            return name
-
-    controls = (f"{name}: {' '.join(known.controls)}" for name, known in TEMPLATES.items())
-    raise UserError(
-        f"the tokenizer does not have the control tokens of any template ({'; '.join(controls)})"
-    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -193,31 +84,76 @@ def encode(
       BadSample: a turn of an unknown speaker, or of something that is not text.
     """
     writer = _IdWriter(tokenization.as_text_tokenizer(tokenizer), template)
+    _write_conversation(writer, conversations, template, open_answer=open_answer)
+    return writer.encoded()
+
+
+def render_text(conversations: Turns, template: Template, *, open_answer: bool = False) -> str:
+    """Returns the conversation as one text, control tokens and image markers included.
+
+    >>> turns = [{"from": "human", "value": "Hi"}]
+    >>> render_text(turns, get_template("chatml", system=""), open_answer=True)
+    '<|im_start|>user\\nHi<|im_end|>\\n<|im_start|>assistant\\n'
+    """
+    writer = _TextWriter()
+    _write_conversation(writer, conversations, template, open_answer=open_answer)
+    return "".join(writer.parts)
+
+
+def _write_conversation(
+    writer: _IdWriter | _TextWriter, conversations: Turns, template: Template, *, open_answer: bool
+) -> None:
+    """Writes the turns with their markup."""
     turns = [parse_turn(turn, strip=template.strip) for turn in conversations]
-    if template.system and (not turns or turns[0][0] != "system"):
+    has_default = bool(template.system) or template.always_system
+    if has_default and (not turns or turns[0][0] != "system"):
         turns.insert(0, ("system", template.system))
 
     # Each turn: header, text, end of turn, and what separates it from the next turn.
     writer.write_markup(template.start)
+    previous = ""
     for number, (speaker, text) in enumerate(turns):
+        if speaker not in template.speakers:
+            raise BadSample(MALFORMED, f"the template has no {speaker} turns")
         markup = template.speakers[speaker]
         is_answer = speaker == "gpt"
         is_last = number + 1 == len(turns) and not open_answer
 
-        writer.write_markup(markup.before)
+        before = markup.before
+        if previous == "system" and speaker == "human" and template.after_system is not None:
+            before = template.after_system
+        writer.write_markup(before)
         if is_answer:
             writer.write_answer(template.lead + text)
         elif speaker == "human":
             writer.write_question(text)
         else:
-            writer.pending += text
+            writer.write_context(text)
         writer.write_markup(markup.after, learned=is_answer)
         if not is_last:
             writer.write_markup(template.between, learned=is_answer)
+        previous = speaker
 
     if open_answer:
         writer.write_markup(template.speakers["gpt"].before)
-    return writer.encoded()
+
+
+class _TextWriter:
+    """Collects the texts of a conversation, with the methods of `_IdWriter`."""
+
+    def __init__(self):
+        self.parts: list[str] = []
+
+    def write_markup(self, text: str, *, learned: bool = False) -> None:
+        """Writes a string of the template itself."""
+        del learned
+        self.parts.append(text)
+
+    def write_context(self, text: str) -> None:
+        """Writes any other text."""
+        self.parts.append(text)
+
+    write_question = write_answer = write_context
 
 
 class _IdWriter:
@@ -236,6 +172,7 @@ class _IdWriter:
 
     def write_markup(self, text: str, *, learned: bool = False) -> None:
         """Writes a string of the template itself."""
+        # Control tokens are ids of their own; the text between them may merge with its neighbors.
         for part in _split_controls(self.template.controls, text):
             if part in self.controls:
                 self._flush()
@@ -245,9 +182,13 @@ class _IdWriter:
             else:
                 self.pending += part
 
+    def write_context(self, text: str) -> None:
+        """Writes a system text."""
+        self.pending += text
+
     def write_question(self, text: str) -> None:
-        """Writes a human turn's text, in which MARKER stands for an image."""
-        first, *rest = text.split(MARKER)
+        """Writes a human turn's text, in which `turns.MARKER` stands for an image."""
+        first, *rest = split_markers(text)
         self.pending += first
         for part in rest:
             self._flush()
@@ -302,6 +243,7 @@ def expand(encoded: Encoded, image_slots: int, *, length: int | None = None) -> 
     >>> expand(Encoded(ids, labels), 2, length=2).tokens.tolist()
     [7]
     """
+    # Every id takes one slot, an image `image_slots` of them.
     is_image = encoded.ids == IMAGE_ID
     sizes = np.where(is_image, image_slots, 1)  # slots of each id
     if length is not None:

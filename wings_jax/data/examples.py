@@ -8,7 +8,15 @@ from typing import Protocol
 
 import numpy as np
 
-from wings_jax.data import conversation, images, samples, settings, tokenization, turns
+from wings_jax.data import (
+    chat_template,
+    conversation,
+    images,
+    samples,
+    settings,
+    tokenization,
+    turns,
+)
 from wings_jax.errors import UserError
 from wings_jax.model import layout
 
@@ -65,6 +73,7 @@ def make_recipe(
       UserError: the template is unknown or does not fit the tokenizer, or a number is out of
         range.
     """
+    # Errors of the settings come before those of the template.
     for name, least in (("sequence_length", 1), ("images_per_row", 0)):
         if getattr(data, name) < least:
             raise UserError(f"data: {name} must be at least {least}, not {getattr(data, name)}")
@@ -74,7 +83,8 @@ def make_recipe(
             f"{vision.image_size}, {vision.num_patches} and {vision.mean}"
         )
 
-    template = conversation.template_from_settings(data)
+    # The template's control tokens must be tokens of the tokenizer.
+    template = chat_template.template_from_settings(data, tokenizer)
     text_tokenizer = tokenization.as_text_tokenizer(tokenizer)
     text_tokenizer.controls(template.controls)
     return Recipe(

@@ -43,13 +43,14 @@ class Mixture:
 
     def make_example(self, number: int, recipe: examples.Recipe) -> examples.Example | Bad:
         """Returns the example of a sample, or its id and the reason why it is bad."""
+        # A record that cannot be read has no id of its own.
         identity = self._default_id(number)
         try:
             sample = self[number]
             identity = sample.id
             return examples.make_example(sample, recipe)
         except samples.BadSample as reason:
-            return identity, reason
+            return reason.sample_id or identity, reason
 
     def measure(self, number: int, recipe: examples.Recipe) -> tuple[int, int] | Bad:
         """Returns the slots and images of a sample, or its id and the reason why it is bad.
@@ -63,7 +64,7 @@ class Mixture:
             slots = examples.truncate(examples.encode_sample(sample, recipe), recipe)
             return len(slots.tokens), slots.images
         except samples.BadSample as reason:
-            return identity, reason
+            return reason.sample_id or identity, reason
 
     @property
     def fingerprints(self) -> tuple[str, ...]:
@@ -93,6 +94,7 @@ def measure_mixture(
       cache: a directory; sizes stored there for the same files, tokenizer and limits are read
         instead of being measured again.
     """
+    # The name of the file stands for everything that the sizes depend on.
     stored = pathlib.Path(cache) / f"sizes-{_digest(mixture, recipe)}.npz" if cache else None
     if stored is not None and stored.exists():
         return _read_sizes(stored)
@@ -149,7 +151,8 @@ def _receive(*parts) -> None:
 
 
 def _measure_received(first: int) -> list[tuple[int, int] | Bad]:
-    return _measure_chunk(*_received, first)
+    mixture, recipe = _received
+    return _measure_chunk(mixture, recipe, first)
 
 
 def _digest(mixture: Mixture, recipe: examples.Recipe) -> str:

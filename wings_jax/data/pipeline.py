@@ -56,16 +56,20 @@ class Steps:
 
     def __getitem__(self, step: int) -> tuple[layout.Batch, int, list[mixing.Bad]]:
         """Returns the batch, the number of samples planned for it, and the bad ones of them."""
-        seen, bad_samples, rows = 0, [], []
+        seen = 0
+        bad_samples: list[mixing.Bad] = []
+        rows: list[list[examples.Example]] = []
 
         first = step * self._batch
         for index in range(first + self._part.start, first + self._part.stop):
             # A row of packed data holds several samples.
-            row = []
+            row: list[examples.Example] = []
             for number in self._rows[self._order[index]]:
                 example = self._mixture.make_example(int(number), self._recipe)
-                is_good = isinstance(example, examples.Example)
-                (row if is_good else bad_samples).append(example)
+                if isinstance(example, examples.Example):
+                    row.append(example)
+                else:
+                    bad_samples.append(example)
                 seen += 1
             rows.append(row)
 

@@ -30,7 +30,7 @@ from wings_jax.data import images, samples, sources, turns
 VERSION = "1.0.0"
 
 
-class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class _Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Writes the given examples in their order."""
 
     VERSION = tfds.core.Version(VERSION)
@@ -85,6 +85,7 @@ def write_dataset(
         raise errors.UserError(f"--name {name!r} must be lower-case letters, digits and _")
     source = sources.open_source(path, images=images)
 
+    # Written beside `out` and moved there when complete.
     tally = samples.Tally()
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -115,6 +116,7 @@ def _make_examples(
             identity = sample.id
             features = _features(sample)
         except samples.BadSample as reason:
+            identity = reason.sample_id or identity
             tally.add(1, [(identity, reason)])
             if not skip_bad:
                 raise errors.UserError(
@@ -144,9 +146,9 @@ def _features(sample: samples.Sample) -> dict[str, Any]:
 def main() -> None:
     """Writes the directory from the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m wings_jax.data.prepare", description=__doc__.splitlines()[0]
+        prog=cli.program_name("wings_jax.data.prepare"), description=__doc__.splitlines()[0]
     )
-    parser.add_argument("file", help="a LLaVA JSON or JSONL file")
+    parser.add_argument("file", help="a data file, of any format that training reads")
     parser.add_argument("--images", help="directory of the image paths (default: the file's)")
     parser.add_argument("--out", required=True, help="directory to write; must not exist")
     parser.add_argument("--name", default="conversations", help="name of the data set")

@@ -18,6 +18,13 @@ TOO_MANY_IMAGES = "too many images"
 MISSING_IMAGE = "missing image"
 UNREADABLE_IMAGE = "unreadable image"
 CUT_OFF = "all targets cut off"
+UNKNOWN_FORM = "unknown record form"
+EMPTY_IMAGE = "empty image with a marker"
+MEDIA = "video or audio"
+TOOLS = "tool call"
+PREFERENCE = "preference pair"
+WEIGHT = "weight other than 1"
+URL = "image on the web"
 CAUSES = (
     MALFORMED,
     NO_HUMAN_TURN,
@@ -27,19 +34,34 @@ CAUSES = (
     MISSING_IMAGE,
     UNREADABLE_IMAGE,
     CUT_OFF,
+    UNKNOWN_FORM,
+    EMPTY_IMAGE,
+    MEDIA,
+    TOOLS,
+    PREFERENCE,
+    WEIGHT,
+    URL,
 )
 
 
 class BadSample(UserError):
-    """A sample that cannot be learned from: one of `CAUSES`, and the detail."""
+    """A sample that cannot be learned from.
 
-    def __init__(self, cause: str, detail: str):
+    Attributes:
+      cause: one of `CAUSES`.
+      detail: what is wrong, on one line.
+      sample_id: the sample's id, where the record could be read that far.
+    """
+
+    def __init__(self, cause: str, detail: str, sample_id: str | None = None):
+        detail = printable(detail)
         super().__init__(f"{cause}: {detail}")
         self.cause = cause
         self.detail = detail
+        self.sample_id = sample_id
 
-    def __reduce__(self):  # by default an exception with two arguments cannot be unpickled
-        return BadSample, (self.cause, self.detail)
+    def __reduce__(self):  # by default an exception with several arguments cannot be unpickled
+        return BadSample, (self.cause, self.detail, self.sample_id)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +72,14 @@ class Sample:
     images         what `images.load_image` accepts: paths, encoded bytes or u8[h,w,3]
     conversations  turns {"from": ..., "value": ...}, unchecked
     extra          the remaining keys of the record, unchanged
+    form           name of the record's form (`records.FORMS`), None if it has none of them
     """
 
     id: str
     images: tuple[Any, ...]
     conversations: Sequence[Mapping[str, str]]
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    form: str | None = "conversations"
 
 
 @dataclasses.dataclass
@@ -112,6 +136,15 @@ class Tally:
         causes = collections.Counter({cause: entry["count"] for cause, entry in by_cause.items()})
         first = {cause: list(entry["first"]) for cause, entry in by_cause.items()}
         return cls(seen=counts["seen"], causes=causes, first=first)
+
+
+def printable(text: str) -> str:
+    """Returns `text` on one line and without lone surrogates, which no output can encode.
+
+    >>> printable("a\\ud800b")
+    'a\\\\ud800b'
+    """
+    return " ".join(text.splitlines()).encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def shorten(value: Any, limit: int = 60) -> str:

@@ -11,7 +11,7 @@ class SourceConfig:
     """One data file or data directory."""
 
     path: str = ""
-    """LLaVA JSON or JSONL file, or a directory that data.prepare (tensorflow-datasets) wrote."""
+    """JSON, JSONL, CSV, TSV, parquet or arrow file, or a directory of tables or prepared data."""
 
     images: str = ""
     """Directory that the records' image paths are relative to; '' for the data file's own."""
@@ -38,7 +38,8 @@ class DataConfig:
     """Directory or hub id of the tokenizer; '' for the LLM's own."""
 
     template: str = "chatml"
-    """Conversation template: 'chatml', 'llama3' or 'vicuna'."""
+    """Conversation template: 'chatml', 'llama3', 'vicuna', or 'tokenizer' for the tokenizer's own
+    chat template."""
 
     system: str = ""
     """System prompt of conversations that have none; '' for the template's default, 'none' for no

@@ -18,6 +18,7 @@ class HFTokenizer(Protocol):
     """What the package uses of a fast tokenizer of `transformers`."""
 
     eos_token_id: int | None
+    chat_template: str | None
 
     @property
     def backend_tokenizer(self) -> tokenizers.Tokenizer:
@@ -32,6 +33,12 @@ class HFTokenizer(Protocol):
         self, ids: Sequence[int], *, skip_special_tokens: bool, clean_up_tokenization_spaces: bool
     ) -> str:
         """Returns the text of `ids`."""
+        ...
+
+    def apply_chat_template(
+        self, conversation: Sequence[Mapping[str, str]], *, add_generation_prompt: bool, **options
+    ) -> str:
+        """Returns messages of role and content, written by the tokenizer's chat template."""
         ...
 
 
@@ -106,9 +113,10 @@ class TextTokenizer:
         return self._controls[tokens]
 
     def _find_controls(self, tokens: tuple[str, ...]) -> Mapping[str, int]:
-        ids = {token: self.id_of(token) for token in tokens}
+        found = {token: self.id_of(token) for token in tokens}
+        ids = {token: number for token, number in found.items() if number is not None}
 
-        missing = [token for token, number in ids.items() if number is None]
+        missing = [token for token in found if token not in ids]
         if missing:
             raise UserError(
                 f"the tokenizer does not have {', '.join(missing)}, which the template needs; "
@@ -123,6 +131,12 @@ class TextTokenizer:
                 'mark it "special" in tokenizer.json'
             )
         return ids
+
+
+def special_tokens(tokenizer: HFTokenizer) -> list[str]:
+    """Returns the tokens that the tokenizer marks as special."""
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder().values()
+    return [token.content for token in added if token.special]
 
 
 AnyTokenizer = TextTokenizer | HFTokenizer | tokenizers.Tokenizer

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 RIGHT_COLOR, WRONG_COLOR, TEXT_COLOR = "#1a7f37", "#c62828", "#24292f"
 COLUMNS = 4
 GAP = 6  # pixels between the images of a question
+LINE = 28  # characters of a line of text
 
 
 def choose_questions(questions: Sequence[Question], count: int, seed: int = 0) -> list[int]:
@@ -59,12 +60,12 @@ def draw_answers(
     chosen = choose_questions(questions, count)
     row_count = -(-len(chosen) // COLUMNS)
     answer_page = figure.Figure(
-        figsize=(3.1 * COLUMNS, 3.9 * row_count + 0.5), layout="constrained"
+        figsize=(3.1 * COLUMNS, 3.6 * row_count + 0.5), layout="constrained"
     )
     panels = answer_page.subplots(row_count, COLUMNS, squeeze=False).ravel()
 
     for panel in panels:
-        panel.axis("off")
+        panel.set_visible(False)
     for panel, index in zip(panels, chosen, strict=False):
         _draw_question(panel, questions[index], answers[index])
 
@@ -81,25 +82,24 @@ def _draw_question(panel: mpl_axes.Axes, question: Question, answer: str) -> Non
     """Draws the images with the question above, the answer and the truth below them."""
     panel.imshow(_join_images(question), interpolation="nearest")
     text = question.text.replace("<image>", "").strip()
-    panel.set_title("\n".join(textwrap.wrap(text, 30)), fontsize=11, color=TEXT_COLOR)
+    panel.set_title(_wrap(text), fontsize=11, color=TEXT_COLOR)
 
     is_right = scoring.is_right(answer, question.truth)
-    caption = f"{'✓' if is_right else '✗'} {answer.strip() or '(nothing)'}"
+    caption = _wrap(f"{'✓' if is_right else '✗'} {answer.strip() or '(nothing)'}")
     if not is_right:
-        caption += f"\ntruth: {question.truth}"
+        caption += "\n" + _wrap(f"truth: {question.truth}")
 
-    panel.text(
-        0.5,
-        -0.04,
-        caption,
-        transform=panel.transAxes,
-        fontsize=13,
-        weight="bold",
-        color=RIGHT_COLOR if is_right else WRONG_COLOR,
-        va="top",
-        ha="center",
-        multialignment="center",
-    )
+    # The label of the x axis: the layout reserves space for it, as for the title.
+    color = RIGHT_COLOR if is_right else WRONG_COLOR
+    panel.set_xlabel(caption, fontsize=11, weight="bold", color=color)
+    panel.set_xticks([])
+    panel.set_yticks([])
+    panel.spines[:].set_visible(False)
+    panel.set_visible(True)
+
+
+def _wrap(text: str) -> str:
+    return "\n".join(textwrap.wrap(text, LINE))
 
 
 def _join_images(question: Question) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Any
 from wings_jax.data.samples import shorten
 from wings_jax.errors import UserError
 from wings_jax.evaluation.everyday import ALL, PER_TOKEN, ChoiceQuestion
+from wings_jax.evaluation.user_file import is_unicode, read_user_text
 
 KEYS = {"id", "kind", "question", "choices", "answer"}
 
@@ -25,12 +26,7 @@ def read_choice_file(path: pathlib.Path) -> list[ChoiceQuestion]:
     Raises:
       UserError: the file cannot be read or has no question, or a line is wrong.
     """
-    try:
-        file_lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except OSError as error:
-        raise UserError(f"--choices: {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--choices: {path}: not UTF-8 at byte {error.start}") from error
+    file_lines = read_user_text(path, "--choices").split("\n")
 
     # Errors name the line, counted with the empty ones.
     questions: dict[str, ChoiceQuestion] = {}
@@ -56,6 +52,8 @@ def _parse_line(line: str, number: int) -> ChoiceQuestion:
         record = json.loads(line)
     except json.JSONDecodeError as error:
         raise UserError(f"malformed JSON: {error.msg}, column {error.colno}") from error
+    except (ValueError, RecursionError) as error:  # too many digits, or too deeply nested
+        raise UserError(f"malformed JSON: {error}") from error
 
     if not isinstance(record, Mapping):
         raise UserError(f"is {shorten(record)}, not an object")
@@ -83,6 +81,13 @@ def _parse_line(line: str, number: int) -> ChoiceQuestion:
 def _check_string(key: str, value: Any, *, may_be_empty: bool) -> None:
     if not isinstance(value, str) or not (value.strip() or may_be_empty):
         raise UserError(f"{key} is {shorten(value)}, not a text")
+    _check_unicode(key, value)
+
+
+def _check_unicode(key: str, text: str) -> None:
+    if not is_unicode(text):
+        shown = ascii(text)
+        raise UserError(f"{key} is {shown}, which is not valid Unicode (half of a surrogate pair)")
 
 
 def _parse_choices(value: Any) -> tuple[str, ...]:
@@ -91,4 +96,6 @@ def _parse_choices(value: Any) -> tuple[str, ...]:
         raise UserError(f"choices is {shorten(value)}, not a list of two or more texts")
     if len({choice.strip() for choice in value}) < len(value):
         raise UserError(f"choices is {shorten(value)}: two are the same")
+    for choice in value:
+        _check_unicode("choices", choice)
     return tuple(value)

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 
 import tqdm
 
-from wings_jax import files
+from wings_jax import errors, files
 from wings_jax.errors import UserError
 from wings_jax.evaluation import (
     answer_figure,
@@ -63,9 +63,10 @@ def evaluate_tasks(
         print(report.text_report(results))
     print_paths(paths)
 
-    if figure:
+    task_name = first_task_with_images(questions)
+    if figure and task_name:  # `check_outputs` refuses a figure without images
         # Of the last model, which is the newest one on the usual command line.
-        last_result, task_name = results[-1], first_task_with_images(questions)
+        last_result = results[-1]
         answer_figure.draw_answers(
             figure,
             questions[task_name],
@@ -114,7 +115,10 @@ def read_all_questions(
     chosen = tasks.find_tasks(task_names)
     if data_root is None and any(task_name.file for task_name in chosen.values()):
         if not scenes:
-            raise UserError("--data-root is missing: the checkpoint's config names no scenes")
+            raise UserError(
+                "--data-root is missing, and the checkpoint's config names no scenes: write them "
+                "with python -m wings_jax.scenes DIR"
+            )
         data_root = dataset.write_scenes(scenes)
 
     return {
@@ -140,6 +144,7 @@ def check_outputs(
     if not figure:
         return
 
+    # matplotlib chooses the format by the suffix; only PNG is documented.
     if figure.suffix.lower() != ".png" or figure.is_dir():
         raise UserError(f"--figure: {figure} does not end in .png")
     files.check_writable(figure.parent, "--figure")
@@ -154,7 +159,7 @@ def answer_questions(model: models.LazyModel, questions: Questions, rows: int) -
       UserError: the model cannot be loaded, or a question does not fit it.
     """
     sampling = SamplingParams(max_new_tokens=MAX_NEW_TOKENS)
-    generator = Generator.from_checkpoint(model.open(), rows=rows, sampling=sampling)
+    generator = models.open_generator(model, rows=rows, sampling=sampling)
     answers, scores, seconds = {}, {}, {}
 
     for task_name, task_questions in questions.items():
@@ -175,10 +180,11 @@ def _generate(generator: Generator, questions: Sequence[Question], title: str) -
 
     # They arrive in the order in which they are done.
     generated = generator.answers(requests)
-    for index, answer in tqdm.tqdm(generated, total=len(questions), desc=title, disable=None):
-        if isinstance(answer, UserError):
-            raise UserError(f"{title}: {questions[index].id}: {answer}") from answer
-        answers[index] = answer.text
+    with errors.full_memory(models.MEMORY_ADVICE):
+        for index, answer in tqdm.tqdm(generated, total=len(questions), desc=title, disable=None):
+            if isinstance(answer, UserError):
+                raise UserError(f"{title}: {questions[index].id}: {answer}") from answer
+            answers[index] = answer.text
     return answers
 
 

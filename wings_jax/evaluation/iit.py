@@ -24,6 +24,8 @@ import random
 import re
 from collections.abc import Sequence
 
+import numpy as np
+
 from wings_jax.data import samples
 from wings_jax.scenes import dataset, drawings, questions, skills
 from wings_jax.scenes.questions import QuestionTurn
@@ -60,14 +62,18 @@ def make_conversations(each: int = EACH, seed: int = 0) -> list[samples.Sample]:
 
 
 def _make_conversation(album: dataset.Album, setting: str, number: int) -> samples.Sample:
-    rng, images, image_names = album.rng, (), ()
+    rng = album.rng
+    images: tuple[np.ndarray, ...] = ()
+    image_names: tuple[str, ...] = ()
 
     # The scored question, about an image or a text skill.
     if setting[-1] == "V":
         question_kind = IMAGE_KINDS[number % len(IMAGE_KINDS)]
         image_name, scene = album.add(with_kind=question_kind)
         image_names, images = (image_name,), (drawings.render(scene, album.glyphs),)
-        last_turn = QuestionTurn(question_kind, *questions.ask(rng, scene, question_kind))
+        question = questions.ask(rng, scene, question_kind)
+        assert question is not None  # the album chose a scene that has this kind
+        last_turn = QuestionTurn(question_kind, *question)
     else:
         question_kind = TEXT_KINDS[number % len(TEXT_KINDS)]
         last_turn = QuestionTurn(question_kind, *skills.sample(rng, question_kind, "test"))

@@ -21,10 +21,11 @@ from collections.abc import Sequence
 import numpy as np
 import tqdm
 
+from wings_jax import errors
 from wings_jax.errors import UserError
 from wings_jax.evaluation import scoring
 from wings_jax.evaluation.everyday import ALL, PER_TOKEN, ChoiceQuestion
-from wings_jax.evaluation.models import LazyModel
+from wings_jax.evaluation.models import MEMORY_ADVICE, LazyModel, open_generator
 from wings_jax.evaluation.prose import Text
 from wings_jax.evaluation.scoring import PairedScore
 from wings_jax.formatting import Interval
@@ -159,10 +160,11 @@ def measure_language(
       UserError: a question or a passage does not fit the model.
     """
     started = time.perf_counter()
-    generator = Generator.from_checkpoint(model.open(), rows=rows)
+    generator = open_generator(model, rows=rows)
 
-    likelihood = measure_perplexity(generator, text.passages, f"{model.name}: text")
-    decisions = choose_answers(generator, questions, f"{model.name}: choices")
+    with errors.full_memory(MEMORY_ADVICE):
+        likelihood = measure_perplexity(generator, text.passages, f"{model.name}: text")
+        decisions = choose_answers(generator, questions, f"{model.name}: choices")
 
     seconds = time.perf_counter() - started
     return LanguageResult(model.name, model.origin, model.step, likelihood, decisions, seconds)

@@ -19,6 +19,7 @@ from collections.abc import Iterable, Sequence
 
 from wings_jax.errors import UserError
 from wings_jax.evaluation import tasks
+from wings_jax.evaluation.user_file import read_user_text
 
 MAX_PASSAGE = 900  # characters: about 200 tokens, whatever the tokenizer
 MIN_PASSAGE = 40  # characters, unless there is only one passage
@@ -92,6 +93,7 @@ def installed_text() -> Text:
         seen.update(new_paragraphs)
         passages += split_passages(new_paragraphs)
 
+    # The version is part of the name: descriptions change with it.
     return Text(f"descriptions of {PACKAGE} {_package_version()}", tuple(passages))
 
 
@@ -108,13 +110,7 @@ def read_text(path: pathlib.Path) -> Text:
     Raises:
       UserError: it cannot be read, is not UTF-8, or has fewer than MIN_PASSAGE characters.
     """
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UserError(f"--text: {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"--text: {path}: not UTF-8 at byte {error.start}") from error
-
+    text = read_user_text(path, "--text")
     paragraphs = [paragraph for paragraph in map(_join_lines, _split_blocks(text)) if paragraph]
     # One token of each passage is context, so a few characters are not enough.
     count = sum(map(len, paragraphs))

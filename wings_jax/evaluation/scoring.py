@@ -111,7 +111,7 @@ class PairedScore:
             return 0.0
 
         # Determinant of the table: positive where the same questions tend to be right.
-        excess = a * d - b * c
+        excess: float = a * d - b * c
         if excess > 0:
             excess = max(excess - self.total / 2, 0)
         return excess / math.sqrt(margins)

@@ -133,11 +133,14 @@ def read_questions(
       UserError: the data are missing or malformed, or a record has not what the task needs.
     """
     # A task has a function or a file.
+    source: Sequence[samples.Sample] | sources.SampleSource
     if task.make_samples:
         source, source_name = task.make_samples(), task.title
-    else:
+    elif root is not None:
         source = sources.open_source(root / task.file, images=root / "images")
         source_name = str(root / task.file)
+    else:
+        raise UserError(f"{task.title}: the directory of its data is missing")
 
     return [
         _question(task, source[index], source_name) for index in spread_indices(len(source), limit)
@@ -149,8 +152,10 @@ def spread_indices(count: int, limit: int | None) -> Sequence[int]:
 
     >>> spread_indices(10, 5)
     [0, 2, 4, 6, 8]
+    >>> spread_indices(3, 10**20)
+    range(0, 3)
     """
-    if not limit:
+    if not limit or limit >= count:
         return range(count)
     return sorted({number * count // limit for number in range(limit)})
 

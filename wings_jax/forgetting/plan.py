@@ -20,7 +20,7 @@ from collections.abc import Sequence
 
 from wings_jax.forgetting import methods
 from wings_jax.forgetting.methods import ALIGNMENT, BASE, BASES, REGIMES, Regime
-from wings_jax.forgetting.settings import SCENES, SHIPPED, ExperimentSettings
+from wings_jax.forgetting.settings import SCENES, SHIPPED, ExperimentSettings, reading
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,10 +50,10 @@ class Job:
     @property
     def seconds(self) -> float | None:
         """Returns the wall-clock seconds that it took, None if it is not done."""
-        try:
-            return json.loads(self.done_file.read_text(encoding="utf-8"))["seconds"]
-        except FileNotFoundError:
+        if not self.done_file.exists():
             return 0.0 if self.output and self.output.exists() else None
+        with reading(self.done_file):
+            return float(json.loads(self.done_file.read_text(encoding="utf-8"))["seconds"])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,6 +172,7 @@ def _scoring_jobs(directory: pathlib.Path, name: str, settings: ExperimentSettin
         outputs = (*settings.language, "--out", str(directory / "language"), *limit)
         jobs.append(_job("language", directory, "evaluate", "language", checkpoint, *outputs))
 
+    # --limit is for questions; the probes are those of the default.
     outputs = ("--out", str(directory / "laws"))
     jobs.append(_job("laws", directory, "analyze", "laws", checkpoint, *outputs))
     return jobs

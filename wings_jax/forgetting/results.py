@@ -17,6 +17,7 @@ from wings_jax import checkpoint, files, formatting, tree
 from wings_jax.forgetting import methods
 from wings_jax.forgetting.methods import BASE, REGIMES, Measure
 from wings_jax.forgetting.plan import ExperimentRun
+from wings_jax.forgetting.settings import reading
 
 Scores = Mapping[str, Mapping[str, Mapping[str, Any]]]
 
@@ -52,11 +53,20 @@ class RunScores:
 
 def write_scores(run: ExperimentRun) -> None:
     """Gathers the results of a run's jobs into its `run.json`."""
-    scores = {
-        **_task_scores(run.directory / "scores"),
-        **_language_scores(run.directory / "language"),
-        "laws": _shift_scores(run.directory / "laws"),
+    readers = {
+        run.directory / "scores" / "report.json": _task_scores,
+        run.directory / "laws" / "laws_summary.json": _shift_scores,
     }
+    language_report = run.directory / "language" / "language.json"
+    if language_report.exists():  # bases without English have none
+        readers[language_report] = _language_scores
+
+    scores: dict[str, Any] = {}
+    for path, read_report in readers.items():
+        with reading(path):
+            (model,) = json.loads(path.read_text(encoding="utf-8"))["models"]
+            scores |= read_report(model)
+
     run_scores = RunScores(
         method=run.method,
         regime=run.regime,
@@ -68,18 +78,12 @@ def write_scores(run: ExperimentRun) -> None:
     files.write_text(run.scores_file, formatting.json_text(run_scores.to_dict()))
 
 
-def _read_model(path: pathlib.Path) -> Mapping[str, Any]:
-    """Returns the only model of a report."""
-    (model,) = json.loads(path.read_text(encoding="utf-8"))["models"]
-    return model
-
-
 def _score(mean: float, interval: Sequence[float] | None, count: int) -> dict[str, Any]:
     return {"mean": mean, "interval95": interval, "n": count}
 
 
-def _task_scores(directory: pathlib.Path) -> Scores:
-    model = _read_model(directory / "report.json")
+def _task_scores(model: Mapping[str, Any]) -> Scores:
+    """Returns the scores of a model in report.json."""
     return {
         task_name: {
             row_name: _score(score["accuracy"], score["interval95"], score["total"])
@@ -89,30 +93,25 @@ def _task_scores(directory: pathlib.Path) -> Scores:
     }
 
 
-def _language_scores(directory: pathlib.Path) -> Scores:
-    """Returns the scores of the likelihood tasks, {} where they were not run."""
-    path = directory / "language.json"
-    if not path.exists():
-        return {}
-
-    model = _read_model(path)
-    text = model["perplexity"]
+def _language_scores(model: Mapping[str, Any]) -> Scores:
+    """Returns the scores of a model in language.json."""
     # Perplexity first, as in the table.
+    text = model["perplexity"]
     rows = {"perplexity": _score(text["value"], text["interval95"], text["passages"])}
     for row_name, score in model["choices"].items():
         rows[row_name] = _score(score["accuracy"], score["interval95"], score["total"])
     return {"language": rows}
 
 
-def _shift_scores(directory: pathlib.Path) -> Mapping[str, Mapping[str, Any]]:
-    model = _read_model(directory / "laws_summary.json")
+def _shift_scores(model: Mapping[str, Any]) -> Scores:
+    """Returns the attention shifts of a model in laws_summary.json."""
     variant = model["variant"]
     counts = {"variant": variant, "n": model["n_used"], "n_skipped": model["n_skipped"]}
 
     # The shift of the queries behind the image alone.
     after = dict(model["shift_by_rows"]["after"])
     after |= {"variant": variant | {"rows": "after"}, "n": after.pop("n_used")}
-    return {"shift": {**model["shift"], **counts}, "shift_after": after}
+    return {"laws": {"shift": {**model["shift"], **counts}, "shift_after": after}}
 
 
 def count_trained_parameters(workdir: pathlib.Path) -> int:
@@ -135,10 +134,14 @@ def count_trained_parameters(workdir: pathlib.Path) -> int:
 def read_scores(out: pathlib.Path) -> list[RunScores]:
     """Returns all runs that are done, in the order of regimes, methods and seeds."""
     paths = [*out.glob(f"{BASE}/run.json"), *out.glob("*/*/seed-*/run.json")]
-    runs = [
-        RunScores(**json.loads(path.read_text(encoding="utf-8")), directory=path.parent)
-        for path in paths
-    ]
+    runs = []
+    for path in paths:
+        with reading(path):
+            content = json.loads(path.read_text(encoding="utf-8"))
+            runs.append(RunScores(**content, directory=path.parent))
+            # Raises where a score is not an object.
+            for rows in runs[-1].scores.values():
+                [score.get("mean") for score in rows.values()]
 
     # Runs of methods that no longer exist are ignored.
     regimes = ["", *REGIMES]

@@ -40,12 +40,10 @@ def run_all(
                 continue
 
             # One failed run does not stop the others.
-            reason = _finish_run(run, failed_jobs)
+            reason = _finish_run(run, failed_jobs) or _gather_scores(run)
             if reason:
                 failed_runs[run.name] = reason
                 print(f"FAILED {run.name}: {reason}", flush=True)
-            else:
-                results.write_scores(run)
 
             update(failed_runs)
             print(format_progress(runs), flush=True)
@@ -65,6 +63,15 @@ def _finish_run(run: ExperimentRun, failed_jobs: dict[Job, str]) -> str:
                 failed_jobs[job] = reason
         if job in failed_jobs:
             return failed_jobs[job]
+    return ""
+
+
+def _gather_scores(run: ExperimentRun) -> str:
+    """Returns "" when the scores of the run are written, or the reason why they cannot be."""
+    try:
+        results.write_scores(run)
+    except UserError as error:
+        return str(error)
     return ""
 
 

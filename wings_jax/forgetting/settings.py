@@ -71,6 +71,22 @@ def describe_settings(settings: ExperimentSettings) -> str:
 
 
 @contextlib.contextmanager
+def reading(path: pathlib.Path) -> Iterator[None]:
+    """Raises UserError, naming `path`, if reading it in the block shows that it is damaged."""
+    try:
+        yield
+    except UserError:
+        raise
+    except OSError as error:
+        raise UserError(f"--out: {path}: cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+        raise UserError(
+            f"--out: {path} is damaged or of another kind ({type(error).__name__}: {error}); "
+            f"remove {path.parent}"
+        ) from error
+
+
+@contextlib.contextmanager
 def lock_directory(out: pathlib.Path, settings: ExperimentSettings) -> Iterator[None]:
     """Writes the settings to `out` and locks it against other experiments inside the context.
 

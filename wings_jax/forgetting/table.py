@@ -198,6 +198,7 @@ def _format_difference(
 
 
 def _format_mean(runs: Sequence[RunScores], method: str, regime: str, measure: Measure) -> str:
+    # Means alone: by kind there are too few questions for intervals to be useful.
     estimate = estimates.estimate_mean(results.select_runs(runs, method, regime), measure)
     mean = Estimate(estimate.mean, math.nan, math.nan, estimate.runs)
     return format_estimate(mean, measure)
@@ -216,7 +217,7 @@ def format_estimate(estimate: Estimate, measure: Measure, sign: str = "") -> str
         return NOTHING
 
     # Shares in % have one digit, other scales two.
-    options = {"digits": 1 if measure.scale == 100 else 2, "scale": measure.scale}
+    options: dict[str, Any] = {"digits": 1 if measure.scale == 100 else 2, "scale": measure.scale}
     mean = formatting.format_number(estimate.mean, sign=sign, **options)
     # Over seeds as ±, over questions as [low, high].
     interval = estimate.questions
@@ -286,7 +287,7 @@ def _estimate_to_dict(estimate: Estimate, measure: Measure) -> dict[str, Any]:
     interval = formatting.round_interval((estimate.low, estimate.high))
     # What the interval of one seed is over depends on the measure.
     over = None
-    if interval[0] is not None:
+    if interval and interval[0] is not None:
         over = "seeds" if estimate.runs > 1 else OVER.get(measure.row, "questions")
 
     content = {

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from wings_jax.data import conversation
+from wings_jax.data import turns as turns_lib
 from wings_jax.errors import UserError
 from wings_jax.inference import streaming
 from wings_jax.inference.dialogue import Dialogue
@@ -48,11 +48,11 @@ class Chat:
 
     def ask(
         self, text: str, images: Sequence[Any] = (), sampling: SamplingParams | None = None
-    ) -> Iterator[str]:
+    ) -> Generator[str]:
         """Yields the answer piece by piece, and records what was yielded as the answer's turn.
 
         Images without a marker in the text come before it. If the caller stops iterating, the
-        answer ends there.
+        answer ends there; before any text of it, the question is removed too.
 
         Raises:
           UserError: as `PromptProcessor.encode`, or the conversation does not fit the devices'
@@ -60,8 +60,14 @@ class Chat:
         """
         new_images = self._processor.load_images(images)
         question = self._processor.add_markers(text, len(new_images))
-        turns = [*self.turns, {"from": "human", "value": question}]
         all_images = [*self.images, *new_images]
+
+        # In a conversation with images, `<image>` in a turn without images has to be escaped.
+        earlier = self.turns
+        if new_images and not self.images:
+            earlier = [escape_turn(turn) for turn in earlier]
+        turn = {"from": "human", "value": question}
+        turns = [*earlier, escape_turn(turn) if self.images and not new_images else turn]
 
         # Nothing is changed until the prompt is known to be valid.
         prompt = self._processor.encode(Request(turns, all_images))
@@ -70,7 +76,7 @@ class Chat:
 
         # The answer's turn grows with what is yielded, so it is right wherever the caller stops.
         before = self.turns, self.images
-        answer = {"from": "gpt", "value": ""}
+        answer, is_complete = {"from": "gpt", "value": ""}, False
         self.turns, self.images = [*turns, answer], all_images
         try:
             for piece in streaming.stream_text(
@@ -81,13 +87,17 @@ class Chat:
             ):
                 answer["value"] += piece
                 yield piece
+            is_complete = True
         except UserError:
-            self.turns, self.images = before
+            answer["value"] = ""
             raise
         finally:
-            # An answer of no text is not a turn.
-            if self.turns and self.turns[-1] is answer and not answer["value"]:
+            # An answer of no text is not a turn. The caller may have changed the turns meanwhile.
+            is_last = bool(self.turns) and self.turns[-1] is answer
+            if is_last and not answer["value"]:
                 self.turns.pop()
+                if not is_complete:
+                    self.turns, self.images = before
 
     def check_image(self, image: Any) -> None:
         """Raises UserError if an image cannot be read."""
@@ -104,6 +114,26 @@ class Chat:
             raise UserError("no question has been asked yet")
 
         last = questions[-1]
-        image_count = self.turns[last]["value"].count(conversation.MARKER)
+        image_count = turns_lib.count_markers(self.turns[last]["value"]) if self.images else 0
         self.turns = self.turns[:last]
         self.images = self.images[: len(self.images) - image_count]
+        if image_count and not self.images:
+            self.turns = [unescape_turn(turn) for turn in self.turns]
+
+
+def escape_turn(turn: Mapping[str, str]) -> dict[str, str]:
+    """Returns a turn of a conversation without images as a turn of one with images.
+
+    >>> print(escape_turn({"from": "human", "value": "What does <image> mean?"})["value"])
+    What does \\<image> mean?
+    """
+    is_human = turn["from"] == "human"
+    text = turn["value"]
+    return {**turn, "value": turns_lib.escape_markers(text) if is_human else text}
+
+
+def unescape_turn(turn: Mapping[str, str]) -> dict[str, str]:
+    """Returns a turn of a conversation that has no images any more: undoes `escape_turn`."""
+    is_human = turn["from"] == "human"
+    text = turn["value"]
+    return {**turn, "value": "".join(turns_lib.split_markers(text)) if is_human else text}

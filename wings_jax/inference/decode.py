@@ -136,7 +136,7 @@ def resume(
     """Returns the answers, which have count i32[B] tokens already, with the next token each."""
     no_tokens = jnp.zeros(count.shape, jnp.int32)
     no_logprobs = jnp.zeros(count.shape)
-    state = DecodeState(no_tokens, no_logprobs, count, params.limits <= count, seen)
+    state = DecodeState(no_tokens, no_logprobs, count, jnp.asarray(params.limits <= count), seen)
     return _sample_next(state, logits, params, stops)
 
 

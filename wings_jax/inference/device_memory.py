@@ -40,7 +40,8 @@ def check_memory(spec: ModelSpec, rows: int, slots: Mapping[str, int]) -> None:
     this check comes first.
     """
     needed = cache_bytes(spec, rows, slots)
-    free = free_bytes(jax.devices()[:1] if spec.mesh is None else spec.mesh.devices.flat)
+    devices = jax.devices()[:1] if spec.mesh is None else spec.mesh.devices.flatten().tolist()
+    free = free_bytes(devices)
     if free is not None and needed > free:
         raise UserError(
             f"{rows} conversation(s) of {slots['main']} slots need {needed / GB:.1f} GB for their "

@@ -105,19 +105,20 @@ class Dialogue:
             count_before = int(state.count[0])
             pending = int(state.tokens[0])
 
-            # `decode` donates the cache. An interrupt in between leaves None, never a cache whose
-            # content is not known.
-            cache, self.cache = self._make_room(STEPS), None
+            assert self.cache is not None  # as `_enter` and the end of this block leave it
+            # `decode` donates the cache. Ctrl-C before the end of this block leaves None, never a
+            # cache whose content is not that of `cached`.
+            cache, self.cache = make_room(self.cache, STEPS), None
             cache, state, generated = decode.decode(
                 self.spec, self.weights, cache, state, batch_params, self.stops, steps=STEPS
             )
-            self.cache = cache
 
             # The newest token is sampled but not in the cache yet; the one before it now is.
             count = int(state.count[0]) - count_before
             tokens = generated["tokens"][:count, 0].tolist()
             logprobs = generated["logprobs"][:count, 0].tolist()
             self._append([pending, *tokens][:count])
+            self.cache = cache
             is_done = bool(state.done[0])
             yield OutputPiece(tuple(tokens), tuple(logprobs), is_done)
 
@@ -143,43 +144,50 @@ class Dialogue:
         chunk = prompts.make_chunk([rest], starts, arch, length=length, images=images)
         features = image_features.encode_all(self.spec, self.weights, rest)
 
+        # As in `_answer`: no cache until it is whole, in case of Ctrl-C.
+        old_cache, self.cache = self.cache, None
         if reused == 0:
+            del old_cache
             capacity = length + prompts.bucket(max_new_tokens + STEPS)
             slots = device_memory.cache_slots(self.spec, chunk, capacity)
-            self.cache, logits = decode.prefill(
-                self.spec, self.weights, chunk, features, slots=slots
-            )
+            cache, logits = decode.prefill(self.spec, self.weights, chunk, features, slots=slots)
         else:
-            self.cache = decode.truncate(self.cache, starts)
-            cache, self.cache = self._make_room(length, images * patches), None
-            self.cache, logits = decode.extend(self.spec, self.weights, cache, chunk, features)
+            cache = decode.truncate(old_cache, starts)
+            cache = make_room(cache, length, images * patches)
+            cache, logits = decode.extend(self.spec, self.weights, cache, chunk, features)
 
         self.cached = prompt
+        self.cache = cache
         return logits
 
-    def _make_room(self, slots: int, visual: int = 0) -> KVCache:
-        """Returns the cache with so many free slots; when it grows, half of it becomes free."""
-        new_slots = {"main": slots, "textual": slots, "visual": visual}
 
-        def needed(cache: KVCache) -> dict[str, int]:
-            return {
-                name: int(cache.used[name]) + new_slots[name]
-                for name in kv_cache.capacities(cache)
-                if new_slots[name]
-            }
+def make_room(cache: KVCache, slots: int, visual: int = 0) -> KVCache:
+    """Returns the cache with so many free slots; when it grows, half of it becomes free.
 
-        def fits(cache: KVCache) -> bool:
-            capacities = kv_cache.capacities(cache)
-            return all(size <= capacities[name] for name, size in needed(cache).items())
+    Args:
+      slots: of the main and the textual cache; `visual` of the visual one.
+    """
+    new_slots = {"main": slots, "textual": slots, "visual": visual}
 
-        if fits(self.cache):
-            return self.cache
+    def needed(cache: KVCache) -> dict[str, int]:
+        return {
+            name: int(cache.used[name]) + new_slots[name]
+            for name in kv_cache.capacities(cache)
+            if new_slots[name]
+        }
 
-        cache = decode.compact(self.cache)
-        if not fits(cache):
-            sizes = {name: prompts.bucket(2 * size) for name, size in needed(cache).items()}
-            cache = decode.grow(cache, tuple(sorted(sizes.items())))
+    def fits(cache: KVCache) -> bool:
+        capacities = kv_cache.capacities(cache)
+        return all(size <= capacities[name] for name, size in needed(cache).items())
+
+    if fits(cache):
         return cache
+
+    cache = decode.compact(cache)
+    if not fits(cache):
+        sizes = {name: prompts.bucket(2 * size) for name, size in needed(cache).items()}
+        cache = decode.grow(cache, tuple(sorted(sizes.items())))
+    return cache
 
 
 def common_prefix(one: PromptSlots, other: PromptSlots) -> int:

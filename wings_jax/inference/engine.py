@@ -19,10 +19,11 @@ from jax.sharding import Mesh
 from wings_jax import tree
 from wings_jax.inference import kv_cache
 from wings_jax.inference.kv_cache import KVCache
-from wings_jax.model import attention, decoder
-from wings_jax.model.decoder import Cache, DecoderLayer, KVInputs, LayerContext
+from wings_jax.model import attention
+from wings_jax.model.context import Cache, KVInputs, LayerContext, rope_tables, ungated_tokens
+from wings_jax.model.decoder import DecoderLayer
 from wings_jax.model.layers import RMSNorm, is_matrix
-from wings_jax.model.layout import IMAGE, LEARNERS, MAIN, NEVER, PADDING, TEXT, Visibility
+from wings_jax.model.layout import IMAGE, LEARNERS, MAIN, NEVER, PADDING, TEXT, Array, Visibility
 from wings_jax.model.presets import WingsArch
 from wings_jax.model.wings import Wings
 
@@ -80,12 +81,12 @@ class Chunk:
                   a learner without new slots is left out
     """
 
-    tokens: jax.Array
-    modality: jax.Array
-    positions: jax.Array
-    visible_from: jax.Array
-    features: jax.Array
-    picks: Mapping[str, jax.Array]
+    tokens: Array
+    modality: Array
+    positions: Array
+    visible_from: Array
+    features: Array
+    picks: Mapping[str, Array]
 
 
 def split_layers(params: Mapping[str, Any], spec: ModelSpec) -> Weights:
@@ -114,7 +115,8 @@ def encode(spec: ModelSpec, weights: Weights, images: jax.Array) -> jax.Array:
 def logits(spec: ModelSpec, weights: Weights, hidden: jax.Array) -> jax.Array:
     """Returns f32[B,V] of final states [B,D]."""
     model, params = spec.model, {"params": weights.rest}
-    return model.apply(params, hidden[:, None], method=Wings.logits)[:, 0]
+    scores: Any = model.apply(params, hidden[:, None], method=Wings.logits)
+    return scores[:, 0]
 
 
 def prefill(
@@ -137,10 +139,11 @@ def prefill(
     # [B, T, K, H] -> [B*K, slots, H]
     padded_layers = tuple(
         {
-            name: tuple(
-                kv_cache.pad_slots(attention.merge_heads(x), slots[name]) for x in key_value
+            name: (
+                kv_cache.pad_slots(attention.merge_heads(k), slots[name]),
+                kv_cache.pad_slots(attention.merge_heads(v), slots[name]),
             )
-            for name, key_value in layer.items()
+            for name, (k, v) in layer.items()
         }
         for layer in layers
     )
@@ -210,7 +213,7 @@ def extend(
         main=KVInputs(visibility["main"], cache.used["main"]),
         positions=positions,
         learners=learners,
-        ungated=decoder.ungated_tokens(spec.arch, ctx.query, learners),
+        ungated=ungated_tokens(spec.arch, ctx.query, learners),
     )
     hidden, layers = _run_layers(spec, weights, ctx, x0, cache.layers)
 
@@ -261,7 +264,7 @@ def _embed(
     spec: ModelSpec, weights: Weights, chunk: Chunk, features: jax.Array | None
 ) -> jax.Array:
     """Returns layer-0 features f32[B,T,D]: encoded images in image slots, else embeddings."""
-    x0 = spec.model.apply(
+    x0: Any = spec.model.apply(
         {"params": weights.rest}, chunk.tokens, method=lambda m, tokens: m.decoder.embed(tokens)
     )
     if features is None:
@@ -272,7 +275,7 @@ def _embed(
     return jnp.where(is_image, features[chunk.features], x0)
 
 
-def _gather_slots(array: jax.Array, picks: jax.Array, fill: int = 0) -> jax.Array:
+def _gather_slots(array: Array, picks: Array, fill: int = 0) -> jax.Array:
     """Returns [B,F,...], the picked slots i32[B,F] of [B,T,...]; `fill` where a pick is T."""
     return jax.vmap(lambda row, index: row.at[index].get(mode="fill", fill_value=fill))(
         array, picks
@@ -295,22 +298,22 @@ def _layer_context(
     for name, picks in chunk.picks.items():
         visible_from = _gather_slots(chunk.visible_from[..., LEARNERS[name]], picks, NEVER)
         visibility[name] = Visibility(_gather_slots(segments, picks), visible_from)
-        llm_table, wing_table = decoder.rope_tables(
-            spec.arch, _gather_slots(chunk.positions, picks)
-        )
+        llm_table, learner_table = rope_tables(spec.arch, _gather_slots(chunk.positions, picks))
         learners[name] = KVInputs(
-            visibility[name], None, _gather_slots(x0, picks), wing_table or llm_table
+            visibility[name],
+            x0=_gather_slots(x0, picks),
+            rope_table=learner_table or llm_table,
         )
 
-    table, wing_table = decoder.rope_tables(spec.arch, chunk.positions)
+    llm_table, learner_table = rope_tables(spec.arch, chunk.positions)
     return visibility, LayerContext(
-        table,
-        query,
-        KVInputs(visibility["main"]),
-        chunk.positions,
-        learners,
-        wing_table=wing_table,
-        ungated=decoder.ungated_tokens(spec.arch, query, learners),
+        rope_table=llm_table,
+        query=query,
+        main=KVInputs(visibility["main"]),
+        positions=chunk.positions,
+        learners=learners,
+        learner_rope_table=learner_table,
+        ungated=ungated_tokens(spec.arch, query, learners),
     )
 
 
@@ -337,5 +340,5 @@ def _run_layers(
         new_caches.append({**cache, **keys_values})
 
     norm = RMSNorm(spec.arch.decoder.norm_eps)
-    hidden = norm.apply({"params": weights.rest["decoder"]["norm"]}, x)
+    hidden: Any = norm.apply({"params": weights.rest["decoder"]["norm"]}, x)
     return hidden, tuple(new_caches)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+from typing import TYPE_CHECKING
 
-from wings_jax import axes, cli
-from wings_jax.inference import loading
-from wings_jax.inference.generator import Generator
+from wings_jax import cli
 from wings_jax.inference.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from wings_jax.inference.generator import Generator
 
 # What `--help` shows for each field of SamplingParams.
 SAMPLING_HELP = {
@@ -59,13 +61,14 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def open_generator(flags: argparse.Namespace, *, rows: int) -> Generator:
     """Returns the generator of the flags. Raises UserError naming what does not fit."""
+    from wings_jax.inference import loading  # slow to import, and --help needs none of it
+
     sampling = sampling_params(flags)
     cli.use_compilation_cache()
-    mesh = axes.make_mesh(axes.parse_mesh(flags.mesh)) if flags.mesh else None
     return loading.load_generator(
         flags.checkpoint,
         dtype=flags.dtype,
-        mesh=mesh,
+        mesh=flags.mesh,
         rows=rows,
         sampling=sampling,
         flag="--checkpoint",

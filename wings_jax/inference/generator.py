@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from wings_jax import checkpoint as checkpoint_lib
 from wings_jax import tree
-from wings_jax.data import conversation, tokenization
+from wings_jax.data import chat_template, conversation, tokenization
 from wings_jax.errors import UserError
 from wings_jax.inference import engine, likelihood, prompts, scheduler, streaming
 from wings_jax.inference.chat import Chat
@@ -59,6 +59,7 @@ class Generator:
       kernel: attention kernel (`attention.attend`).
       rows: how many requests are answered at once.
       sampling: for requests that have none of their own.
+      eos_ids: ids that end an answer, beside those of template and tokenizer.
       mesh: devices that share weights and caches, by the rules of training (`axes.RULES`); by
         default everything is on the device of the parameters.
 
@@ -70,13 +71,14 @@ class Generator:
         self,
         arch: WingsArch,
         params: Mapping[str, Any],
-        tokenizer: Any,
+        tokenizer: tokenization.HFTokenizer,
         template: str | conversation.Template,
         *,
         dtype: str | None = None,
         kernel: str = "auto",
         rows: int = 16,
         sampling: SamplingParams | None = None,
+        eos_ids: Sequence[int] = (),
         mesh: Mesh | None = None,
     ):
         if isinstance(template, str):
@@ -86,14 +88,17 @@ class Generator:
         self.weights = engine.split_layers(params, self.spec)
         self.sampling = sampling or SamplingParams()
         self.processor = PromptProcessor(arch, tokenizer, template, missing_parts(arch, params))
-        stops = stop_tokens(tokenizer, template)
+        stops = stop_tokens(tokenizer, template, eos_ids)
         self.options = scheduler.SchedulerOptions(rows, stops=stops)
 
     @classmethod
     def from_checkpoint(cls, restored: checkpoint_lib.Checkpoint, **options: Any) -> Generator:
         """Returns the generator of a loaded checkpoint; `options` as above, from `dtype` on."""
-        template = conversation.template_from_settings(restored.config.data)
-        return cls(restored.arch, restored.params, restored.tokenizer, template, **options)
+        data, tokenizer = restored.config.data, restored.tokenizer
+        template = chat_template.template_from_settings(data, tokenizer)
+        return cls(
+            restored.arch, restored.params, tokenizer, template, eos_ids=restored.eos_ids, **options
+        )
 
     @overload
     def generate(
@@ -137,13 +142,13 @@ class Generator:
             names = ", ".join(sampling)
             raise UserError(f"{names}: goes with one request; in a list, set Request.sampling")
 
-        answers: list[Answer | None] = [None] * len(requests)
+        answers: dict[int, Answer] = {}
         for index, answer in self.answers(requests):
             if isinstance(answer, UserError):
                 where = f"request {index + 1}: " if len(requests) > 1 else ""
                 raise UserError(f"{where}{answer}") from answer
             answers[index] = answer
-        return answers
+        return [answers[index] for index in range(len(requests))]
 
     def answers(self, requests: Sequence[Request]) -> Iterator[tuple[int, Answer | UserError]]:
         """Yields (index, answer) as they end, or what is wrong with a request instead."""
@@ -156,8 +161,10 @@ class Generator:
                 yield index, error
 
         for task, output in scheduler.run(self.spec, self.weights, tasks, self.options):
-            is_error = isinstance(output, UserError)
-            yield task.index, output if is_error else self._answer(output)
+            if isinstance(output, UserError):
+                yield task.index, output
+            else:
+                yield task.index, self._answer(output)
 
     def stream(self, request: Request) -> Iterator[str]:
         """Yields the answer to a request piece by piece.
@@ -307,11 +314,19 @@ def place_params(params: Mapping[str, Any], arch: WingsArch, mesh: Mesh) -> dict
     return tree.nest(parameters.place_params(tree.flatten(params), abstract))
 
 
-def stop_tokens(tokenizer: Any, template: conversation.Template) -> tuple[int, ...]:
-    """Returns the ids that end an answer: end of turn (template) and of text (tokenizer)."""
+def stop_tokens(
+    tokenizer: tokenization.HFTokenizer,
+    template: conversation.Template,
+    eos_ids: Sequence[int] = (),
+) -> tuple[int, ...]:
+    """Returns the ids that end an answer.
+
+    They are the template's end of turn, the tokenizer's end of text, and `eos_ids`.
+    """
     end_of_turn = template.speakers["gpt"].after.strip()
     ids = {
         tokenization.as_text_tokenizer(tokenizer).id_of(end_of_turn),
-        getattr(tokenizer, "eos_token_id", None),
+        tokenizer.eos_token_id,
+        *eos_ids,
     }
-    return tuple(sorted(ids - {None}))
+    return tuple(sorted(token for token in ids if token is not None))

@@ -8,6 +8,7 @@ resumes from there. The output is written when every line has its answer.
 
 from __future__ import annotations
 
+import codecs
 import dataclasses
 import hashlib
 import json
@@ -22,6 +23,7 @@ from wings_jax.inference.generator import Answer, Generator
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams, change_params
 
+UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 KEYS = {"id", "prompt", "conversations", "image", "images", "sampling"}
 
 
@@ -51,14 +53,14 @@ def read_requests(
     Raises:
       UserError: the file cannot be read, or has no line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"--input: {path}: {error}") from error
+    content = read_input(path)
+    if content.startswith(UTF_16):
+        raise UserError(f"--input: {path} is UTF-16; convert it to UTF-8")
 
+    byte_lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     lines = [
         _parse_line(number, line, image_root, sampling)
-        for number, line in enumerate(text.split("\n"), start=1)
+        for number, line in enumerate(byte_lines, start=1)
         if line.strip()
     ]
     if not lines:
@@ -66,20 +68,35 @@ def read_requests(
     return lines
 
 
-def _parse_line(number: int, text: str, image_root: pathlib.Path, sampling: SamplingParams) -> Line:
+def read_input(path: pathlib.Path) -> bytes:
+    """Returns the content of the input. Raises UserError if it cannot be read."""
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: NUL in the path
+        raise UserError(f"--input: {path}: {error}") from error
+
+
+def _parse_line(
+    number: int, line: bytes, image_root: pathlib.Path, sampling: SamplingParams
+) -> Line:
     """Returns a line of the input, with its request or what is wrong with it."""
     identity: Any = number
     try:
-        record = json.loads(text)
+        record = json.loads(line.decode())
         if not isinstance(record, Mapping):
             raise UserError(f"is {samples.shorten(record)}, not an object")
         identity = record.get("id", number)
         return Line(number, identity, _request(record, image_root, sampling))
+    except UserError as error:
+        return Line(number, identity, error)
+    except UnicodeDecodeError as error:
+        byte = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+        return Line(number, identity, UserError(f"not UTF-8: {byte}"))
     except json.JSONDecodeError as error:
         reason = UserError(f"malformed JSON: {error.msg}, column {error.colno}")
         return Line(number, identity, reason)
-    except UserError as error:
-        return Line(number, identity, error)
+    except (ValueError, RecursionError) as error:  # numbers and nesting beyond Python's limits
+        return Line(number, identity, UserError(f"JSON that cannot be read: {error}"))
 
 
 def _request(
@@ -114,6 +131,17 @@ def _request(
     return Request(question, [image_root / name for name in names], params)
 
 
+def to_json(record: Any, indent: int | None = None) -> str:
+    """Returns a record as JSON, in which surrogates, which UTF-8 does not have, are escaped.
+
+    >>> print(to_json({"id": chr(0xDC80)}), to_json({"id": "é"}))
+    {"id": "\\udc80"} {"id": "é"}
+    """
+    text = json.dumps(record, ensure_ascii=False, indent=indent)
+    has_surrogates = any("\ud800" <= letter <= "\udfff" for letter in text)
+    return json.dumps(record, indent=indent) if has_surrogates else text
+
+
 class Journal:
     """The answers of one job so far, in a file beside its output.
 
@@ -145,25 +173,32 @@ class Journal:
     def _read_answers(self) -> dict[int, dict[str, Any]]:
         """Returns line number -> answer of an earlier run, {} if there was none."""
         try:
-            text = self._path.read_text(encoding="utf-8")
+            text = self._path.read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return {}
         except OSError as error:
             raise UserError(f"--output: {self._path}: {error.strerror}") from error
 
         header, *lines = text.split("\n")
-        if text and header != self._header:
+        if not lines:  # empty, or a header that was cut off
+            files.write_text(self._path, "")
+            return {}
+        if header != self._header:
             raise UserError(
                 f"--output: {self._path} is the journal of another job (input, checkpoint or "
                 "sampling differ): remove it to start over"
             )
 
         # What follows the last end of line is a line that was cut off.
-        cut_off = lines[-1] if lines else ""
-        if cut_off:
-            self._path.write_text(text.removesuffix(cut_off), encoding="utf-8")
-        entries = [json.loads(line) for line in lines[:-1]]
-        return {entry["line"]: entry["answer"] for entry in entries}
+        if lines[-1]:
+            files.write_text(self._path, text.removesuffix(lines[-1]))
+        try:
+            entries = [json.loads(line) for line in lines[:-1]]
+            return {entry["line"]: entry["answer"] for entry in entries}
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(
+                f"--output: {self._path} is damaged: remove it to start over"
+            ) from error
 
     def _write_line(self, line: str) -> None:
         self._file.write(line + "\n")
@@ -172,13 +207,13 @@ class Journal:
     def add(self, number: int, answer: Mapping[str, Any]) -> None:
         """Appends the answer to a line of the input."""
         self.answers[number] = dict(answer)
-        self._write_line(json.dumps({"line": number, "answer": answer}, ensure_ascii=False))
+        self._write_line(to_json({"line": number, "answer": answer}))
 
     def finish(self) -> None:
         """Writes the output in the order of the input, and removes the journal."""
         self._file.close()
         ordered = [self.answers[number] for number in sorted(self.answers)]
-        lines = [json.dumps(answer, ensure_ascii=False) + "\n" for answer in ordered]
+        lines = [to_json(answer) + "\n" for answer in ordered]
         files.write_text(self._output, "".join(lines))
         self._path.unlink()
 
@@ -196,7 +231,8 @@ def run(generator: Generator, lines: list[Line], journal: Journal) -> Iterator[d
             yield _add_answer(journal, line, line.request)
 
     valid = [line for line in waiting if isinstance(line.request, Request)]
-    for index, answer in generator.answers([line.request for line in valid]):
+    requests = [line.request for line in valid if isinstance(line.request, Request)]
+    for index, answer in generator.answers(requests):
         yield _add_answer(journal, valid[index], answer)
 
 

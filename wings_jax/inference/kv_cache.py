@@ -91,7 +91,10 @@ def grow(cache: KVCache, slots: Mapping[str, int]) -> KVCache:
 
     # [B*K, S, H] -> [B*K, sizes[name], H]
     layers = tuple(
-        {name: tuple(pad_slots(x, sizes[name]) for x in pair) for name, pair in layer.items()}
+        {
+            name: (pad_slots(k, sizes[name]), pad_slots(v, sizes[name]))
+            for name, (k, v) in layer.items()
+        }
         for layer in cache.layers
     )
     visibility = {
@@ -127,7 +130,8 @@ def compact(cache: KVCache) -> KVCache:
 
         for layer in layers:
             if name in layer:
-                layer[name] = tuple(_take_slots(x, sources, rows) for x in layer[name])
+                k, v = layer[name]
+                layer[name] = _take_slots(k, sources, rows), _take_slots(v, sources, rows)
 
     return KVCache(tuple(layers), visibility, positions, used, cache.lengths)
 

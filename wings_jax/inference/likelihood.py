@@ -15,7 +15,7 @@ from wings_jax.inference import decode, device_memory, engine, image_features, p
 from wings_jax.inference.engine import Chunk, ModelSpec, Weights
 from wings_jax.inference.kv_cache import KVCache
 from wings_jax.inference.prompts import PromptSlots
-from wings_jax.model.layout import PADDING
+from wings_jax.model.layout import PADDING, Array
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,9 +89,7 @@ def score_answers(
     return logprob + later_logprobs.sum(0), likeliest + later_likeliest.sum(0)
 
 
-def score_tokens(
-    logits: jax.Array, tokens: jax.Array, is_used: jax.Array
-) -> tuple[jax.Array, jax.Array]:
+def score_tokens(logits: jax.Array, tokens: Array, is_used: Array) -> tuple[jax.Array, jax.Array]:
     """Returns log-probabilities f32[B] of tokens i32[B], and i32[B], 1 where one is the likeliest.
 
     Both are 0 where bool[B] `is_used` does not hold.

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from wings_jax import checkpoint, errors
+from wings_jax import axes, checkpoint, errors
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.likelihood import Likelihood
 from wings_jax.inference.prompts import Request
@@ -21,7 +21,7 @@ def load_generator(
     path: str | os.PathLike,
     *,
     dtype: str | None = None,
-    mesh: Mesh | None = None,
+    mesh: Mesh | str | None = None,
     rows: int = 16,
     sampling: SamplingParams | None = None,
     flag: str = "checkpoint",
@@ -31,7 +31,7 @@ def load_generator(
     Args:
       path: of a run's directory its newest step is loaded.
       dtype: "bfloat16" or "float32"; by default bfloat16 on accelerators and float32 on a CPU.
-      mesh: devices that share the model (`axes.make_mesh`).
+      mesh: devices that share the model, such as "data=2,tensor=4" (`axes.make_mesh`).
       rows: how many requests are answered at once.
       sampling: for requests that have none of their own; greedy by default.
       flag: what error messages call `path`.
@@ -41,8 +41,10 @@ def load_generator(
       MeshError: the mesh does not divide the model.
     """
     dtype = dtype or parameters.default_dtype()
+    if isinstance(mesh, str):
+        mesh = axes.make_mesh(axes.parse_mesh(mesh)) if mesh else None
     with errors.full_memory(MEMORY_ADVICE):
-        restored = checkpoint.load(path, flag=flag, dtype=dtype, mesh=mesh)
+        restored = checkpoint.load(os.fspath(path), flag=flag, dtype=dtype, mesh=mesh)
         return Generator.from_checkpoint(
             restored, dtype=dtype, mesh=mesh, rows=rows, sampling=sampling
         )

@@ -43,15 +43,17 @@ class PromptSlots:
 EMPTY = PromptSlots(np.zeros(0, np.int32), np.zeros(0, np.int32))
 
 
-def from_ids(ids: Sequence[int], images: Sequence[np.ndarray], image_slots: int) -> PromptSlots:
+def from_ids(
+    ids: Sequence[int] | np.ndarray, images: Sequence[np.ndarray], image_slots: int
+) -> PromptSlots:
     """Returns the slots of ids, in which `conversation.IMAGE_ID` stands for an image.
 
     >>> from_ids([5, conversation.IMAGE_ID, 6], (), image_slots=2).tokens
     array([5, 0, 0, 6], dtype=int32)
     """
-    ids = np.asarray(ids, np.int32).reshape(-1)
-    labels = np.full_like(ids, layout.IGNORE)
-    expanded = conversation.expand(conversation.Encoded(ids, labels), image_slots)
+    id_array = np.asarray(ids, np.int32).reshape(-1)
+    labels = np.full_like(id_array, layout.IGNORE)
+    expanded = conversation.expand(conversation.Encoded(id_array, labels), image_slots)
     return PromptSlots(expanded.tokens, expanded.modality, tuple(images))
 
 
@@ -150,8 +152,9 @@ def _pick_slots(is_picked: np.ndarray, width: int) -> np.ndarray:
 class Request:
     """A conversation to be continued by an answer. Its last turn is a human's.
 
-    conversations  turns {"from": system|human|gpt, "value": text}, with `<image>` in the text for
-                   each image; or a text, for a single human turn
+    conversations  turns {"from": system|human|gpt, "value": text}, or a text for a single human
+                   turn. With images, `<image>` in a human turn stands for an image and
+                   `\\<image>` for the word; without images `<image>` is the word
     images         paths, encoded bytes, u8[h,w,3] or PIL images, in the order of the markers; one
                    image, and all images of a single text, need no marker: they come first
     sampling       how the answer is sampled; None for the generator's default
@@ -167,8 +170,8 @@ class Request:
         if not isinstance(self.conversations, str):
             return self.conversations
         text = self.conversations
-        if conversation.MARKER not in text:
-            text = f"{conversation.MARKER}\n" * len(self.images) + text
+        if not turns_lib.count_markers(text):
+            text = f"{turns_lib.MARKER}\n" * len(self.images) + text
         return [{"from": "human", "value": text}]
 
 
@@ -183,7 +186,7 @@ class PromptProcessor:
     """
 
     arch: WingsArch
-    tokenizer: Any
+    tokenizer: tokenization.HFTokenizer
     template: conversation.Template
     missing_parts: tuple[str, ...] = ()
 
@@ -219,20 +222,21 @@ class PromptProcessor:
     def turns(self, request: Request) -> list[dict[str, str]]:
         """Returns the turns of a request, with as many markers as it has images.
 
-        Data may have excess markers, which training ignores; in a request they are an error.
+        Data may have excess markers, which training ignores; in a request with images they are
+        an error, and in one without images they are text.
         """
         sample = samples.Sample("", tuple(request.images), request.turns)
         turns = turns_lib.normalize_sample(sample, needs_answer=False)
 
         # `turns` has the right number of markers; what counts here is what the user wrote.
         markers = sum(
-            original["value"].count(conversation.MARKER)
+            turns_lib.count_markers(original["value"])
             for original, turn in zip(request.turns, turns, strict=True)
             if turn["from"] == "human"
         )
-        if markers not in (0, len(request.images)):
+        if request.images and markers not in (0, len(request.images)):
             raise UserError(
-                f"{len(request.images)} image(s), {markers} {conversation.MARKER} in the prompt"
+                f"{len(request.images)} image(s), {markers} {turns_lib.MARKER} in the prompt"
             )
         return turns
 
@@ -254,6 +258,7 @@ class PromptProcessor:
 
     def answer_ids(self, request: Request, answer: str) -> list[int]:
         """Returns the ids of an answer to the request as in training, end of turn included."""
+        check_unicode(answer, "the answer")
         turns = self.turns(request)
         prompt = conversation.encode(turns, self.tokenizer, self.template, open_answer=True)
         answered_turns = [*turns, {"from": "gpt", "value": answer}]
@@ -269,6 +274,7 @@ class PromptProcessor:
         Raises:
           UserError: the text has less than two tokens, so that no token follows another.
         """
+        check_unicode(text, "the text")
         ids = tokenization.as_text_tokenizer(self.tokenizer).encode(text)
         if len(ids) < 2:
             raise UserError(
@@ -287,25 +293,27 @@ class PromptProcessor:
     def add_markers(self, text: str, images: int) -> str:
         """Returns a human turn with a marker for each image: its own, or else all in front.
 
+        Without images `<image>` is a word; it is escaped, as later turns may have images.
+
         Raises:
           UserError: the text has markers, but not one for each image.
         """
-        markers = text.count(conversation.MARKER)
+        if not images:
+            return turns_lib.escape_markers(text)
+        markers = turns_lib.count_markers(text)
         if markers and markers != images:
-            raise UserError(f"{images} image(s), {markers} {conversation.MARKER} in the text")
-        return text if markers else f"{conversation.MARKER}\n" * images + text
+            raise UserError(f"{images} image(s), {markers} {turns_lib.MARKER} in the text")
+        return text if markers else f"{turns_lib.MARKER}\n" * images + text
 
     def load_images(self, images: Sequence[Any]) -> tuple[np.ndarray, ...]:
-        """Returns the images as the vision tower's input, u8[h,w,3] each."""
+        """Returns the images as the vision tower's input, u8[h,w,3] each.
+
+        Raises:
+          UserError: an image is missing, or cannot be read.
+        """
         vision = self.arch.vision
         return tuple(
-            image_files.prepare_image(
-                image.convert("RGB")
-                if isinstance(image, Image.Image)
-                else image_files.load_image(image),
-                vision.image_size,
-                vision.mean,
-            )
+            image_files.prepare_image(image_files.load_image(image), vision.image_size, vision.mean)
             for image in images
         )
 
@@ -319,6 +327,20 @@ def as_list(images: Sequence[Any] | Any) -> list[Any]:
     is_one = isinstance(images, str | bytes | os.PathLike | Image.Image)
     is_array = getattr(images, "ndim", None) == 3
     return [images] if is_one or is_array else list(images)
+
+
+def check_unicode(text: str, where: str) -> None:
+    """Raises UserError if a text has surrogates, which are not characters.
+
+    They come from bytes that are not UTF-8, and from JSON escapes such as "\\ud83d" alone.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        code = f"U+{ord(text[error.start]):04X}"
+        raise UserError(
+            f"{where} is not valid Unicode: {code} at character {error.start + 1}; give it as UTF-8"
+        ) from error
 
 
 def seen_tokens(rows: Sequence[PromptSlots], arch: WingsArch) -> np.ndarray:

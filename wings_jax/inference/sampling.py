@@ -8,6 +8,7 @@ the filters is that of Hugging Face: repetition penalty, temperature, top-k, top
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from wings_jax.errors import UserError
+from wings_jax.model.layout import Array
 
 SEED_MASK = 0xFFFFFFFFFFFFFFF  # 60 bits of a seed are used
+MOST_TOKENS = 2**31 - 1
+MIN_TEMPERATURE = 1e-5  # below, float32 logits overflow; the limit is greedy
 
 # name -> least and greatest value; None without a limit
 BOUNDS = {
@@ -26,6 +30,7 @@ BOUNDS = {
     "top_k": (0, None),
     "top_p": (0, 1),
     "min_p": (0, 1),
+    "repetition_penalty": (1e-5, 1e9),  # beyond, float32 logits overflow
 }
 
 
@@ -34,12 +39,14 @@ class SamplingParams:
     """How one request is answered. The defaults are greedy.
 
     max_new_tokens      the most tokens of an answer
-    temperature         0 takes the likeliest token; otherwise logits are divided by it
+    temperature         0 takes the likeliest token, as does less than 1e-5; otherwise logits are
+                        divided by it
     top_k               only the k likeliest tokens; 0 for all
     top_p               only the likeliest tokens that together have this probability
     min_p               only tokens at least this fraction as likely as the likeliest
     repetition_penalty  > 1 makes tokens of prompt and answer less likely (CTRL)
-    seed                of the random draws; an answer never depends on the rest of its batch
+    seed                any whole number, of which 60 bits are used; an answer never depends on the
+                        rest of its batch
     stop                strings that end an answer, and are not part of it
     logprobs            whether the log-probability of each token is returned
     """
@@ -58,7 +65,7 @@ class SamplingParams:
         """Raises UserError naming the first value of a wrong type or out of range."""
         for name in ("max_new_tokens", "top_k", "seed"):
             value = getattr(self, name)
-            if not isinstance(value, int | np.integer):
+            if not isinstance(value, int | np.integer) or isinstance(value, bool):
                 raise UserError(f"{name}: {value!r} is not a whole number")
 
         is_list = isinstance(self.stop, tuple | list)
@@ -67,8 +74,8 @@ class SamplingParams:
 
         for name in ("temperature", "top_p", "min_p", "repetition_penalty"):
             value = getattr(self, name)
-            if not isinstance(value, int | float | np.number):
-                raise UserError(f"{name}: {value!r} is not a number")
+            if not _is_finite_number(value):
+                raise UserError(f"{name}: {value!r} is not a finite number")
 
         for name, (least, most) in BOUNDS.items():
             value = getattr(self, name)
@@ -76,8 +83,19 @@ class SamplingParams:
                 limit = f"at least {least}" if most is None else f"between {least} and {most}"
                 raise UserError(f"{name}: {value} is not {limit}")
 
-        if not self.repetition_penalty > 0:
-            raise UserError(f"repetition_penalty: {self.repetition_penalty} is not positive")
+
+def _is_finite_number(value: object) -> bool:
+    """Returns whether a value is a number that a float can hold, and not a bool.
+
+    >>> [_is_finite_number(value) for value in (1, 0.5, True, "1", 10**400, float("nan"))]
+    [True, True, False, False, False, False]
+    """
+    if not isinstance(value, int | float | np.number) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def change_params(params: SamplingParams, changes: Mapping[str, Any]) -> SamplingParams:
@@ -116,13 +134,13 @@ class BatchSamplingParams:
     penalty      f32[B]    repetition penalty, or None
     """
 
-    limits: jax.Array
-    keys: jax.Array | None = None
-    temperature: jax.Array | None = None
-    top_k: jax.Array | None = None
-    top_p: jax.Array | None = None
-    min_p: jax.Array | None = None
-    penalty: jax.Array | None = None
+    limits: Array
+    keys: Array | None = None
+    temperature: Array | None = None
+    top_k: Array | None = None
+    top_p: Array | None = None
+    min_p: Array | None = None
+    penalty: Array | None = None
 
 
 def stack_params(params: Sequence[SamplingParams], vocab_size: int) -> BatchSamplingParams:
@@ -131,21 +149,23 @@ def stack_params(params: Sequence[SamplingParams], vocab_size: int) -> BatchSamp
     def column(name: str, dtype: type) -> np.ndarray:
         return np.array([getattr(row, name) for row in params], dtype)
 
-    limits = column("max_new_tokens", np.int32)
-    penalty = column("repetition_penalty", np.float32)
-    penalty = None if (penalty == 1).all() else penalty
+    # Python's integers have no limit, arrays do: clamp before the conversion.
+    limits = np.array([min(row.max_new_tokens, MOST_TOKENS) for row in params], np.int32)
+    penalties = column("repetition_penalty", np.float32)
+    penalty = None if (penalties == 1).all() else penalties
 
     temperature = column("temperature", np.float32)
+    temperature[temperature < MIN_TEMPERATURE] = 0
     if not temperature.any():
         return BatchSamplingParams(limits, penalty=penalty)
 
-    top_k = column("top_k", np.int32)
-    seeds = column("seed", np.int64) & SEED_MASK
+    top_k = np.array([min(row.top_k, vocab_size) for row in params], np.int32)
+    seeds = np.array([int(row.seed) & SEED_MASK for row in params], np.int64)
     return BatchSamplingParams(
         limits=limits,
         keys=np.stack([seeds >> 32, seeds & 0xFFFFFFFF], axis=-1).astype(np.uint32),
         temperature=temperature,
-        top_k=np.where(top_k == 0, vocab_size, np.minimum(top_k, vocab_size)),
+        top_k=np.where(top_k == 0, vocab_size, top_k),
         top_p=column("top_p", np.float32),
         min_p=column("min_p", np.float32),
         penalty=penalty,
@@ -162,13 +182,13 @@ def sample_tokens(
       count: i32[B], how many tokens of the answer there are already.
       seen: bool[B,V], the tokens of prompt and answer; needed with a repetition penalty.
     """
-    if params.penalty is not None:
+    if params.penalty is not None and seen is not None:
         penalty = params.penalty[:, None]
         penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
         logits = jnp.where(seen, penalized, logits)
 
     likeliest = logits.argmax(-1).astype(jnp.int32)
-    if params.keys is None:
+    if params.keys is None or params.temperature is None:
         return likeliest
 
     # Greedy rows of a mixed batch are computed at temperature 1 and then replaced.
@@ -177,13 +197,16 @@ def sample_tokens(
     filtered = filter_logits(logits / temperature[:, None], params)
 
     # Token n of a row is a function of its seed and n only.
-    keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(params.keys), count)
+    keys = jax.vmap(jax.random.fold_in)(jax.random.wrap_key_data(jnp.asarray(params.keys)), count)
     sampled = jax.vmap(jax.random.categorical)(keys, filtered)
     return jnp.where(is_sampled, sampled, likeliest).astype(jnp.int32)
 
 
 def filter_logits(logits: jax.Array, params: BatchSamplingParams) -> jax.Array:
     """Returns f32[B,V] with -inf where top-k, top-p or min-p excludes a token."""
+    if params.top_k is None or params.top_p is None or params.min_p is None:
+        return logits
+
     ordered = -jnp.sort(-logits, axis=-1)
     rank = jnp.arange(logits.shape[-1])
     ordered = jnp.where(rank < params.top_k[:, None], ordered, -jnp.inf)

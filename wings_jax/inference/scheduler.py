@@ -11,6 +11,7 @@ import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from wings_jax import errors
@@ -266,6 +267,9 @@ class _Batch:
 
     def decode(self) -> None:
         """Generates up to `steps` tokens in every row that is not done."""
+        if self.cache is None or self.state is None:  # no row was ever filled
+            return
+
         # Replaced rows have empty slots; moving them to the end makes room again.
         if int(self.cache.used["main"]) + self.steps > self.capacity:
             self.cache = decode.compact(self.cache)
@@ -305,4 +309,4 @@ class _Batch:
             if done[row]:
                 self.outputs[row] = None
                 yield output.task, output
-        self.state = dataclasses.replace(self.state, done=done)
+        self.state = dataclasses.replace(self.state, done=jnp.asarray(done))

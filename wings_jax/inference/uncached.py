@@ -40,7 +40,7 @@ def recompute(
     arch = spec.arch
     batch_params = sampling.stack_params([params], arch.decoder.vocab_size)
     images = prompts.power(len(prompt.images))
-    stops = np.asarray(stops or (-1,), np.int32)
+    stop_ids = np.asarray(stops or (-1,), np.int32)
 
     tokens: list[int] = []
     is_done = False
@@ -55,7 +55,7 @@ def recompute(
 
         seen = None if batch_params.penalty is None else prompts.seen_tokens([whole], arch)
         count = np.array([len(tokens)], np.int32)
-        state = decode.resume(logits, batch_params, stops, count, seen)
+        state = decode.resume(logits, batch_params, stop_ids, count, seen)
         tokens.append(int(state.tokens[0]))
         is_done = bool(state.done[0])
         yield tokens[-1], float(state.logprobs[0]), is_done

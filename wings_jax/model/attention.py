@@ -46,7 +46,7 @@ def attend(
       k, v: [B,S,K,H] with N a multiple of K (query head n reads kv head n // G), or [B*K,S,H],
         the form of a KV cache (`merge_heads`).
       query, key: the two sides of the attention mask (`layout.visible`), [B,T] and [B,S]; without
-        them every query sees every key.
+        them every query attends to every key.
       probes: f32[B,S,C], per-key values, shared by all heads.
       kernel: one of KERNELS; 'auto' chooses by shape (`choose_kernel`).
       block: block length of the chunked kernel, in slots.
@@ -68,7 +68,7 @@ def attend(
     if is_cache:
         k, v = (split_heads(x, q.shape[0]) for x in (k, v))
     has_probes = probes is not None
-    if not has_probes:
+    if probes is None:
         probes = jnp.zeros((q.shape[0], num_keys, 0), jnp.float32)
 
     # Query heads by the kv head that they read: [B, T, N, H] -> [B, T, K, G, H]

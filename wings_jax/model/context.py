@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from wings_jax.model import attention, layout
 from wings_jax.model.layers import RopeTable, rope_table
-from wings_jax.model.layout import Layout, Visibility
+from wings_jax.model.layout import Array, Layout, Visibility
 from wings_jax.model.presets import WingsArch
 
 # Keys and values of one attention: [B,S,K,H] each, or [B*K,S,H] where they are a KV cache.
@@ -28,7 +28,7 @@ Cache = Mapping[str, KeysValues]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVInputs:
-    """The keys and values of one attention: their inputs, and who may see them.
+    """The inputs of one attention's keys and values, and the key side of its attention mask.
 
     S is the number of keys: the T new slots, or those of the KV cache, into which the F new ones
     are written from slot `start` on. A learner may leave out the slots of other modalities.
@@ -37,13 +37,13 @@ class KVInputs:
     start       i32[]             first cache slot of the new keys; None without a KV cache
     x0          f32[B,F,D]        layer-0 features of a learner's new keys; None where there are
                                   none, and for the main attention, which reads the stream
-    table       f32[B,F,H/2] x 2  rope table (cos, sin) at the positions of x0
+    rope_table  f32[B,F,H/2] x 2  cos and sin at the positions of x0
     """
 
     visibility: Visibility
     start: jax.Array | None = None
     x0: jax.Array | None = None
-    table: RopeTable | None = None
+    rope_table: RopeTable | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -51,23 +51,23 @@ class KVInputs:
 class LayerContext:
     """What every layer reads besides the residual stream of its T slots.
 
-    table       f32[B,T,H/2] x 2  rope table (cos, sin) at the slots' positions
-    query       Visibility [B,T]  query side of the attention mask, the same for every attention
-    main        KVInputs of the main attention
-    positions   i32[B,S]          positions of the main attention's keys, for the router's weights
-    learners    learner -> its KVInputs; a learner without visible keys may be left out
-    classes     f32[B,S,C]        probes of the main attention (LAWS: one-hot classes of the keys)
-    wing_table  f32[B,T,H/2] x 2  as `table`, for the learners' queries; None where it is the same
-    ungated     bool[B,T]         where learners count 1 instead of gate x gain; None: nowhere
+    rope_table          f32[B,T,H/2] x 2  cos and sin at the slots' positions
+    query               Visibility [B,T]  query side of the attention mask, for every attention
+    main                KVInputs of the main attention
+    positions           i32[B,S]    positions of the main attention's keys, for the router's weights
+    learners            learner -> its KVInputs; a learner without visible keys may be left out
+    classes             f32[B,S,C]  probes of the main attention (LAWS: one-hot classes of the keys)
+    learner_rope_table  as `rope_table`, for the learners' queries; None where it is the same
+    ungated             bool[B,T]   where learners count 1 instead of gate x gain; None: nowhere
     """
 
-    table: RopeTable
+    rope_table: RopeTable
     query: Visibility
     main: KVInputs
-    positions: jax.Array
+    positions: Array
     learners: Mapping[str, KVInputs]
     classes: jax.Array | None = None
-    wing_table: RopeTable | None = None
+    learner_rope_table: RopeTable | None = None
     ungated: jax.Array | None = None
 
 
@@ -87,11 +87,13 @@ def make_context(
       image_slots: an upper bound of the image slots in a row. The visual learner then has so many
         keys instead of T, and with 0 it is left out; the layers' results are the same.
     """
-    table, wing_table = rope_tables(arch, rows.positions)
+    llm_table, learner_table = rope_tables(arch, rows.positions)
 
     learners = {
         name: KVInputs(
-            layout.key_visibility(rows, layout.LEARNERS[name]), None, x0, wing_table or table
+            layout.key_visibility(rows, layout.LEARNERS[name]),
+            x0=x0,
+            rope_table=learner_table or llm_table,
         )
         for name in arch.learners
     }
@@ -102,18 +104,18 @@ def make_context(
 
     query = layout.query_visibility(rows)
     return LayerContext(
-        table=table,
+        rope_table=llm_table,
         query=query,
         main=KVInputs(layout.key_visibility(rows, layout.MAIN)),
         positions=rows.positions,
         learners=learners,
         classes=classes,
-        wing_table=wing_table,
+        learner_rope_table=learner_table,
         ungated=ungated_tokens(arch, query, learners),
     )
 
 
-def rope_tables(arch: WingsArch, positions: jax.Array) -> tuple[RopeTable, RopeTable | None]:
+def rope_tables(arch: WingsArch, positions: Array) -> tuple[RopeTable, RopeTable | None]:
     """Returns the rope table of the LLM, and that of the learners where it differs.
 
     The learners of the authors' release ignore the LLM's rope scaling.
@@ -137,7 +139,7 @@ def ungated_tokens(
     has_keys = [
         layout.visible(query, kv_inputs.visibility).any(-1) for kv_inputs in learners.values()
     ]
-    return sum(mask.astype(jnp.int32) for mask in has_keys) == 1
+    return jnp.stack(has_keys).sum(0) == 1
 
 
 def update_cache(
@@ -147,14 +149,14 @@ def update_cache(
 
     Without a cache they are the new ones, [B,F,K,H].
     """
-    if cached is None:
+    if cached is None or start is None:
         return fresh
-    return tuple(
-        jax.lax.dynamic_update_slice_in_dim(
-            old, attention.merge_heads(new.astype(old.dtype)), start, axis=1
-        )
-        for old, new in zip(cached, fresh, strict=True)
-    )
+
+    def write(old: jax.Array, new: jax.Array) -> jax.Array:
+        merged = attention.merge_heads(new.astype(old.dtype))
+        return jax.lax.dynamic_update_slice_in_dim(old, merged, start, axis=1)
+
+    return write(cached[0], fresh[0]), write(cached[1], fresh[1])
 
 
 def _pack_images(visual: KVInputs, rows: Layout, count: int) -> KVInputs:

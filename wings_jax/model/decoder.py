@@ -27,29 +27,14 @@ from wings_jax.model import attention
 from wings_jax.model.context import (
     Cache,
     KeysValues,
-    KVInputs,
     LayerContext,
     make_context,
-    rope_tables,
-    ungated_tokens,
     update_cache,
 )
-from wings_jax.model.layers import INIT, GatedMlp, Prefix, Projection, RMSNorm, rope
-from wings_jax.model.layout import Layout
+from wings_jax.model.layers import INIT, GatedMlp, Prefix, Projection, RMSNorm, partitioned, rope
+from wings_jax.model.layout import Array, Layout
 from wings_jax.model.learners import Learner, Router
 from wings_jax.model.presets import WingsArch
-
-__all__ = [
-    "REMAT",
-    "Cache",
-    "Decoder",
-    "DecoderLayer",
-    "KVInputs",
-    "LayerContext",
-    "learner_switches",
-    "rope_tables",
-    "ungated_tokens",
-]
 
 # Name of a rematerialization policy -> what the forward pass saves for the backward pass.
 REMAT = {
@@ -93,8 +78,8 @@ class Attention(nn.Module):
 
         # [B, T, D] -> [B, T, N, H] and [B, T, K, H]
         bias = decoder.qkv_bias
-        q = rope(project("q", "BTD,DNH->BTNH", heads, bias=bias)(h), ctx.table)
-        k = rope(project("k", "BTD,DKH->BTKH", heads, bias=bias)(h), ctx.table)
+        q = rope(project("q", "BTD,DNH->BTNH", heads, bias=bias)(h), ctx.rope_table)
+        k = rope(project("k", "BTD,DKH->BTKH", heads, bias=bias)(h), ctx.rope_table)
         v = project("v", "BTD,DKH->BTKH", heads, bias=bias)(h)
         keys_values = update_cache(cached, (k, v), ctx.main.start)
 
@@ -124,8 +109,8 @@ class DecoderLayer(nn.Module):
         head_masses, masses            f32[B,T,N,C]  the probes of `ctx.classes`, and their mean
                                                      over heads, f32[B,T,C]
         visual_wing, textual_wing      [B,T,D]       the learners' outputs, not gated
-        main_norm, visual_norm, ...    f32[B,T]      length of what the main attention and each
-                                                     learner, gated, add to the stream
+        main_norm, visual_norm, ...    f32[B,T]      norms of what the main attention and each
+                                                     gated learner add to the stream
 
     arch    sizes, learners, semantics
     kernel  one of `attention.KERNELS`
@@ -136,22 +121,24 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, layer: tuple[jax.Array, Cache | None], ctx: LayerContext
+        self, x: jax.Array, layer_inputs: tuple[jax.Array, Cache | None], ctx: LayerContext
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the residual stream [B,T,D] after the layer, and the layer's KV cache.
 
-        `layer` is what differs by layer: its switch (1 where it carries learners, else 0) and its
-        KV cache. With {} for the cache, the new keys and values [B,T,K,H] are returned; with
-        None, none are.
+        Args:
+          x: [B,T,D], the residual stream.
+          layer_inputs: the switch (1.0 where the layer has learners, else 0.0) and the KV cache.
+            With {} the new keys and values [B,T,K,H] are returned; with None nothing is.
+          ctx: the inputs that all layers share.
         """
         arch, decoder = self.arch, self.arch.decoder
-        switch, cache = layer
+        switch, cache = layer_inputs
         cached = dict(cache) if cache is not None else {}
 
         # The main attention and, in the paper, the learners read the same normed stream, [B, T, D].
         h = RMSNorm(decoder.norm_eps, name="norm_attn")(x)
 
-        # Its probes are the router's weights and the classes: [B, S, M + C] -> [B, T, N, M + C].
+        # Probes: the router's weights and the classes, [B, S, M + C] -> [B, T, N, M + C].
         router = Router(len(arch.learners), arch.router_positions, name="router")
         prefix = None
         if arch.prefix_length:
@@ -199,7 +186,7 @@ class DecoderLayer(nn.Module):
 
     def _sow_masses(self, probed: jax.Array | None, ctx: LayerContext) -> None:
         """Sows the attention masses of `ctx.classes`, the last C of the probed rows."""
-        if ctx.classes is not None:
+        if ctx.classes is not None and probed is not None:
             masses = probed[..., -ctx.classes.shape[-1] :]
             self.sow("intermediates", "head_masses", masses)
             self.sow("intermediates", "masses", masses.mean(2))
@@ -211,7 +198,7 @@ class DecoderLayer(nn.Module):
         arch = self.arch
         num_learners = len(arch.learners)
         gates = jnp.ones((*ctx.query.segments.shape, num_learners), jnp.float32)
-        if arch.router:
+        if arch.router and probed is not None:
             gates = router(probed[..., :num_learners].sum(2))
             self.sow("intermediates", "gates", gates)
         gates = gates * (arch.gain * switch)
@@ -221,7 +208,7 @@ class DecoderLayer(nn.Module):
 
 
 def _norm(x: jax.Array) -> jax.Array:
-    """Returns f32[B,T], the length of each vector of [B,T,D]."""
+    """Returns f32[B,T], the Euclidean norm of each vector of [B,T,D]."""
     return jnp.linalg.norm(x.astype(jnp.float32), axis=-1)
 
 
@@ -238,10 +225,10 @@ class Embed(nn.Module):
     width: int
 
     def setup(self) -> None:
-        init = nn.with_logical_partitioning(INIT, ("V", "D"))
+        init = partitioned(INIT, ("V", "D"))
         self.embedding = self.param("embedding", init, (self.vocab_size, self.width), jnp.float32)
 
-    def __call__(self, tokens: jax.Array) -> jax.Array:
+    def __call__(self, tokens: Array) -> jax.Array:
         """Returns f32[B,T,D] of tokens i32[B,T]."""
         return self.embedding[tokens].astype(jnp.float32)
 
@@ -252,7 +239,10 @@ class Embed(nn.Module):
 
 
 def learner_switches(arch: WingsArch) -> jax.Array:
-    """Returns f32[L]: 1 where a layer carries learners, else 0."""
+    """Returns f32[L]: 1 where a layer has learners, else 0.
+
+    The layers are scanned, so all have a learner's parameters; the switch multiplies its output.
+    """
     num_layers = arch.decoder.num_layers
     carriers = range(num_layers) if arch.learner_layers is None else arch.learner_layers
     return jnp.zeros(num_layers).at[jnp.asarray(list(carriers), jnp.int32)].set(1.0)
@@ -292,7 +282,7 @@ class Decoder(nn.Module):
         if not decoder.tie_embeddings:
             self._head = Projection("BTD,DV->BTV", {"V": decoder.vocab_size}, name="head")
 
-    def embed(self, tokens: jax.Array) -> jax.Array:
+    def embed(self, tokens: Array) -> jax.Array:
         """Returns f32[B,T,D], the embeddings of i32[B,T] tokens."""
         return self._embed(tokens)
 

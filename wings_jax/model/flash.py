@@ -21,7 +21,7 @@ of row t. With dO, dR the gradients of `out` and `probed` (R), and c_j the probe
     dv_j    = sum_t P_tj dO_t      dc_j = sum_t P_tj dR_t
 
 The sums over t also go over the G query heads of a kv head, dc's over all heads. Blocks in which
-no query may see any key are skipped.
+no key is visible to any query are skipped.
 
 Shapes of blocked arrays: i counts query blocks of length t, j key blocks of length s, so q is
 [i,B,t,K,G,H], k and v are [j,B,s,K,H], and probes [j,B,s,C].
@@ -226,19 +226,19 @@ def _key_block_spans(query: Visibility, key: Visibility) -> tuple[jax.Array, jax
     q_low, q_high = query.segments.min(2), query.segments.max(2)
     k_low, k_high = key.segments.min(2), key.segments.max(2)
 
-    # Which key blocks each query block may see, [i, j, B] -> [i, j]
+    # Which key blocks may be visible to a query block, [i, j, B] -> [i, j]
     last = jnp.where(query.visible_from < layout.NEVER, query.visible_from, -1).max(2)
-    may_see = key.visible_from.min(2)[None] <= last[:, None]
-    may_see &= (k_low[None] <= q_high[:, None]) & (q_low[:, None] <= k_high[None])
-    may_see = may_see.any(2)
+    may_attend = key.visible_from.min(2)[None] <= last[:, None]
+    may_attend &= (k_low[None] <= q_high[:, None]) & (q_low[:, None] <= k_high[None])
+    may_attend = may_attend.any(2)
 
-    count = may_see.shape[1]
-    first = jnp.where(may_see, jnp.arange(count), count).min(1)
-    stop = jnp.where(may_see, jnp.arange(count) + 1, 0).max(1)
+    count = may_attend.shape[1]
+    first = jnp.where(may_attend, jnp.arange(count), count).min(1)
+    stop = jnp.where(may_attend, jnp.arange(count) + 1, 0).max(1)
     return first, stop
 
 
-def _to_blocks(x: jax.Array, block: int, fill: int = 0) -> jax.Array:
+def _to_blocks(x: layout.Array, block: int, fill: int = 0) -> jax.Array:
     """Returns [blocks,B,block,...] of [B,T,...], padded at the end with `fill`."""
     short = -x.shape[1] % block
     x = jnp.pad(x, [(0, 0), (0, short)] + [(0, 0)] * (x.ndim - 2), constant_values=fill)

@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from wings_jax.model import attention
-from wings_jax.model.layout import Visibility
+from wings_jax.model.layout import Array, Visibility
 from wings_jax.model.presets import RopeScaling
 
 # cos and sin, f32[B,T,H/2] each.
@@ -25,12 +26,19 @@ RopeTable = tuple[jax.Array, jax.Array]
 INIT = nn.initializers.normal(stddev=0.02)
 
 # HF's activation names -> functions.
-ACTIVATIONS = {
+ACTIVATIONS: Mapping[str, Callable[[jax.Array], jax.Array]] = {
     "silu": jax.nn.silu,
     "gelu": functools.partial(jax.nn.gelu, approximate=False),
     "gelu_pytorch_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "quick_gelu": lambda x: x * jax.nn.sigmoid(1.702 * x),
 }
+
+
+def partitioned(
+    init: nn.initializers.Initializer, dims: Sequence[str | None]
+) -> nn.initializers.Initializer:
+    """Returns `init` with these logical axes, for `self.param`, which returns the bare array."""
+    return cast("nn.initializers.Initializer", nn.with_logical_partitioning(init, tuple(dims)))
 
 
 def is_matrix(path: str) -> bool:
@@ -84,6 +92,8 @@ class Projection(nn.Module):
             low = jnp.einsum(f"{inputs},{contracted}R->{batch}R", x, a.astype(x.dtype))
             low = jnp.einsum(f"{batch}R,R{created}->{out}", low, b.astype(x.dtype))
             y = low * self.scale if y is None else y + low * self.scale
+        if y is None:
+            raise ValueError(f"{self.eqn}: base 'none' needs a rank")
 
         if self.bias:
             y = y + self._param("bias", nn.initializers.zeros, created, sizes).astype(x.dtype)
@@ -103,8 +113,7 @@ class Projection(nn.Module):
         self, name: str, init: nn.initializers.Initializer, dims: str, sizes: Mapping[str, int]
     ) -> jax.Array:
         """Returns a float32 parameter of these dimensions, which are its logical axes."""
-        boxed = nn.with_logical_partitioning(init, tuple(dims))
-        return self.param(name, boxed, tuple(sizes[d] for d in dims), jnp.float32)
+        return self.param(name, partitioned(init, dims), tuple(sizes[d] for d in dims), jnp.float32)
 
 
 class RMSNorm(nn.Module):
@@ -119,7 +128,7 @@ class RMSNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        init = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
+        init = partitioned(nn.initializers.ones, (self.axis,))
         scale = self.param("scale", init, (x.shape[-1],), jnp.float32)
 
         wide = x.astype(jnp.float32)
@@ -139,8 +148,8 @@ class LayerNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
-        ones = nn.with_logical_partitioning(nn.initializers.ones, (self.axis,))
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, (self.axis,))
+        ones = partitioned(nn.initializers.ones, (self.axis,))
+        zeros = partitioned(nn.initializers.zeros, (self.axis,))
         scale = self.param("scale", ones, (x.shape[-1],), jnp.float32).astype(jnp.float32)
         bias = self.param("bias", zeros, (x.shape[-1],), jnp.float32).astype(jnp.float32)
 
@@ -151,7 +160,7 @@ class LayerNorm(nn.Module):
 
 
 def rope_table(
-    positions: jax.Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
+    positions: Array, head_dim: int, theta: float, scaling: RopeScaling | None = None
 ) -> RopeTable:
     """Returns cos and sin, f32[B,T,H/2], of rotary embeddings at positions i32[B,T].
 
@@ -238,7 +247,7 @@ class Prefix(nn.Module):
 
         def trained(name: str) -> jax.Array:
             # [S, K, H] -> [B, S, K, H]
-            init = nn.with_logical_partitioning(nn.initializers.normal(1.0), ("S", "K", "H"))
+            init = partitioned(nn.initializers.normal(1.0), ("S", "K", "H"))
             shape = (self.length, self.kv_heads, width)
             values = self.param(name, init, shape, jnp.float32).astype(q.dtype)
             return jnp.broadcast_to(values, (batch, *shape))
@@ -254,6 +263,6 @@ class Prefix(nn.Module):
             kernel="einsum",  # T x length logits, not T x S
         )
 
-        init = nn.with_logical_partitioning(nn.initializers.zeros, ("N",))
+        init = partitioned(nn.initializers.zeros, ("N",))
         gate = jnp.tanh(self.param("gate", init, (heads,), jnp.float32))
         return gate.astype(q.dtype)[:, None] * out

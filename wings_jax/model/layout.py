@@ -20,10 +20,10 @@ own position, for keys of the attention's modality:
     visual     NEV  1     2     NEV  NEV  NEV  NEVER
     textual    0    NEV   NEV   3    0    1    NEVER
 
-A query sees the keys of its own segment that are visible from its position or an earlier one
-(`visible`, the attention mask). So slot 3 ("b") sees slots 0-3 in the main attention, 1-2 in the
-visual learner and 0, 3 in the textual learner. Slots 4-5 see no key of the visual learner, whose
-output there is exactly 0. A padding slot sees nothing.
+A query attends to the keys of its own segment that are visible from its position or an earlier
+one (`visible`, the attention mask). So slot 3 ("b") attends to slots 0-3 in the main attention, 1-2
+in the visual learner and 0, 3 in the textual learner. Slots 4-5 have no visible key in the visual
+learner, whose output there is exactly 0. A padding slot has none anywhere.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class Batch:
 class Visibility:
     """One side of the attention mask, of queries or of keys (`visible`).
 
-    segments      i32[B,T]  conversation number; queries see keys of their own only
+    segments      i32[B,T]  conversation number; queries attend to keys of the same only
     visible_from  i32[B,T]  of a key: the position from which on it is visible;
                             of a query: its own position
     """
@@ -189,7 +189,7 @@ def key_visibility(layout: Layout, attention: int) -> Visibility:
 
 
 def visible(query: Visibility, key: Visibility) -> jax.Array:
-    """Returns the attention mask bool[B,T,S]: which keys a query sees. The one such function.
+    """Returns the attention mask bool[B,T,S]: which keys a query attends to.
 
     >>> rows = make_layout(np.array([[5, 6, 7]]), np.array([[TEXT, IMAGE, TEXT]]))
     >>> visible(query_visibility(rows), key_visibility(rows, MAIN)).astype(int)[0].tolist()

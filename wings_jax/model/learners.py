@@ -8,7 +8,8 @@ from flax import linen as nn
 
 from wings_jax.model import attention
 from wings_jax.model.context import KeysValues, KVInputs, LayerContext, update_cache
-from wings_jax.model.layers import Projection, rope
+from wings_jax.model.layers import Projection, partitioned, rope
+from wings_jax.model.layout import Array
 from wings_jax.model.presets import WingsArch
 
 
@@ -44,14 +45,16 @@ class Learner(nn.Module):
             # x (1 + a b): [B, T, D] -> [B, T, N, H]
             return Projection("BTD,DNH->BTNH", heads, base="identity", rank=rank, name=name)(x)
 
-        q = rope(residual("q", h), ctx.wing_table or ctx.table)
+        q = rope(residual("q", h), ctx.learner_rope_table or ctx.rope_table)
 
         # New keys and values are computed from x0; older ones are in the KV cache.
         keys_values = cached
-        if kv_inputs.x0 is not None:
+        if kv_inputs.x0 is not None and kv_inputs.rope_table is not None:
             x0 = kv_inputs.x0.astype(h.dtype)
-            k = rope(residual("k", x0), kv_inputs.table)
+            k = rope(residual("k", x0), kv_inputs.rope_table)
             keys_values = update_cache(cached, (k, residual("v", x0)), kv_inputs.start)
+        if keys_values is None:
+            raise ValueError("a learner needs layer-0 features or a KV cache")
 
         heads_output, _ = attention.attend(
             q, *keys_values, query=ctx.query, key=kv_inputs.visibility, kernel=self.kernel
@@ -86,13 +89,13 @@ class Router(nn.Module):
         def uniform(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype) -> jax.Array:
             return jax.random.uniform(key, shape, dtype, -bound, bound)
 
-        kernel = nn.with_logical_partitioning(uniform, ("M", None))
-        bias = nn.with_logical_partitioning(nn.initializers.zeros, ("M",))
+        kernel = partitioned(uniform, ("M", None))
+        bias = partitioned(nn.initializers.zeros, ("M",))
         shape = (self.learners, self.positions)
         self.kernel = self.param("kernel", kernel, shape, jnp.float32)
         self.bias = self.param("bias", bias, (self.learners,), jnp.float32)
 
-    def values(self, positions: jax.Array) -> jax.Array:
+    def values(self, positions: Array) -> jax.Array:
         """Returns f32[B,S,M], the weights at the keys' positions i32[B,S]."""
         return self.kernel.astype(jnp.float32).T[positions]
 

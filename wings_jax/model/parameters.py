@@ -1,7 +1,7 @@
-"""Parameters of a Wings model before they exist: shapes, shardings, fresh values, placement.
+"""Parameters of a Wings model: shapes, shardings, initial values, placement on a mesh.
 
-Everything here works on *flat* trees, `{"decoder/norm/scale": leaf}`, and traces the model
-itself for shapes and logical axes: no table of sizes is kept beside it.
+Everything here works on *flat* trees, `{"decoder/norm/scale": leaf}`. Shapes and logical axes come
+from tracing the model; there is no separate table of sizes.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def initialize_params(
     """Returns newly initialized f32 parameters of these paths, at the shardings of `abstract`.
 
     They are created directly with their final sharding; no host or device holds them whole. The
-    value of a parameter depends on `arch` and `seed` only, not on which others are asked for.
+    value of a parameter depends on `arch` and `seed` only, not on which other paths are given.
     """
     if not paths:
         return {}
@@ -114,7 +114,7 @@ def place_params(
 
 
 def _initialize(arch: WingsArch, key: jax.Array) -> Mapping[str, Any]:
-    """Returns boxed parameters; a row with one image and one text token touches all of them."""
+    """Returns boxed parameters; a row of one image and one text token uses all of them."""
     side, patches = arch.vision.image_size, arch.vision.num_patches
     modality = np.full((1, patches + 1), layout.IMAGE)
     modality[:, -1] = layout.TEXT

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
-
-from wings_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,8 +97,8 @@ class VisionArch:
     pre_norm: bool
     post_norm: bool
     patch_bias: bool
-    mean: tuple[float, float, float]
-    std: tuple[float, float, float]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     feature_layer: int = -2
 
     @property
@@ -250,9 +247,9 @@ DECODERS: Mapping[str, DecoderArch] = {
     "smollm2_135m": _llama(576, 30, (9, 3), 1536, 49152, theta=1e5, positions=8192, tie=True),
 }
 
-_HALF = (0.5, 0.5, 0.5)
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
+HALF = (0.5, 0.5, 0.5)
+CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
+CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def _siglip(
@@ -272,8 +269,8 @@ def _siglip(
         pre_norm=False,
         post_norm=True,
         patch_bias=True,
-        mean=_HALF,
-        std=_HALF,
+        mean=HALF,
+        std=HALF,
     )
 
 
@@ -293,108 +290,7 @@ VISION: Mapping[str, VisionArch] = {
         pre_norm=True,
         post_norm=True,
         patch_bias=False,
-        mean=_CLIP_MEAN,
-        std=_CLIP_STD,
+        mean=CLIP_MEAN,
+        std=CLIP_STD,
     ),
 }
-
-
-def decoder_from_hf(config: Mapping[str, Any]) -> DecoderArch:
-    """Returns the architecture that a Hugging Face `config.json` of a Qwen2 or Llama describes.
-
-    Reads both the keys of transformers 4 (`rope_theta`, `rope_scaling`) and those of 5
-    (`rope_parameters`).
-
-    Raises:
-      UserError: another family, or an option that is not implemented here.
-    """
-    family = config.get("model_type")
-    if family not in ("qwen2", "llama"):
-        raise UserError(f"config.json: model_type {family!r} is neither 'qwen2' nor 'llama'")
-    if config.get("hidden_act", "silu") != "silu":
-        raise UserError(f"config.json: hidden_act {config['hidden_act']!r} is not 'silu'")
-    if config.get("use_sliding_window"):
-        raise UserError("config.json: use_sliding_window is not supported")
-    if family == "llama" and (config.get("attention_bias") or config.get("mlp_bias")):
-        raise UserError("config.json: attention_bias and mlp_bias are not supported for llama")
-
-    heads = config["num_attention_heads"]
-    rope = config.get("rope_parameters") or config.get("rope_scaling") or {}
-    return DecoderArch(
-        vocab_size=config["vocab_size"],
-        hidden_size=config["hidden_size"],
-        num_layers=config["num_hidden_layers"],
-        num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        ffn_size=config["intermediate_size"],
-        norm_eps=config.get("rms_norm_eps", 1e-6),
-        rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 1e4),
-        rope_scaling=_scaling_from_hf(rope),
-        max_positions=config.get("max_position_embeddings", 2048),
-        qkv_bias=family == "qwen2",
-        tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-    )
-
-
-def _scaling_from_hf(rope: Mapping[str, Any]) -> RopeScaling | None:
-    """Returns the scaling that HF's `rope_scaling` or `rope_parameters` describes."""
-    rope_type = rope.get("rope_type") or rope.get("type") or "default"
-    if rope_type == "default":
-        return None
-    if rope_type == "linear":
-        return RopeScaling("linear", float(rope["factor"]))
-    if rope_type != "llama3":
-        raise UserError(
-            f"config.json: rope type {rope_type!r} is not one of default, linear, llama3"
-        )
-
-    return RopeScaling(
-        "llama3",
-        float(rope["factor"]),
-        float(rope["low_freq_factor"]),
-        float(rope["high_freq_factor"]),
-        int(rope["original_max_position_embeddings"]),
-    )
-
-
-def vision_from_hf(
-    config: Mapping[str, Any],
-    processor: Mapping[str, Any] | None = None,
-    *,
-    feature_layer: int | None = None,
-) -> VisionArch:
-    """Returns the tower that a SigLIP or CLIP `config.json` (vision or full model) describes.
-
-    `processor` is the `preprocessor_config.json` beside it; its mean and std override the
-    family's. Without `feature_layer`, the config's `vision_feature_layer` or -2 is read.
-
-    Raises:
-      UserError: another family.
-    """
-    config = config.get("vision_config", config)
-    family = config.get("model_type")
-    if family not in ("siglip_vision_model", "clip_vision_model"):
-        raise UserError(f"config.json: model_type {family!r} is not a SigLIP or CLIP vision model")
-
-    is_clip = family == "clip_vision_model"
-    processor = processor or {}
-    return VisionArch(
-        hidden_size=config.get("hidden_size", 768),
-        num_layers=config.get("num_hidden_layers", 12),
-        num_heads=config.get("num_attention_heads", 12),
-        ffn_size=config.get("intermediate_size", 3072),
-        image_size=config.get("image_size", 224),
-        patch_size=config.get("patch_size", 32 if is_clip else 16),
-        activation=config.get("hidden_act", "quick_gelu" if is_clip else "gelu_pytorch_tanh"),
-        norm_eps=config.get("layer_norm_eps", 1e-5 if is_clip else 1e-6),
-        class_token=is_clip,
-        pre_norm=is_clip,
-        post_norm=True,
-        patch_bias=not is_clip,
-        mean=tuple(processor.get("image_mean", _CLIP_MEAN if is_clip else _HALF)),
-        std=tuple(processor.get("image_std", _CLIP_STD if is_clip else _HALF)),
-        feature_layer=config.get("vision_feature_layer", -2)
-        if feature_layer is None
-        else feature_layer,
-    )

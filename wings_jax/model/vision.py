@@ -8,17 +8,18 @@ from flax import linen as nn
 
 from wings_jax import axes
 from wings_jax.model import attention
-from wings_jax.model.layers import ACTIVATIONS, INIT, LayerNorm, Projection
+from wings_jax.model.layers import ACTIVATIONS, INIT, LayerNorm, Projection, partitioned
+from wings_jax.model.layout import Array
 from wings_jax.model.presets import VisionArch
 
 # Name of a projector -> its number of linear layers.
 PROJECTORS = {"identity": 0, "linear": 1, "mlp2x_gelu": 2, "mlp3x_gelu": 3}
 
 
-def normalize(pixels: jax.Array, arch: VisionArch) -> jax.Array:
+def normalize(pixels: Array, arch: VisionArch) -> jax.Array:
     """Returns f32 (pixels / 255 - mean) / std from u8[...,h,w,3] (HF image processors)."""
     mean, std = jnp.asarray(arch.mean), jnp.asarray(arch.std)
-    return (pixels.astype(jnp.float32) * (1 / 255) - mean) / std
+    return (jnp.asarray(pixels, jnp.float32) * (1 / 255) - mean) / std
 
 
 def patches(pixels: jax.Array, patch: int) -> jax.Array:
@@ -111,7 +112,7 @@ class VisionTower(nn.Module):
     kernel: str = "auto"
 
     @nn.compact
-    def __call__(self, pixels: jax.Array) -> jax.Array:
+    def __call__(self, pixels: Array) -> jax.Array:
         arch = self.arch
 
         # Pixels to patch embeddings: [B, h, w, 3] -> [B, P, p, p, 3] -> [B, P, E]
@@ -145,7 +146,7 @@ class VisionTower(nn.Module):
 
     def _param(self, name: str, dims: tuple[str | None, ...], shape: tuple[int, ...]) -> jax.Array:
         """Returns a Gaussian float32 parameter with these logical axes."""
-        return self.param(name, nn.with_logical_partitioning(INIT, dims), shape, jnp.float32)
+        return self.param(name, partitioned(INIT, dims), shape, jnp.float32)
 
 
 class Projector(nn.Module):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from wings_jax.model.decoder import Decoder
-from wings_jax.model.layout import IMAGE, Batch, Layout
+from wings_jax.model.layout import IMAGE, Array, Batch, Layout
 from wings_jax.model.presets import WingsArch
 from wings_jax.model.vision import Projector, VisionTower
 
@@ -37,7 +37,7 @@ class Wings(nn.Module):
         self.projector = Projector(self.arch.projector, self.arch.decoder.hidden_size)
         self.decoder = Decoder(self.arch, self.dtype, self.kernel, self.remat)
 
-    def encode(self, images: jax.Array) -> jax.Array:
+    def encode(self, images: Array) -> jax.Array:
         """Returns projected features [B,I*P,D] of images u8[B,I,h,w,3]."""
         rows, count = images.shape[:2]
 
@@ -45,7 +45,7 @@ class Wings(nn.Module):
         features = self.vision(images.reshape(rows * count, *images.shape[2:]))
         return self.projector(features).reshape(rows, -1, self.arch.decoder.hidden_size)
 
-    def embed(self, layout: Layout, images: jax.Array) -> jax.Array:
+    def embed(self, layout: Layout, images: Array) -> jax.Array:
         """Returns layer-0 features f32[B,T,D]: image features in image slots, else embeddings.
 
         The k-th image slot of a row takes the k-th feature of its images [B,I,h,w,3]; I may be 0.

@@ -23,7 +23,8 @@ FLAG_HELP = {
 def main() -> None:
     """Writes the data set from the command line."""
     parser = argparse.ArgumentParser(
-        prog="python -m wings_jax.scenes", description='Writes the embedded data set "scenes".'
+        prog=cli.program_name("wings_jax.scenes.__main__"),
+        description='Writes the embedded data set "scenes".',
     )
     parser.add_argument("directory", help="directory to write")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")

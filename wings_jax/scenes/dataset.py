@@ -27,6 +27,7 @@ import os
 import pathlib
 import random
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 from PIL import Image
 
@@ -35,7 +36,7 @@ from wings_jax.scenes import drawings, questions, skills
 from wings_jax.scenes.questions import QuestionTurn
 
 MARKER = "<image>"
-Record = dict[str, object]
+Record = dict[str, Any]
 Scene = tuple[drawings.Placed, ...]
 
 

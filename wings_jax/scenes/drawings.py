@@ -138,6 +138,7 @@ def render(objects: Sequence[Placed], glyphs: Glyphs) -> np.ndarray:
     ground = np.array(GROUND, np.float32)
     pixels = np.broadcast_to(ground, (IMAGE_SIZE, IMAGE_SIZE, 3)).copy()
     for placed in objects:
+        assert placed.cell is not None  # only described objects have none
         gray = Image.fromarray(glyphs.shapes[placed.shape])
         size = (placed.scale, placed.scale)
         ink = np.asarray(gray.resize(size, Image.Resampling.BILINEAR), np.float32)[..., None] / 255

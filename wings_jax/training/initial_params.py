@@ -45,6 +45,7 @@ def load_params(
     frozen_dtype = jnp.dtype(config.frozen_dtype or parameters.default_dtype())
     is_trained = {path: optim.is_trained(labels, config.optimizer, path) for path in abstract}
 
+    loaded: dict[str, Any]
     if source is None:
         origin = "config.model"
         loaded = starting.load_base(
@@ -57,7 +58,7 @@ def load_params(
     else:
         origin = str(source)
         dtypes = {path: jnp.float32 if is_trained[path] else frozen_dtype for path in abstract}
-        loaded = _load_checkpoint(source, arch, abstract, dtypes)
+        loaded = _load_checkpoint(source, config, arch, abstract, dtypes)
 
     missing = [path for path in abstract if path not in loaded]
     _check_trainable(missing, labels, config.optimizer)
@@ -75,6 +76,7 @@ def load_params(
 
 def _load_checkpoint(
     source: pathlib.Path,
+    config: config_lib.Config,
     arch: WingsArch,
     abstract: Mapping[str, jax.ShapeDtypeStruct],
     dtypes: Mapping[str, Any],
@@ -82,7 +84,9 @@ def _load_checkpoint(
     """Returns the parameters of a checkpoint that the model has, read onto their devices."""
     saved = checkpoint.read_shapes(source)
     starting.check_sources(abstract, saved, str(source))
-    check_compatible(arch, checkpoint.read_meta(source)[1], str(source))
+    saved_arch = checkpoint.read_meta(source)[1]
+    check_compatible(arch, saved_arch, str(source))
+    check_learners(arch, saved_arch, str(source), accept=config.accept_changed_model)
     check_unused(saved, abstract, str(source))
 
     targets = {
@@ -90,7 +94,7 @@ def _load_checkpoint(
         for path, leaf in abstract.items()
         if path in saved
     }
-    return checkpoint.read_params(source, targets)
+    return checkpoint.read_params(source, targets, verify=config.verify_checkpoints)
 
 
 def check_compatible(arch: WingsArch, saved_arch: WingsArch, source: str) -> None:
@@ -111,19 +115,31 @@ def check_compatible(arch: WingsArch, saved_arch: WingsArch, source: str) -> Non
                     f"({saved.get(name)} -> {current.get(name)}), {source}"
                 )
 
-    # What the learners compute; the same parameters mean something else.
+
+def check_learners(
+    arch: WingsArch, saved_arch: WingsArch, source: str, *, accept: bool = False
+) -> None:
+    """Checks that the learners compute the same from their parameters as in the checkpoint.
+
+    Raises:
+      UserError: gain or semantics differ and `accept` is not set; it has both values.
+    """
     compared: dict[str, tuple[Any, Any]] = {}
     if saved_arch.learners and arch.learners:
         compared["semantics"] = (_semantics_name(saved_arch), _semantics_name(arch))
     if saved_arch.router and arch.router:
         compared["gain"] = (saved_arch.gain, arch.gain)
     for name, (saved_value, value) in compared.items():
-        if saved_value != value:
-            print(
-                f"config.model.{name} differs from the checkpoint's ({saved_value} -> {value}), "
-                f"{source}",
-                flush=True,
+        if saved_value == value:
+            continue
+        change = f"{saved_value} -> {value}"
+        message = f"config.model.{name} differs from the checkpoint's ({change}), {source}"
+        if not accept:
+            raise UserError(
+                f"{message}: set it to the checkpoint's value, or accept the change with "
+                "--config.accept_changed_model=true"
             )
+        print(message, flush=True)
 
 
 def check_unused(saved: Mapping[str, Any], abstract: Mapping[str, Any], source: str) -> None:

@@ -12,12 +12,11 @@ from typing import Any
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
 
-from wings_jax import axes, files
+from wings_jax import files
 from wings_jax.errors import UserError
 from wings_jax.model.layout import PADDING, Batch
-from wings_jax.training import metrics
+from wings_jax.training import meshes, metrics
 from wings_jax.training import state as state_lib
 from wings_jax.training.start import TrainingRun
 
@@ -70,7 +69,13 @@ def _run_steps(
         before = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - before
-        run.state, scalars = run.update(run.state, place_batch(batch, run.mesh))
+        placed = meshes.place_batch(
+            batch,
+            run.mesh,
+            batch_size=config.batch_size,
+            accumulation=config.optimizer.accumulation,
+        )
+        run.state, scalars = run.update(run.state, placed)
 
         # The scalars of the step before: the device has the next update to work on meanwhile.
         if pending:
@@ -163,12 +168,6 @@ def _count_slots(batch: Batch) -> int:
     return int((np.asarray(batch.layout.modality) != PADDING).sum())
 
 
-def place_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Returns the global batch on the mesh, from this host's rows."""
-    sharding = axes.sharding_of(mesh, ("B",))
-    return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
-
-
 class NonFiniteGuard:
     """Stops a run when `limit` of the last `window` steps were skipped.
 
@@ -176,7 +175,8 @@ class NonFiniteGuard:
     """
 
     def __init__(self, limit: int, window: int, start: tuple[int, int] = (0, 0)):
-        self._limit, self._counts = limit, deque([start], maxlen=window + 1)
+        self._limit = limit
+        self._counts: deque[tuple[int, float]] = deque([start], maxlen=window + 1)
 
     def check(self, step: int, skipped: float) -> None:
         """Notes how many steps were skipped until `step`. Raises UserError at the limit."""

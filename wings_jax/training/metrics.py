@@ -2,40 +2,73 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import pathlib
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
 from wings_jax import files, formatting
+from wings_jax.errors import UserError
 
 
 class MetricsWriter:
-    """Appends scalars by step to `workdir/metrics.jsonl` and to TensorBoard's event files."""
+    """Appends scalars by step to `workdir/metrics.jsonl` and to TensorBoard's event files.
+
+    Both are written by the caller's thread. (tensorboardX's SummaryWriter has a thread of its own;
+    it ends at the first error, and whoever fills its queue after that waits forever.)
+    """
 
     def __init__(self, workdir: str | pathlib.Path, *, start: int):
-        """Opens them to continue after step `start`; lines of later steps are removed."""
-        import tensorboardX  # imports torch where that is installed, which takes seconds
+        """Opens them to continue after step `start`; lines of later steps are removed.
 
-        path = pathlib.Path(workdir) / "metrics.jsonl"
-        if path.is_file():
-            _remove_lines_after(path, start)
-        self._lines = path.open("a", encoding="utf-8", buffering=1)
-        self._board = tensorboardX.SummaryWriter(
-            str(pathlib.Path(workdir) / "tensorboard"), purge_step=start + 1 if start else None
-        )
+        Raises:
+          UserError: a file cannot be written.
+        """
+        # Importing tensorboardX imports torch where that is installed, which takes seconds.
+        from tensorboardX import event_file_writer
+        from tensorboardX.proto import event_pb2
+
+        self._path = pathlib.Path(workdir) / "metrics.jsonl"
+        board = pathlib.Path(workdir) / "tensorboard"
+        with self._writing():
+            if self._path.is_file():
+                _remove_lines_after(self._path, start)
+            self._lines = self._path.open("a", encoding="utf-8", buffering=1)
+            board.mkdir(parents=True, exist_ok=True)
+            self._events = event_file_writer.EventsWriter(str(board / "events"))
+            if start:  # TensorBoard hides the points of later steps
+                session = event_pb2.SessionLog(status=event_pb2.SessionLog.START)
+                self._events.write_event(event_pb2.Event(step=start + 1, session_log=session))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes one line and one point per scalar."""
-        self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
-        for name, value in scalars.items():
-            self._board.add_scalar(name, value, step)
+        """Writes one line and one point per scalar. Raises UserError if that fails."""
+        from tensorboardX import summary
+        from tensorboardX.proto import event_pb2
+
+        with self._writing():
+            self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
+            for name, value in scalars.items():
+                point = summary.scalar(name, value)
+                event = event_pb2.Event(wall_time=time.time(), step=step, summary=point)
+                self._events.write_event(event)
+            self._events.flush()
 
     def close(self) -> None:
-        """Closes both files."""
-        self._lines.close()
-        self._board.close()
+        """Closes both files. Raises UserError if what is buffered cannot be written."""
+        with self._writing():
+            self._lines.close()
+            self._events.close()
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"--workdir: {self._path.parent}: metrics cannot be written: {error.strerror}"
+            ) from error
 
 
 def _remove_lines_after(path: pathlib.Path, last: int) -> None:

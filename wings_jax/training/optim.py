@@ -13,7 +13,7 @@ from wings_jax import config as config_lib
 from wings_jax import tree
 from wings_jax.errors import UserError
 
-Labels = dict[str, str]
+Labels = Mapping[str, str]
 
 
 def label_groups(paths: Mapping[str, object], optimizer: config_lib.OptimizerConfig) -> Labels:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from wings_jax import axes, checkpoint
+from wings_jax import checkpoint
 from wings_jax import config as config_lib
 from wings_jax.data import examples, pipeline, tokenization
 from wings_jax.errors import UserError
@@ -21,13 +21,24 @@ from wings_jax.model import parameters
 from wings_jax.model.presets import WingsArch
 from wings_jax.model.wings import Wings
 from wings_jax.scenes import dataset
-from wings_jax.training import initial_params, optim, state, step, workdirs
+from wings_jax.training import initial_params, meshes, optim, state, step, workdirs
+from wings_jax.training.writer import CheckpointWriter
 from wings_jax.weights import starting
 
 
 @dataclasses.dataclass
 class TrainingRun:
-    """One run, ready to start or to resume."""
+    """One run, ready to start or to resume.
+
+    config     the validated config
+    workdir    directory of the run's checkpoints and metrics
+    arch       the model
+    tokenizer  fast tokenizer of the LLM
+    mesh       devices, over which state and batches are sharded
+    loader     batches by step
+    state      parameters, optimizer state and step, restored if the run is resumed
+    writer     writes checkpoints in the background
+    """
 
     config: config_lib.Config
     workdir: pathlib.Path
@@ -42,28 +53,48 @@ class TrainingRun:
     """Jitted (state, batch) -> (state, metrics); donates the state."""
     rates: Mapping[str, Callable[[int], Any]]
     """Group -> learning rate by step."""
-    writer: checkpoint.CheckpointWriter
+    writer: CheckpointWriter
 
 
 def set_up(config: config_lib.Config, workdir: pathlib.Path) -> TrainingRun:
     """Returns the run of a config in its workdir, resumed if it has a checkpoint there.
 
+    A newest step that is damaged is renamed, and the one before is resumed from.
+
     Raises:
       UserError: what does not fit, by key; nothing was written to the workdir before.
     """
+    damaged: list[pathlib.Path] = []
+    while True:
+        try:
+            return _set_up(config, workdir, damaged)
+        except checkpoint.DamagedCheckpointError as error:
+            is_own = error.step in checkpoint.list_steps(workdir)
+            if not is_own or not workdirs.list_steps(workdir, [*damaged, error.step]):
+                raise
+            print(f"{error.step} is damaged ({error.reason}): trying the step before", flush=True)
+            damaged.append(error.step)
+
+
+def _set_up(
+    config: config_lib.Config, workdir: pathlib.Path, damaged: Sequence[pathlib.Path]
+) -> TrainingRun:
+    """Returns the run, resumed from the newest step that is not in `damaged`."""
     # What the config describes, as shapes and names only.
     arch = starting.resolve_arch(config.model)
-    mesh = _make_mesh(config, arch)
+    mesh = meshes.make_run_mesh(config, arch)
     abstract = parameters.abstract_params(arch, mesh=mesh)
     labels = optim.label_groups(abstract, config.optimizer)
 
     # The checkpoint to start from, and whether the workdir may be used.
-    source = find_source(config, workdir)
+    own_steps = workdirs.list_steps(workdir, damaged)
+    source = own_steps[-1] if own_steps else find_source(config)
     workdirs.check_workdir(workdir, config)
 
     # Tokenizer and batches.
     tokenizer_files = starting.tokenizer_files(config, source)
     tokenizer = checkpoint.open_tokenizer(tokenizer_files)
+    check_tokenizer(tokenizer, arch)
     loader = open_data(config, arch, tokenizer, workdir)
     steps = config.steps
     if steps < 0:
@@ -75,11 +106,12 @@ def set_up(config: config_lib.Config, workdir: pathlib.Path) -> TrainingRun:
     initial = state.make_state(trained, frozen, optimizer, mesh)
 
     # From here on the workdir is written to.
+    workdirs.set_aside(damaged)
     workdirs.claim_workdir(workdir, config)
-    writer = checkpoint.CheckpointWriter(
+    writer = CheckpointWriter(
         workdir, config, arch, tokenizer_files, max_checkpoints=config.max_checkpoints
     )
-    current = resume(writer, initial, workdir)
+    current = resume(writer, initial, own_steps, verify=config.verify_checkpoints)
 
     return TrainingRun(
         config=config,
@@ -96,32 +128,31 @@ def set_up(config: config_lib.Config, workdir: pathlib.Path) -> TrainingRun:
     )
 
 
-def _make_mesh(config: config_lib.Config, arch: WingsArch) -> Mesh:
-    """Returns the mesh of all devices. Raises MeshError where model, batch or hosts do not fit."""
-    mesh = axes.make_mesh(dataclasses.asdict(config.mesh))
-    micro_batch = config.batch_size // config.optimizer.accumulation
-    parameters.check_mesh(arch, mesh, micro_batch, flag="config.mesh")
-    axes.check_hosts(mesh, config.batch_size)
-    return mesh
-
-
-def find_source(config: config_lib.Config, workdir: pathlib.Path) -> pathlib.Path | None:
-    """Returns the checkpoint to resume or to start from; None for the directories of `model`.
+def find_source(config: config_lib.Config) -> pathlib.Path | None:
+    """Returns the checkpoint of `config.init_from`; None for the directories of `config.model`.
 
     Raises:
-      UserError: `config.init_from` does not hold a checkpoint.
+      UserError: `config.init_from` holds no checkpoint.
     """
-    own_step = checkpoint.newest_step(workdir)
-    if own_step is not None or not config.init_from:
-        return own_step
-
+    if not config.init_from:
+        return None
     source = checkpoint.newest_step(config.init_from)
     if source is None:
         raise UserError(
-            f"config.init_from: {config.init_from} does not hold a checkpoint; run the stage before "
-            "(configs/stage1.py writes runs/stage1, and so on), or give --config.init_from=DIR"
+            f"config.init_from: {config.init_from} holds no checkpoint; run the stage "
+            "before (configs/stage1.py writes runs/stage1, ...), or give --config.init_from=DIR"
         )
     return source
+
+
+def check_tokenizer(tokenizer: Any, arch: WingsArch) -> None:
+    """Raises UserError if the tokenizer has ids without a row in the LLM's embedding."""
+    ids, rows = max(tokenizer.get_vocab().values()) + 1, arch.decoder.vocab_size
+    if ids > rows:
+        raise UserError(
+            f"config.data.tokenizer: the tokenizer has {ids} tokens, the LLM's embedding {rows} "
+            "rows: give the tokenizer that belongs to the LLM"
+        )
 
 
 def open_data(
@@ -148,7 +179,7 @@ def open_data(
     for name, source in data.sources.items():
         if not source.path:
             raise UserError(
-                f"config.data.sources.{name}.path is empty: give a LLaVA JSON or JSONL file or a "
+                f"config.data.sources.{name}.path is empty: give a data file or a "
                 f"TFDS directory, --config.data.sources.{name}.path=FILE"
             )
 
@@ -168,17 +199,29 @@ def open_data(
 
 
 def resume(
-    writer: checkpoint.CheckpointWriter, initial: step.TrainState, workdir: pathlib.Path
+    writer: CheckpointWriter,
+    initial: step.TrainState,
+    own_steps: Sequence[pathlib.Path],
+    *,
+    verify: bool,
 ) -> step.TrainState:
-    """Returns the newest state in the workdir; `initial` if there is none."""
-    newest = checkpoint.newest_step(workdir)
-    if newest is None:
+    """Returns the state of the newest of the workdir's steps; `initial` if there is none.
+
+    Raises:
+      DamagedCheckpointError: the step cannot be read, or with `verify` its checksums differ.
+    """
+    if not own_steps:
         return initial
 
+    newest = int(own_steps[-1].name)
     params, extra = state.to_checkpoint(initial)
-    restored = state.from_checkpoint(initial, *writer.restore(int(newest.name), params, extra))
-    print(f"resuming from step {newest.name} of {workdir}", flush=True)
-    return restored
+    try:
+        restored = writer.restore(newest, params, extra, verify=verify)
+    except checkpoint.DamagedCheckpointError:
+        writer.close()
+        raise
+    print(f"resuming from step {newest}, {own_steps[-1]}", flush=True)
+    return state.from_checkpoint(initial, *restored)
 
 
 def _jit_update(

@@ -1,4 +1,4 @@
-"""The training state: made for step 0, and turned into what a checkpoint holds and back."""
+"""The training state: created for step 0, and converted to what a checkpoint holds and back."""
 
 from __future__ import annotations
 

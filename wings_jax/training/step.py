@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -37,7 +38,7 @@ class TrainState:
 def token_loss(
     model: Wings, params: Mapping, hidden: jax.Array, targets: jax.Array, chunk: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns f32[] sums over all targets: cross-entropy in nats, and how many were predicted right.
+    """Returns f32[] sums over all targets: cross-entropy in nats, and correct predictions.
 
     The T slots of hidden [B,T,D] and targets i32[B,T] are taken in chunks of C = `chunk`, forward
     and backward, so that logits exist as f32[B,C,V] only.
@@ -51,7 +52,7 @@ def token_loss(
     @jax.checkpoint
     def chunk_loss(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
         # [B, C, D] -> [B, C, V]
-        logits = model.apply({"params": params}, hidden, method=Wings.logits)
+        logits: Any = model.apply({"params": params}, hidden, method=Wings.logits)
         logits = axes.constrain(logits, "BTV")
 
         # [B, C, V] -> [B, C]: -log p(target) = logsumexp(logits) - logits[target]
@@ -101,8 +102,8 @@ def make_train_step(
 
     def sums(trained: Flat, frozen: Flat, batch: Batch) -> tuple[jax.Array, jax.Array]:
         params = tree.nest({**frozen, **trained})
-        hidden = model.apply({"params": params}, batch)
-        return token_loss(model, params, hidden, batch.targets, loss_chunk)
+        hidden: Any = model.apply({"params": params}, batch)
+        return token_loss(model, params, hidden, jnp.asarray(batch.targets), loss_chunk)
 
     def gradient(trained: Flat, frozen: Flat, batch: Batch) -> tuple[Flat, jax.Array, jax.Array]:
         (loss, right), grads = jax.value_and_grad(sums, has_aux=True)(trained, frozen, batch)

@@ -1,22 +1,45 @@
-"""Which run a workdir belongs to: the config in `WORKDIR/config.json`."""
+"""Which run a workdir belongs to: its config, its data, and its steps.
+
+config.json   the config
+data.json     path and digest of every data file
+"""
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 from wings_jax import checkpoint, files
 from wings_jax import config as config_lib
+from wings_jax.data import settings
 from wings_jax.errors import UserError
 
-CONFIG_FILE = "config.json"
+CONFIG_FILE, DATA_FILE = "config.json", "data.json"
+
+
+def list_steps(workdir: pathlib.Path, damaged: Sequence[pathlib.Path] = ()) -> list[pathlib.Path]:
+    """Returns the steps that a run can be resumed from, oldest first; `damaged` ones left out."""
+    return [step for step in checkpoint.list_steps(workdir) if step not in damaged]
+
+
+def set_aside(damaged: Sequence[pathlib.Path]) -> None:
+    """Renames damaged steps to STEP.damaged, so that the resumed run can save them again."""
+    if jax.process_index() == 0:
+        for step in damaged:
+            step.rename(step.with_name(f"{step.name}.damaged"))
+    if damaged and jax.process_count() > 1:
+        multihost_utils.sync_global_devices("damaged")
 
 
 def check_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
-    """Checks that a workdir can be written and has no checkpoint of another config.
+    """Checks that a workdir can be written and has no checkpoint of another config or other data.
 
     A workdir without a checkpoint has nothing to lose: its config may differ.
 
@@ -28,25 +51,81 @@ def check_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
     if checkpoints.exists() and not (checkpoints.is_dir() and os.access(checkpoints, os.W_OK)):
         raise UserError(f"--workdir: {checkpoints} is not a directory that can be written to")
 
-    path = workdir / CONFIG_FILE
-    try:
-        text = path.read_text(encoding="utf-8") if path.exists() else None
-    except OSError as error:
-        raise UserError(f"--workdir: cannot read {path}: {error.strerror}") from error
-    if text is None or checkpoint.newest_step(workdir) is None:
+    # Read in any case: a file that cannot be read cannot be replaced either.
+    earlier_config = _read_json(workdir / CONFIG_FILE)
+    earlier_data = _read_json(workdir / DATA_FILE)
+    if not checkpoint.list_steps(workdir):
         return
 
-    earlier = config_lib.from_dict(config_lib.Config, json.loads(text), str(path))
-    changed = config_lib.differences(earlier, config)
-    if changed:
-        raise UserError(
-            f"--workdir: {workdir} holds a run of another config ({'; '.join(changed[:4])}): "
-            "give another --workdir, or remove it"
-        )
+    if earlier_config is not None:
+        key = str(workdir / CONFIG_FILE)
+        earlier = config_lib.from_dict(config_lib.Config, earlier_config, key)
+        changed = config_lib.differences(earlier, config)
+        if changed:
+            raise UserError(
+                f"--workdir: {workdir} holds a run of another config ({'; '.join(changed[:4])}): "
+                "give another --workdir, or remove it"
+            )
+    if earlier_data is not None and not config.accept_changed_data:
+        _check_data(earlier_data, fingerprint_data(config.data))
+
+
+def _read_json(path: pathlib.Path) -> Any:
+    """Returns what a file of the workdir holds; None if it does not exist."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+    except OSError as error:
+        raise UserError(f"--workdir: cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"--workdir: {path} is not JSON: {error}") from error
+
+
+def fingerprint_data(data: settings.DataConfig) -> dict[str, dict[str, str]]:
+    """Returns path and digest of every source, by name.
+
+    The digest is of a file's content, or of the names and sizes of a directory's files and the
+    content of its notes. Copied or moved files keep theirs; images have no part in it.
+    """
+    fingerprints = {}
+    for name, source in data.sources.items():
+        path = pathlib.Path(source.path)
+        fingerprints[name] = {"path": str(path.absolute()), "digest": _digest(path)}
+    return fingerprints
+
+
+def _digest(path: pathlib.Path) -> str:
+    """Returns a short hash of a file or directory; '' if it cannot be read."""
+    digest = hashlib.blake2b(digest_size=8)
+    try:
+        if not path.is_dir():
+            with path.open("rb") as file:
+                return hashlib.file_digest(file, lambda: digest).hexdigest()
+        for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
+            digest.update(f"{file_path.relative_to(path)} {file_path.stat().st_size}\n".encode())
+            if file_path.suffix == ".json":
+                digest.update(file_path.read_bytes())
+    except OSError:  # opening the data reports it, by name
+        return ""
+    return digest.hexdigest()
+
+
+def _check_data(
+    earlier: Mapping[str, Mapping[str, str]], current: Mapping[str, Mapping[str, str]]
+) -> None:
+    """Raises UserError naming the first source whose content is not what the run started with."""
+    for name in sorted(earlier.keys() & current.keys()):
+        before, now = earlier[name], current[name]
+        if before["digest"] != now["digest"]:
+            raise UserError(
+                f"config.data.sources.{name}: {now['path']} (digest {now['digest']}) is not the "
+                f"data that the run started with, {before['path']} (digest {before['digest']}): "
+                "restore it, give another --workdir, or continue with "
+                "--config.accept_changed_data=true"
+            )
 
 
 def claim_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
-    """Creates the workdir and writes the config into it, on the first host."""
+    """Creates the workdir and writes the config and the data's digests, on the first host."""
     if jax.process_index():
         return
     try:
@@ -54,3 +133,4 @@ def claim_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
     except OSError as error:
         raise UserError(f"--workdir: cannot write to {workdir}: {error.strerror}") from error
     files.write_json(workdir / CONFIG_FILE, config_lib.to_dict(config))
+    files.write_json(workdir / DATA_FILE, fingerprint_data(config.data))

@@ -17,7 +17,7 @@ import tqdm
 
 from wings_jax import axes, checkpoint, files, tree
 from wings_jax import config as config_lib
-from wings_jax.data import conversation
+from wings_jax.data import chat_template
 from wings_jax.errors import UserError
 from wings_jax.formatting import format_names
 from wings_jax.model import presets
@@ -27,6 +27,8 @@ from wings_jax.weights import (
     hub,
     imports,
     inspection,
+    release_import,
+    release_settings,
     sources,
     tokenizer_files,
     transformers_format,
@@ -52,7 +54,11 @@ def run_import(arguments: argparse.Namespace) -> None:
 
     # Before any tensor is read: the tokenizer and the template have to fit.
     tokenizer = read_tokenizer(spec, arguments.tokenizer)
-    config = import_config(spec, tokenizer, arguments.template)
+    template = arguments.template
+    if template and template not in chat_template.NAMES:
+        tokenizer = chat_template.with_template_file(tokenizer, pathlib.Path(template))
+        template = chat_template.TOKENIZER
+    config = import_config(spec, tokenizer, template)
     if arguments.dry_run:
         print("dry run: nothing written")
         return
@@ -80,17 +86,23 @@ def open_sources(arguments: argparse.Namespace) -> imports.ImportSpec:
     if arguments.wings:
         if arguments.projector:
             raise UserError("--projector: the checkpoint given with --wings has its own projector")
-        return sources.from_release(hub.find_directory(arguments.wings, "--wings"), vision)
+        directory = hub.find_directory(arguments.wings, "--wings")
+        return release_import.from_release(directory, vision, semantics=arguments.semantics)
 
     if arguments.transformers:
         return transformers_format.from_transformers(arguments.transformers)
 
     # An LLM with its own tower and projector.
+    if arguments.semantics:
+        raise UserError("--semantics: only for --wings; a base LLM has no learners")
     if arguments.projector and not vision:
         raise UserError("--projector: needs the tower whose features it takes, --vision DIR")
     projector = {"projector": arguments.projector, "projector_kind": arguments.projector_kind}
     if arguments.gguf:
-        return sources.from_gguf(arguments.gguf, vision, **projector)
+        has_tokenizer = arguments.tokenizer is not None
+        return sources.from_gguf(
+            arguments.gguf, vision, with_tokenizer=not has_tokenizer, **projector
+        )
     return sources.from_llm(hub.find_directory(arguments.llm, "--llm"), vision, **projector)
 
 
@@ -113,7 +125,7 @@ def read_tokenizer(spec: imports.ImportSpec, directory: str | None) -> dict[str,
         text_files = tokenizer_files.read_tokenizer_files(path, flag="--tokenizer")
 
     # An embedding may have spare rows, but not too few.
-    tokens = len(checkpoint.open_tokenizer(text_files))
+    tokens = tokenizer_files.count_tokens(text_files, str(path or spec.parts[0].source))
     rows = spec.arch.decoder.vocab_size
     if tokens > rows:
         name = path or spec.parts[0].source
@@ -125,9 +137,14 @@ def import_config(
     spec: imports.ImportSpec, tokenizer: Mapping[str, str], template: str | None
 ) -> config_lib.Config:
     """Returns the config of an imported checkpoint."""
+    opened = checkpoint.open_tokenizer(tokenizer)
     if template is None:
-        template = conversation.get_template_for(checkpoint.open_tokenizer(tokenizer))
-    conversation.get_template(template)
+        # A Wings checkpoint was trained with its own template, whatever its tokenizer has.
+        is_trained = bool(spec.arch.learners)
+        template, line = chat_template.choose_template(opened, prefer_named=is_trained)
+    else:
+        line = chat_template.explain_template(template, opened)
+    print(line)
 
     # Presets are named; other models by their source.
     arch = spec.arch
@@ -138,6 +155,7 @@ def import_config(
         learners=arch.learners,
         router=arch.router,
         rank=arch.rank,
+        learner_layers=arch.learner_layers or (),
         gain=arch.gain,
         semantics="paper" if arch.semantics == presets.PAPER else "release",
         prompt_length=arch.semantics.prompt_length or config_lib.ModelConfig.prompt_length,
@@ -168,6 +186,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     if arguments.format == "llm":
         tensors, dropped_paths = exports.as_llm(params, arch, dtype=dtype)
         config = {**hf_config, **hf.llm_config(arch.decoder)}
+        config.pop(release_settings.ENTRY, None)
         groups = sorted({group_name(path) for path in dropped_paths})
         print(f"left out: {format_names(groups, 6)}" if groups else "nothing is left out")
     elif arguments.format == "transformers":
@@ -178,7 +197,10 @@ def run_export(arguments: argparse.Namespace) -> None:
         tensors = exports.as_release(params, arch, dtype=dtype)
         config = exports.release_config(arch, hf_config)
         if arch.learners and arch.semantics == presets.PAPER:
-            print("note: trained with the paper's semantics; the release's code computes its own")
+            print(
+                "note: trained with the paper's semantics (recorded in config.json); the release's "
+                "code computes its own"
+            )
 
     size = sum(tensor.nbytes for tensor in tensors.values())
     dtypes = ", ".join(sorted({tensor.dtype.name for tensor in tensors.values()}))

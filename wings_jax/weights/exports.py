@@ -12,7 +12,7 @@ import numpy as np
 from wings_jax import files
 from wings_jax.formatting import format_names
 from wings_jax.model import presets
-from wings_jax.weights import hf, release, rules, store, transfer
+from wings_jax.weights import hf, release, release_settings, rules, store, transfer
 from wings_jax.weights.safetensors_file import DTYPES
 from wings_jax.weights.tensors import LazyTensor, WeightsError
 
@@ -154,6 +154,7 @@ def release_config(arch: presets.WingsArch, hf_config: Mapping[str, Any]) -> dic
     }
     if arch.learners:
         decided["lora_dim"] = arch.rank
+    decided[release_settings.ENTRY] = release_settings.make_settings(arch)
     del decided["architectures"]
     return {**defaults, **hf_config, **decided}
 

@@ -6,17 +6,21 @@ written here without that prefix.
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from wings_jax.model import presets
+import numpy as np
+
+from wings_jax.model import hf_config, presets
 from wings_jax.weights import store, tables
 from wings_jax.weights.rules import Rule
 from wings_jax.weights.tensors import LazyTensor, WeightsError
 
 PROCESSOR_FILE = "preprocessor_config.json"
+NESTED_PROCESSOR_FILE = "processor_config.json"
 
 
 def decoder_rules(arch: presets.DecoderArch) -> tuple[Rule, ...]:
@@ -78,22 +82,59 @@ def vision_tensors(tensors: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def read_decoder_arch(directory: str | os.PathLike) -> presets.DecoderArch:
-    """Returns the architecture of a directory with a Qwen2 or Llama, from its `config.json`."""
-    return presets.decoder_from_hf(store.read_config(directory))
+    """Returns the architecture of a directory with a Qwen2 or Llama.
+
+    It is that of `config.json`, except for a tied head that the weights contradict (`untie`).
+    """
+    file = str(pathlib.Path(directory) / "config.json")
+    arch = hf_config.decoder_from_hf(store.read_config(directory), file=file)
+    if not arch.tie_embeddings or not store.has_weights(directory):
+        return arch
+    return untie(arch, decoder_tensors(store.open_tensors(directory)))
+
+
+def untie(arch: presets.DecoderArch, tensors: Mapping[str, LazyTensor]) -> presets.DecoderArch:
+    """Returns the architecture with its own head where the checkpoint has a different one.
+
+    A config may say `tie_word_embeddings` beside an `lm_head.weight` of other values; then the
+    head is used, as in transformers 5. Equal values are tied.
+    """
+    head = tensors.get("lm_head.weight")
+    embedding = tensors.get("model.embed_tokens.weight")
+    if not arch.tie_embeddings or head is None or embedding is None:
+        return arch
+    is_equal = head.shape == embedding.shape and np.array_equal(
+        np.asarray(head), np.asarray(embedding)
+    )
+    return arch if is_equal else dataclasses.replace(arch, tie_embeddings=False)
 
 
 def read_vision_arch(directory: str | os.PathLike) -> presets.VisionArch:
     """Returns the architecture of a directory with a SigLIP or CLIP, from its config files."""
-    processor = None
-    if (pathlib.Path(directory) / PROCESSOR_FILE).is_file():
-        processor = store.read_config(directory, PROCESSOR_FILE)
-    return presets.vision_from_hf(store.read_config(directory), processor)
+    file = str(pathlib.Path(directory) / "config.json")
+    config = store.read_config(directory)
+    return hf_config.vision_from_hf(config, read_processor(directory), file=file)
+
+
+def read_processor(directory: str | os.PathLike) -> dict[str, Any] | None:
+    """Returns the entries of a directory's image processor; None if it has none.
+
+    transformers 5 nests them in `processor_config.json`, which then precedes the older file.
+    """
+    directory = pathlib.Path(directory)
+    if (directory / NESTED_PROCESSOR_FILE).is_file():
+        nested = store.read_config(directory, NESTED_PROCESSOR_FILE).get("image_processor")
+        if nested is not None:
+            return nested
+    if (directory / PROCESSOR_FILE).is_file():
+        return store.read_config(directory, PROCESSOR_FILE)
+    return None
 
 
 def llm_config(arch: presets.DecoderArch) -> dict[str, Any]:
     """Returns the `config.json` of a decoder, which both transformers 4 and 5 read."""
     family = "qwen2" if arch.qkv_bias else "llama"
-    config = {
+    config: dict[str, Any] = {
         "architectures": ["Qwen2ForCausalLM" if arch.qkv_bias else "LlamaForCausalLM"],
         "model_type": family,
         "vocab_size": arch.vocab_size,

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import pathlib
 import re
+from typing import Any
 
 from wings_jax.errors import UserError
+from wings_jax.weights import store, torch_file
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-HUB_FILES = ("*.json", "*.safetensors", "*.model", "*.txt", "*.jinja")
+# Configs and tokenizers; the weight files are chosen by their names.
+TEXT_SUFFIXES = (".json", ".model", ".txt", ".jinja")
 
 
 def find_directory(name: str, flag: str) -> pathlib.Path:
@@ -25,17 +28,59 @@ def find_directory(name: str, flag: str) -> pathlib.Path:
     return _download(name, flag)
 
 
+def choose_hub_files(names: list[str]) -> list[str]:
+    """Returns which files of a repository to download: no second copy of the weights.
+
+    >>> choose_hub_files(["config.json", "model.safetensors", "pytorch_model.bin", "onnx/a.json"])
+    ['config.json', 'model.safetensors']
+    >>> choose_hub_files(["config.json", "pytorch_model.bin", "tf_model.h5"])
+    ['config.json', 'pytorch_model.bin']
+    """
+    top_level = [name for name in names if "/" not in name]
+    weights = store.choose_weight_files(top_level)
+    is_text = [name for name in top_level if name.endswith(TEXT_SUFFIXES)]
+    texts = [name for name in is_text if not name.endswith(".index.json")]
+    return [*texts, *weights]
+
+
 def _download(hub_id: str, flag: str) -> pathlib.Path:
     """Returns the local copy of a repository's weights, configs and tokenizer."""
     import huggingface_hub
+    from huggingface_hub import errors
 
+    # The HTTP library differs by version; all its errors have the class that this one derives from.
+    connection_errors: tuple[Any, ...] = (
+        *errors.HfHubHTTPError.__bases__,
+        errors.OfflineModeIsEnabled,
+    )
     try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(hub_id, allow_patterns=list(HUB_FILES))
+        names = choose_hub_files(huggingface_hub.list_repo_files(hub_id))
+    except (errors.HfHubHTTPError, ValueError) as error:
+        raise _hub_error(hub_id, flag, error) from error
+    except connection_errors:
+        names = None  # no connection: perhaps it was downloaded before
+
+    if names and any(name.endswith(torch_file.SUFFIXES) for name in names):
+        torch_file.check_torch(f"{flag}: {hub_id}")
+    try:
+        directory = huggingface_hub.snapshot_download(
+            hub_id, allow_patterns=names, local_files_only=names is None
         )
-    except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+    except errors.LocalEntryNotFoundError as error:
         raise UserError(
-            f"{flag}: {hub_id} is not a directory, and it cannot be downloaded from the "
-            f"Hugging Face hub: {reason}"
+            f"{flag}: {hub_id} is not a directory; there is no connection to the Hugging Face "
+            "hub, and it was not downloaded before"
         ) from error
+    except (*connection_errors, ValueError) as error:
+        raise _hub_error(hub_id, flag, error) from error
+    return pathlib.Path(directory)
+
+
+def _hub_error(hub_id: str, flag: str, error: Exception) -> UserError:
+    """Returns the error of a failed download, in one line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reason = " ".join(lines) or type(error).__name__
+    return UserError(
+        f"{flag}: {hub_id} is not a directory, and it cannot be downloaded from the Hugging Face "
+        f"hub: {reason[:300]}"
+    )

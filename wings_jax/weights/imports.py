@@ -49,6 +49,7 @@ class ImportSpec:
     hf_config             the LLM's `config.json`, for a later export
     tokenizer_directory   directory with the tokenizer's files, or None
     tokenizer_files       tokenizer files that no directory holds: name -> content
+    notes                 what to print about choices that were made for the user
     """
 
     arch: presets.WingsArch
@@ -57,6 +58,7 @@ class ImportSpec:
     hf_config: Mapping[str, Any]
     tokenizer_directory: pathlib.Path | None = None
     tokenizer_files: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from typing import Any
 from wings_jax.errors import UserError
 from wings_jax.formatting import format_names
 from wings_jax.model import parameters, presets
-from wings_jax.weights import hf, imports, release, sources, store, transfer
+from wings_jax.weights import hf, imports, release, release_import, sources, store, transfer
 from wings_jax.weights.rules import group_name
 from wings_jax.weights.tensors import LazyTensor, WeightsError
 
@@ -38,7 +38,7 @@ def describe(path: str | os.PathLike, vision: str | os.PathLike | None = None) -
     # From the whole model to its parts.
     if family in release.FAMILIES:
         title = f"{path}: a checkpoint in the release's layout ({family})"
-        return [title, *sizes, *_import_lines(lambda: sources.from_release(path, vision))]
+        return [title, *sizes, *_import_lines(lambda: release_import.from_release(path, vision))]
     if family in ("qwen2", "llama"):
         title = f"{path}: an LLM ({family})"
         return [title, *sizes, *_import_lines(lambda: sources.from_llm(path, vision))]
@@ -96,6 +96,7 @@ def plan_lines(
         if unused_keys:
             lines.append(f"  not used: {format_names(sorted(unused_keys), 6)}")
 
+    lines += [f"note: {note}" for note in spec.notes]
     if unfilled_paths:
         groups = {group_name(path) for path in unfilled_paths}
         lines.append(f"not in it, initialized by training: {format_names(sorted(groups), 6)}")

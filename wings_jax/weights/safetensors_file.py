@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 
 from wings_jax import files
+from wings_jax.weights import text_files
 from wings_jax.weights.tensors import LazyTensor, TensorMap, WeightsError
 
 DTYPES = {
@@ -35,28 +36,29 @@ DTYPES = {
 }
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100 * 2**20
+MAX_DIMENSIONS = 16
 
 
 def open_safetensors(path: pathlib.Path) -> TensorMap:
     """Returns the tensors of one file, unread.
 
     Raises:
-      WeightsError: not a safetensors file, or shorter than its header requires.
+      WeightsError: not a safetensors file, damaged, or shorter than its header requires.
     """
-    try:
-        with path.open("rb") as file:
-            size = path.stat().st_size
-            length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else size
-            if length > min(MAX_HEADER_BYTES, size - 8):
-                raise WeightsError(f"{path} is not a safetensors file, or is cut short")
-            header = json.loads(file.read(length))
-    except OSError as error:
-        raise WeightsError(f"cannot read {path}: {error.strerror}") from error
-    except WeightsError:
-        raise
-    except ValueError as error:
-        raise WeightsError(f"{path} has a header that is not JSON") from error
+    text_files.check_not_pointer(path)
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else size
+        if length > min(MAX_HEADER_BYTES, size - 8):
+            raise WeightsError(f"{path} is not a safetensors file, or is cut short")
+        content = file.read(length)
 
+    try:
+        header = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise WeightsError(f"{path} has a header that is not JSON") from error
+    if not isinstance(header, dict):
+        raise WeightsError(f"{path} has a header that is not a JSON object")
     return {
         key: _open_entry(path, key, entry, data_start=8 + length, size=size)
         for key, entry in header.items()
@@ -65,16 +67,26 @@ def open_safetensors(path: pathlib.Path) -> TensorMap:
 
 
 def _open_entry(
-    path: pathlib.Path, key: str, entry: Mapping[str, Any], *, data_start: int, size: int
+    path: pathlib.Path, key: str, entry: Any, *, data_start: int, size: int
 ) -> LazyTensor:
     """Returns one tensor of the header, after checking that the file holds its bytes."""
+    if not key.isprintable():
+        raise WeightsError(f"{path} has a damaged header: {key[:40]!a} is not a key")
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        raise WeightsError(f"{path} has a damaged header: {key} has no dtype")
+    shape = _whole_numbers(entry.get("shape"))
+    offsets = _whole_numbers(entry.get("data_offsets"))
+    if shape is None or offsets is None or len(offsets) != 2:
+        raise WeightsError(f"{path} has a damaged header: {key} has no shape or no offsets")
+
     dtype = DTYPES.get(entry["dtype"])
     if dtype is None:
-        raise WeightsError(f"{key} in {path} has dtype {entry['dtype']}, not supported")
+        is_quantized = entry["dtype"].startswith(("F8", "F6", "F4"))
+        what = "a quantized tensor" if is_quantized else "not supported"
+        raise WeightsError(f"{key} in {path} has dtype {entry['dtype'][:20]!a}: {what}")
 
     # The bytes must lie in the file and be as many as the shape needs.
-    shape = tuple(entry["shape"])
-    begin, end = entry["data_offsets"]
+    begin, end = offsets
     if data_start + end > size:
         raise WeightsError(f"{path} is cut short: {key} ends past the end of the file")
     if end - begin != math.prod(shape) * dtype.itemsize:
@@ -82,6 +94,15 @@ def _open_entry(
 
     load = _tensor_reader(path, dtype, shape, data_start + begin)
     return LazyTensor(shape, dtype, load, str(path))
+
+
+def _whole_numbers(value: Any) -> tuple[int, ...] | None:
+    """Returns a short list of numbers from 0 as a tuple; None for anything else."""
+    if not isinstance(value, list) or len(value) > MAX_DIMENSIONS:
+        return None
+    if any(type(item) is not int or not 0 <= item < 2**63 for item in value):
+        return None
+    return tuple(value)
 
 
 def _tensor_reader(

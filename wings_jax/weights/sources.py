@@ -1,4 +1,7 @@
-"""What a model is imported from: an LLM, a tower, a projector, or a checkpoint of the release."""
+"""What a model is imported from: directories or files of an LLM, a tower, a projector.
+
+`release_import` has the checkpoints of the authors' release.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,11 @@ from typing import Any
 import jax
 import numpy as np
 
-from wings_jax.model import parameters, presets
+from wings_jax.model import hf_config, presets
+from wings_jax.model.vision import PROJECTORS
 from wings_jax.weights import gguf_file, hf, imports, release, rules, store
 from wings_jax.weights.imports import ImportPart, ImportSpec
-from wings_jax.weights.tensors import LazyTensor, WeightsError
+from wings_jax.weights.tensors import LazyTensor, WeightsError, check_not_quantized
 
 # What a base LLM and its tower do not hold: training initializes it.
 FRESH = (r"projector/.*", r"decoder/layers/(visual|textual|router)/.*")
@@ -47,12 +51,13 @@ def load_model(
     Raises:
       WeightsError, UserError: a source is missing, of another family, or does not fit `arch`.
     """
-    if arch is None and llm is None:
+    if arch is not None:
+        decoder, tower = arch.decoder, arch.vision
+    elif llm is not None:
+        decoder = hf.read_decoder_arch(llm)
+        tower = DEFAULT_TOWER if vision is None else hf.read_vision_arch(vision)
+    else:
         raise WeightsError("give the directory of an LLM, or an architecture")
-    decoder = arch.decoder if arch else hf.read_decoder_arch(llm)
-    tower = arch.vision if arch else DEFAULT_TOWER
-    if vision is not None and arch is None:
-        tower = hf.read_vision_arch(vision)
 
     # Each directory fills its own half of the model.
     parts = []
@@ -81,9 +86,14 @@ def from_llm(
       WeightsError, UserError: a source is missing, of another family, or broken.
     """
     config = store.read_config(llm)
-    decoder = presets.decoder_from_hf(config)
+    decoder = hf.read_decoder_arch(llm)
     spec = _base_spec(decoder, llm_part(llm, decoder), vision, projector, projector_kind)
-    return dataclasses.replace(spec, hf_config=config, tokenizer_directory=pathlib.Path(llm))
+    return dataclasses.replace(
+        spec,
+        hf_config=config,
+        tokenizer_directory=pathlib.Path(llm),
+        notes=tie_notes(config, decoder),
+    )
 
 
 def from_gguf(
@@ -92,10 +102,15 @@ def from_gguf(
     *,
     projector: str | os.PathLike | None = None,
     projector_kind: str = "mlp2x_gelu",
+    with_tokenizer: bool = True,
 ) -> ImportSpec:
-    """Returns the import of an LLM in a GGUF file, dequantized; else as `from_llm`."""
-    model = gguf_file.read_gguf(file)
-    decoder = presets.decoder_from_hf(model.config)
+    """Returns the import of an LLM in a GGUF file, dequantized; else as `from_llm`.
+
+    Args:
+      with_tokenizer: False leaves out the file's tokenizer, which may be of an unsupported kind.
+    """
+    model = gguf_file.read_gguf(file, with_tokenizer=with_tokenizer)
+    decoder = hf_config.decoder_from_hf(model.config, file=str(file))
     part = _decoder_part(decoder, model.tensors, str(file))
     spec = _base_spec(decoder, part, vision, projector, projector_kind)
     return dataclasses.replace(spec, hf_config=model.config, tokenizer_files=model.tokenizer_files)
@@ -109,6 +124,7 @@ def _base_spec(
     projector_kind: str,
 ) -> ImportSpec:
     """Returns the import of an LLM with the tower and the projector that are given."""
+    check_projector_kind(projector_kind, "--projector-kind")
     parts = [part]
     tower = DEFAULT_TOWER
     if vision is not None:
@@ -123,9 +139,26 @@ def _base_spec(
     return ImportSpec(arch, tuple(parts), fresh, hf_config={})
 
 
+def check_projector_kind(kind: str, name: str) -> None:
+    """Raises WeightsError naming the flag or file if there is no such projector."""
+    if kind not in PROJECTORS:
+        raise WeightsError(f"{name}: {kind!r} is not one of {', '.join(PROJECTORS)}")
+
+
+def tie_notes(config: Mapping[str, Any], decoder: presets.DecoderArch) -> tuple[str, ...]:
+    """Returns a line where the weights contradict the config's tied head."""
+    if not config.get("tie_word_embeddings") or decoder.tie_embeddings:
+        return ()
+    return (
+        "config.json has tie_word_embeddings true, but lm_head.weight differs from the "
+        "embedding: the head is kept, untied",
+    )
+
+
 def llm_part(directory: str | os.PathLike, arch: presets.DecoderArch) -> ImportPart:
     """Returns the part of a directory with a Qwen2 or Llama."""
     tensors = hf.decoder_tensors(store.open_tensors(directory))
+    check_not_quantized(tensors, str(directory))
     return _decoder_part(arch, tensors, str(directory))
 
 
@@ -139,6 +172,7 @@ def _decoder_part(
 def vision_part(directory: str | os.PathLike, arch: presets.VisionArch) -> ImportPart:
     """Returns the part of a directory with a SigLIP or CLIP tower."""
     tensors = hf.vision_tensors(store.open_tensors(directory), str(directory))
+    check_not_quantized(tensors, str(directory))
     table = rules.with_prefix(hf.vision_rules(arch), path="vision/")
     return ImportPart("tower", str(directory), table, tensors, hf.vision_ignorable(arch))
 
@@ -149,6 +183,7 @@ def _projector_part(arch: presets.WingsArch, source: str | os.PathLike) -> Impor
         re.sub(r"^(.*\.)?mm_projector\.", "", hf_key): tensor
         for hf_key, tensor in store.open_tensors(source).items()
     }
+    check_not_quantized(tensors, str(source))
     table = rules.with_prefix(release.projector_rules(arch.projector), path="projector/")
 
     # [D, E]: a projector of another tower is the usual mistake, so it gets its own message.
@@ -160,146 +195,3 @@ def _projector_part(arch: presets.WingsArch, source: str | os.PathLike) -> Impor
             f"the vision tower has width {width}"
         )
     return ImportPart("projector", str(source), table, tensors)
-
-
-def from_release(
-    directory: str | os.PathLike, vision: str | os.PathLike | None = None
-) -> ImportSpec:
-    """Returns the import of a checkpoint of the authors' release: Wings or their LLaVA.
-
-    Its keys, shapes and config decide the architecture: learners, router, rank, projector, tower.
-    With learners the model gets the release's semantics.
-
-    Args:
-      vision: a tower's directory. It fills a checkpoint that has no tower, and describes the
-        sizes of one that fits no preset.
-
-    Raises:
-      WeightsError, UserError: the checkpoint is of another kind, broken, or without a tower.
-    """
-    source = str(directory)
-    config = store.read_config(directory)
-    tensors = store.open_tensors(directory)
-
-    # Wings and LLaVA checkpoints differ in their keys only.
-    family = release.FAMILIES.get(config.get("model_type"))
-    if family is None:
-        known = ", ".join(release.FAMILIES)
-        raise WeightsError(
-            f"{source}/config.json: model_type {config.get('model_type')!r} is not one of {known}"
-        )
-
-    decoder = presets.decoder_from_hf({**config, "model_type": family})
-    wings_fields = _wings_fields(tensors, config, source)
-
-    # The tower: the checkpoint's own, or that of the other directory.
-    has_tower = any(hf_key.startswith(release.TOWER) for hf_key in tensors)
-    if not has_tower and vision is None:
-        raise WeightsError(f"{source} holds no vision tower; give its directory as --vision")
-    tower = hf.read_vision_arch(vision) if vision is not None else _known_tower(tensors, source)
-
-    arch = dataclasses.replace(
-        presets.WingsArch(decoder, tower),
-        projector=_projector_kind(tensors, config),
-        **wings_fields,
-    )
-    # One part for the checkpoint, a second one for the tower of another directory.
-    table = release.release_rules(arch)
-    if not has_tower:
-        table = tuple(rule for rule in table if not rule.path.startswith("vision/"))
-
-    parts = [ImportPart("Wings", source, table, tensors, release.release_ignorable(arch))]
-    if not has_tower:
-        parts.append(vision_part(vision, tower))
-    return ImportSpec(
-        arch,
-        tuple(parts),
-        fresh=(),
-        hf_config=config,
-        tokenizer_directory=pathlib.Path(directory),
-    )
-
-
-def _wings_fields(
-    tensors: Mapping[str, LazyTensor], config: Mapping[str, Any], source: str
-) -> dict[str, Any]:
-    """Returns the fields of WingsArch that a checkpoint's keys and config decide."""
-    has_router = any(".reweight_module." in hf_key for hf_key in tensors)
-    has_visual = any(".attn_pool." in hf_key for hf_key in tensors)
-    if not has_visual:
-        return {}
-
-    # All learners have the same rank, which `lora_dim` repeats.
-    ranks = {
-        tensors[hf_key].shape[0]
-        for hf_key in tensors
-        if hf_key.endswith("attn_pool.q_proj.0.weight")
-    }
-    if len(ranks) != 1:
-        raise WeightsError(f"{source}: attn_pool.q_proj.0.weight has ranks {sorted(ranks)}")
-    rank = ranks.pop()
-    if config.get("lora_dim", rank) != rank:
-        raise WeightsError(
-            f"{source}: config.json has lora_dim {config['lora_dim']}, the tensors have {rank}"
-        )
-
-    # A router exists from stage 2 on, where both learners are trained.
-    fields = {
-        "learners": ("visual", "textual") if has_router else ("visual",),
-        "router": has_router,
-        "rank": rank,
-        "gain": 2.0 if has_router else 1.0,
-        "semantics": presets.release_semantics(config.get("system_prompt_length", 14)),
-    }
-    if has_router:
-        fields["router_positions"] = max(
-            tensor.shape[-1]
-            for hf_key, tensor in tensors.items()
-            if hf_key.endswith("reweight_module.linear.weight")
-        )
-    return fields
-
-
-def _projector_kind(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any]) -> str:
-    """Returns the projector's kind by its keys, or the config's where it has no keys."""
-    hf_keys = {
-        hf_key.removeprefix(release.PROJECTOR)
-        for hf_key in tensors
-        if hf_key.startswith(release.PROJECTOR)
-    }
-    # A single Linear has no index in its keys.
-    if "weight" in hf_keys:
-        return "linear"
-    depth = sum(hf_key.endswith(".weight") for hf_key in hf_keys)
-    return f"mlp{depth}x_gelu" if depth else config.get("mm_projector_type", "identity")
-
-
-def _known_tower(tensors: Mapping[str, LazyTensor], source: str) -> presets.VisionArch:
-    """Returns the preset whose shapes the checkpoint's tower has.
-
-    The number of heads is not in the shapes, so only towers of known sizes are recognized.
-    """
-    tower = {
-        hf_key.removeprefix(release.TOWER): tensor
-        for hf_key, tensor in tensors.items()
-        if hf_key.startswith(release.TOWER)
-    }
-    for arch in presets.VISION.values():
-        is_deeper = f"encoder.layers.{arch.num_layers}.layer_norm1.weight" in tower
-        if not is_deeper and _tower_fits(arch, tower):
-            return arch
-    raise WeightsError(
-        f"{source} holds a vision tower of no known size; give a directory with its config.json "
-        "as --vision"
-    )
-
-
-def _tower_fits(arch: presets.VisionArch, tower: Mapping[str, LazyTensor]) -> bool:
-    """Returns whether the tensors have all keys of an architecture, with its shapes."""
-    shapes = parameters.abstract_params(presets.WingsArch(ANY_DECODER, arch))
-    for rule in hf.vision_rules(arch):
-        shape = shapes[f"vision/{rule.path}"].shape
-        for hf_key in rule.hf_keys(shape):
-            if hf_key not in tower or tuple(tower[hf_key].shape) != rule.hf_shape(shape):
-                return False
-    return True

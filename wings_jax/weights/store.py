@@ -5,20 +5,34 @@ A directory holds `config.json` and the weights: one file, or shards with an ind
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import pathlib
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from wings_jax import files
 from wings_jax.formatting import format_names
-from wings_jax.weights import safetensors_file, torch_file
+from wings_jax.weights import safetensors_file, text_files, torch_file
 from wings_jax.weights.tensors import LazyTensor, TensorMap, WeightsError
 
 SHARD = re.compile(r"(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})\.(safetensors|bin)")
-INDEX_FILES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# In the order of transformers; a name with `*` is all shards of it, without their index.
+CANONICAL_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "model-*.safetensors",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "pytorch_model-*.bin",
+)
+# What a Trainer, other tools or PEFT write beside a model's weights.
+NOT_A_MODEL = re.compile(
+    r"(training_args|optimizer|scheduler|scaler|rng_state|consolidated|adapter_model)[._-].*"
+)
+ADAPTER_CONFIG = "adapter_config.json"
 
 
 def open_file(path: str | os.PathLike) -> TensorMap:
@@ -33,11 +47,41 @@ def open_file(path: str | os.PathLike) -> TensorMap:
     return safetensors_file.open_safetensors(path)
 
 
-def open_tensors(path: str | os.PathLike) -> TensorMap:
-    """Returns the tensors of a file, or of all weight files of a directory, unread.
+def choose_weight_files(names: Iterable[str]) -> list[str]:
+    """Returns which files of a directory hold the model: one, shards, or an index and its shards.
 
-    A directory is read through its index, or else by all its safetensors files, or else by
-    its torch files; shards that an index or their own names promise must be there.
+    Canonical names come first, as in transformers; what a Trainer writes beside them (optimizer
+    states and the like) and variants such as `model.fp16.safetensors` are not used then.
+
+    >>> choose_weight_files(["optimizer.pt", "model.safetensors", "pytorch_model.bin"])
+    ['model.safetensors']
+    >>> choose_weight_files(["mm_projector.bin", "training_args.bin"])
+    ['mm_projector.bin']
+    """
+    names = sorted(names)
+    for canonical in CANONICAL_NAMES:
+        if canonical.endswith(".index.json") and canonical in names:
+            stem, suffix = canonical.removesuffix(".index.json").split(".")
+            shards = [n for n in names if n.startswith(f"{stem}-") and n.endswith(f".{suffix}")]
+            return [canonical, *shards]
+        matches = [name for name in names if fnmatch.fnmatchcase(name, canonical)]
+        if matches:
+            return matches
+
+    # Other names: all files of one kind, safetensors before torch.
+    for suffixes in ((".safetensors",), torch_file.SUFFIXES):
+        others = [name for name in names if name.endswith(suffixes)]
+        others = [name for name in others if not NOT_A_MODEL.match(name)]
+        if others:
+            return others
+    return []
+
+
+def open_tensors(path: str | os.PathLike) -> TensorMap:
+    """Returns the tensors of a file, or of a directory's weight files, unread.
+
+    The files of a directory are those of `choose_weight_files`; shards that an index or their
+    own names promise must be there.
 
     Raises:
       WeightsError: naming the file that is missing or broken, or the directory without any.
@@ -48,27 +92,42 @@ def open_tensors(path: str | os.PathLike) -> TensorMap:
     if not path.is_dir():
         raise WeightsError(f"{path} does not exist")
 
-    # An index lists the files; other weight files of the directory are ignored.
-    for index in INDEX_FILES:
-        if (path / index).is_file():
-            return _open_index(path / index)
+    names = choose_weight_files(file.name for file in path.iterdir() if file.is_file())
+    if not names:
+        _check_not_adapter(path)
+        raise WeightsError(f"{path} holds no weights (no *.safetensors, no *.bin)")
+    if names[0].endswith(".index.json"):
+        return _open_index(path / names[0])
 
-    # Without an index: all files of one kind, safetensors before torch.
-    for suffixes in ((".safetensors",), torch_file.SUFFIXES):
-        weight_files = sorted(file for file in path.iterdir() if file.suffix in suffixes)
-        weight_files = [file for file in weight_files if file.name != "training_args.bin"]
-        if weight_files:
-            _check_shards(weight_files)
-            return _open_shards(weight_files)
-    raise WeightsError(f"{path} holds no weights (no *.safetensors, no *.bin)")
+    weight_files = [path / name for name in names]
+    _check_shards(weight_files)
+    return _open_shards(weight_files)
+
+
+def has_weights(directory: str | os.PathLike) -> bool:
+    """Returns whether a directory holds the weights of a model."""
+    return bool(choose_weight_files(file.name for file in pathlib.Path(directory).iterdir()))
+
+
+def _check_not_adapter(directory: pathlib.Path) -> None:
+    """Raises WeightsError if a directory holds an adapter in place of a model."""
+    if not (directory / ADAPTER_CONFIG).is_file():
+        return
+    base = text_files.read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
+    raise WeightsError(
+        f"{directory} holds a PEFT adapter ({ADAPTER_CONFIG}), not a model: merge it into "
+        f"{base or 'its base model'} first (PeftModel.merge_and_unload) and save that"
+    )
 
 
 def _open_index(index: pathlib.Path) -> TensorMap:
     """Returns the tensors that an index lists."""
-    try:
-        weight_map = json.loads(index.read_text())["weight_map"]
-    except (OSError, ValueError, KeyError) as error:
-        raise WeightsError(f"{index} is not a weight index") from error
+    weight_map = text_files.read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise WeightsError(f"{index} is not a weight index: it has no weight_map")
+    for key, name in weight_map.items():
+        if not isinstance(name, str) or name != pathlib.PurePath(name).name or "\0" in name:
+            raise WeightsError(f"{index}: {str(name)[:40]!a} of {key[:60]!a} is not a file name")
 
     # Every listed shard must exist, and hold the keys that it is listed with.
     shards = [index.parent / name for name in sorted(set(weight_map.values()))]
@@ -77,7 +136,7 @@ def _open_index(index: pathlib.Path) -> TensorMap:
         raise WeightsError(f"{index.parent}: missing shards: {format_names(missing)}")
 
     tensors = _open_shards(shards)
-    missing_keys = [key for key in weight_map if key not in tensors]
+    missing_keys = [ascii(key)[1:-1] for key in weight_map if key not in tensors]
     if missing_keys:
         raise WeightsError(f"{index} lists {format_names(missing_keys)}, which no shard holds")
     return tensors
@@ -161,15 +220,12 @@ def read_config(directory: str | os.PathLike, name: str = "config.json") -> dict
     """Returns the content of `config.json`, or of another JSON file of a directory.
 
     Raises:
-      WeightsError: it is missing or not JSON.
+      WeightsError: it is missing, or does not hold a JSON object.
     """
-    file = pathlib.Path(directory) / name
-    try:
-        return json.loads(file.read_text())
-    except OSError as error:
-        raise WeightsError(f"cannot read {file}: {error.strerror}") from error
-    except ValueError as error:
-        raise WeightsError(f"{file} is not JSON: {error}") from error
+    directory = pathlib.Path(directory)
+    if not (directory / name).exists():
+        _check_not_adapter(directory)
+    return text_files.read_json(directory / name)
 
 
 def write_config(directory: str | os.PathLike, config: Mapping[str, Any]) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import ml_dtypes
@@ -44,6 +45,27 @@ class LazyTensor:
 
 # Hugging Face key -> tensor.
 TensorMap = dict[str, LazyTensor]
+
+
+# Keys that GPTQ, AWQ, bitsandbytes and FP8 files have beside, or in place of, `.weight`.
+_QUANTIZED_KEY = re.compile(
+    r".*\.(qweight|qzeros|scales|g_idx|SCB|absmax|quant_map|quant_state.*|weight_scale(_inv)?"
+    r"|weight_packed|input_scale)"
+)
+
+
+def check_not_quantized(tensors: Mapping[str, LazyTensor], source: str) -> None:
+    """Raises WeightsError naming a tensor if a checkpoint is quantized.
+
+    Integers would be read as if they were the weights themselves.
+    """
+    for key, tensor in tensors.items():
+        is_integer = key.endswith((".weight", ".bias")) and tensor.dtype.kind in "iub"
+        if is_integer or _QUANTIZED_KEY.fullmatch(key):
+            raise WeightsError(
+                f"{source} is quantized ({key} has dtype {tensor.dtype.name}): import the model "
+                "that it was made from"
+            )
 
 
 def check_finite(key: str, array: np.ndarray, source: str) -> None:

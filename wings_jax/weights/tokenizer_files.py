@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import pathlib
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Mapping
 
+import tokenizers
+
+from wings_jax import checkpoint
 from wings_jax.errors import UserError
+from wings_jax.weights import text_files
 
 FILES = (
     "tokenizer.json",
@@ -20,7 +25,9 @@ FILES = (
     "generation_config.json",
 )
 # Vocabularies that transformers converts to `tokenizer.json`.
-SLOW_FILES = ("tokenizer.model", "vocab.json")
+SLOW_FILES = ("tokenizer.model", "spiece.model", "vocab.json")
+SENTENCEPIECE = ("sentencepiece", "google.protobuf")
+CONVERSION_ERRORS = (OSError, ValueError, ImportError, TypeError, KeyError, RuntimeError)
 
 
 def read_tokenizer_files(directory: str | os.PathLike, *, flag: str) -> dict[str, str]:
@@ -34,38 +41,66 @@ def read_tokenizer_files(directory: str | os.PathLike, *, flag: str) -> dict[str
     """
     directory = pathlib.Path(directory)
     if (directory / "tokenizer.json").is_file():
-        return _read_text_files(directory, FILES)
-    if any((directory / name).is_file() for name in SLOW_FILES):
-        return _convert_tokenizer(directory, flag=flag)
+        return _read_existing(directory)
+    for name in SLOW_FILES:
+        if (directory / name).is_file():
+            text_files.check_not_pointer(directory / name)
+            return _convert_tokenizer(directory, name, flag=flag)
     raise UserError(f"{directory} has no tokenizer; give one with {flag} DIR")
 
 
-def _read_text_files(directory: pathlib.Path, names: Iterable[str]) -> dict[str, str]:
-    """Returns the content of those of the files that exist."""
-    return {
-        name: (directory / name).read_text(encoding="utf-8")
-        for name in names
-        if (directory / name).is_file()
-    }
+def _read_existing(directory: pathlib.Path) -> dict[str, str]:
+    """Returns the content of those files that exist; JSON files must be JSON."""
+    contents = {}
+    for name in FILES:
+        file = directory / name
+        if not file.is_file():
+            continue
+        contents[name] = text_files.read_text(file)
+        if file.suffix == ".json":
+            text_files.read_json(file)
+    return contents
 
 
-def _convert_tokenizer(directory: pathlib.Path, *, flag: str) -> dict[str, str]:
+def _convert_tokenizer(directory: pathlib.Path, vocabulary: str, *, flag: str) -> dict[str, str]:
     """Returns the files of a tokenizer after transformers has converted it."""
+    missing = [name for name in SENTENCEPIECE if importlib.util.find_spec(name) is None]
+    if vocabulary.endswith(".model") and missing:
+        raise UserError(
+            f"{directory} has {vocabulary} and no tokenizer.json: install sentencepiece and "
+            f"protobuf to convert it (pip install sentencepiece protobuf), or give {flag} DIR"
+        )
     import transformers
 
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    except (OSError, ValueError, ImportError) as error:
+    except CONVERSION_ERRORS as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise UserError(
-            f"{directory} has no tokenizer.json, and its tokenizer cannot be converted ({reason}); "
-            f"give one with {flag} DIR"
+            f"{directory} has no tokenizer.json, and its tokenizer cannot be converted "
+            f"({reason[:200]}); give one with {flag} DIR"
         ) from error
 
     # transformers writes what it converted; the text files of that are the result.
     with tempfile.TemporaryDirectory() as converted:
         tokenizer.save_pretrained(converted)
-        return _read_text_files(pathlib.Path(converted), FILES)
+        return _read_existing(pathlib.Path(converted))
+
+
+def count_tokens(contents: Mapping[str, str], source: str) -> int:
+    """Returns the size of a tokenizer's vocabulary, added tokens included.
+
+    Raises:
+      UserError: transformers cannot open these files; `source` names them.
+    """
+    # `tokenizers` raises plain Exception for a tokenizer.json that it cannot parse, so it is the
+    # one class that catches everything here.
+    try:
+        tokenizers.Tokenizer.from_str(contents["tokenizer.json"])
+        return len(checkpoint.open_tokenizer(contents))
+    except Exception as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise UserError(f"the tokenizer of {source} cannot be opened: {reason[:200]}") from error
 
 
 def download_tokenizer(hub_id: str, *, flag: str) -> pathlib.Path:
@@ -81,4 +116,4 @@ def download_tokenizer(hub_id: str, *, flag: str) -> pathlib.Path:
         cached_file(hub_id, "tokenizer_config.json")
     except OSError as error:
         raise UserError(f"{flag}: {hub_id}: {str(error).splitlines()[0]}") from error
-    return pathlib.Path(path).parent
+    return pathlib.Path(str(path)).parent

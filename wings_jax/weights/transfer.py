@@ -24,7 +24,9 @@ class HasShape(Protocol):
     """Anything with the shape of an array, such as a LazyTensor or a torch parameter."""
 
     @property
-    def shape(self) -> Sequence[int]: ...
+    def shape(self) -> Sequence[int]:
+        """The sizes of the dimensions."""
+        ...
 
 
 def no_progress(hf_key: str, size: int) -> None:
@@ -141,7 +143,7 @@ def import_tree(
     """
     plan = plan_import(rules, tensors, params, ignorable=ignorable, fresh=fresh, source=source)
     # One generator of layers per parameter: a tensor is read when its place is allocated.
-    arrays = {}
+    arrays: dict[str, np.ndarray | jax.Array] = {}
     for path, (rule, hf_keys) in plan.matches.items():
         struct = params[path]
 

@@ -1,0 +1,238 @@
+"""Checkpoints that are damaged or do not fit: an error, or the step before."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import training_cases as cases
+
+from wings_jax import axes, checkpoint, checksums, errors, train
+from wings_jax import config as config_lib
+from wings_jax.errors import UserError
+from wings_jax.training import meshes, start
+
+RUN = {"steps": 4, "checkpoint_every": 2, "max_checkpoints": 3}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> pathlib.Path:
+    """A workdir of stage 1 with the steps 2 and 4."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    cases.run(workdir, "stage1", **RUN)
+    return workdir
+
+
+@pytest.fixture
+def workdir(finished, tmp_path) -> pathlib.Path:
+    return pathlib.Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def array_files(step: pathlib.Path, item: str) -> list[pathlib.Path]:
+    """Returns the files of an item that hold values, largest first."""
+    files = [path for path in (step / item).rglob("d/*") if path.is_file()]
+    return sorted(files, key=lambda path: path.stat().st_size, reverse=True)
+
+
+def flip(path: pathlib.Path) -> None:
+    """Changes one bit in the middle of a file."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def change_a_value(step: pathlib.Path) -> None:
+    """Saves the parameters of a step again with one bit of one value changed."""
+    flat = {path: np.array(x) for path, x in checkpoint.read_params(step, verify=False).items()}
+    flat["projector/linear_0/kernel"].view(np.uint32)[1, 2] ^= 1 << 20
+    shutil.rmtree(step / "params")
+    with checkpoint.ocp.Checkpointer(checkpoint.ocp.PyTreeCheckpointHandler()) as writer:
+        writer.save(step / "params", checkpoint.tree.nest(flat))
+
+
+def remove_meta(step: pathlib.Path) -> None:
+    shutil.rmtree(step / "meta")
+
+
+DAMAGE = {
+    "value": (change_a_value, "projector/linear_0/kernel differs from its checksum"),
+    "meta": (remove_meta, "meta does not exist"),
+    "file": (lambda step: flip(array_files(step, "params")[0]), ""),
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_checkpoint_is_an_error_for_inference(kind, workdir):
+    damage, reason = DAMAGE[kind]
+    damage(workdir / "checkpoints/4")
+    with pytest.raises(checkpoint.DamagedCheckpointError) as error:
+        checkpoint.load(workdir)
+    message = str(error.value)
+    assert message.startswith(f"{workdir}/checkpoints/4: the checkpoint is damaged ({reason}")
+    assert message.endswith(f"; the one before is {workdir}/checkpoints/2")
+    assert "\n" not in message
+    assert checkpoint.load(workdir / "checkpoints/2").step == 2
+
+
+@pytest.mark.parametrize("item", ["params", "opt_state"])
+def test_every_flipped_byte_of_a_checkpoint_is_found_or_changes_nothing(item, workdir):
+    """One byte in each of 40 places of the file that holds the values."""
+    step = workdir / "checkpoints/4"
+    saved = checkpoint._read_json_item(step, "meta")["checksums"]
+    original = array_files(step, item)[0].read_bytes()
+    detected = 0
+    for place in np.linspace(0, len(original) - 1, 40).astype(int):
+        content = bytearray(original)
+        content[place] ^= 0x41
+        array_files(step, item)[0].write_bytes(content)
+        try:
+            if item == "params":
+                checkpoint.read_params(step)
+                continue
+            with checkpoint.ReadErrors(step):
+                reader = checkpoint.ocp.Checkpointer(checkpoint.ocp.PyTreeCheckpointHandler())
+                arrays = checkpoint.flatten_state(reader.restore(step / item))
+            assert not checksums.find_damaged(arrays, saved[item])
+        except checkpoint.DamagedCheckpointError:
+            detected += 1
+    assert detected > 30
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damaged_checkpoint_resumes_from_the_step_before(kind, workdir, finished, capsys):
+    DAMAGE[kind][0](workdir / "checkpoints/4")
+    cases.run(workdir, "stage1", **RUN)
+    printed = capsys.readouterr().out
+    assert f"{workdir}/checkpoints/4 is damaged (" in printed
+    assert "resuming from step 2, " in printed
+    names = {path.name for path in (workdir / "checkpoints").iterdir()}
+    assert {"2", "4", "4.damaged"} <= names
+    expected = checkpoint.read_params(finished / "checkpoints/4")
+    for path, value in checkpoint.read_params(workdir / "checkpoints/4").items():
+        np.testing.assert_array_equal(value, expected[path], err_msg=path)
+
+
+def test_damaged_only_checkpoint_is_an_error_for_resuming(workdir):
+    shutil.rmtree(workdir / "checkpoints/2")
+    remove_meta(workdir / "checkpoints/4")
+    with pytest.raises(UserError, match="there is none before it"):
+        cases.set_up(workdir, "stage1", **RUN)
+    assert (workdir / "checkpoints/4").is_dir()
+
+
+def test_checksums_can_be_switched_off(workdir):
+    change_a_value(workdir / "checkpoints/4")
+    assert checkpoint.load(workdir, verify=False).step == 4
+    assert int(cases.set_up(workdir, "stage1", verify_checkpoints=False, **RUN).state.step) == 4
+
+
+def test_checksums_hold_for_the_dtype_of_inference(workdir):
+    checkpoint.load(workdir, dtype=jnp.bfloat16)
+    change_a_value(workdir / "checkpoints/4")
+    with pytest.raises(UserError, match="differs from its checksum"):
+        checkpoint.load(workdir, dtype=jnp.bfloat16)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "uint8"])
+def test_checksum_is_the_same_on_every_mesh(dtype):
+    values = np.random.default_rng(0).normal(0, 50, (8, 24, 3)).astype(jnp.dtype(dtype))
+    mesh = axes.make_mesh({"data": 2, "fsdp": 4})
+    spec = jax.sharding.PartitionSpec("fsdp", "data")
+    sharded = jax.device_put(values, jax.sharding.NamedSharding(mesh, spec))
+    on_mesh = int(checksums._checksum_jax({"a": sharded}, (("a", dtype),))["a"])
+    assert on_mesh == checksums.checksum_numpy(values, dtype)
+    for i in (0, 5, 301):
+        changed = values.copy().reshape(-1)
+        changed.view(np.uint8)[i] ^= 1
+        assert checksums.checksum_numpy(changed, dtype) != on_mesh
+    swapped = values.reshape(-1)[::-1]
+    assert checksums.checksum_numpy(swapped, dtype) != on_mesh
+
+
+def test_resume_with_changed_data_is_an_error(workdir, tmp_path, capsys):
+    """The file keeps its name and its number of records; one answer in it has changed."""
+    original = cases.folder() / "scenes/train_stage1.json"
+    copy = tmp_path / "mine.json"
+    shutil.copy(original, copy)
+    changes = {**RUN, "data__sources__scenes__path": str(copy)}
+    cases.run(tmp_path / "other", "stage1", **changes)
+    shutil.copy(original, copy)  # the same content with another time
+    cases.set_up(tmp_path / "other", "stage1", **changes)
+
+    records = json.loads(copy.read_text())
+    records[0]["conversations"][1]["value"] += " Indeed."
+    copy.write_text(json.dumps(records))
+    before, after = (
+        json.loads((tmp_path / "other/data.json").read_text())["scenes"]["digest"],
+        start.workdirs._digest(copy),
+    )
+    message = rf"config\.data\.sources\.scenes: {copy} \(digest {after}\) .* {copy} .*{before}\)"
+    with pytest.raises(UserError, match=message):
+        cases.set_up(tmp_path / "other", "stage1", **changes)
+    cases.set_up(tmp_path / "other", "stage1", accept_changed_data=True, **changes)
+    cases.set_up(tmp_path / "other", "stage1", **changes)  # it is the run's data from now on
+
+
+def test_other_semantics_than_the_checkpoint_are_an_error(tmp_path):
+    cases.run(tmp_path / "one", model__semantics="release", steps=1)
+    message = r"config\.model\.semantics differs .* \(release, prompt_length 14 -> paper\), .*/one/"
+    with pytest.raises(UserError, match=message):
+        cases.set_up(tmp_path / "two", init_from=str(tmp_path / "one"))
+
+
+def test_tokenizer_with_more_tokens_than_the_embedding_is_an_error(tmp_path):
+    llm = shutil.copytree(cases.folder() / "llm", tmp_path / "llm")
+    described = json.loads((llm / "tokenizer.json").read_text())
+    rows = json.loads((llm / "config.json").read_text())["vocab_size"]
+    token = {**described["added_tokens"][-1], "id": rows, "content": "<|one more|>"}
+    described["added_tokens"].append(token)
+    (llm / "tokenizer.json").write_text(json.dumps(described))
+    message = rf"tokenizer has {rows + 1} tokens, the LLM's embedding {rows} rows"
+    with pytest.raises(UserError, match=message):
+        cases.set_up(tmp_path / "run", "stage1", data__tokenizer=str(llm))
+    assert not (tmp_path / "run").exists()
+
+
+def test_out_of_memory_advises_what_to_lower():
+    advice = train.memory_advice(config_lib.Config(batch_size=8))
+    message = r"out of memory .*: raise config.optimizer.accumulation \(1, so 8 rows"
+    with pytest.raises(UserError, match=message), errors.full_memory(advice):
+        raise RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 3 bytes.")
+
+
+def test_batch_is_padded_where_devices_do_not_divide_it(tmp_path, capsys):
+    """6 rows on 8 devices, 2 micro-batches: 10 rows of padding, and the numbers of one device."""
+    changes = {"batch_size": 6, "steps": 3}
+    cases.run(tmp_path / "one", "stage1", **changes)
+    cases.run(tmp_path / "eight", "stage1", devices=8, optimizer__accumulation=2, **changes)
+    assert "10 rows of padding are added" in capsys.readouterr().out
+    one, eight = (cases.losses(tmp_path / name) for name in ("one", "eight"))
+    np.testing.assert_allclose(eight, one, rtol=1e-5)
+
+
+def test_mesh_of_the_real_presets_uses_every_device():
+    for count, shape in {1: (1, 1), 2: (1, 2), 4: (1, 4), 6: (3, 2), 8: (1, 8)}.items():
+        config = config_lib.from_config_dict(cases.STAGES["stage2"]("qwen1_5_7b"))
+        arch = start.starting.resolve_arch(config.model)
+        sizes = meshes.mesh_shape(config.mesh, arch, count)
+        assert (sizes["data"], sizes["fsdp"]) == shape
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"seed": 12345678901234567890}, "config.seed: 12345678901234567890 is not at least 0 and"),
+        ({"seed": -1}, "config.seed: -1 is not at least 0 and less than 2"),
+        ({"workdir": "a\0b"}, r"config.workdir: 'a\\x00b' has a NUL character"),
+        ({"model__llm": "\udcff"}, r"config.model.llm: '\\udcff' is not valid UTF-8"),
+        ({"data__sources__scenes__path": "\0"}, "config.data.sources.scenes.path: .* NUL"),
+    ],
+)
+def test_texts_and_seeds_that_cannot_be_used_are_named(change, message):
+    with pytest.raises(UserError, match=message):
+        config_lib.from_config_dict(cases.tree_of("stage1", **change))

@@ -1,0 +1,86 @@
+"""What a Hugging Face config may ask for and the models here do not compute: refused by name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from wings_jax.errors import UserError
+from wings_jax.model.config_fields import ConfigFields
+
+Vector = tuple[float, ...]  # one value per color
+
+
+def check_decoder_features(fields: ConfigFields, config: Mapping[str, Any], family: str) -> None:
+    """Raises UserError naming an entry that the decoder here does not compute."""
+    check_not_quantized(config, fields.file)
+    fields.refuse("hidden_act", ["silu"])
+    fields.refuse("use_sliding_window", [False])
+    fields.refuse("partial_rotary_factor", [1])
+    if family == "llama":
+        fields.refuse("attention_bias", [False])
+        fields.refuse("mlp_bias", [False])
+
+    # transformers 5 lists the kind of attention per layer.
+    layer_types = config.get("layer_types") or []
+    if not isinstance(layer_types, list):
+        raise fields.error("layer_types", "a list")
+    others = [kind for kind in layer_types if kind != "full_attention"]
+    if others:
+        raise UserError(f"{fields.file}: layer_types {others[0]!r} is not supported")
+
+
+def check_not_quantized(config: Mapping[str, Any], file: str) -> None:
+    """Raises UserError naming the method if a `config.json` is that of a quantized model."""
+    quantization = config.get("quantization_config") or config.get("compression_config")
+    if not quantization:
+        return
+    method = "an unknown method"
+    if isinstance(quantization, Mapping):
+        method = str(quantization.get("quant_method") or method)
+        if quantization.get("load_in_4bit") or quantization.get("load_in_8bit"):
+            method = "bitsandbytes"
+    raise UserError(
+        f"{file}: quantization_config: the model is quantized with {method[:40]!r}; import the "
+        "model that it was made from"
+    )
+
+
+def check_image_steps(steps: ConfigFields, image_size: int) -> None:
+    """Raises UserError if a processor does more, or less, than a bicubic resize to the tower."""
+    steps.refuse("do_resize", [True])
+    steps.refuse("resample", [3])  # PIL's number for bicubic
+    for name in ("size", "crop_size"):
+        if not steps.has(name):
+            continue
+        size = steps.value(name)
+        sides = list(size.values()) if isinstance(size, Mapping) else [size]
+        if name == "crop_size" and steps.value("do_center_crop", True) is False:
+            continue
+        if not sides or any(side != image_size for side in sides):
+            raise UserError(
+                f"{steps.file}: {name} {size!r} is not the tower's image_size, {image_size}"
+            )
+
+
+def image_normalization(
+    steps: ConfigFields, default_mean: Vector, default_std: Vector
+) -> tuple[Vector, Vector]:
+    """Returns the mean and std that a processor subtracts and divides by, of pixels from 0 to 1.
+
+    A processor that does not rescale, rescales by another factor, or does not normalize is
+    expressed by other values: (f p - m) / s = (p / 255 - m / (255 f)) / (s / (255 f)).
+    """
+    mean = steps.numbers("image_mean", 3, default_mean)
+    std = steps.numbers("image_std", 3, default_std)
+    if any(value <= 0 for value in std):
+        raise steps.error("image_std", "a list of 3 numbers above 0")
+    if not steps.flag("do_normalize", True):
+        mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
+
+    factor = steps.number("rescale_factor", 1 / 255) if steps.flag("do_rescale", True) else 1.0
+    if math.isclose(factor, 1 / 255, rel_tol=1e-6):
+        return mean, std
+    scale = 255 * factor
+    return tuple(value / scale for value in mean), tuple(value / scale for value in std)
