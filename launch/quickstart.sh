@@ -8,6 +8,7 @@ cd "$(dirname "$0")/.."
 . launch/environment.sh
 environment requirements.txt
 export TF_CPP_MIN_LOG_LEVEL=2 TOKENIZERS_PARALLELISM=false
+export TRANSFORMERS_NO_ADVISORY_WARNINGS=1 # torch is not needed
 use_all_cores
 
 started=$SECONDS

@@ -20,7 +20,11 @@ started=$SECONDS
 python --version
 ruff check .
 ruff format --check .
-mypy
+if python -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))'; then
+    mypy
+else # newer numpy and jax declare other types; the code is the same
+    echo "mypy: skipped, it is run with Python 3.11"
+fi
 
 export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=2 TOKENIZERS_PARALLELISM=false
 export NO_MKDOCS_2_WARNING=1

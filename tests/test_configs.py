@@ -116,6 +116,7 @@ def test_every_leaf_of_the_tree_is_read(tmp_path, monkeypatch):
     changes = {"steps": -1, "epochs": 0.5, "laws_every": 1}
     ready = cases.set_up(tmp_path / "run", **changes)
     loop.train(ready, lambda state: lambda: {})
+    cases.set_up(tmp_path / "run", **changes)  # some leaves are for resuming
     starting.resolve_arch(
         config_lib.from_config_dict(cases.tree_of("stage2", model__semantics="release")).model
     )

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.resources
+import pathlib
+import shutil
+import sys
+
 import numpy as np
 import pytest
 import tiny_data
 import transformers
 
+from wings_jax import checkpoint, convert
 from wings_jax.data import chat_template, conversation, samples, settings
 from wings_jax.errors import UserError
 from wings_jax.model import layout
@@ -63,6 +69,7 @@ TEMPLATES = {
         ("<bos>", "<start_of_turn>", "<end_of_turn>"),
     ),
 }
+TINY = pathlib.Path(str(importlib.resources.files("wings_jax"))) / "assets" / "tiny"
 TALK = tiny_data.turns("Hi there", "Hello.", "Why?", "So.")
 SYSTEM = tiny_data.turns("Be brief.", "Hi there", "Hello.", "Why?", "So.", first="system")
 
@@ -209,3 +216,35 @@ def test_a_template_file(tmp_path):
     assert files == {"tokenizer.json": "{}", "chat_template.jinja": "{{ messages }}"}
     with pytest.raises(UserError, match=r"--template .*nowhere: not one of chatml, "):
         chat_template.with_template_file({}, tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("kind", ["of the tokenizer", "of a file", "named"])
+def test_an_import_prints_and_stores_the_choice(tmp_path, monkeypatch, capsys, kind):
+    """The template of the checkpoint is the chat template wherever chatml differs from it."""
+    llm = shutil.copytree(TINY / "llm", tmp_path / "llm")
+    file = tmp_path / "mine.jinja"
+    target = file if kind == "of a file" else llm / "chat_template.jinja"
+    target.write_text(TEMPLATES["chatml with another default"][0])
+    flags = {
+        "of the tokenizer": [],
+        "of a file": ["--template", file],
+        "named": ["--template", "chatml"],
+    }
+
+    command = ["convert", "import", "--llm", llm, "--vision", TINY / "vision"]
+    command += ["--out", tmp_path / "out", *flags[kind]]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    convert.main()
+    printed = capsys.readouterr().out
+    expected = {
+        "of the tokenizer": "template: the tokenizer's chat template; chatml differs: ",
+        "of a file": "template: the tokenizer's chat template\n",
+        "named": "template: chatml; the tokenizer's chat template differs: ",
+    }
+    assert expected[kind] in printed
+
+    restored = checkpoint.load(tmp_path / "out")
+    template = chat_template.template_from_settings(restored.config.data, restored.tokenizer)
+    is_named = kind == "named"
+    assert restored.config.data.template == ("chatml" if is_named else "tokenizer")
+    assert template.system == ("You are a helpful assistant." if is_named else "You are Qwen.")

@@ -38,6 +38,12 @@ def seeds() -> list[bytes]:
         options = {"exif": exif} if suffix in ("png", "jpeg", "webp", "tiff") else {}
         Image.fromarray(pixels).save(file, suffix, **options)
         files.append(file.getvalue())
+
+    # Gray images of more than 8 bits.
+    for dtype, suffix in ((np.uint16, "png"), (np.uint16, "tiff"), (np.float32, "tiff")):
+        file = io.BytesIO()
+        Image.fromarray(pixels[..., 0].astype(dtype)).save(file, suffix)
+        files.append(file.getvalue())
     return files
 
 

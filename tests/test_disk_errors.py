@@ -33,7 +33,7 @@ def train(directory: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT)),
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=900,
     )
 
 

@@ -74,6 +74,21 @@ def test_failed_runs_are_reported_and_retried(tmp_path, written, capsys):
     assert written == ["three", "one", "two"]
 
 
+@pytest.mark.parametrize(
+    ("output", "reason"),
+    [
+        ("a\nwings_jax.train: --workdir: no\nb", "wings_jax.train: --workdir: no"),
+        ("a\npython -m wings_jax.train: no\nb", "python -m wings_jax.train: no"),
+        ("KeyError: 'a'\n--------\nFor simplicity, JAX has removed its", "KeyError: 'a'"),
+        ("", "(no output)"),
+    ],
+)
+def test_the_reason_of_a_failure_is_its_message(tmp_path, output, reason):
+    code = f"import sys; print({output!r}); sys.exit(2)"
+    job = Job("evaluate", tmp_path, (sys.executable, "-c", code))
+    assert runner.execute_job(job) == f"exit status 2, see {job.log}: {reason}"
+
+
 def test_unreadable_results_fail_their_run_only(tmp_path, monkeypatch):
     gathered = []
 

@@ -66,7 +66,7 @@ def fails(arguments: list[str], capsys, monkeypatch) -> str:
         ({"model__rank": "0"}, "config.model.rank: 0 is less than 1"),
         ({"optimizer__skip_limit": "0"}, "config.optimizer.skip_limit: 0 is less than 1"),
         ({"optimizer__warmup_ratio": "5.0"}, "config.optimizer.warmup_ratio: 5.0 is not"),
-        ({"optimizer__groups__visual": "("}, "config.optimizer.groups: '(' is no regular"),
+        ({"optimizer__groups__visual": "("}, "config.optimizer.groups: '(' is not a regular"),
         ({"optimizer__learning_rates__visual": "-1e-3"}, "learning_rates.visual: -0.001 is less"),
         (
             {"model__lora_targets": "('q','z')"},
@@ -157,7 +157,7 @@ def test_mesh_on_which_hosts_would_share_a_batch():
         ({"data": 4, "tensor": 2}, lambda number: number % 2),
         ({"data": 8}, lambda number: int(number == 0)),
     ):
-        with pytest.raises(axes.MeshError, match="of a batch of 16 the hosts would hold"):
+        with pytest.raises(axes.MeshError, match="of a batch of 16 rows the hosts would hold"):
             check(shape, host_of)
 
 

@@ -21,14 +21,26 @@ def llm(tmp_path) -> pathlib.Path:
 
 
 def test_a_sentencepiece_tokenizer_is_converted(llm, tmp_path):
-    weights_cases.use_sentencepiece(llm)
-    run("import", "--llm", llm, "--template", "vicuna", "--out", tmp_path / "in")
+    (tmp_path / "vicuna").mkdir()
+    weights_cases.use_sentencepiece(tmp_path / "vicuna")
+    run(
+        *("import", "--llm", llm, "--tokenizer", tmp_path / "vicuna", "--template", "vicuna"),
+        *("--out", tmp_path / "in"),
+    )
     tokenizer = checkpoint.load(tmp_path / "in").tokenizer
     import sentencepiece
 
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(llm / "tokenizer.model"))
+    model_file = str(tmp_path / "vicuna" / "tokenizer.model")
+    pieces = sentencepiece.SentencePieceProcessor(model_file=model_file)
     text = "the lazy fox, 7 over"
     assert tokenizer(text, add_special_tokens=False)["input_ids"] == pieces.encode(text)
+
+
+def test_a_conversion_to_other_ids_is_refused(llm):
+    """The class follows `model_type`: here Qwen2's, whose tokens are not SentencePiece's."""
+    weights_cases.use_sentencepiece(llm)
+    with pytest.raises(UserError, match="tokenizer with other ids"):
+        tokenizer_files.read_tokenizer_files(llm, flag="--tokenizer")
 
 
 def test_missing_sentencepiece_is_named(llm, monkeypatch):

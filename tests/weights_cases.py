@@ -151,7 +151,7 @@ def train_sentencepiece(directory: pathlib.Path) -> None:
 
 def use_sentencepiece(directory: pathlib.Path) -> None:
     """Replaces a directory's tokenizer by one as Vicuna has it."""
-    (directory / "tokenizer.json").unlink()
+    (directory / "tokenizer.json").unlink(missing_ok=True)
     train_sentencepiece(directory)
     config = {"tokenizer_class": "LlamaTokenizer", "eos_token": "</s>", "bos_token": "<s>"}
     (directory / "tokenizer_config.json").write_text(json.dumps({**config, "unk_token": "<unk>"}))

@@ -94,11 +94,13 @@ class Terminal:
         """Removes the last question and its answer."""
         self.chat.undo()
         self.paths = self.paths[: len(self.chat.images)]
+        print("removed the last question and its answer")
 
     def reset(self, _: str) -> None:
         """Starts a new conversation."""
         self.chat.reset()
         self.paths, self.attached = [], []
+        print("new conversation")
 
     def save(self, path: str) -> None:
         """Writes the conversation as a record of LLaVA JSON."""
@@ -110,6 +112,7 @@ class Terminal:
         if file.exists():
             raise UserError(f"/save: {file} exists")
 
+        # The form of LLaVA's training files, so that a chat can be trained on.
         record = {"id": file.stem, "image": self.paths, "conversations": self.chat.turns}
         try:
             file.write_text(jobs.to_json([record], indent=1) + "\n", encoding="utf-8")

@@ -118,7 +118,7 @@ def verify_arrays(step: pathlib.Path, item: str, arrays: Mapping[str, Any]) -> N
 def flatten_state(opt_state: Any) -> dict[str, jax.Array]:
     """Returns the arrays of an optimizer state by their path."""
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
-    return {jax.tree_util.keystr(path): leaf for path, leaf in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _number(step: pathlib.Path) -> int:

@@ -21,18 +21,22 @@ LORA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
 
 def check_config(config: Config) -> None:
     """Raises UserError naming the key, its value and what is allowed."""
-    _check_texts(dataclasses.asdict(config), "config")
+    _check_texts(config, "config")
     _check_choices(config)
     _check_bounds(config)
     _check_fit(config)
 
 
-def _check_texts(values: Mapping[str, Any], prefix: str) -> None:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            _check_texts(value, f"{prefix}.{name}")
-        elif isinstance(value, str):
-            check_text(f"{prefix}.{name}", value)
+def _check_texts(value: Any, key: str) -> None:
+    """Checks all texts below a dataclass or mapping."""
+    if isinstance(value, str):
+        check_text(key, value)
+    elif isinstance(value, Mapping):
+        for name, item in value.items():
+            _check_texts(item, f"{key}.{name}")
+    elif dataclasses.is_dataclass(value):
+        for field in dataclasses.fields(value):
+            _check_texts(getattr(value, field.name), f"{key}.{field.name}")
 
 
 def check_text(key: str, text: str) -> None:

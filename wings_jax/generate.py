@@ -75,15 +75,18 @@ def parse_flags() -> argparse.Namespace:
 
 def answer_one(arguments: argparse.Namespace, sampling: SamplingParams) -> None:
     """Prints the answer to `--prompt` while it is generated."""
-    from wings_jax.inference.prompts import Request  # slow to import, and --help needs none of it
+    from wings_jax.inference import prompts  # slow to import, and --help needs none of it
 
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     if not prompt.strip():
         raise UserError("--prompt is empty")
+    prompts.check_unicode(prompt, "--prompt")
+    prompts.check_unicode(arguments.system, "--system")
 
+    # Without --system the template's own system text is used.
     turns = [{"from": "system", "value": arguments.system}] if arguments.system else []
     turns.append({"from": "human", "value": prompt})
-    request = Request(turns, arguments.image)
+    request = prompts.Request(turns, arguments.image)
     generator = flags_lib.open_generator(arguments, rows=1)
 
     if sampling.logprobs:
@@ -93,9 +96,11 @@ def answer_one(arguments: argparse.Namespace, sampling: SamplingParams) -> None:
             print(f"{logprob:9.4f}  {generator.processor.decode([token])!r}")
         return
 
-    for piece in generator.stream(request):
-        print(piece, end="", flush=True)
-    print()
+    try:
+        for piece in generator.stream(request):
+            print(piece, end="", flush=True)
+    finally:  # after Ctrl-C too, so that its message begins a line
+        print()
 
 
 def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
@@ -134,6 +139,7 @@ def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
     finally:
         journal.close()
 
+    # The first few errors; all of them are in the output.
     failed = [answer for answer in journal.answers.values() if "error" in answer]
     for answer in failed[:5]:
         print(f"{cli.program_name(MODULE)}: {answer['error']}", file=sys.stderr)

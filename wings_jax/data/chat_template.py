@@ -277,7 +277,7 @@ def _turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
 
 
 def _conversations(*, with_system: bool) -> list[list[dict[str, str]]]:
-    """Returns conversations that tell templates apart, each with a last answer."""
+    """Returns conversations in which templates differ, each with a last answer."""
     first = _turns(("human", "What is it?"), ("gpt", "A cat."))
     more = _turns(("human", "  Really?\n"), ("gpt", "\nYes, it is. "))
     conversations = [first, first + more, first + more + first]

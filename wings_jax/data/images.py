@@ -158,7 +158,7 @@ def _value_range(values: np.ndarray) -> tuple[float, float]:
     if values.dtype.itemsize == 2 and values.dtype.kind == "u":
         return 0.0, 65535.0
 
-    # Wider values that fit a narrower range are taken to be of that range.
+    # Wider values that fit a narrower range are of that range.
     least, most = float(values.min(initial=0)), float(values.max(initial=0))
     limits = (1.0, 255.0, 65535.0) if values.dtype.kind == "f" else (255.0, 65535.0)
     for limit in limits:

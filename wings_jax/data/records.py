@@ -263,12 +263,14 @@ def _question_answer(question: str, answer: str) -> RecordForm:
                 raise BadSample(samples.MALFORMED, detail)
 
         # The record's own question and answer are the last pair.
-        asked = record[question]
+        question_text = record[question]
         if question == "instruction" and record.get("input"):
-            if not isinstance(asked, str) or not isinstance(record["input"], str):
+            if not isinstance(question_text, str) or not isinstance(record["input"], str):
                 raise BadSample(samples.MALFORMED, f"input is {samples.shorten(record['input'])}")
-            asked = f"{asked}\n{record['input']}"  # Alpaca: the input follows the instruction
-        pairs.append((asked, record[answer]))
+            question_text = (
+                f"{question_text}\n{record['input']}"  # Alpaca: the input follows the instruction
+            )
+        pairs.append((question_text, record[answer]))
 
         conversation = []
         for human, assistant in pairs:

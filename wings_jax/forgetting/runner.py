@@ -22,6 +22,8 @@ from wings_jax.forgetting.plan import ExperimentRun, Job
 
 # A line of a log that is the message of a UserError (`cli.run_main`).
 USER_ERROR = re.compile(r"^(python -m )?wings_jax\.\S+: ")
+# What JAX prints below a traceback.
+JAX_FOOTER = re.compile(r"^(-+$|For simplicity, JAX has removed)")
 
 
 def run_all(
@@ -120,7 +122,8 @@ def _failure_line(job: Job, log_start: int) -> str:
     # The log also has the output of earlier tries.
     lines = job.log.read_bytes()[log_start:].decode("utf-8", errors="replace").strip().splitlines()
     messages = [line for line in lines if USER_ERROR.match(line)]
-    return (messages or lines or ["(no output)"])[-1]
+    others = [line for line in lines if not JAX_FOOTER.match(line)]
+    return (messages or others or ["(no output)"])[-1]
 
 
 @contextlib.contextmanager

@@ -106,6 +106,7 @@ def extend(
 
 def _last_states(chunk: Chunk, hidden: jax.Array) -> jax.Array:
     """Returns the states [B,D] of each row's last used slot, of [B,T,D]."""
+    # Rows are right-padded; an empty row takes slot 0.
     slot_counts = (chunk.modality != PADDING).sum(1)
     last = jnp.maximum(slot_counts - 1, 0)
     return jnp.take_along_axis(hidden, last[:, None, None], axis=1)[:, 0]
@@ -134,6 +135,7 @@ def resume(
     seen: jax.Array | None,
 ) -> DecodeState:
     """Returns the answers, which have count i32[B] tokens already, with the next token each."""
+    # The state before the next token: a row at its limit is done and gets none.
     no_tokens = jnp.zeros(count.shape, jnp.int32)
     no_logprobs = jnp.zeros(count.shape)
     state = DecodeState(no_tokens, no_logprobs, count, jnp.asarray(params.limits <= count), seen)

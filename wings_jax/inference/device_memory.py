@@ -24,6 +24,7 @@ def cache_slots(spec: ModelSpec, chunk: Chunk, capacity: int) -> tuple[tuple[str
     Raises:
       UserError: the caches need more memory than is free.
     """
+    # A chunk's picks are the slots that it writes into a learner's cache.
     slots = {name: picks.shape[1] for name, picks in chunk.picks.items()}
     slots["main"] = capacity
     if "textual" in slots:

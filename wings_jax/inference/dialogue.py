@@ -94,6 +94,7 @@ class Dialogue:
     def _answer(self, prompt: PromptSlots, params: SamplingParams) -> Iterator[OutputPiece]:
         logits = self._enter(prompt, params.max_new_tokens)
 
+        # A batch of one row: the same compiled loop as in `scheduler`.
         arch = self.spec.arch
         batch_params = sampling.stack_params([params], arch.decoder.vocab_size)
         seen = None if batch_params.penalty is None else prompts.seen_tokens([prompt], arch)

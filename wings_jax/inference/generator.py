@@ -84,6 +84,7 @@ class Generator:
         if isinstance(template, str):
             template = conversation.get_template(template)
         self.spec = engine.ModelSpec(arch, dtype or parameters.default_dtype(), kernel, mesh)
+        # With a mesh, arrays get their sharding first, so that splitting keeps it.
         params = params if mesh is None else place_params(params, arch, mesh)
         self.weights = engine.split_layers(params, self.spec)
         self.sampling = sampling or SamplingParams()
@@ -236,6 +237,7 @@ class Generator:
         windows = [
             (index, ids) for index, text in enumerate(texts) for ids in self.processor.windows(text)
         ]
+        # The first token of each window is the prompt, all others are the answer.
         scoring_requests = [
             likelihood.ScoringRequest(prompts.from_ids(ids[:1], (), 1), [ids[1:]])
             for _, ids in windows
@@ -261,6 +263,7 @@ class Generator:
         prompt = self._load_prompt(request)
         # As in training: the answer's ids depend on the text before it.
         ids = [self.processor.answer_ids(request, answer) for answer in answers]
+        # An answer in the middle of a text, such as a choice, has no end of turn.
         if not with_end:
             ids = [[token for token in some if token not in self.options.stops] for some in ids]
 
@@ -285,6 +288,7 @@ class Generator:
         )
 
     def _answer(self, output: scheduler.PartialOutput) -> Answer:
+        # The stop token is generated, but not part of the answer.
         tokens, params = list(output.tokens), output.task.sampling
         reason = "length"
         if tokens and tokens[-1] in self.options.stops:

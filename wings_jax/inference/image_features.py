@@ -33,6 +33,7 @@ def encode(
     if not count:
         return None
 
+    # The last batch is filled up with black images, whose features are cut off.
     size = spec.arch.vision.image_size
     features = []
     for first in range(0, len(images), batch_size):
@@ -40,5 +41,6 @@ def encode(
         batch[: len(images) - first] = np.stack(images[first : first + batch_size])
         features.append(decode.encode(spec, weights, batch))
 
+    # count P rows of width D, whatever the number of batches.
     rows = count * spec.arch.vision.num_patches
     return decode.stack_features(tuple(features), spec.arch.decoder.hidden_size, rows)

@@ -161,6 +161,7 @@ class Journal:
         if output.exists():
             raise UserError(f"--output: {output} exists")
 
+        # Resume from the answers of an earlier run, then append to the same file.
         self.answers = self._read_answers()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
@@ -212,6 +213,7 @@ class Journal:
     def finish(self) -> None:
         """Writes the output in the order of the input, and removes the journal."""
         self._file.close()
+        # Lines are answered in the order of their length, and written in that of the input.
         ordered = [self.answers[number] for number in sorted(self.answers)]
         lines = [to_json(answer) + "\n" for answer in ordered]
         files.write_text(self._output, "".join(lines))

@@ -97,6 +97,7 @@ def grow(cache: KVCache, slots: Mapping[str, int]) -> KVCache:
         }
         for layer in cache.layers
     )
+    # [B, S] -> [B, sizes[name]], with empty slots
     visibility = {
         name: pad_visibility(keys, sizes[name]) for name, keys in cache.visibility.items()
     }
@@ -151,6 +152,7 @@ def truncate(cache: KVCache, lengths: jax.Array) -> KVCache:
         visible_from = jnp.where(is_cut, NEVER, keys.visible_from)
         visibility[name] = Visibility(keys.segments, visible_from)
 
+    # Slots are not moved: `used` stays, and `compact` removes the empty ones when needed.
     shorter = jnp.minimum(cache.lengths, lengths)
     return dataclasses.replace(cache, visibility=visibility, lengths=shorter)
 

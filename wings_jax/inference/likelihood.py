@@ -114,6 +114,7 @@ def score(
     Raises:
       UserError: the rows do not fit the devices' memory.
     """
+    # Similar sizes together, so that little is padded.
     order = sorted(range(len(requests)), key=lambda i: requests[i].size)
     for first in range(0, len(order), rows):
         batch = order[first : first + rows]

@@ -96,6 +96,7 @@ def make_chunk(
         tokens[index, : row.count] = row.tokens
         modality[index, : row.count] = row.modality
 
+    # [B, T]: padding has position 0, and visibility keeps it from being attended to.
     is_used = modality != layout.PADDING
     positions = np.where(is_used, np.asarray(starts)[:, None] + np.arange(length), 0)
 
@@ -128,6 +129,7 @@ def make_chunk(
 
 def _visible_from(positions: np.ndarray, modality: np.ndarray, arch: WingsArch) -> np.ndarray:
     """Returns i32[B,T,3] by the semantics of the architecture; each row is one conversation."""
+    # Only the release's semantics number the keys of a whole conversation.
     prompt_length = arch.semantics.prompt_length
     if prompt_length is None:
         return layout.paper_visible_from(positions, modality)
@@ -261,6 +263,7 @@ class PromptProcessor:
         check_unicode(answer, "the answer")
         turns = self.turns(request)
         prompt = conversation.encode(turns, self.tokenizer, self.template, open_answer=True)
+        # The ids of the prompt are a prefix of those of the answered conversation.
         answered_turns = [*turns, {"from": "gpt", "value": answer}]
         whole = conversation.encode(answered_turns, self.tokenizer, self.template)
         return whole.ids[len(prompt.ids) :].tolist()
@@ -285,6 +288,7 @@ class PromptProcessor:
 
     def decode(self, tokens: Sequence[int]) -> str:
         """Returns the text of an answer's tokens."""
+        # The spaces of an answer are part of it: no cleaning up.
         text = self.tokenizer.decode(
             list(tokens), skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
@@ -357,6 +361,7 @@ def bucket(length: int) -> int:
     >>> [bucket(length) for length in (1, 16, 17, 25, 33, 100)]
     [16, 16, 24, 32, 48, 128]
     """
+    # Powers of two, and the number half-way to the next one.
     size = 16
     while size < length:
         is_power = size & (size - 1) == 0

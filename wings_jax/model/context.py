@@ -149,8 +149,10 @@ def update_cache(
 
     Without a cache they are the new ones, [B,F,K,H].
     """
-    if cached is None or start is None:
+    if cached is None:
         return fresh
+    if start is None:
+        raise ValueError("a KV cache needs the first slot of the new keys (KVInputs.start)")
 
     def write(old: jax.Array, new: jax.Array) -> jax.Array:
         merged = attention.merge_heads(new.astype(old.dtype))

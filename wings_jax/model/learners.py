@@ -49,7 +49,9 @@ class Learner(nn.Module):
 
         # New keys and values are computed from x0; older ones are in the KV cache.
         keys_values = cached
-        if kv_inputs.x0 is not None and kv_inputs.rope_table is not None:
+        if kv_inputs.x0 is not None:
+            if kv_inputs.rope_table is None:
+                raise ValueError("layer-0 features need a rope table (KVInputs.rope_table)")
             x0 = kv_inputs.x0.astype(h.dtype)
             k = rope(residual("k", x0), kv_inputs.rope_table)
             keys_values = update_cache(cached, (k, residual("v", x0)), kv_inputs.start)

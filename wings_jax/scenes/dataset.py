@@ -124,7 +124,7 @@ def text_turns(
 def training_records(album: Album, settings: SceneSettings) -> dict[str, list[Record]]:
     """Returns the records of the four training files, file name -> records."""
     rng = album.rng
-    captions, asked, mixed = [], [], []
+    captions, answered, mixed = [], [], []
     images = [album.add() for _ in range(settings.pictures)]
     for number, (image, scene) in enumerate(images):
         caption = QuestionTurn("caption", questions.DESCRIBE, questions.describe(rng, scene))
@@ -136,7 +136,7 @@ def training_records(album: Album, settings: SceneSettings) -> dict[str, list[Re
             previous_image, previous_scene = images[number - 1]
             turns = questions.ask_turns(rng, [previous_scene, scene], settings.turns)
             pair = [previous_image, image]
-            asked.append(make_record(f"asked-{number}", "several", turns, pair))
+            answered.append(make_record(f"asked-{number}", "several", turns, pair))
             continue
 
         if number % 8 == 6:
@@ -145,7 +145,7 @@ def training_records(album: Album, settings: SceneSettings) -> dict[str, list[Re
             record = make_record(f"mixed-{number}", "interleaved", turns, [image], at=len(text))
             mixed.append(record)
         turns = questions.ask_turns(rng, [scene], min(settings.turns, 2 + 2 * len(scene)))
-        asked.append(make_record(f"asked-{number}", "single", turns, [image]))
+        answered.append(make_record(f"asked-{number}", "single", turns, [image]))
 
     replay = [
         make_record(f"replay-{number}", "text", text_turns(rng, skills.REPLAYED, "train", 4))
@@ -153,7 +153,7 @@ def training_records(album: Album, settings: SceneSettings) -> dict[str, list[Re
     ]
     return {
         "train_stage1": captions,
-        "train_stage2": asked,
+        "train_stage2": answered,
         "train_interleaved": mixed,
         "train_replay": replay,
     }

@@ -28,32 +28,30 @@ from wings_jax.weights import starting
 
 @dataclasses.dataclass
 class TrainingRun:
-    """One run, ready to start or to resume.
-
-    config     the validated config
-    workdir    directory of the run's checkpoints and metrics
-    arch       the model
-    tokenizer  fast tokenizer of the LLM
-    mesh       devices, over which state and batches are sharded
-    loader     batches by step
-    state      parameters, optimizer state and step, restored if the run is resumed
-    writer     writes checkpoints in the background
-    """
+    """One run, ready to start or to resume."""
 
     config: config_lib.Config
+    """The validated config."""
     workdir: pathlib.Path
+    """Directory of checkpoints and metrics."""
     arch: WingsArch
+    """Architecture of the parameters."""
     tokenizer: Any
+    """Transformers tokenizer of the LLM."""
     mesh: Mesh
+    """Devices over which state and batches are sharded."""
     loader: pipeline.Loader
+    """Batches by step, this host's rows."""
     steps: int
     """Optimizer steps in all; `state.step` of them are done."""
     state: step.TrainState
+    """Parameters, optimizer state and step; restored if the run is resumed."""
     update: Callable[..., tuple[step.TrainState, step.Metrics]]
     """Jitted (state, batch) -> (state, metrics); donates the state."""
     rates: Mapping[str, Callable[[int], Any]]
     """Group -> learning rate by step."""
     writer: CheckpointWriter
+    """Saves states in the background."""
 
 
 def set_up(config: config_lib.Config, workdir: pathlib.Path) -> TrainingRun:

@@ -6,7 +6,7 @@ import importlib.util
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import tokenizers
 
@@ -27,6 +27,8 @@ FILES = (
 # Vocabularies that transformers converts to `tokenizer.json`.
 SLOW_FILES = ("tokenizer.model", "spiece.model", "vocab.json")
 SENTENCEPIECE = ("sentencepiece", "google.protobuf")
+# Text on which a converted tokenizer has to give the same ids.
+PROBE = "The quick brown fox: 12 + 7 = 19, naïve."
 CONVERSION_ERRORS = (OSError, ValueError, ImportError, TypeError, KeyError, RuntimeError)
 
 
@@ -81,10 +83,33 @@ def _convert_tokenizer(directory: pathlib.Path, vocabulary: str, *, flag: str) -
             f"({reason[:200]}); give one with {flag} DIR"
         ) from error
 
+    if vocabulary.endswith(".model"):
+        _check_conversion(tokenizer, directory / vocabulary, flag=flag)
+
     # transformers writes what it converted; the text files of that are the result.
     with tempfile.TemporaryDirectory() as converted:
         tokenizer.save_pretrained(converted)
         return _read_existing(pathlib.Path(converted))
+
+
+def _check_conversion(
+    tokenizer: Callable[..., Mapping], model_file: pathlib.Path, *, flag: str
+) -> None:
+    """Raises UserError if a converted tokenizer gives other ids than its SentencePiece model.
+
+    transformers picks the class by `model_type`, which may be of another kind of tokenizer.
+    """
+    import sentencepiece
+
+    try:
+        pieces = sentencepiece.SentencePieceProcessor(model_file=str(model_file))
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{model_file} is not a SentencePiece model") from error
+    if tokenizer(PROBE, add_special_tokens=False)["input_ids"] != pieces.encode(PROBE):
+        raise UserError(
+            f"{model_file} was converted to a tokenizer with other ids "
+            f"({type(tokenizer).__name__}); give one with {flag} DIR"
+        )
 
 
 def count_tokens(contents: Mapping[str, str], source: str) -> int:
