@@ -18,7 +18,7 @@ from PIL import Image
 import wings_jax
 from wings_jax import checkpoint, config, tree
 from wings_jax import convert as convert_entry
-from wings_jax.data import conversation
+from wings_jax.data import templates
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model.wings import Wings
@@ -141,7 +141,7 @@ def test_an_export_answers_without_wings_jax(case, tmp_path, monkeypatch):
     assert all(result["text"] == result["jinja"] for result in found["results"])
 
 
-@pytest.mark.parametrize("name", conversation.TEMPLATES)
+@pytest.mark.parametrize("name", templates.TEMPLATES)
 def test_the_processor_writes_the_ids_of_training(name, tmp_path):
     """Also where people write control tokens or `<image>`."""
 

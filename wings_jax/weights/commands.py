@@ -191,7 +191,9 @@ def run_export(arguments: argparse.Namespace) -> None:
         print(f"left out: {format_names(groups, 6)}" if groups else "nothing is left out")
     elif arguments.format == "transformers":
         tensors = transformers_format.as_transformers(params, arch, dtype=dtype)
-        template = conversation.template_from_settings(train_config.data)
+        template = chat_template.template_from_settings(
+            train_config.data, checkpoint.open_tokenizer(tokenizer)
+        )
         config, tokenizer = transformers_format.export_files(arch, tokenizer, template)
     else:
         tensors = exports.as_release(params, arch, dtype=dtype)

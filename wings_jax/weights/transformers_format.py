@@ -16,8 +16,8 @@ from typing import Any
 
 import tokenizers
 
-from wings_jax.data import conversation
-from wings_jax.model import presets
+from wings_jax.data.templates import Template
+from wings_jax.model import hf_config, presets
 from wings_jax.weights import hf, release, rules, store, tokenizer_files, transfer
 from wings_jax.weights.imports import ImportPart, ImportSpec
 from wings_jax.weights.tensors import LazyTensor, WeightsError
@@ -152,7 +152,7 @@ def as_transformers(
 def export_files(
     arch: presets.WingsArch,
     tokenizer: Mapping[str, str],
-    template: conversation.Template,
+    template: Template,
 ) -> tuple[dict[str, Any], dict[str, str]]:
     """Returns `config.json` and the text files of an exported directory, name -> content.
 
@@ -187,9 +187,7 @@ def export_files(
     return wings_config(arch, image_token_id=image_token_id), text_files
 
 
-def _generation_config(
-    tokenizer: Mapping[str, str], template: conversation.Template
-) -> dict[str, Any]:
+def _generation_config(tokenizer: Mapping[str, str], template: Template) -> dict[str, Any]:
     """Returns the ids that end an answer: the template's end of turn, and the LLM's own."""
     vocabulary = tokenizers.Tokenizer.from_str(tokenizer["tokenizer.json"])
     own = json.loads(tokenizer.get("generation_config.json", "{}")).get("eos_token_id")
@@ -203,28 +201,46 @@ def _generation_config(
     return {"eos_token_id": ids, "pad_token_id": ids[0]} if ids else {}
 
 
-def _end_tokens(template: conversation.Template, eos_token: str | None) -> list[str]:
+def _end_tokens(template: Template, eos_token: str | None) -> list[str]:
     return [token for token in (template.speakers["gpt"].after.strip(), eos_token) if token]
 
 
-def chat_template(template: conversation.Template) -> str:
+def chat_template(template: Template) -> str:
     """Returns the template in Jinja, for messages of texts or of text and image parts."""
-    system = template.speakers["system"]
     names = {"system": "system", "user": "human", "assistant": "gpt"}
-    markup = {role: template.speakers[speaker] for role, speaker in names.items()}
+    markup = {
+        role: template.speakers[speaker]
+        for role, speaker in names.items()
+        if speaker in template.speakers
+    }
     before = json.dumps({role: one.before for role, one in markup.items()})
     after = json.dumps({role: one.after for role, one in markup.items()})
-    quote = json.dumps
+    lead, between = json.dumps(template.lead), json.dumps(template.between)
     trim = " | trim" if template.strip else ""
+
+    # The system turn of a conversation that has none.
     default_system = ""
-    if template.system:
-        text = system.before + template.system + system.after + template.between
-        default_system = (
-            "{%- if messages[0]['role'] != 'system' %}{{- " + quote(text) + " }}{%- endif %}"
+    if template.system or template.always_system:
+        system = template.speakers["system"]
+        text = json.dumps(system.before + template.system + system.after + template.between)
+        default_system = "{%- if messages[0]['role'] != 'system' %}{{- " + text + " }}{%- endif %}"
+
+    # What is written before the first question is another text in some templates (Llama 2).
+    header = "{{- before[message['role']] }}"
+    if template.after_system is not None:
+        follows = "message['role'] == 'user' and "
+        if default_system:
+            follows += "(loop.first or loop.previtem['role'] == 'system')"
+        else:
+            follows += "loop.previtem is defined and loop.previtem['role'] == 'system'"
+        after_system = json.dumps(template.after_system)
+        header = (
+            "{%- if " + follows + " %}{{- " + after_system + " }}"
+            "{%- else %}{{- before[message['role']] }}{%- endif %}"
         )
-    return (
-        "{%- set before = " + before + " %}{%- set after = " + after + " %}"
-        "{{- " + quote(template.start) + " }}" + default_system + "{%- for message in messages %}"
+
+    # A message: its parts, an image on a line of its own, and its markup.
+    content = (
         "{%- set content = namespace(text='') %}"
         "{%- if message['content'] is string %}{%- set content.text = message['content'] %}"
         "{%- else %}{%- set image = namespace(before=false) %}"
@@ -235,11 +251,22 @@ def chat_template(template: conversation.Template) -> str:
         "{%- set content.text = content.text + '\\n' %}{%- endif %}"
         "{%- set content.text = content.text + part['text'] %}{%- set image.before = false %}"
         "{%- endif %}{%- endfor %}{%- endif %}"
-        "{{- before[message['role']] }}"
-        "{%- if message['role'] == 'assistant' %}{{- " + quote(template.lead) + " }}{%- endif %}"
+    )
+    return (
+        "{%- set before = " + before + " %}{%- set after = " + after + " %}"
+        "{{- "
+        + json.dumps(template.start)
+        + " }}"
+        + default_system
+        + "{%- for message in messages %}"
+        + content
+        + header
+        + "{%- if message['role'] == 'assistant' %}{{- "
+        + lead
+        + " }}{%- endif %}"
         "{{- content.text" + trim + " }}{{- after[message['role']] }}"
-        "{%- if not loop.last or add_generation_prompt %}{{- " + quote(template.between) + " }}"
-        "{%- endif %}{%- endfor %}"
+        "{%- if not loop.last or add_generation_prompt %}{{- " + between + " }}{%- endif %}"
+        "{%- endfor %}"
         "{%- if add_generation_prompt %}{{- before['assistant'] }}{%- endif %}"
     )
 
@@ -310,8 +337,8 @@ def arch_from_config(
     }
     layers = config["learner_layers"]
     return presets.WingsArch(
-        decoder=presets.decoder_from_hf(config["text_config"]),
-        vision=presets.vision_from_hf(tower, processor),
+        decoder=hf_config.decoder_from_hf(config["text_config"]),
+        vision=hf_config.vision_from_hf(tower, processor),
         projector=config["projector"],
         learners=tuple(config["learners"]),
         router=config["router"],

@@ -25,7 +25,8 @@ class WingsProcessor(ProcessorMixin):
     Args:
         tokenizer: a fast tokenizer with the token `<image>`.
         template: dictionary of the conversation template: `controls`, `start`, `system`,
-            `speakers` (text before and after a turn by speaker), `lead`, `between`, `strip`.
+            `speakers` (text before and after a turn by speaker), `lead`, `between`, `strip`,
+            `always_system`, `after_system`.
         image_size: side of the prepared square in pixels.
         image_mean, image_std: per channel, of pixels in 0 to 1.
         image_seq_length: slots that one image takes.
@@ -148,9 +149,22 @@ class WingsProcessor(ProcessorMixin):
         """Returns (speaker, parts) of each message, after the template's own system text."""
         turns = [_turn(message, strip=self.template["strip"]) for message in messages]
         system = self.template["system"]
-        if system and (not turns or turns[0][0] != "system"):
+        has_default = bool(system) or self.template["always_system"]
+        if has_default and (not turns or turns[0][0] != "system"):
             turns.insert(0, ("system", [Part(system)]))
+        for speaker, _ in turns:
+            if speaker not in self.template["speakers"]:
+                raise ValueError(f"the template has no {speaker} turns")
         return turns
+
+    def _before(self, turns, number: int) -> str:
+        """Returns what the template writes before the text of a turn."""
+        speaker = turns[number][0]
+        follows_system = number > 0 and turns[number - 1][0] == "system"
+        after_system = self.template["after_system"]
+        if follows_system and speaker == "human" and after_system is not None:
+            return after_system
+        return self.template["speakers"][speaker]["before"]
 
     def _text(self, messages, add_generation_prompt) -> str:
         """Returns a conversation as a text with control tokens and `<image>`."""
@@ -161,7 +175,7 @@ class WingsProcessor(ProcessorMixin):
             markup = template["speakers"][speaker]
             lead = template["lead"] if speaker == "gpt" else ""
             content = "".join(IMAGE if part.is_image else part.text for part in parts)
-            text += markup["before"] + lead + content + markup["after"]
+            text += self._before(turns, number) + lead + content + markup["after"]
             if number + 1 < len(turns) or add_generation_prompt:
                 text += template["between"]
         return text + (template["speakers"]["gpt"]["before"] if add_generation_prompt else "")
@@ -173,7 +187,7 @@ class WingsProcessor(ProcessorMixin):
         for number, (speaker, parts) in enumerate(turns):
             markup = template["speakers"][speaker]
             is_answer = speaker == "gpt"
-            writer.markup(markup["before"])
+            writer.markup(self._before(turns, number))
             if is_answer:
                 writer.answer(template["lead"] + "".join(part.text for part in parts))
             else:
