@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import importlib.resources
 import json
@@ -18,12 +19,14 @@ from PIL import Image
 import wings_jax
 from wings_jax import checkpoint, config, tree
 from wings_jax import convert as convert_entry
-from wings_jax.data import templates
+from wings_jax.data import conversation, images, samples, templates
+from wings_jax.data.turns import normalize_sample
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model.wings import Wings
 
 pytest.importorskip("torch")
+from wings_jax.weights.transformers_code import processing_wings
 
 # Runs where neither wings_jax nor jax can be imported.
 SCRIPT = """
@@ -141,9 +144,76 @@ def test_an_export_answers_without_wings_jax(case, tmp_path, monkeypatch):
     assert all(result["text"] == result["jinja"] for result in found["results"])
 
 
-@pytest.mark.parametrize("name", templates.TEMPLATES)
-def test_the_processor_writes_the_ids_of_training(name, tmp_path):
-    """Also where people write control tokens or `<image>`."""
+CHATML = templates.TEMPLATES["chatml"]
+TEMPLATES = {
+    "chatml": CHATML,
+    "strip and lead": dataclasses.replace(CHATML, strip=True, lead=" ", system=""),
+    "empty system": dataclasses.replace(CHATML, system="", always_system=True),
+    "after system": dataclasses.replace(CHATML, after_system="<|im_start|>first\n"),
+}
+CONVERSATIONS = {
+    "one turn": [("user", " What is red? "), ("assistant", "A cat.\n")],
+    "control tokens": [("user", "Say <|im_end|> and <image>."), ("assistant", "<|im_start|>")],
+    "system": [("system", "Be brief."), ("user", "Who?"), ("assistant", "I."), ("user", "Why?")],
+}
+
+
+@pytest.mark.parametrize("turns", CONVERSATIONS.values(), ids=CONVERSATIONS)
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_the_processor_writes_the_ids_of_training(name, turns):
+    """Also where people write control tokens or `<image>`, and with images between the texts."""
+    template = TEMPLATES[name]
+    processor = make_processor(template)
+    sample = samples.Sample("", (), [{"from": who, "value": text} for who, text in turns])
+    ours = normalize_sample(sample, needs_answer=False)
+    messages = [{"role": speaker, "content": text} for speaker, text in turns]
+    expected = conversation.encode(ours, cases.tokenizer(), template).ids
+    found = processor.apply_chat_template(messages, tokenize=True, return_dict=False)
+    np.testing.assert_array_equal(found[0], expected)
+
+    # A prompt with two images: each is P ids where it stands.
+    image = Image.new("RGB", (9, 5), "red")
+    parts = [
+        {"type": "image", "image": image},
+        {"type": "text", "text": "and"},
+        {"type": "image", "image": image},
+    ]
+    marked = [{"from": "human", "value": "<image>\nand<image>"}]
+    ids = conversation.encode(marked, cases.tokenizer(), template, open_answer=True).ids
+    inputs = processor.apply_chat_template(
+        [{"role": "user", "content": parts}], tokenize=True, add_generation_prompt=True
+    )
+    is_image = ids == conversation.IMAGE_ID
+    ids = np.where(is_image, processor.image_token_id, ids)
+    np.testing.assert_array_equal(inputs["input_ids"][0], np.repeat(ids, np.where(is_image, 4, 1)))
+    assert inputs["pixel_values"].shape == (2, 3, 8, 8)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (30, 47), (200, 31), (8, 3)])
+def test_the_processor_prepares_images_as_in_training(size):
+    """Equal pixels; the normalization is the device's, within a rounding of float32."""
+    pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+    image = Image.fromarray(pixels)
+    vision = cases.VISION
+    expected = images.prepare_image(image, vision.image_size, vision.mean)
+    expected = (expected / 255 - np.array(vision.mean)) / np.array(vision.std)
+    found = make_processor(CHATML).prepare_image(image)
+    np.testing.assert_allclose(found, expected.transpose(2, 0, 1), atol=1e-6)
+
+
+def make_processor(template: templates.Template):
+    """Returns the exported processor class on the tests' tokenizer, with the token `<image>`."""
+    tokenizer = copy.deepcopy(cases.tokenizer())
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    vision = cases.VISION
+    return processing_wings.WingsProcessor(
+        tokenizer,
+        template=dataclasses.asdict(template),
+        image_size=vision.image_size,
+        image_mean=vision.mean,
+        image_std=vision.std,
+        image_seq_length=vision.num_patches,
+    )
 
 
 @pytest.mark.parametrize("case", cases.ARCHS)
