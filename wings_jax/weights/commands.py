@@ -31,6 +31,7 @@ from wings_jax.weights import (
     release_settings,
     sources,
     tokenizer_files,
+    transformers_files,
     transformers_format,
 )
 from wings_jax.weights.rules import group_name
@@ -194,7 +195,9 @@ def run_export(arguments: argparse.Namespace) -> None:
         template = chat_template.template_from_settings(
             train_config.data, checkpoint.open_tokenizer(tokenizer)
         )
-        config, tokenizer = transformers_format.export_files(arch, tokenizer, template)
+        config, tokenizer = transformers_files.export_files(
+            arch, tokenizer, template, name=pathlib.Path(arguments.out or step).name
+        )
     else:
         tensors = exports.as_release(params, arch, dtype=dtype)
         config = exports.release_config(arch, hf_config)

@@ -7,22 +7,16 @@ holds has a key, so that an export is read back bit for bit.
 
 from __future__ import annotations
 
-import dataclasses
-import importlib.resources
 import json
 import os
 from collections.abc import Mapping
 from typing import Any
 
-import tokenizers
-
-from wings_jax.data.templates import Template
 from wings_jax.model import hf_config, presets
 from wings_jax.weights import hf, release, rules, store, tokenizer_files, transfer
 from wings_jax.weights.imports import ImportPart, ImportSpec
 from wings_jax.weights.tensors import LazyTensor, WeightsError
 
-CODE_FILES = ("configuration_wings.py", "modeling_wings.py", "processing_wings.py")
 IMAGE_TOKEN = "<image>"
 LANGUAGE_MODEL = "model.language_model."
 TOWER = "model.vision_tower."
@@ -149,150 +143,6 @@ def as_transformers(
     return transfer.export_tree(table, params, dtype=dtype)
 
 
-def export_files(
-    arch: presets.WingsArch,
-    tokenizer: Mapping[str, str],
-    template: Template,
-) -> tuple[dict[str, Any], dict[str, str]]:
-    """Returns `config.json` and the text files of an exported directory, name -> content.
-
-    The tokenizer gets the token `<image>`, if it does not have one: it stands for one slot of an
-    image, and is never read from what people write.
-    """
-    tokenizer_json, image_token_id = _with_image_token(tokenizer["tokenizer.json"])
-    text_files = {**tokenizer, "tokenizer.json": tokenizer_json}
-    tokenizer_config = json.loads(tokenizer.get("tokenizer_config.json", "{}"))
-    tokenizer_config.pop("chat_template", None)
-    tokenizer_config["padding_side"] = "left"
-    text_files["tokenizer_config.json"] = store.dump_json(tokenizer_config)
-    text_files["chat_template.jinja"] = chat_template(template)
-
-    # The processor: the template as data, and how images are prepared.
-    text_files["processor_config.json"] = store.dump_json(
-        {
-            "auto_map": {"AutoProcessor": "processing_wings.WingsProcessor"},
-            "processor_class": "WingsProcessor",
-            "template": dataclasses.asdict(template),
-            "image_size": arch.vision.image_size,
-            "image_mean": list(arch.vision.mean),
-            "image_std": list(arch.vision.std),
-            "image_seq_length": arch.vision.num_patches,
-        }
-    )
-    text_files["generation_config.json"] = store.dump_json(_generation_config(tokenizer, template))
-
-    code = importlib.resources.files("wings_jax.weights") / "transformers_code"
-    for name in CODE_FILES:
-        text_files[name] = (code / name).read_text(encoding="utf-8")
-    return wings_config(arch, image_token_id=image_token_id), text_files
-
-
-def _generation_config(tokenizer: Mapping[str, str], template: Template) -> dict[str, Any]:
-    """Returns the ids that end an answer: the template's end of turn, and the LLM's own."""
-    vocabulary = tokenizers.Tokenizer.from_str(tokenizer["tokenizer.json"])
-    own = json.loads(tokenizer.get("generation_config.json", "{}")).get("eos_token_id")
-    ids = own if isinstance(own, list) else [own]
-
-    tokenizer_config = json.loads(tokenizer.get("tokenizer_config.json", "{}"))
-    eos_token = tokenizer_config.get("eos_token")
-    eos_token = eos_token["content"] if isinstance(eos_token, dict) else eos_token
-    ids += [vocabulary.token_to_id(token) for token in _end_tokens(template, eos_token)]
-    ids = sorted({token_id for token_id in ids if token_id is not None})
-    return {"eos_token_id": ids, "pad_token_id": ids[0]} if ids else {}
-
-
-def _end_tokens(template: Template, eos_token: str | None) -> list[str]:
-    return [token for token in (template.speakers["gpt"].after.strip(), eos_token) if token]
-
-
-def chat_template(template: Template) -> str:
-    """Returns the template in Jinja, for messages of texts or of text and image parts."""
-    names = {"system": "system", "user": "human", "assistant": "gpt"}
-    markup = {
-        role: template.speakers[speaker]
-        for role, speaker in names.items()
-        if speaker in template.speakers
-    }
-    before = json.dumps({role: one.before for role, one in markup.items()})
-    after = json.dumps({role: one.after for role, one in markup.items()})
-    lead, between = json.dumps(template.lead), json.dumps(template.between)
-    trim = " | trim" if template.strip else ""
-
-    # The system turn of a conversation that has none.
-    default_system = ""
-    if template.system or template.always_system:
-        system = template.speakers["system"]
-        text = json.dumps(system.before + template.system + system.after + template.between)
-        default_system = "{%- if messages[0]['role'] != 'system' %}{{- " + text + " }}{%- endif %}"
-
-    # What is written before the first question is another text in some templates (Llama 2).
-    header = "{{- before[message['role']] }}"
-    if template.after_system is not None:
-        follows = "message['role'] == 'user' and "
-        if default_system:
-            follows += "(loop.first or loop.previtem['role'] == 'system')"
-        else:
-            follows += "loop.previtem is defined and loop.previtem['role'] == 'system'"
-        after_system = json.dumps(template.after_system)
-        header = (
-            "{%- if " + follows + " %}{{- " + after_system + " }}"
-            "{%- else %}{{- before[message['role']] }}{%- endif %}"
-        )
-
-    # A message: its parts, an image on a line of its own, and its markup.
-    content = (
-        "{%- set content = namespace(text='') %}"
-        "{%- if message['content'] is string %}{%- set content.text = message['content'] %}"
-        "{%- else %}{%- set image = namespace(before=false) %}"
-        "{%- for part in message['content'] %}{%- if part['type'] == 'image' %}"
-        "{%- set content.text = content.text + '<image>' %}{%- set image.before = true %}"
-        "{%- else %}"
-        "{%- if image.before and not part['text'].startswith('\\n') %}"
-        "{%- set content.text = content.text + '\\n' %}{%- endif %}"
-        "{%- set content.text = content.text + part['text'] %}{%- set image.before = false %}"
-        "{%- endif %}{%- endfor %}{%- endif %}"
-    )
-    return (
-        "{%- set before = " + before + " %}{%- set after = " + after + " %}"
-        "{{- "
-        + json.dumps(template.start)
-        + " }}"
-        + default_system
-        + "{%- for message in messages %}"
-        + content
-        + header
-        + "{%- if message['role'] == 'assistant' %}{{- "
-        + lead
-        + " }}{%- endif %}"
-        "{{- content.text" + trim + " }}{{- after[message['role']] }}"
-        "{%- if not loop.last or add_generation_prompt %}{{- " + between + " }}{%- endif %}"
-        "{%- endfor %}"
-        "{%- if add_generation_prompt %}{{- before['assistant'] }}{%- endif %}"
-    )
-
-
-def _with_image_token(tokenizer_json: str) -> tuple[str, int]:
-    """Returns `tokenizer.json` with the token `<image>`, and its id."""
-    vocabulary = tokenizers.Tokenizer.from_str(tokenizer_json).get_vocab(with_added_tokens=True)
-    if IMAGE_TOKEN in vocabulary:
-        return tokenizer_json, vocabulary[IMAGE_TOKEN]
-
-    content = json.loads(tokenizer_json)
-    image_token_id = max(vocabulary.values()) + 1
-    content["added_tokens"].append(
-        {
-            "id": image_token_id,
-            "content": IMAGE_TOKEN,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": False,
-            "normalized": False,
-            "special": True,
-        }
-    )
-    return json.dumps(content, ensure_ascii=False), image_token_id
-
-
 def from_transformers(directory: str | os.PathLike) -> ImportSpec:
     """Returns the import of a directory that `--format transformers` wrote, bit for bit.
 
@@ -329,12 +179,14 @@ def arch_from_config(
     config: Mapping[str, Any], *, processor: Mapping[str, Any]
 ) -> presets.WingsArch:
     """Returns the architecture of an exported `config.json`: the reverse of `wings_config`."""
+    # The tower as it was before the layers behind its features were left out.
     tower = config["vision_config"]
     tower = {
         **tower,
         "num_hidden_layers": tower["tower_num_hidden_layers"],
         "vision_feature_layer": tower["tower_feature_layer"],
     }
+
     layers = config["learner_layers"]
     return presets.WingsArch(
         decoder=hf_config.decoder_from_hf(config["text_config"]),
