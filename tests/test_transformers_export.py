@@ -24,6 +24,7 @@ from wings_jax.data.turns import normalize_sample
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model.wings import Wings
+from wings_jax.weights import transformers_files
 
 pytest.importorskip("torch")
 from wings_jax.weights.transformers_code import processing_wings
@@ -170,6 +171,16 @@ def test_the_processor_writes_the_ids_of_training(name, turns):
     expected = conversation.encode(ours, cases.tokenizer(), template).ids
     found = processor.apply_chat_template(messages, tokenize=True, return_dict=False)
     np.testing.assert_array_equal(found[0], expected)
+
+    # The Jinja program writes the same text.
+    program = transformers_files.chat_template(template)
+    written = processor.tokenizer.apply_chat_template(
+        messages, chat_template=program, tokenize=False, add_generation_prompt=True
+    )
+    text = processor.apply_chat_template(messages, add_generation_prompt=True)
+    assert written == text
+    rendered = conversation.render_text(ours, template, open_answer=True)
+    assert text == rendered.replace(r"\<image>", "<image>")  # escaped in normalized turns
 
     # A prompt with two images: each is P ids where it stands.
     image = Image.new("RGB", (9, 5), "red")
