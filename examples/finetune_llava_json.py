@@ -47,22 +47,19 @@ def run_command(module: str, *arguments: object, allow_failure: bool = False) ->
 def train_stage(stage: str, flags: argparse.Namespace, init_from: str) -> pathlib.Path:
     """Trains one stage on the user's records and returns its work directory."""
     workdir = flags.out / stage
-    # The tiny preset calls its data "scenes", the real ones "llava".
-    source = "scenes" if flags.preset in ("tiny", "smollm2_scenes") else "llava"
+    images = (flags.images or flags.data.parent).resolve()
     overrides = {
         "init_from": init_from,
         "steps": flags.steps,
         "batch_size": flags.batch_size,
-        "data.scenes": "",
-        f"data.sources.{source}.path": flags.data.resolve(),
-        f"data.sources.{source}.images": (flags.images or flags.data.parent).resolve(),
         "data.sequence_length": flags.sequence_length,
         # Bad records have been reported by then; --skip-bad accepts any number of them.
         "data.max_bad_share": 1.0 if flags.skip_bad else 0.0,
     }
     arguments = [f"--config.{key}={value}" for key, value in overrides.items()]
     config = f"--config={ROOT}/configs/{stage}.py:{flags.preset}"
-    run_command("wings_jax.train", config, *arguments, f"--workdir={workdir}")
+    data = f"--data=mine={flags.data.resolve()}:{images}"
+    run_command("wings_jax.train", config, data, *arguments, f"--workdir={workdir}")
     return workdir
 
 

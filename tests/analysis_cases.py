@@ -15,9 +15,13 @@ LONG = "a long question"
 
 
 def write_model(
-    directory: pathlib.Path, parts: Sequence[str] = ("vision", "projector", "decoder")
+    directory: pathlib.Path,
+    parts: Sequence[str] = ("vision", "projector", "decoder"),
+    **settings: object,
 ) -> pathlib.Path:
     """Writes these parts of a random model of three layers with the tiny base's tokenizer.
+
+    `settings` are leaves of its config.
 
     Beside it, `other` has two layers.
     """
@@ -31,7 +35,7 @@ def write_model(
     source = inference_cases.write_checkpoint(directory.with_name("other"))
     files = checkpoint.read_tokenizer_files(checkpoint.newest_step(source))
     flat = tree.flatten({part: params[part] for part in parts})
-    checkpoint.write_checkpoint(directory, flat, config.Config(), arch, files)
+    checkpoint.write_checkpoint(directory, flat, config.Config(**settings), arch, files)
     return directory
 
 

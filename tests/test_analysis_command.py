@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import pathlib
 
 import analysis_cases
 import numpy as np
@@ -105,6 +106,45 @@ def test_users_data_and_skipped_samples(workdir, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "rows: after, excluded prefix: 3, prompt only" in printed
     assert "2 of 4 samples are skipped: 1 x text only (first: text: no image)" in printed
+
+
+def read_curves(directory: pathlib.Path) -> np.ndarray:
+    """Returns f64[model x sample,C,L], the curves of laws.jsonl."""
+    lines = (directory / "laws.jsonl").read_text().splitlines()
+    return np.array([list(json.loads(line)["curves"].values()) for line in lines])
+
+
+def test_mesh_and_dtype(workdir, tmp_path, monkeypatch):
+    given = ("--checkpoint", workdir, "--limit", 5, "--batch-size", 2)
+    options = {
+        "one": (),
+        "mesh": ("--mesh", "data=2,fsdp=2,tensor=2"),
+        "bfloat16": ("--dtype", "bfloat16"),
+    }
+    for name, option in options.items():
+        run_analyze(monkeypatch, *given, *option, "--out", tmp_path / name)
+
+    one, mesh, bfloat16 = (read_curves(tmp_path / name) for name in options)
+    np.testing.assert_allclose(mesh, one, atol=2e-6)
+    np.testing.assert_allclose(bfloat16, one, atol=0.05)
+    assert np.abs(bfloat16 - one).max() > 1e-5
+
+
+def test_base_of_an_imported_model(tmp_path, monkeypatch):
+    imported = analysis_cases.write_model(tmp_path / "imported", stage="import")
+    given = ("--checkpoint", imported, "--limit", 2, "--base", "--out", tmp_path / "out")
+    run_analyze(monkeypatch, *given)
+    summary = json.loads((tmp_path / "out" / "laws_summary.json").read_text())
+    assert [model["name"] for model in summary["models"]] == ["base", "imported"]
+    base, model = read_curves(tmp_path / "out").reshape(2, 2, len(CLASSES), 3)
+    np.testing.assert_array_equal(base, model)
+
+
+def test_base_given_as_a_directory(workdir, tmp_path, monkeypatch):
+    given = ("--checkpoint", workdir, "--limit", 2, "--base", f"before={workdir}")
+    run_analyze(monkeypatch, *given, "--out", tmp_path / "out")
+    summary = json.loads((tmp_path / "out" / "laws_summary.json").read_text())
+    assert [model["name"] for model in summary["models"]] == ["before", "random"]
 
 
 def test_help_lists_the_rows_of_the_probes():

@@ -23,7 +23,7 @@ def workdir(tmp_path_factory):
     ("given", "message"),
     [
         (["--checkpoint", "no/such"], "--checkpoint: no/such holds no checkpoint"),
-        (["--checkpoint", "RUN", "RUN"], "two are called 'random'"),
+        (["--checkpoint", "RUN", "RUN"], "two models have the name 'random'"),
         (["--checkpoint", "SHORT"], "--checkpoint other: the model has 2 layers"),
         (
             ["--checkpoint", "RUN", "--data", "TEXT"],
@@ -39,6 +39,13 @@ def workdir(tmp_path_factory):
         (["--checkpoint", "RUN", "--scores", "OTHER"], "is not a report of wings_jax.evaluate"),
         (["--checkpoint", "RUN", "--scores", "x=REPORT"], "has no model called 'x'"),
         (["--checkpoint", "RUN", "--scores", "REPORT"], "m has no score 'scenes_text/all text'"),
+        (["--checkpoint", "RUN", "--mesh", "data"], "--mesh: 'data' is not AXIS=SIZE"),
+        (["--checkpoint", "RUN", "--mesh", "data=3"], "mesh"),
+        (["--checkpoint", "RUN", "--mesh", "data=1,tensor=8"], "tensor"),
+        (["--checkpoint", "RUN", "--base", "no/such"], "--base: no/such"),
+        (["--checkpoint", "RUN", "--base", "random=SHORT"], "two models have the name"),
+        (["--checkpoint", "RUN", "--data", "a\udcff.json"], "--data: 'a\\udcff.json' is not UTF-8"),
+        (["--checkpoint", "\udcff"], "--checkpoint: '\\udcff' is not UTF-8"),
         (["--checkpoint", "RUN", "--out", "TEXT"], "--out: cannot write to"),
     ],
 )
@@ -56,7 +63,8 @@ def test_user_errors_are_one_line(workdir, tmp_path, monkeypatch, capsys, given,
         ),
     }
     given = [str(known.get(flag, flag)) for flag in given]
-    given = [flag.replace("=REPORT", f"={known['REPORT']}") for flag in given]
+    for name in ("REPORT", "SHORT"):
+        given = [flag.replace(f"={name}", f"={known[name]}") for flag in given]
     out = [] if "--out" in given else ["--out", tmp_path / "out"]
     with pytest.raises(SystemExit) as caught:
         run_analyze(monkeypatch, *given, *out)

@@ -15,6 +15,8 @@ import pytest
 import tiny_data
 from PIL import Image
 
+from wings_jax.scenes import dataset
+
 ROOT = pathlib.Path(__file__).parents[1]
 NOTEBOOK = ROOT / "examples" / "ask_and_analyze.ipynb"
 # Runs the code cells of a notebook in one namespace, as Jupyter does.
@@ -46,6 +48,8 @@ def run_python(*arguments: object, cwd: pathlib.Path, **environment: str) -> str
 
 def test_notebook_runs_without_a_checkpoint(tmp_path):
     (tmp_path / "configs").symlink_to(ROOT / "configs")
+    few = dataset.SceneSettings(pictures=64, turns=2, replay=8, test_each=4)
+    dataset.write_scenes(tmp_path / "runs" / "scenes", few)
     printed = run_python("-c", RUN_CELLS, NOTEBOOK, cwd=tmp_path, WINGS_EXAMPLE_STEPS="1")
     assert printed.count("right answer:") == 7
     assert "Attention shift over layers (rows: all" in printed
@@ -85,8 +89,7 @@ def test_fine_tuning_on_own_records(tmp_path):
     assert "question: Which number?\nanswer:" in printed
     for stage in ("stage1", "stage2"):
         config = json.loads((tmp_path / "out" / stage / "config.json").read_text())
-        (source,) = config["data"]["sources"].values()
-        assert source["path"] == str(data)
+        assert config["data"]["sources"]["mine"]["path"] == str(data)
 
 
 def test_fine_tuning_stops_at_bad_records(tmp_path):

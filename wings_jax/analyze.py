@@ -28,15 +28,19 @@ from wings_jax import cli, files
 from wings_jax.errors import UserError
 
 if TYPE_CHECKING:
+    from wings_jax.analysis.results import ShiftResult
     from wings_jax.data import samples
 
 PROGRAM = cli.program_name("wings_jax.analyze")
 ROWS = ("all", "after")  # those of `analysis.slot_classes`, which --help should not have to import
+MEMORY_ADVICE = (
+    "lower --batch-size or --longest, use --dtype bfloat16, or share the model with --mesh"
+)
 SCORE = "scenes_text/all text"
 
 
 def parse_flags() -> argparse.Namespace:
-    """Returns the flags. Raises UserError for a number out of range."""
+    """Returns the flags. Raises UserError for a number out of range or a text that is not UTF-8."""
     parser = argparse.ArgumentParser(
         prog=PROGRAM,
         description=__doc__,
@@ -54,7 +58,13 @@ def parse_flags() -> argparse.Namespace:
         metavar="[NAME=]DIR",
         help="workdir or checkpoint; several are compared",
     )
-    add("--base", action="store_true", help="also the models before any stage")
+    add(
+        "--base",
+        nargs="?",
+        const="",
+        metavar="[NAME=]DIR",
+        help="also this checkpoint or, without a DIR, the model before any training",
+    )
     add("--data", type=pathlib.Path, metavar="FILE", help="default: an embedded probe set")
     add("--images", type=pathlib.Path, metavar="DIR", help="default: the directory of --data")
     add("--limit", type=int, default=128, help="samples, spread over the data; %(default)s")
@@ -65,7 +75,11 @@ def parse_flags() -> argparse.Namespace:
     add("--exclude-prefix", type=int, default=0, metavar="K", help="first slots left out of before")
     add("--prompt-only", action="store_true", help="queries end before the last answer")
     add("--longest", type=int, default=2048, help="slots of a sample; %(default)s")
-    add("--batch-size", type=int, default=8, help="default: %(default)s")
+
+    # On which devices.
+    add("--batch-size", type=int, default=8, help="samples at once; %(default)s")
+    add("--mesh", help="devices that share each model, e.g. data=2,tensor=4")
+    add("--dtype", choices=("float32", "bfloat16"), help="of the matmuls; default: the config's")
 
     # What it is plotted against.
     add("--scores", nargs="+", metavar="[NAME=]FILE", help="reports of wings_jax.evaluate")
@@ -73,6 +87,7 @@ def parse_flags() -> argparse.Namespace:
     add("--debug", action="store_true", help="show the traceback of an error")
 
     flags = parser.parse_args()
+    cli.check_text(flags)
     for name, minimum in (("limit", 1), ("longest", 1), ("batch_size", 1), ("exclude_prefix", 0)):
         value = getattr(flags, name)
         if value < minimum:
@@ -94,39 +109,58 @@ def read_samples(flags: argparse.Namespace) -> Sequence[samples.Sample | samples
     return list(probes.spread_samples(source, flags.limit))
 
 
+def measure_models(flags: argparse.Namespace) -> list[ShiftResult]:
+    """Returns the attention of every model of the flags. Raises UserError for a wrong model."""
+    from wings_jax import axes, errors
+    from wings_jax.analysis import measurement, probes
+    from wings_jax.evaluation import models
+
+    mesh = axes.make_mesh(axes.parse_mesh(flags.mesh)) if flags.mesh else None
+    selected = models.find_models(
+        flags.checkpoint,
+        with_base=flags.base is not None,
+        base=flags.base or None,
+        loading=models.LoadOptions(flags.dtype, mesh),
+    )
+    sample_list = read_samples(flags)
+    variant = probes.Variant(flags.rows, flags.exclude_prefix, flags.prompt_only)
+    settings = measurement.MeasurementSettings(
+        variant, flags.longest, flags.batch_size, flags.dtype, mesh
+    )
+
+    measured = []
+    for model in selected:
+        # One model in memory at a time: nothing else refers to what `open` loads.
+        with errors.full_memory(MEMORY_ADVICE):
+            result = measurement.measure_checkpoint(
+                model.open(),
+                sample_list,
+                settings,
+                name=model.name,
+                origin=model.origin,
+                step=model.step,
+                source=str(flags.data or "embedded probes"),
+            )
+        measured.append(result)
+    return measured
+
+
 def main() -> None:
     """Measures, prints the table, and writes the files."""
     flags = parse_flags()
 
     # Imported here, so that --help answers at once.
-    from wings_jax.analysis import measurement, output, probes, results
+    from wings_jax.analysis import output, probes, results
     from wings_jax.analysis import scores as scores_lib
-    from wings_jax.evaluation import models
 
     cli.use_compilation_cache()
-    selected = models.find_models(flags.checkpoint, with_base=flags.base)
     files.check_writable(flags.out, "--out")
     scores = scores_lib.read_scores(flags.scores or (), flags.score)
-    names = [model.name for model in selected]
+
+    measured = measure_models(flags)
+    names = [result.name for result in measured]
     if scores and not any(name in scores for name in names):
         raise UserError(f"--scores: {', '.join(scores)}: not one of the models {', '.join(names)}")
-
-    # One model in memory at a time: `open` loads it, and nothing else refers to it.
-    sample_list = read_samples(flags)
-    variant = probes.Variant(flags.rows, flags.exclude_prefix, flags.prompt_only)
-    settings = measurement.MeasurementSettings(variant, flags.longest, flags.batch_size)
-    measured = [
-        measurement.measure_checkpoint(
-            model.open(),
-            sample_list,
-            settings,
-            name=model.name,
-            origin=model.origin,
-            step=model.step,
-            source=str(flags.data or "embedded probes"),
-        )
-        for model in selected
-    ]
 
     print(results.text_table(measured))
     for result in measured:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from wings_jax import checkpoint
 from wings_jax.analysis import laws, probes, results
-from wings_jax.data import samples
+from wings_jax.data import examples, samples
 from wings_jax.errors import UserError
 from wings_jax.inference.generator import missing_parts
 from wings_jax.model import parameters
@@ -22,12 +24,16 @@ class MeasurementSettings:
 
     variant     how attention is averaged
     max_slots   slots of a probe; longer samples are skipped
-    batch_size  probes at once
+    batch_size  probes at once, rounded up to what the mesh divides
+    dtype       of the matmuls, by default that of the model's config
+    mesh        devices that share the model, which must be loaded on it; None for one device
     """
 
     variant: probes.Variant = dataclasses.field(default_factory=probes.Variant)
     max_slots: int = 2048
     batch_size: int = 8
+    dtype: str | None = None
+    mesh: Mesh | None = None
 
 
 def measure_checkpoint(
@@ -69,9 +75,7 @@ def measure_checkpoint(
     probe_list, tally = probes.read_probes(sample_list, recipe, settings.variant)
     probes.check_any(len(probe_list), tally, source)
 
-    compute_dtype = jnp.dtype(model.config.compute_dtype or parameters.default_dtype())
-    batch_size = min(settings.batch_size, len(probe_list))
-    batches = probes.batch_probes(probe_list, recipe, batch_size)
+    measurement = _measure(model, probe_list, recipe, settings)
     result = results.ShiftResult(
         name=name,
         origin=origin or str(model.directory),
@@ -79,8 +83,31 @@ def measure_checkpoint(
         variant=settings.variant,
         learners=arch.learners,
         ids=[probe.example.id for probe in probe_list],
-        measurement=laws.measure_batches(Wings(arch, compute_dtype), model.params, batches),
+        measurement=measurement,
         tally=tally,
     )
     probes.check_any(int(result.used.sum()), result.skipped, source)
     return result
+
+
+def _measure(
+    model: checkpoint.Checkpoint,
+    probe_list: Sequence[probes.Probe],
+    recipe: examples.Recipe,
+    settings: MeasurementSettings,
+) -> laws.Measurement:
+    """Returns the measurement of all probes, on the mesh of the settings if there is one."""
+    dtype = settings.dtype or model.config.compute_dtype or parameters.default_dtype()
+    wings = Wings(model.arch, jnp.dtype(dtype))
+    batch_size = min(settings.batch_size, len(probe_list))
+    if settings.mesh is None:
+        batches = probes.batch_probes(probe_list, recipe, batch_size)
+        return laws.measure_batches(wings, model.params, batches)
+
+    batch_size = probes.sharded_batch_size(batch_size, settings.mesh)
+    sharded = (
+        (numbers, probes.shard_rows(rows, settings.mesh))
+        for numbers, rows in probes.batch_probes(probe_list, recipe, batch_size)
+    )
+    with jax.set_mesh(settings.mesh):
+        return laws.measure_batches(wings, model.params, sharded)

@@ -9,7 +9,9 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
+from wings_jax import axes
 from wings_jax import config as config_lib
 from wings_jax.analysis.slot_classes import (
     CLASSES,
@@ -250,6 +252,22 @@ def assemble_rows(probes: Sequence[Probe], recipe: examples.Recipe, batch_size: 
         groups[row, slots] = probe.groups
 
     return ProbeRows(batch, classes, groups)
+
+
+def sharded_batch_size(batch_size: int, mesh: Mesh) -> int:
+    """Returns the next batch size that the mesh divides; its axes data and fsdp share a batch."""
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
+    return -(-batch_size // shards) * shards
+
+
+def shard_rows(rows: ProbeRows, mesh: Mesh) -> ProbeRows:
+    """Returns the rows on the mesh; every host has all of them and passes its shards."""
+    sharding = axes.sharding_of(mesh, ("B",))
+
+    def shard(values: np.ndarray) -> jax.Array:
+        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
+
+    return jax.tree.map(shard, rows)
 
 
 def check_any(count: int, tally: samples.Tally, where: str) -> None:

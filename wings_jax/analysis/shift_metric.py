@@ -11,9 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from wings_jax import axes, tree
+from wings_jax import tree
 from wings_jax.analysis import laws, probes
-from wings_jax.analysis.probes import ProbeRows, Variant
+from wings_jax.analysis.probes import Variant
 from wings_jax.analysis.slot_classes import CLASSES, ROWS
 from wings_jax.config import Config
 from wings_jax.model import parameters
@@ -44,11 +44,9 @@ def make_metric(
     probe_list, tally = probes.read_probes(probes.embedded_samples(NUM_PROBES), recipe, Variant())
     probes.check_any(len(probe_list), tally, "config.laws_every: embedded probes")
 
-    # The batch dimension is sharded over data and fsdp, so its size is a multiple of both.
-    shards = mesh.shape["data"] * mesh.shape["fsdp"]
-    batch_size = -(-BATCH_SIZE // shards) * shards
+    batch_size = probes.sharded_batch_size(BATCH_SIZE, mesh)
     batches = [
-        (len(numbers), _shard_rows(rows, mesh))
+        (len(numbers), probes.shard_rows(rows, mesh))
         for numbers, rows in probes.batch_probes(probe_list, recipe, batch_size)
     ]
 
@@ -63,16 +61,6 @@ def make_metric(
         return lambda: summarize_masses([np.asarray(masses)[:count] for count, masses in measured])
 
     return start
-
-
-def _shard_rows(rows: ProbeRows, mesh: Mesh) -> ProbeRows:
-    """Returns the rows on the mesh; every host has all of them and passes its shards."""
-    sharding = axes.sharding_of(mesh, ("B",))
-
-    def shard(values: np.ndarray) -> jax.Array:
-        return jax.make_array_from_callback(values.shape, sharding, lambda index: values[index])
-
-    return jax.tree.map(shard, rows)
 
 
 def summarize_masses(masses: Sequence[np.ndarray]) -> Scalars:
