@@ -37,10 +37,10 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # from a c
 from wings_jax import tree
 from wings_jax.data import conversation
 from wings_jax.inference import (
+    chunks,
     decode,
     engine,
     image_features,
-    prompts,
     sampling,
     scheduler,
     uncached,
@@ -113,14 +113,14 @@ def random_weights(spec: engine.ModelSpec) -> engine.Weights:
     return treedef.unflatten(map(draw, keys, leaves))
 
 
-def random_prompt(arch: presets.WingsArch, length: int, seed: int) -> prompts.PromptSlots:
+def random_prompt(arch: presets.WingsArch, length: int, seed: int) -> chunks.PromptSlots:
     """Returns `length` slots: text, an image, text."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, arch.decoder.vocab_size, length - arch.vision.num_patches)
     size = arch.vision.image_size
     image = rng.integers(0, 256, (size, size, 3), np.uint8)
     ids = [*ids[:10], conversation.IMAGE_ID, *ids[10:]]
-    return prompts.from_ids(ids, [image], arch.vision.num_patches)
+    return chunks.from_ids(ids, [image], arch.vision.num_patches)
 
 
 class Clock:
@@ -143,7 +143,7 @@ class WingsDecoder:
     def __init__(self, spec: engine.ModelSpec, weights: engine.Weights, rows: int, length: int):
         self.spec, self.weights = spec, weights
         self.rows = [random_prompt(spec.arch, length, seed) for seed in range(rows)]
-        capacity = prompts.bucket(length) + prompts.bucket(CACHED_TOKENS + 1)
+        capacity = chunks.bucket(length) + chunks.bucket(CACHED_TOKENS + 1)
         slots = {"main": capacity, "visual": spec.arch.vision.num_patches, "textual": capacity}
         self.slots = tuple(sorted(slots.items()))
         self.cache: KVCache | None = None
@@ -151,7 +151,7 @@ class WingsDecoder:
     def cached(self) -> Times:
         """Computes the prompts and generates CACHED_TOKENS tokens more, as `scheduler` does."""
         arch, rows = self.spec.arch, self.rows
-        starts, length = np.zeros(len(rows), np.int32), prompts.bucket(rows[0].count)
+        starts, length = np.zeros(len(rows), np.int32), chunks.bucket(rows[0].count)
         params = sampling.stack_params(
             [sampling.SamplingParams(max_new_tokens=CACHED_TOKENS + 1)] * len(rows), 0
         )
@@ -159,7 +159,7 @@ class WingsDecoder:
         images = [row.images[0] for row in rows]
 
         clock = Clock()
-        chunk = prompts.make_chunk(rows, starts, arch, length=length, images=1)
+        chunk = chunks.make_chunk(rows, starts, arch, length=length, images=1)
         features = image_features.encode(
             self.spec, self.weights, images, batch_size=len(rows), count=len(rows)
         )

@@ -17,7 +17,7 @@ from flax import linen as nn
 
 from wings_jax import checkpoint, config, tree
 from wings_jax.data import conversation
-from wings_jax.inference import decode, engine, prompts, sampling
+from wings_jax.inference import chunks, decode, engine, sampling
 from wings_jax.inference import generator as generator_lib
 from wings_jax.model import layout, presets
 from wings_jax.model.wings import Wings
@@ -118,7 +118,7 @@ def make(arch: presets.WingsArch, *, scale: float = 0.35, seed: int = 0):
 
 def random_rows(
     arch: presets.WingsArch, shapes: Sequence[str], seed: int
-) -> list[prompts.PromptSlots]:
+) -> list[chunks.PromptSlots]:
     """Returns rows as "tiit" draws them: t a text slot, each run of "ii" one image of SLOTS."""
     rng = np.random.default_rng(seed)
     slots = []
@@ -130,16 +130,16 @@ def random_rows(
                 images.append(rng.integers(0, 256, (8, 8, 3), np.uint8))
             else:
                 ids.append(int(rng.integers(0, arch.decoder.vocab_size)))
-        slots.append(prompts.from_ids(ids, images, SLOTS))
+        slots.append(chunks.from_ids(ids, images, SLOTS))
     return slots
 
 
-def text(ids: Sequence[int]) -> prompts.PromptSlots:
-    return prompts.from_ids(list(ids), [], SLOTS)
+def text(ids: Sequence[int]) -> chunks.PromptSlots:
+    return chunks.from_ids(list(ids), [], SLOTS)
 
 
 def uncached_logits(
-    spec: engine.ModelSpec, params, rows: Sequence[prompts.PromptSlots]
+    spec: engine.ModelSpec, params, rows: Sequence[chunks.PromptSlots]
 ) -> list[np.ndarray]:
     """Returns f32[n,V] of every row by the training forward, padded to one shape."""
     tokens, modality = (np.zeros((len(rows), LENGTH), np.int32) for _ in range(2))
@@ -154,12 +154,12 @@ def uncached_logits(
 
 
 def uncached_greedy(
-    spec: engine.ModelSpec, params, rows: Sequence[prompts.PromptSlots], steps: int
+    spec: engine.ModelSpec, params, rows: Sequence[chunks.PromptSlots], steps: int
 ) -> list[list[int]]:
     """Returns greedy ids; every token by a full forward pass."""
     ids: list[list[int]] = [[] for _ in rows]
     for _ in range(steps):
-        whole = [prompts.join(row, text(tokens)) for row, tokens in zip(rows, ids, strict=True)]
+        whole = [chunks.join(row, text(tokens)) for row, tokens in zip(rows, ids, strict=True)]
         for tokens, logits in zip(ids, uncached_logits(spec, params, whole), strict=True):
             tokens.append(int(logits[-1].argmax()))
     return ids
@@ -169,7 +169,7 @@ def make_chunk(spec, weights, rows, starts, *, length):
     """Returns the chunk of these rows, padded to `length` at least, and encoded features."""
     images = [image for row in rows for image in row.images]
     features = _encode(spec, weights, jnp.asarray(np.stack(images))) if images else None
-    return prompts.make_chunk(rows, starts, spec.arch, length=length), features
+    return chunks.make_chunk(rows, starts, spec.arch, length=length), features
 
 
 def check_slots(spec, weights, hidden, expected, rows, starts) -> None:

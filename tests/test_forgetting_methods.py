@@ -97,7 +97,7 @@ def test_replay_adds_text_and_changes_nothing_else(name):
 
 def test_replay_of_another_config_is_refused():
     for name in ("nothing", "base", "replay"):
-        with pytest.raises(ValueError, match="is no stage"):
+        with pytest.raises(ValueError, match="is not one of"):
             replay.get_config(name)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from wings_jax.errors import UserError
-from wings_jax.inference import dialogue, prompts, streaming
+from wings_jax.inference import chunks, dialogue, streaming
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams
 
@@ -98,16 +98,16 @@ def test_kv_cache_grows_with_a_long_conversation():
         assert tokens == expected
         new = "iit" if turn == 1 else "tt"
         more = cases.random_rows(spec.arch, [new], seed=turn)[0]
-        prompt = prompts.join(prompt, cases.text(tokens[: 5 - turn]), more)
+        prompt = chunks.join(prompt, cases.text(tokens[: 5 - turn]), more)
 
 
 def test_common_prefix_of_conversations():
     spec, _, _ = cases.make(cases.ARCHS["plain"])
     row = cases.random_rows(spec.arch, ["tiitiit"], seed=3)[0]
-    other = prompts.PromptSlots(row.tokens, row.modality, (row.images[0], row.images[0] ^ 1))
+    other = chunks.PromptSlots(row.tokens, row.modality, (row.images[0], row.images[0] ^ 1))
     assert dialogue.common_prefix(row, row) == row.count
     assert dialogue.common_prefix(row, other) == 6
-    assert dialogue.common_prefix(prompts.tail(row, 0, 4), prompts.EMPTY) == 0
+    assert dialogue.common_prefix(chunks.tail(row, 0, 4), chunks.EMPTY) == 0
     assert dialogue.start_of_image(row, 3, 4) == 1
     assert dialogue.start_of_image(row, 5, 4) == 5
 
@@ -138,11 +138,11 @@ def test_likelihood_is_the_sum_of_log_probabilities():
     scored = many.score(requests)
     for (request, answers), likelihoods in zip(requests, scored, strict=True):
         prompt = many.processor.encode(request)
-        prompt = prompts.PromptSlots(prompt.tokens, prompt.modality, tuple(request.images))
+        prompt = chunks.PromptSlots(prompt.tokens, prompt.modality, tuple(request.images))
         for answer, likelihood in zip(answers, likelihoods, strict=True):
             ids = many.processor.answer_ids(request, answer)
             assert ids[-1] in many.options.stops
-            whole = prompts.join(prompt, cases.text(ids))
+            whole = chunks.join(prompt, cases.text(ids))
             logits = cases.uncached_logits(spec, params, [whole])[0]
             logprobs = jax.nn.log_softmax(logits[prompt.count - 1 : -1])
             expected = float(logprobs[np.arange(len(ids)), ids].sum())

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wings_jax.inference import decode, engine, kv_cache, prompts
+from wings_jax.inference import chunks, decode, engine, kv_cache
 
 CASES = cases.ARCHS
 
@@ -22,7 +22,7 @@ def test_kv_cache_matches_full_forward(case: str):
     rows = cases.random_rows(spec.arch, ["tiittt", "ttttttttt", "iitiit"], seed=1)
     more = cases.random_rows(spec.arch, ["ttiit", "t", "ttii"], seed=2)
     tail = np.random.default_rng(3).integers(0, spec.arch.decoder.vocab_size, (3, 4))
-    whole = [prompts.join(a, b, cases.text(t)) for a, b, t in zip(rows, more, tail, strict=True)]
+    whole = [chunks.join(a, b, cases.text(t)) for a, b, t in zip(rows, more, tail, strict=True)]
     expected = cases.uncached_logits(spec, params, whole)
 
     starts = np.zeros(3, np.int32)

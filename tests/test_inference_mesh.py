@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from wings_jax import axes, tree
-from wings_jax.inference import decode, image_features, prompts
+from wings_jax.inference import chunks, decode, image_features
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams
 
@@ -35,13 +35,13 @@ def prefill_and_extend(model):
     spec, weights = model.spec, model.weights
     rows = cases.random_rows(spec.arch, ["tiittt", "ttt", "iitiit", "t"], seed=3)
     starts = np.zeros(len(rows), np.int32)
-    chunk = prompts.make_chunk(rows, starts, spec.arch, length=12, images=2)
+    chunk = chunks.make_chunk(rows, starts, spec.arch, length=12, images=2)
     images = [image for row in rows for image in row.images]
     features = image_features.encode(spec, weights, images, batch_size=4, count=8)
     cache, first = decode.prefill(spec, weights, chunk, features, slots=SLOTS)
     more = [cases.text([7 + row]) for row in range(len(rows))]
     starts = np.array([row.count for row in rows], np.int32)
-    chunk = prompts.make_chunk(more, starts, spec.arch, length=1, images=0)
+    chunk = chunks.make_chunk(more, starts, spec.arch, length=1, images=0)
     cache, second = decode.extend(spec, weights, cache, chunk, None)
     return np.stack([first, second]), cache
 

@@ -12,7 +12,7 @@ import pytest
 
 from wings_jax import tree
 from wings_jax.data import conversation
-from wings_jax.inference import dialogue, engine, prompts, uncached
+from wings_jax.inference import chunks, dialogue, engine, uncached
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model import presets
@@ -63,7 +63,7 @@ def test_release_golden_ids(kind: str):
         tokens = [token for piece in pieces for token in piece.tokens]
     else:
         assert conversation.IMAGE_ID in ids
-        prompt = prompts.from_ids(ids, [np.zeros(0)], 9)
+        prompt = chunks.from_ids(ids, [np.zeros(0)], 9)
         features = jnp.asarray(arrays["image_features"][0])
         steps = uncached.recompute(spec, weights, prompt, features, params, ())
         tokens = [token for token, _, _ in steps]

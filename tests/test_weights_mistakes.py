@@ -159,6 +159,19 @@ def case_nowhere(case: Case) -> tuple:
     return case.import_llm(case.tmp_path / "nowhere"), named
 
 
+def case_zero_byte_in_a_path(case: Case) -> tuple:
+    return case.import_llm("a\0b"), ["--llm", "is not a directory"]
+
+
+def case_empty_name(case: Case) -> tuple:
+    return case.import_llm(""), ["--llm:  is not a directory"]
+
+
+def case_projector_kind(case: Case) -> tuple:
+    command = case.import_llm(case.sources / "llm", "--projector-kind", "mlp3x")
+    return command, ["--projector-kind: 'mlp3x' is not one of identity, linear, mlp2x_gelu"]
+
+
 def case_mesh(case: Case) -> tuple:
     return case.import_llm(case.sources / "llm", "--mesh", "rows=2"), ["--mesh: 'rows=2'"]
 

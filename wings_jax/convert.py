@@ -2,8 +2,9 @@
 
     python -m wings_jax.convert import --llm DIR|HUB_ID [--vision DIR|HUB_ID] --out DIR
     python -m wings_jax.convert import --wings DIR|HUB_ID --out DIR
+    python -m wings_jax.convert import --transformers DIR --out DIR
     python -m wings_jax.convert import --gguf FILE [--vision DIR|HUB_ID] --out DIR
-    python -m wings_jax.convert export --checkpoint DIR --format wings|llm --out DIR
+    python -m wings_jax.convert export --checkpoint DIR --format transformers|wings|llm --out DIR
     python -m wings_jax.convert inspect DIR|FILE
 
 `--dry-run` prints what would happen and writes nothing. docs/fidelity.md lists what is tested.
@@ -24,6 +25,11 @@ from wings_jax import cli
 from wings_jax.errors import UserError
 
 DTYPES = ("stored", "float32", "bfloat16", "float16")
+FORMATS = ("transformers", "wings", "llm")
+FORMATS_HELP = (
+    "transformers: the whole model, with torch code that transformers runs; wings: the layout of "
+    "the authors' release; llm: the LLM alone"
+)
 
 
 def main() -> None:
@@ -66,6 +72,7 @@ def add_import(command: argparse.ArgumentParser) -> None:
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--llm", help="directory or hub id of a Qwen2 or Llama")
     source.add_argument("--wings", help="directory or hub id in the release's layout")
+    source.add_argument("--transformers", help="directory of `export --format transformers`")
     source.add_argument("--gguf", help="GGUF file of a Qwen2 or Llama")
 
     command.add_argument("--vision", help="directory or hub id of a SigLIP or CLIP")
@@ -91,7 +98,7 @@ def add_import(command: argparse.ArgumentParser) -> None:
 def add_export(command: argparse.ArgumentParser) -> None:
     """Adds the flags of `export`."""
     command.add_argument("--checkpoint", required=True, help="workdir or checkpoint")
-    command.add_argument("--format", choices=("wings", "llm"), required=True)
+    command.add_argument("--format", choices=FORMATS, required=True, help=FORMATS_HELP)
     command.add_argument("--dtype", choices=DTYPES, help="default: as stored, bfloat16 if mixed")
     command.add_argument("--merge-lora", action="store_true", help="add LoRA to the LLM's weights")
     command.add_argument("--shard-gb", type=float, default=5.0, help="most GB a file; default 5")

@@ -16,17 +16,17 @@ import numpy as np
 from wings_jax import errors
 from wings_jax.errors import UserError
 from wings_jax.inference import (
+    chunks,
     decode,
     device_memory,
     image_features,
     kv_cache,
-    prompts,
     sampling,
     uncached,
 )
+from wings_jax.inference.chunks import PromptSlots
 from wings_jax.inference.engine import ModelSpec, Weights
 from wings_jax.inference.kv_cache import KVCache
-from wings_jax.inference.prompts import PromptSlots
 from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model.layout import IMAGE
 
@@ -61,7 +61,7 @@ class Dialogue:
 
     def reset(self) -> None:
         """Drops the cache."""
-        self.cached: PromptSlots = prompts.EMPTY  # the conversation that the cache holds
+        self.cached: PromptSlots = chunks.EMPTY  # the conversation that the cache holds
         self.cache: KVCache | None = None
         self.computed_slots = 0  # prompt slots that the last `answer` had to compute
 
@@ -97,7 +97,7 @@ class Dialogue:
         # A batch of one row: the same compiled loop as in `scheduler`.
         arch = self.spec.arch
         batch_params = sampling.stack_params([params], arch.decoder.vocab_size)
-        seen = None if batch_params.penalty is None else prompts.seen_tokens([prompt], arch)
+        seen = None if batch_params.penalty is None else chunks.seen_tokens([prompt], arch)
         state = decode.begin(logits, batch_params, self.stops, seen)
         is_done = bool(state.done[0])
         yield OutputPiece((int(state.tokens[0]),), (float(state.logprobs[0]),), is_done)
@@ -125,7 +125,7 @@ class Dialogue:
 
     def _append(self, tokens: Sequence[int]) -> None:
         """Records text tokens that have been written into the cache."""
-        self.cached = prompts.join(self.cached, prompts.from_ids(tokens, (), 1))
+        self.cached = chunks.join(self.cached, chunks.from_ids(tokens, (), 1))
 
     def _enter(self, prompt: PromptSlots, max_new_tokens: int) -> np.ndarray:
         """Makes the cache hold the prompt; returns the logits f32[1,V] after it."""
@@ -135,21 +135,21 @@ class Dialogue:
         # At least the prompt's last slot is computed, since its logits are needed.
         reused = min(common_prefix(self.cached, prompt), prompt.count - 1)
         reused = start_of_image(prompt, reused, patches)
-        rest = prompts.tail(prompt, reused, patches)
+        rest = chunks.tail(prompt, reused, patches)
         if self.cache is None or (rest.images and "visual" not in self.cache.visibility):
             reused, rest = 0, prompt
         self.computed_slots = rest.count
 
-        length, images = prompts.bucket(rest.count), prompts.power(len(rest.images))
+        length, images = chunks.bucket(rest.count), chunks.power(len(rest.images))
         starts = np.array([reused], np.int32)
-        chunk = prompts.make_chunk([rest], starts, arch, length=length, images=images)
+        chunk = chunks.make_chunk([rest], starts, arch, length=length, images=images)
         features = image_features.encode_all(self.spec, self.weights, rest)
 
         # As in `_answer`: no cache until it is whole, in case of Ctrl-C.
         old_cache, self.cache = self.cache, None
         if reused == 0:
             del old_cache
-            capacity = length + prompts.bucket(max_new_tokens + STEPS)
+            capacity = length + chunks.bucket(max_new_tokens + STEPS)
             slots = device_memory.cache_slots(self.spec, chunk, capacity)
             cache, logits = decode.prefill(self.spec, self.weights, chunk, features, slots=slots)
         else:
@@ -186,7 +186,7 @@ def make_room(cache: KVCache, slots: int, visual: int = 0) -> KVCache:
 
     cache = decode.compact(cache)
     if not fits(cache):
-        sizes = {name: prompts.bucket(2 * size) for name, size in needed(cache).items()}
+        sizes = {name: chunks.bucket(2 * size) for name, size in needed(cache).items()}
         cache = decode.grow(cache, tuple(sorted(sizes.items())))
     return cache
 
@@ -194,8 +194,8 @@ def make_room(cache: KVCache, slots: int, visual: int = 0) -> KVCache:
 def common_prefix(one: PromptSlots, other: PromptSlots) -> int:
     """Returns how many slots at the start of two conversations are equal, images included.
 
-    >>> first = prompts.from_ids([5, 6, 7, 8], (), image_slots=2)
-    >>> second = prompts.from_ids([5, 6, 9], (), image_slots=2)
+    >>> first = chunks.from_ids([5, 6, 7, 8], (), image_slots=2)
+    >>> second = chunks.from_ids([5, 6, 9], (), image_slots=2)
     >>> common_prefix(first, second)
     2
     """

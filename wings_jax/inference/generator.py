@@ -16,11 +16,12 @@ from wings_jax import checkpoint as checkpoint_lib
 from wings_jax import tree
 from wings_jax.data import chat_template, conversation, tokenization
 from wings_jax.errors import UserError
-from wings_jax.inference import engine, likelihood, prompts, scheduler, streaming
+from wings_jax.inference import chunks, engine, likelihood, prompts, scheduler, streaming
 from wings_jax.inference.chat import Chat
+from wings_jax.inference.chunks import PromptSlots
 from wings_jax.inference.dialogue import Dialogue
 from wings_jax.inference.likelihood import Likelihood
-from wings_jax.inference.prompts import PromptProcessor, PromptSlots, Request
+from wings_jax.inference.prompts import PromptProcessor, Request
 from wings_jax.inference.sampling import SamplingParams, change_params
 from wings_jax.model import parameters
 from wings_jax.model.presets import WingsArch
@@ -239,7 +240,7 @@ class Generator:
         ]
         # The first token of each window is the prompt, all others are the answer.
         scoring_requests = [
-            likelihood.ScoringRequest(prompts.from_ids(ids[:1], (), 1), [ids[1:]])
+            likelihood.ScoringRequest(chunks.from_ids(ids[:1], (), 1), [ids[1:]])
             for _, ids in windows
         ]
 

@@ -7,14 +7,14 @@ from collections.abc import Sequence
 import jax
 import numpy as np
 
-from wings_jax.inference import decode, prompts
+from wings_jax.inference import chunks, decode
+from wings_jax.inference.chunks import PromptSlots
 from wings_jax.inference.engine import ModelSpec, Weights
-from wings_jax.inference.prompts import PromptSlots
 
 
 def encode_all(spec: ModelSpec, weights: Weights, prompt: PromptSlots) -> jax.Array | None:
     """Returns the features of one conversation's images, as `encode`."""
-    count = prompts.power(len(prompt.images))
+    count = chunks.power(len(prompt.images))
     return encode(spec, weights, prompt.images, batch_size=max(count, 1), count=count)
 
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from wings_jax import errors
-from wings_jax.inference import decode, device_memory, engine, image_features, prompts
+from wings_jax.inference import chunks, decode, device_memory, engine, image_features
+from wings_jax.inference.chunks import PromptSlots
 from wings_jax.inference.engine import Chunk, ModelSpec, Weights
 from wings_jax.inference.kv_cache import KVCache
-from wings_jax.inference.prompts import PromptSlots
 from wings_jax.model.layout import PADDING, Array
 
 
@@ -128,19 +128,19 @@ def _score_batch(
 ) -> list[list[Likelihood]]:
     """Returns the likelihood of each answer of each request; one row per request."""
     arch = spec.arch
-    size = prompts.power(len(requests))
+    size = chunks.power(len(requests))
     rows = [request.prompt for request in requests]
-    rows += [prompts.EMPTY] * (size - len(rows))
+    rows += [chunks.EMPTY] * (size - len(rows))
 
     # Compute the prompts, with room in the cache for the longest answer.
-    length = prompts.bucket(max(row.count for row in rows))
-    images = prompts.power(max(len(row.images) for row in rows))
-    chunk = prompts.make_chunk(rows, np.zeros(size, np.int32), arch, length=length, images=images)
+    length = chunks.bucket(max(row.count for row in rows))
+    images = chunks.power(max(len(row.images) for row in rows))
+    chunk = chunks.make_chunk(rows, np.zeros(size, np.int32), arch, length=length, images=images)
     all_images = [image for row in rows for image in row.images]
     features = image_features.encode(
         spec, weights, all_images, batch_size=size, count=size * images
     )
-    answer_slots = prompts.bucket(
+    answer_slots = chunks.bucket(
         max((len(ids) for request in requests for ids in request.answers), default=1)
     )
     slots = device_memory.cache_slots(spec, chunk, length + answer_slots)
@@ -151,9 +151,9 @@ def _score_batch(
     likelihoods: list[list[Likelihood]] = [[] for _ in requests]
     for number in range(max(len(request.answers) for request in requests)):
         ids = [tuple(request.answers[number : number + 1]) for request in requests]
-        answers = [prompts.from_ids(row[0], (), 1) if row else prompts.EMPTY for row in ids]
-        answers += [prompts.EMPTY] * (size - len(answers))
-        chunk = prompts.make_chunk(answers, prompt_ends, arch, length=answer_slots, images=0)
+        answers = [chunks.from_ids(row[0], (), 1) if row else chunks.EMPTY for row in ids]
+        answers += [chunks.EMPTY] * (size - len(answers))
+        chunk = chunks.make_chunk(answers, prompt_ends, arch, length=answer_slots, images=0)
 
         logprobs, likeliest = jax.device_get(score_answers(spec, weights, cache, logits, chunk))
         for row, answer in enumerate(ids):

@@ -16,12 +16,12 @@ import numpy as np
 
 from wings_jax import errors
 from wings_jax.errors import UserError
-from wings_jax.inference import decode, device_memory, prompts, sampling, uncached
+from wings_jax.inference import chunks, decode, device_memory, sampling, uncached
 from wings_jax.inference import image_features as features_lib
+from wings_jax.inference.chunks import PromptSlots
 from wings_jax.inference.decode import DecodeState
 from wings_jax.inference.engine import ModelSpec, Weights
 from wings_jax.inference.kv_cache import KVCache
-from wings_jax.inference.prompts import PromptSlots
 from wings_jax.inference.sampling import SamplingParams
 
 
@@ -96,8 +96,8 @@ def group_by_length(tasks: Sequence[GenerationTask], rows: int) -> list[list[Gen
     ordered = sorted(tasks, key=lambda t: (t.slots.count, t.images, t.index))
     groups: list[list[GenerationTask]] = []
     for task in ordered:
-        size = prompts.bucket(task.slots.count)
-        is_same = groups and prompts.bucket(groups[-1][-1].slots.count) == size
+        size = chunks.bucket(task.slots.count)
+        is_same = groups and chunks.bucket(groups[-1][-1].slots.count) == size
         is_small = groups and len(groups[-1]) < 4 * rows
         # A group of few rows would leave most of a batch empty.
         if is_same or is_small:
@@ -161,11 +161,11 @@ class _Batch:
 
         # Shapes: rows, steps per call, images per row, prompt slots and cache slots.
         max_new_tokens = max(task.sampling.max_new_tokens for task in tasks)
-        self.rows = min(options.rows, prompts.power(len(tasks)))
-        self.steps = min(options.steps, prompts.bucket(max_new_tokens))
-        self.images = prompts.power(max(task.images for task in tasks))
-        self.length = prompts.bucket(max(task.slots.count for task in tasks))
-        self.capacity = self.length + prompts.bucket(max_new_tokens + self.steps)
+        self.rows = min(options.rows, chunks.power(len(tasks)))
+        self.steps = min(options.steps, chunks.bucket(max_new_tokens))
+        self.images = chunks.power(max(task.images for task in tasks))
+        self.length = chunks.bucket(max(task.slots.count for task in tasks))
+        self.capacity = self.length + chunks.bucket(max_new_tokens + self.steps)
 
         # The parameters of all tasks are stacked once; `index` finds a task's row in them.
         self.params = sampling.stack_params(
@@ -237,9 +237,9 @@ class _Batch:
         # Empty prompts fill up the batch: every prefill has the same shape.
         spec, arch = self.spec, self.spec.arch
         rows = [prompt for _, prompt in admitted]
-        rows += [prompts.EMPTY] * (size - len(rows))
+        rows += [chunks.EMPTY] * (size - len(rows))
         starts = np.zeros(size, np.int32)
-        chunk = prompts.make_chunk(rows, starts, arch, length=self.length, images=self.images)
+        chunk = chunks.make_chunk(rows, starts, arch, length=self.length, images=self.images)
         features = features_lib.encode(
             spec,
             self.weights,
@@ -252,7 +252,7 @@ class _Batch:
 
         # Sample the first token of every answer from the prompt's last logits.
         params = self.params_of([task for task, _ in admitted], size)
-        seen = None if params.penalty is None else prompts.seen_tokens(rows, arch)
+        seen = None if params.penalty is None else chunks.seen_tokens(rows, arch)
         return cache, decode.begin(logits, params, self.stops, seen)
 
     def params_of(

@@ -11,9 +11,9 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from wings_jax.inference import decode, prompts, sampling
+from wings_jax.inference import chunks, decode, sampling
+from wings_jax.inference.chunks import PromptSlots
 from wings_jax.inference.engine import ModelSpec, Weights
-from wings_jax.inference.prompts import PromptSlots
 from wings_jax.inference.sampling import SamplingParams
 
 
@@ -39,21 +39,21 @@ def recompute(
     """
     arch = spec.arch
     batch_params = sampling.stack_params([params], arch.decoder.vocab_size)
-    images = prompts.power(len(prompt.images))
+    images = chunks.power(len(prompt.images))
     stop_ids = np.asarray(stops or (-1,), np.int32)
 
     tokens: list[int] = []
     is_done = False
     while not is_done:
-        whole = prompts.join(prompt, prompts.from_ids(tokens, (), 1))
-        length = prompts.bucket(whole.count)
+        whole = chunks.join(prompt, chunks.from_ids(tokens, (), 1))
+        length = chunks.bucket(whole.count)
         # Lengths are rounded up to buckets: one compilation for many tokens.
-        chunk = prompts.make_chunk(
+        chunk = chunks.make_chunk(
             [whole], np.zeros(1, np.int32), arch, length=length, images=images
         )
         logits = decode.forward(spec, weights, chunk, features)
 
-        seen = None if batch_params.penalty is None else prompts.seen_tokens([whole], arch)
+        seen = None if batch_params.penalty is None else chunks.seen_tokens([whole], arch)
         count = np.array([len(tokens)], np.int32)
         state = decode.resume(logits, batch_params, stop_ids, count, seen)
         tokens.append(int(state.tokens[0]))

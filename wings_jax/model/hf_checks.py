@@ -33,6 +33,7 @@ def check_decoder_features(fields: ConfigFields, config: Mapping[str, Any], fami
 
 def check_not_quantized(config: Mapping[str, Any], file: str) -> None:
     """Raises UserError naming the method if a `config.json` is that of a quantized model."""
+    # `compression_config` is what older llm-compressor files have.
     quantization = config.get("quantization_config") or config.get("compression_config")
     if not quantization:
         return
@@ -49,6 +50,7 @@ def check_not_quantized(config: Mapping[str, Any], file: str) -> None:
 
 def check_image_steps(steps: ConfigFields, image_size: int) -> None:
     """Raises UserError if a processor does more, or less, than a bicubic resize to the tower."""
+    # Images are padded to squares and resized to the tower's side.
     steps.refuse("do_resize", [True])
     steps.refuse("resample", [3])  # PIL's number for bicubic
     for name in ("size", "crop_size"):

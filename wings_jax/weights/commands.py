@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import pathlib
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -30,6 +31,8 @@ from wings_jax.weights import (
     release_settings,
     sources,
     tokenizer_files,
+    transformers_files,
+    transformers_format,
 )
 from wings_jax.weights.rules import group_name
 
@@ -86,6 +89,9 @@ def open_sources(arguments: argparse.Namespace) -> imports.ImportSpec:
             raise UserError("--projector: the checkpoint given with --wings has its own projector")
         directory = hub.find_directory(arguments.wings, "--wings")
         return release_import.from_release(directory, vision, semantics=arguments.semantics)
+
+    if arguments.transformers:
+        return transformers_format.from_transformers(arguments.transformers)
 
     # An LLM with its own tower and projector.
     if arguments.semantics:
@@ -168,11 +174,13 @@ def preset_name(presets_by_name: Mapping[str, Any], arch: Any) -> str:
 def run_export(arguments: argparse.Namespace) -> None:
     """Writes a checkpoint in another format."""
     step = checkpoint.find_step(arguments.checkpoint, flag="--checkpoint")
-    _, arch, _ = checkpoint.read_meta(step)
+    train_config, arch, _ = checkpoint.read_meta(step)
     hf_config = checkpoint.read_hf_config(step)
+    tokenizer = checkpoint.read_tokenizer_files(step)
     params = read_params(step)
     if arguments.merge_lora:
         params = exports.merge_lora(params, arch)
+        arch = dataclasses.replace(arch, lora_rank=0)
     dtype = DTYPES[arguments.dtype] if arguments.dtype else exports.common_dtype(params)
 
     # The tensors are computed while they are written.
@@ -182,6 +190,14 @@ def run_export(arguments: argparse.Namespace) -> None:
         config.pop(release_settings.ENTRY, None)
         groups = sorted({group_name(path) for path in dropped_paths})
         print(f"left out: {format_names(groups, 6)}" if groups else "nothing is left out")
+    elif arguments.format == "transformers":
+        tensors = transformers_format.as_transformers(params, arch, dtype=dtype)
+        template = chat_template.template_from_settings(
+            train_config.data, checkpoint.open_tokenizer(tokenizer)
+        )
+        config, tokenizer = transformers_files.export_files(
+            arch, tokenizer, template, name=pathlib.Path(arguments.out or step).name
+        )
     else:
         tensors = exports.as_release(params, arch, dtype=dtype)
         config = exports.release_config(arch, hf_config)
@@ -200,7 +216,6 @@ def run_export(arguments: argparse.Namespace) -> None:
 
     # The tokenizer of the source is exported as it was imported.
     output = require_output(arguments)
-    tokenizer = checkpoint.read_tokenizer_files(step)
     max_bytes = int(arguments.shard_gb * 1e9)
     with progress("writing", size) as on_write:
         exports.write_export(
@@ -247,7 +262,12 @@ def checkpoint_lines(step: pathlib.Path) -> list[str]:
     dtypes = {path: str(np.dtype(meta.dtype)) for path, meta in shapes.items()}
     lines.append(tree.describe(shapes, {"group": groups, "dtype": dtypes}))
 
-    for name, export in (("wings", exports.as_release), ("llm", exports.as_llm)):
+    formats = {
+        "transformers": transformers_format.as_transformers,
+        "wings": exports.as_release,
+        "llm": exports.as_llm,
+    }
+    for name, export in formats.items():
         try:
             export(shapes, arch)
             lines.append(f"  exports as {name}: yes")

@@ -142,6 +142,7 @@ def _parse_header(data: mmap.mmap) -> GgufHeader:
         fields[key] = _parse_value(cursor, cursor.u32())
     entries = [_parse_entry(cursor) for _ in range(tensor_count)]
 
+    # The data begins at the next multiple of the alignment.
     alignment = fields.get("general.alignment", 32)
     if not isinstance(alignment, int) or not 1 <= alignment <= 2**20:
         raise WeightsError(f"damaged: general.alignment is {alignment!r}")
@@ -164,6 +165,7 @@ def _parse_value(cursor: _Cursor, type_id: int) -> Any:
         return [cursor.string() for _ in range(cursor.count(8))]
     if item_type not in SCALARS:
         raise WeightsError(f"damaged: array of type {item_type}")
+    # Numbers are read at once: a vocabulary has more than 100,000 scores.
     dtype = SCALARS[item_type]
     count = cursor.count(dtype.itemsize)
     return np.frombuffer(cursor.take(count * dtype.itemsize), dtype).tolist()
@@ -175,6 +177,7 @@ def _parse_entry(cursor: _Cursor) -> GgufEntry:
     dimensions = cursor.u32()
     if dimensions > MAX_DIMENSIONS:
         raise WeightsError(f"damaged: a tensor with {dimensions} dimensions")
+    # The file lists the fastest dimension first.
     sizes = [cursor.u64() for _ in range(dimensions)]
     if math.prod(sizes) > 2**48:
         raise WeightsError(f"damaged: a tensor of shape {sizes}")

@@ -40,6 +40,7 @@ def tokenizer_files(fields: ConfigFields, family: str) -> dict[str, str]:
             "directory of the model's tokenizer with --tokenizer DIR"
         )
 
+    # Vocabulary and merges, then how text is split before them.
     tokens = _strings(fields, "tokenizer.ggml.tokens")
     merges = [merge.split(" ") for merge in _strings(fields, "tokenizer.ggml.merges")]
     backend = _byte_level_bpe(fields, tokens, merges, has_whole_words=steps is _LLAMA3_STEPS)
@@ -71,6 +72,7 @@ def _byte_level_bpe(
     Args:
       has_whole_words: a word that is a token stays whole, whatever the merges make of it.
     """
+    # A merge of unknown tokens would only fail inside of the library.
     vocabulary = {token: index for index, token in enumerate(tokens)}
     pairs: list[tuple[str, str]] = []
     for merge in merges:
@@ -99,6 +101,7 @@ def _strings(fields: ConfigFields, name: str) -> list[str]:
 
 def _tokenizer_config(fields: ConfigFields, tokens: list[str]) -> dict[str, Any]:
     """Returns the class, the named tokens and the chat template."""
+    # Ids of the file become texts here.
     config: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
     for role, key in (("bos", "bos"), ("eos", "eos"), ("unk", "unknown"), ("pad", "padding")):
         field = f"tokenizer.ggml.{key}_token_id"

@@ -38,6 +38,7 @@ def decoder_ignorable(arch: presets.DecoderArch) -> tuple[str, ...]:
 
 def decoder_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
     """Returns an LLM's tensors under the keys of a causal LM, also where a bare model was saved."""
+    # A bare model has no prefix `model.`.
     if "embed_tokens.weight" not in tensors:
         return dict(tensors)
     return {
@@ -99,6 +100,7 @@ def untie(arch: presets.DecoderArch, tensors: Mapping[str, LazyTensor]) -> prese
     A config may say `tie_word_embeddings` beside an `lm_head.weight` of other values; then the
     head is used, as in transformers 5. Equal values are tied.
     """
+    # Both are read only where a tied checkpoint holds a head at all.
     head = tensors.get("lm_head.weight")
     embedding = tensors.get("model.embed_tokens.weight")
     if not arch.tie_embeddings or head is None or embedding is None:
@@ -121,6 +123,7 @@ def read_processor(directory: str | os.PathLike) -> dict[str, Any] | None:
 
     transformers 5 nests them in `processor_config.json`, which then precedes the older file.
     """
+    # Not every `processor_config.json` is of the nested kind.
     directory = pathlib.Path(directory)
     if (directory / NESTED_PROCESSOR_FILE).is_file():
         nested = store.read_config(directory, NESTED_PROCESSOR_FILE).get("image_processor")

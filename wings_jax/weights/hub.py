@@ -9,7 +9,7 @@ from typing import Any
 from wings_jax.errors import UserError
 from wings_jax.weights import store, torch_file
 
-HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+HUB_ID = re.compile(r"\w[\w.-]*/[\w.-]+")
 # Configs and tokenizers; the weight files are chosen by their names.
 TEXT_SUFFIXES = (".json", ".model", ".txt", ".jinja")
 
@@ -21,7 +21,7 @@ def find_directory(name: str, flag: str) -> pathlib.Path:
       UserError: naming `flag`, if there is neither a directory nor a repository of that name.
     """
     path = pathlib.Path(name)
-    if path.is_dir():
+    if name and path.is_dir():
         return path
     if path.exists() or not HUB_ID.fullmatch(name):
         raise UserError(f"{flag}: {name} is not a directory")
@@ -62,6 +62,7 @@ def _download(hub_id: str, flag: str) -> pathlib.Path:
 
     if names and any(name.endswith(torch_file.SUFFIXES) for name in names):
         torch_file.check_torch(f"{flag}: {hub_id}")
+    # With a list, exactly these files; without, what the cache holds.
     try:
         directory = huggingface_hub.snapshot_download(
             hub_id, allow_patterns=names, local_files_only=names is None
@@ -78,6 +79,7 @@ def _download(hub_id: str, flag: str) -> pathlib.Path:
 
 def _hub_error(hub_id: str, flag: str, error: Exception) -> UserError:
     """Returns the error of a failed download, in one line."""
+    # The library's messages have several lines.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = " ".join(lines) or type(error).__name__
     return UserError(

@@ -33,7 +33,7 @@ def describe(path: str | os.PathLike, vision: str | os.PathLike | None = None) -
     tensors = store.open_tensors(path)
     sizes = _size_lines(tensors)
     config = store.read_config(path) if (path / "config.json").is_file() else {}
-    family = config.get("model_type", "")
+    family = str(config.get("model_type") or "")
 
     # From the whole model to its parts.
     if family in release.FAMILIES:

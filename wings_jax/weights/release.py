@@ -73,6 +73,7 @@ def projector_rules(kind: str) -> tuple[rules.Rule, ...]:
 
 def release_rules(arch: presets.WingsArch) -> tuple[rules.Rule, ...]:
     """Returns the table of a whole checkpoint in the release's layout."""
+    # The LLM, and beside each layer its learners and router.
     rows = rules.with_prefix(hf.decoder_rules(arch.decoder), path="decoder/")
     for name in arch.learners:
         key = f"model.layers.{rules.LAYER}.{LEARNERS[name]}."
@@ -80,6 +81,7 @@ def release_rules(arch: presets.WingsArch) -> tuple[rules.Rule, ...]:
     if arch.router:
         rows += rules.with_prefix(ROUTER, path="decoder/")
 
+    # The projector and the tower.
     projector = projector_rules(arch.projector)
     rows += rules.with_prefix(projector, hf_key=PROJECTOR, path="projector/")
     return rows + rules.with_prefix(hf.vision_rules(arch.vision), hf_key=TOWER, path="vision/")

@@ -81,6 +81,7 @@ def _parts(
     vision: str | os.PathLike | None,
 ) -> tuple[ImportPart, ...]:
     """Returns one part for the checkpoint, and a second one for a tower from `vision`."""
+    # The table of the whole model, without the tower where that comes from elsewhere.
     table = release.release_rules(arch)
     ignorable = release.release_ignorable(arch)
     if vision is None:
@@ -157,6 +158,7 @@ def _known_tower(tensors: Mapping[str, LazyTensor], source: str) -> presets.Visi
         for hf_key, tensor in tensors.items()
         if hf_key.startswith(release.TOWER)
     }
+    # A deeper tower has all keys of a shallower one.
     for arch in presets.VISION.values():
         is_deeper = f"encoder.layers.{arch.num_layers}.layer_norm1.weight" in tower
         if not is_deeper and _tower_fits(arch, tower):

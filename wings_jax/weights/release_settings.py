@@ -39,6 +39,7 @@ def read_settings(config: Mapping[str, Any], file: str) -> dict[str, Any]:
     """
     if ENTRY not in config:
         return {}
+    # Typed as in a checkpoint's own config.
     recorded = ConfigFields(config[ENTRY], f"{file}: {ENTRY}")
     types = {
         "semantics": presets.Semantics,
@@ -72,6 +73,7 @@ def check_llava_entries(
     Raises:
       UserError: naming an entry whose value is not computed here.
     """
+    # What is computed differently here.
     fields = ConfigFields(config, file)
     fields.refuse("mm_vision_select_feature", ["patch"])
     fields.refuse("image_aspect_ratio", ["pad"])
@@ -81,6 +83,7 @@ def check_llava_entries(
             f"{file}: mm_patch_merge_type {config['mm_patch_merge_type']!r} is not supported"
         )
 
+    # Only CLIP towers of the release and of LLaVA use the entry.
     layer = fields.integer("mm_vision_select_layer", -2)
     if tower.class_token:
         if not -(tower.num_layers + 1) <= layer <= tower.num_layers:

@@ -50,6 +50,7 @@ def parse(dims: str) -> Pattern:
       ValueError: the two sides do not hold the same names, each once.
     """
     left, arrow, right = dims.partition("<->")
+    # "(N H) D" -> (("N", "H"), ("D",)).
     groups = tuple(
         tuple((group or name).split()) for group, name in re.findall(r"\(([^()]*)\)|(\S+)", left)
     )
@@ -109,6 +110,7 @@ class Rule:
         Args:
           shape: of the whole parameter, with the layers' dimension; the result has none.
         """
+        # [N*H, D] -> [N, H, D] -> [D, N, H]
         pattern, sizes = self._bind(shape)
         split = array.reshape([sizes[name] for group in pattern.hf_groups for name in group])
         return split.transpose(pattern.permutation)
@@ -120,6 +122,7 @@ class Rule:
         >>> rule.to_hf(np.array([[[0, 2], [4, 6]], [[1, 3], [5, 7]]]), (2, 2, 2)).tolist()
         [[0, 1], [2, 3], [4, 5], [6, 7]]
         """
+        # [D, N, H] -> [N, H, D] -> [N*H, D]
         pattern, _ = self._bind(shape)
         return array.transpose(np.argsort(pattern.permutation)).reshape(self.hf_shape(shape))
 

@@ -92,6 +92,7 @@ def open_tensors(path: str | os.PathLike) -> TensorMap:
     if not path.is_dir():
         raise WeightsError(f"{path} does not exist")
 
+    # Only files of this directory: subdirectories hold other copies.
     names = choose_weight_files(file.name for file in path.iterdir() if file.is_file())
     if not names:
         _check_not_adapter(path)
@@ -144,6 +145,7 @@ def _open_index(index: pathlib.Path) -> TensorMap:
 
 def _check_shards(weight_files: Sequence[pathlib.Path]) -> None:
     """Raises WeightsError if a file is shard N of M and another of the M is missing."""
+    # Shards carry their number and how many there are.
     names = {file.name for file in weight_files}
     for file in weight_files:
         match = SHARD.fullmatch(file.name)

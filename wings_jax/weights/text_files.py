@@ -33,6 +33,7 @@ def read_text(path: str | os.PathLike) -> str:
     Raises:
       WeightsError: the file cannot be read, is not UTF-8, too large, or a git-lfs pointer.
     """
+    # A byte order mark is dropped; anything else that is not UTF-8 would be guessing.
     check_not_pointer(path)
     content = pathlib.Path(path).read_bytes()
     if len(content) > MAX_TEXT_BYTES:

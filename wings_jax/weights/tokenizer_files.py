@@ -41,6 +41,7 @@ def read_tokenizer_files(directory: str | os.PathLike, *, flag: str) -> dict[str
       UserError: the directory holds no tokenizer, or it cannot be converted; `flag` names the
         setting that gives another one.
     """
+    # `tokenizer.json` holds everything; other vocabularies are converted to it.
     directory = pathlib.Path(directory)
     if (directory / "tokenizer.json").is_file():
         return _read_existing(directory)
@@ -66,6 +67,7 @@ def _read_existing(directory: pathlib.Path) -> dict[str, str]:
 
 def _convert_tokenizer(directory: pathlib.Path, vocabulary: str, *, flag: str) -> dict[str, str]:
     """Returns the files of a tokenizer after transformers has converted it."""
+    # transformers would ask for tiktoken here.
     missing = [name for name in SENTENCEPIECE if importlib.util.find_spec(name) is None]
     if vocabulary.endswith(".model") and missing:
         raise UserError(
