@@ -51,7 +51,7 @@ def test_notebook_runs_without_a_checkpoint(tmp_path):
     few = dataset.SceneSettings(pictures=64, turns=2, replay=8, test_each=4)
     dataset.write_scenes(tmp_path / "runs" / "scenes", few)
     printed = run_python("-c", RUN_CELLS, NOTEBOOK, cwd=tmp_path, WINGS_EXAMPLE_STEPS="1")
-    assert printed.count("right answer:") == 7
+    assert printed.count("right answer:") >= 12  # 7 kinds of image questions, and text
     assert "Attention shift over layers (rows: all" in printed
     assert (tmp_path / "runs" / "stage2" / "checkpoints" / "1").is_dir()
 
