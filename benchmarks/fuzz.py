@@ -17,7 +17,8 @@ import sys
 import tempfile
 import xml.etree.ElementTree
 
-ROOT = pathlib.Path(__file__).parents[1]
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # from a clone
 # What hypothesis' statistics print for each test; invalid ones were not tried.
 TRIED = re.compile(r"- (\d+) passing\b.*?(\d+) failing\b")
 
@@ -29,7 +30,10 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as directory:
         report = pathlib.Path(directory) / "report.xml"
-        environment = os.environ | {"WINGS_FUZZ_SCALE": str(arguments.scale)}
+        environment = os.environ | {
+            "WINGS_FUZZ_SCALE": str(arguments.scale),
+            "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]),
+        }
         command = [
             sys.executable,
             "-m",

@@ -41,7 +41,7 @@ def train(directory: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
-        ([], "/new/checkpoints: cannot be written: File too large"),
+        ([], "/new/checkpoints: cannot be written: [Errno 27] File too large"),
         (
             ["--config.steps=60", "--config.checkpoint_every=60"],
             "new: metrics cannot be written: File too large",

@@ -254,7 +254,9 @@ def test_wheel_trains_from_an_empty_directory(environment, tmp_path):
         [environment / "wings", "train", *train], cwd=empty, capture_output=True, text=True
     )
     assert completed.returncode == 2
-    assert completed.stderr.splitlines()[-1] == "wings train: own config after runs/scenes"
+    assert completed.stderr.splitlines()[-1] == (
+        "wings train: --config: configs/stage1.py: own config after runs/scenes"
+    )
 
 
 def install_wheel(environment: pathlib.Path, directory: pathlib.Path) -> None:

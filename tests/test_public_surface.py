@@ -96,7 +96,7 @@ def test_generate_mistakes_are_user_errors(workdir):
     model = cases.generator(4)
     with pytest.raises(UserError, match="unknown sampling parameter 'max_tokens'; there are max_"):
         model.generate("red", max_tokens=5)
-    with pytest.raises(UserError, match="temperature: 'hot' is not a number"):
+    with pytest.raises(UserError, match="temperature: 'hot' is not a finite number"):
         model.generate("red", temperature="hot")
     with pytest.raises(UserError, match="a Request has its own images"):
         model.generate([Request("red")], images=["scene.png"])
@@ -118,7 +118,7 @@ def test_convert_from_python(tmp_path):
         for path in (tmp_path / "run", imported)
     )
     assert one == two
-    with pytest.raises(UserError, match="unrecognized arguments: --lm="):
-        wings_jax.convert.import_model(lm=exported, out=tmp_path / "x")
+    with pytest.raises(UserError, match="unrecognized arguments: --visoin="):
+        wings_jax.convert.import_model(llm=exported, visoin="x", out=tmp_path / "x")
     with pytest.raises(UserError, match="required: --format"):
         wings_jax.convert.export_model(checkpoint="run", out=tmp_path / "x")

@@ -141,6 +141,32 @@ def run_main(program: str, main: Callable[[], None]) -> None:
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
 
 
+class InterruptFlag:
+    """A context in which Ctrl-C sets `is_set`; only the second Ctrl-C raises KeyboardInterrupt.
+
+    Python may raise KeyboardInterrupt between any two instructions. Inside of JAX's callbacks it
+    is printed and lost, and in the middle of its work it can leave the runtime in a state in which
+    the process ends with a segmentation fault. The flag is checked where nothing is in progress.
+    """
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def __enter__(self) -> InterruptFlag:
+        with contextlib.suppress(ValueError):  # not the main thread: it gets no signals
+            self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if hasattr(self, "_previous"):
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _handle(self, *_: object) -> None:
+        if self.is_set:
+            raise KeyboardInterrupt
+        self.is_set = True
+
+
 def accept_any_text() -> None:
     """Lets input and output hold text that is not valid in their encoding, such as file names.
 

@@ -129,9 +129,12 @@ def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
 
     try:
         generator = flags_lib.open_generator(arguments, rows=arguments.batch_size)
-        with tqdm.tqdm(total=len(lines), initial=finished, desc="answers", disable=None) as bar:
+        bar = tqdm.tqdm(total=len(lines), initial=finished, desc="answers", disable=None)
+        with bar, cli.InterruptFlag() as interrupt:
             for _ in jobs.run(generator, lines, journal):
                 bar.update()
+                if interrupt.is_set:
+                    raise KeyboardInterrupt
         journal.finish()
     except KeyboardInterrupt:
         answered = f"{len(journal.answers)} of {len(lines)} lines are answered"

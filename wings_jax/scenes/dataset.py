@@ -223,14 +223,14 @@ def _ask_one(rng: random.Random, scenes: Sequence[Scene], kind: str) -> list[Que
 def write_scenes(
     directory: str | os.PathLike[str], settings: SceneSettings | None = None
 ) -> pathlib.Path:
-    """Writes the data set and returns its directory; if it exists, with these settings, unchanged.
+    """Writes the data set and returns its directory; one that exists is left unchanged.
 
-    It is written under a temporary name and then renamed, so it is never incomplete.
+    It is written under a temporary name and then renamed, so it is never incomplete. Without
+    `settings` an existing data set may have any, and a new one gets the default ones.
 
     Raises:
       UserError: `directory` holds something else, or cannot be written.
     """
-    settings = settings or SceneSettings()
     directory = pathlib.Path(directory)
     if directory.exists():
         _check_same(directory, settings)
@@ -238,17 +238,19 @@ def write_scenes(
 
     with files.new_directory(directory) as temporary:
         (temporary / "images").mkdir()
-        _write_files(temporary, settings)
+        _write_files(temporary, settings or SceneSettings())
     return directory
 
 
-def _check_same(directory: pathlib.Path, settings: SceneSettings) -> None:
-    """Raises UserError unless the directory was written with these settings."""
+def _check_same(directory: pathlib.Path, settings: SceneSettings | None) -> None:
+    """Raises UserError unless the directory is a data set, of these settings if there are any."""
     note = directory / "scenes.json"
     if not note.is_file():
         raise errors.UserError(f"{directory}: exists and is not a scenes data set")
 
     written = json.loads(note.read_text(encoding="utf-8"))["settings"]
+    if settings is None:
+        return
     requested = dataclasses.asdict(settings)
     if written != requested:
         raise errors.UserError(
