@@ -101,7 +101,7 @@ def test_check_names_the_form_and_what_does_not_fit(tmp_path, monkeypatch, capsy
     assert "<image> as a word  1 samples without images (first: c)" in printed
     assert f"1  {samples.UNKNOWN_FORM}\n             x.json#1: its keys are goal, sol1" in printed
     assert "scaled to 8 bits   I;16 1" in printed
-    assert "largest image      0.0 megapixels (a), 0 MB of memory in each thread" in printed
+    assert "largest image      600 pixels (a)\n" in printed
     assert json.loads(report.read_text())["images"] == {
         "scaled_to_8_bit": {"I;16": 1},
         "largest_pixels": 600,

@@ -14,7 +14,7 @@ import inference_cases as cases
 import numpy as np
 import pytest
 
-from wings_jax import checkpoint, cli
+from wings_jax import chat, checkpoint, cli
 from wings_jax.errors import UserError
 from wings_jax.inference import decode, jobs, sampling
 from wings_jax.inference.loading import load_generator
@@ -368,3 +368,39 @@ def test_stopped_question_without_an_answer_is_removed():
     pieces = chat.ask("What is red?", [image])
     pieces.close()
     assert (chat.turns, chat.images) == ([], [])
+
+
+def test_interrupt_of_an_answer_waits_for_the_next_piece(capsys):
+    """KeyboardInterrupt in the middle of JAX's code is lost, or ends the process."""
+
+    class Chat:
+        images, computed_slots, pieces = (), 3, 0
+
+        def ask(self, text, images):
+            for piece in ("one ", "two ", "three "):
+                if piece == "two ":
+                    os.kill(os.getpid(), signal.SIGINT)
+                self.pieces += 1  # reached: nothing was raised here
+                yield piece
+
+    model, before = Chat(), signal.getsignal(signal.SIGINT)
+    chat.Terminal(model).ask("Hi.")
+    assert model.pieces == 2
+    output = capsys.readouterr().out
+    assert output.startswith("one two \n")
+    assert "(stopped)" in output
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_second_interrupt_of_an_answer_is_not_held_back(capsys):
+    class Chat:
+        images, computed_slots = (), 3
+
+        def ask(self, text, images):
+            yield "one "
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            yield "never"
+
+    chat.Terminal(Chat()).ask("Hi.")
+    assert "never" not in capsys.readouterr().out

@@ -224,7 +224,7 @@ def test_inspect_describes_every_kind_of_directory(sources, tmp_path, capsys):
         sources / "llm": [
             "an LLM (qwen2)",
             "2 layers, width 32",
-            "not in it, initialized by training: projector",
+            "training initializes what the source does not have: projector",
         ],
         sources / "tower": ["a vision tower", "2 of 3 layers used"],
         sources / "clip": ["CLIP"],

@@ -13,6 +13,7 @@ import argparse
 import contextlib
 import importlib
 import pathlib
+import signal
 import time
 from typing import TYPE_CHECKING
 
@@ -32,6 +33,32 @@ HELP = """\
 /save FILE    write the conversation as LLaVA JSON
 /help         this text
 /quit         end the chat (so does Ctrl-D)"""
+
+
+class InterruptFlag:
+    """A context in which Ctrl-C sets `is_set`; only the second Ctrl-C raises KeyboardInterrupt.
+
+    Python may raise KeyboardInterrupt between any two instructions. Inside of JAX's callbacks it
+    is printed and lost, and in the middle of its work it can leave the runtime in a state in which
+    the process ends with a segmentation fault. The flag is checked where nothing is in progress.
+    """
+
+    def __init__(self) -> None:
+        self.is_set = False
+
+    def __enter__(self) -> InterruptFlag:
+        with contextlib.suppress(ValueError):  # not the main thread: it gets no signals
+            self._previous = signal.signal(signal.SIGINT, self._handle)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if hasattr(self, "_previous"):
+            signal.signal(signal.SIGINT, self._previous)
+
+    def _handle(self, *_: object) -> None:
+        if self.is_set:
+            raise KeyboardInterrupt
+        self.is_set = True
 
 
 class Terminal:
@@ -67,9 +94,12 @@ class Terminal:
         answer = self.chat.ask(text, self.attached)
         note = ""
         try:
-            for piece in answer:
-                first_text = first_text or time.perf_counter() - started
-                print(piece, end="", flush=True)
+            with InterruptFlag() as interrupt:
+                for piece in answer:
+                    first_text = first_text or time.perf_counter() - started
+                    print(piece, end="", flush=True)
+                    if interrupt.is_set:
+                        raise KeyboardInterrupt
         except KeyboardInterrupt:
             answer.close()
             note = " (stopped)"

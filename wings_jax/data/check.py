@@ -201,11 +201,11 @@ def as_table(report: dict[str, Any]) -> str:
     if image_report["scaled_to_8_bit"]:
         lines.append("scaled to 8 bits   " + _join_counts(image_report["scaled_to_8_bit"]))
     if image_report["largest_pixels"]:
-        megapixels, need = image_report["largest_pixels"] / 1e6, image_report["bytes_per_thread"]
-        lines.append(
-            f"largest image      {megapixels:,.1f} megapixels ({image_report['largest_id']}), "
-            f"{need / 1e6:,.0f} MB of memory in each thread that loads it"
-        )
+        pixels, need = image_report["largest_pixels"], image_report["bytes_per_thread"]
+        line = f"largest image      {pixels:,} pixels ({image_report['largest_id']})"
+        if need >= 1e6:
+            line += f", {need / 1e6:,.0f} MB of memory in each thread that loads it"
+        lines.append(line)
 
     slots = report.get("slots")
     if slots:

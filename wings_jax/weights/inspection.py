@@ -99,7 +99,9 @@ def plan_lines(
     lines += [f"note: {note}" for note in spec.notes]
     if unfilled_paths:
         groups = {group_name(path) for path in unfilled_paths}
-        lines.append(f"not in it, initialized by training: {format_names(sorted(groups), 6)}")
+        lines.append(
+            f"training initializes what the source does not have: {format_names(sorted(groups), 6)}"
+        )
     return lines
 
 
