@@ -88,10 +88,10 @@ def parse_flags() -> argparse.Namespace:
 
     flags = parser.parse_args()
     cli.check_text(flags)
-    for name, minimum in (("limit", 1), ("longest", 1), ("batch_size", 1), ("exclude_prefix", 0)):
-        value = getattr(flags, name)
+    for flag, minimum in (("limit", 1), ("longest", 1), ("batch_size", 1), ("exclude_prefix", 0)):
+        value = getattr(flags, flag)
         if value < minimum:
-            raise UserError(f"--{name.replace('_', '-')}: {value} is less than {minimum}")
+            raise UserError(f"--{flag.replace('_', '-')}: {value} is less than {minimum}")
     return flags
 
 
@@ -122,6 +122,7 @@ def measure_models(flags: argparse.Namespace) -> list[ShiftResult]:
         base=flags.base or None,
         loading=models.LoadOptions(flags.dtype, mesh),
     )
+    # The same samples for all models, before the first model is loaded.
     sample_list = read_samples(flags)
     variant = probes.Variant(flags.rows, flags.exclude_prefix, flags.prompt_only)
     settings = measurement.MeasurementSettings(
@@ -153,6 +154,7 @@ def main() -> None:
     from wings_jax.analysis import output, probes, results
     from wings_jax.analysis import scores as scores_lib
 
+    # Mistakes in the flags are reported before anything is loaded.
     cli.use_compilation_cache()
     files.check_writable(flags.out, "--out")
     scores = scores_lib.read_scores(flags.scores or (), flags.score)
@@ -169,6 +171,7 @@ def main() -> None:
             causes = probes.format_causes(skipped)
             print(f"{result.name}: {skipped.bad} of {skipped.seen} samples are skipped: {causes}")
 
+    # Written only when everything has been computed.
     figures = output.make_figures(measured, flags.score, scores)
     paths = output.write_results(flags.out, measured, figures)
     print("written: " + ", ".join(str(path) for path in paths))

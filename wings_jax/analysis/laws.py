@@ -60,12 +60,14 @@ def measure(model: Wings, params: Mapping[str, Any], rows: ProbeRows) -> Measure
 
     def group_means(values: jax.Array, groups: Sequence[str]) -> jax.Array:
         """Returns [B,L,Q,...] of [L,B,T,...]."""
-        columns = jnp.array([GROUPS.index(name) for name in groups])
+        columns = jnp.array([GROUPS.index(group) for group in groups])
         return _weighted_sum(values, jnp.asarray(rows.groups)[..., columns])
 
     # A learner that a model has not got is a norm of zero. [L, B, T, M]
     main_norm = jnp.maximum(sown["main_norm"], 1e-30)
-    ratios = [sown.get(f"{name}_norm", 0 * main_norm) / main_norm for name in model.arch.learners]
+    ratios = [
+        sown.get(f"{learner}_norm", 0 * main_norm) / main_norm for learner in model.arch.learners
+    ]
     norms = jnp.stack(ratios, -1) if ratios else jnp.zeros((*main_norm.shape, 0))
 
     # JAX arrays here, numpy arrays once they are fetched.
@@ -131,6 +133,7 @@ def correlation(left: np.ndarray, right: np.ndarray) -> float:
     >>> correlation([0.1, 0.2, 0.4], [0.5, 0.5, 0.5])
     nan
     """
+    # In float32, small differences between layers would be lost.
     left, right = np.asarray(left, np.float64), np.asarray(right, np.float64)
     if len(left) < MIN_LAYERS or min(left.std(), right.std()) < MIN_DEVIATION:
         return float("nan")
@@ -149,6 +152,7 @@ def attention_shift(curves: np.ndarray) -> np.ndarray:
     >>> attention_shift(curves)
     array([2.])
     """
+    # [n, L] each.
     pairs = zip(curves[..., BEFORE], curves[..., AFTER], strict=True)
     return np.array([1.0 - correlation(before, after) for before, after in pairs])
 
@@ -174,6 +178,7 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> np.ndarray:
         method="percentile",
         rng=np.random.default_rng(seed),
     )
+    # [2, ...]
     return np.stack(resampled.confidence_interval)
 
 

@@ -104,6 +104,7 @@ def _measure(
         batches = probes.batch_probes(probe_list, recipe, batch_size)
         return laws.measure_batches(wings, model.params, batches)
 
+    # Rows beyond the probes are padding.
     batch_size = probes.sharded_batch_size(batch_size, settings.mesh)
     sharded = (
         (numbers, probes.shard_rows(rows, settings.mesh))

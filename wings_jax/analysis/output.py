@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import figure
+from matplotlib.figure import Figure
 
 from wings_jax import files
 from wings_jax.analysis import plots, results, scores
@@ -18,12 +18,12 @@ DOTS_PER_INCH = 120
 
 def make_figures(
     measured: Sequence[results.ShiftResult], score: str, by_model: Mapping[str, scores.Score]
-) -> dict[str, figure.Figure]:
+) -> dict[str, Figure]:
     """Returns the plots by file name, without those that no model has values for.
 
     `by_model` holds the score called `score` of some of the models, for the scatter plot.
     """
-    figures: dict[str, figure.Figure | None] = {"laws_curves.png": plots.plot_curves(measured)}
+    figures: dict[str, Figure | None] = {"laws_curves.png": plots.plot_curves(measured)}
     for result in measured:
         figures[f"laws_shares-{result.name}.png"] = plots.plot_shares(result)
     figures["laws_router.png"] = plots.plot_router(measured)
@@ -38,13 +38,13 @@ def make_figures(
     if points:
         figures["laws_scatter.png"] = plots.plot_scatter(points, score, measured[0].variant)
 
-    return {name: page for name, page in figures.items() if page is not None}
+    return {name: figure for name, figure in figures.items() if figure is not None}
 
 
 def write_results(
     directory: pathlib.Path,
     measured: Sequence[results.ShiftResult],
-    figures: Mapping[str, figure.Figure],
+    figures: Mapping[str, Figure],
 ) -> list[pathlib.Path]:
     """Writes curves, summary, arrays and plots, and returns the paths.
 
@@ -63,9 +63,9 @@ def write_results(
             arrays: Mapping[str, Any] = results.arrays(result)
             np.savez_compressed(temporary, **arrays)
 
-    for name, page in figures.items():
+    for name, figure in figures.items():
         paths.append(directory / name)
         with files.replacing(paths[-1]) as temporary:
-            page.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
+            figure.savefig(temporary, dpi=DOTS_PER_INCH, format="png")
 
     return paths

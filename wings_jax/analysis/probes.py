@@ -102,14 +102,14 @@ def embedded_samples(count: int, seed: int = 0) -> list[samples.Sample]:
 
     probe_samples = []
     for number in range(count):
-        name, scene = album.add()
+        file_name, scene = album.add()
         before = dataset.text_turns(rng, skill_names, "test", 2)
         after = dataset.text_turns(rng, skill_names, "test", 2)
         turns = [*before, *questions.ask_turns(rng, [scene], 2), *after]
 
         # `at` is the turn that the image marker is put into.
         record = dataset.make_record(
-            f"probe-{number}", "interleaved", turns, [name], at=len(before)
+            f"probe-{number}", "interleaved", turns, [file_name], at=len(before)
         )
         image = drawings.render(scene, album.glyphs)
         probe_samples.append(samples.Sample(record["id"], (image,), record["conversations"]))
@@ -140,6 +140,7 @@ def read_probes(
     """
     probes, tally = [], samples.Tally()
     for number, sample in enumerate(sample_list):
+        # A sample that its source could not read is counted as one that is not usable.
         try:
             if isinstance(sample, samples.BadSample):
                 raise sample
@@ -177,9 +178,9 @@ def make_probe(sample: samples.Sample, recipe: examples.Recipe, variant: Variant
         end = last_prompt_slot(expanded.targets)
     ignored = max(_count_system_slots(turns, recipe), variant.exclude_prefix)
     before, after = count_text(expanded.modality[:end])
-    for cause, number in ((FEW_BEFORE, max(before - ignored, 0)), (FEW_AFTER, after)):
-        if number < MIN_TEXT:
-            raise samples.BadSample(cause, f"{number} without the system turn")
+    for cause, num_slots in ((FEW_BEFORE, max(before - ignored, 0)), (FEW_AFTER, after)):
+        if num_slots < MIN_TEXT:
+            raise samples.BadSample(cause, f"{num_slots} without the system turn")
 
     prepared = [
         images.prepare_image(images.load_image(image), recipe.vision.image_size, recipe.vision.mean)
@@ -234,6 +235,7 @@ def assemble_rows(probes: Sequence[Probe], recipe: examples.Recipe, batch_size: 
 
     Rows without a probe are padding.
     """
+    # Few different lengths, so that few programs are compiled.
     length = SHORTEST_ROW
     while length < max(len(probe.classes) for probe in probes):
         length *= 2

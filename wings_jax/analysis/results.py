@@ -60,6 +60,7 @@ class ShiftResult:
     @property
     def skipped(self) -> samples.Tally:
         """Returns all samples without an attention shift by cause, those with flat curves too."""
+        # A copy: the tally of the samples themselves is not changed.
         tally = samples.Tally.from_dict(self.tally.as_dict())
         flat_ids = [self.ids[number] for number in np.flatnonzero(~self.used).tolist()]
         reason = samples.BadSample(FLAT, "no correlation")
@@ -89,6 +90,7 @@ def summary(results: Sequence[ShiftResult]) -> dict[str, Any]:
 
 def _model_summary(result: ShiftResult) -> dict[str, Any]:
     skipped = result.skipped
+    # Means are over the probes that have a shift, so that all numbers are of the same probes.
     curves = result.curves()[result.used]
 
     return {
@@ -102,7 +104,7 @@ def _model_summary(result: ShiftResult) -> dict[str, Any]:
         "skipped": skipped.as_dict()["causes"],
         "shift": _interval_json(result.shift),
         "rho": _rounded(1 - result.shift[0]),
-        "shift_by_rows": {rows: _shift_json(result, rows) for rows in ROWS},
+        "shift_by_rows": {query_rows: _shift_json(result, query_rows) for query_rows in ROWS},
         "curves": _curves_json(curves),
         "router": _by_learner(result, result.measurement.gates),
         "norm_ratio": _by_learner(result, result.measurement.norms),
@@ -169,7 +171,7 @@ def json_lines(results: Sequence[ShiftResult]) -> str:
                 "id": probe_id,
                 "rho": _rounded(1 - shifts[number]),
                 "shift": _rounded(shifts[number]),
-                "curves": {name: _rounded(curve) for name, curve in by_class.items()},
+                "curves": {class_name: _rounded(curve) for class_name, curve in by_class.items()},
             }
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
 
@@ -201,7 +203,7 @@ def arrays(result: ShiftResult) -> dict[str, np.ndarray]:
 def text_table(results: Sequence[ShiftResult]) -> str:
     """Returns a table for a terminal: shift with its interval, and where attention goes."""
     variant = results[0].variant
-    other_rows = next(rows for rows in ROWS if rows != variant.rows)
+    other_rows = next(query_rows for query_rows in ROWS if query_rows != variant.rows)
     shown = {"before": laws.BEFORE, "image": laws.IMAGE, "after": laws.AFTER}
 
     heading = ["", "used", "skipped", "shift [95 % interval]", f"with rows: {other_rows}", *shown]
@@ -209,7 +211,9 @@ def text_table(results: Sequence[ShiftResult]) -> str:
     for result in results:
         # Mean over probes and layers: [n, L, C] -> [C]
         shares = result.curves()[result.used].mean((0, 1))
-        shifts = [_mean_interval(result.shifts(rows)) for rows in (variant.rows, other_rows)]
+        shifts = [
+            _mean_interval(result.shifts(query_rows)) for query_rows in (variant.rows, other_rows)
+        ]
         cells.append(
             [
                 result.name,

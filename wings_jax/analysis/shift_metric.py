@@ -76,13 +76,14 @@ def summarize_masses(masses: Sequence[np.ndarray]) -> Scalars:
     curves = whole[:, :, ROWS.index(Variant().rows)]
     shares = curves.mean((0, 1))
     scalars = {
-        f"laws/{name}": float(shares[CLASSES.index(name)]) for name in ("before", "image", "after")
+        f"laws/{class_name}": float(shares[CLASSES.index(class_name)])
+        for class_name in ("before", "image", "after")
     }
 
-    for name, rows in (("laws/shift", Variant().rows), ("laws/shift_after", "after")):
-        shifts = laws.attention_shift(whole[:, :, ROWS.index(rows)])
+    for metric, query_rows in (("laws/shift", Variant().rows), ("laws/shift_after", "after")):
+        shifts = laws.attention_shift(whole[:, :, ROWS.index(query_rows)])
         finite = shifts[np.isfinite(shifts)]
         if len(finite):
-            scalars[name] = float(finite.mean())
+            scalars[metric] = float(finite.mean())
 
     return scalars

@@ -40,7 +40,7 @@ def classify(modality: np.ndarray, exclude_prefix: int = 0) -> np.ndarray:
         "between": slots < last,
         "after": slots > last,
     }
-    return np.argmax([is_class[name] for name in CLASSES], axis=0).astype(np.int32)
+    return np.argmax([is_class[class_name] for class_name in CLASSES], axis=0).astype(np.int32)
 
 
 def group(modality: np.ndarray, end: int) -> np.ndarray:
