@@ -130,6 +130,6 @@ def test_the_whole_experiment(monkeypatch, capsys, tmp_path):
     assert caught.value.code == 2
     captured = capsys.readouterr()
     assert "1 of 3 runs failed (llava, images, seed 0)" in captured.err
-    error = f"python -m wings_jax.train: --workdir: {damaged} was"
+    error = f"python -m wings_jax.train: --workdir: {damaged} holds a run of another config"
     assert f"see {damaged / 'train.log'}: {error}" in captured.out
     assert {path: path.stat().st_mtime_ns for path in out.rglob("run.json")} == before
