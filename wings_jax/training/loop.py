@@ -150,10 +150,11 @@ def _preemption() -> Callable[[int], bool]:
     if jax.process_count() > 1:
         return multihost_utils.reached_preemption_sync_point
 
-    stop = threading.Event()
+    # Not an Event: a second signal within its `set` would wait for its lock forever.
+    received: list[int] = []
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: stop.set())
-    return lambda step: stop.is_set()
+        signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    return lambda step: bool(received)
 
 
 def _close(batches: Iterator[Batch]) -> None:
