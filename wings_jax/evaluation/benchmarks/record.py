@@ -39,7 +39,7 @@ class Item:
 
     # Unique within the data set and split, stable from run to run.
     id: str
-    # The question, without options. `<image>` stands for an image; without a marker they come first.
+    # The question, without options. `<image>` stands for an image; without it images come first.
     question: str
     # Texts of the options in their order, without letters; () for an open question.
     options: tuple[str, ...] = ()
