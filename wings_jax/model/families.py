@@ -27,6 +27,8 @@ class Family:
                  cuts nothing (`hf_checks`)
     defaults     entry -> its value where `config.json` has none, if it is not the one of
                  `hf_config.decoder_from_hf`
+    nested       the same for a `text_config`, where older files leave out whatever is the default
+                 of transformers
     """
 
     class_name: str
@@ -35,6 +37,7 @@ class Family:
     skips_rope: bool = False
     required: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    nested: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 NO_BIASES = {"attention_bias": False, "mlp_bias": False}
@@ -48,16 +51,36 @@ SMOLLM3_DEFAULTS = {
     "no_rope_layer_interval": 4,
 }
 
+
+def _sizes(vocab: int, ffn: int, positions: int, **others: Any) -> dict[str, Any]:
+    """Returns what transformers assumes where a nested config has no sizes."""
+    return {
+        "vocab_size": vocab,
+        "hidden_size": 4096,
+        "intermediate_size": ffn,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": positions,
+        **others,
+    }
+
+
 # model_type -> what it decides. Of families with the same layers an export takes the first.
 FAMILIES: Mapping[str, Family] = {
     # Qwen1.5, Qwen2, Qwen2.5
-    "qwen2": Family("Qwen2ForCausalLM", qkv_bias=True, required=NO_WINDOW),
+    "qwen2": Family(
+        "Qwen2ForCausalLM",
+        qkv_bias=True,
+        required=NO_WINDOW,
+        nested=_sizes(151936, 22016, 32768, num_key_value_heads=32),
+    ),
     # Llama 2, 3, 3.1, 3.2; Vicuna; TinyLlama; SmolLM2
-    "llama": Family("LlamaForCausalLM", required=NO_BIASES),
+    "llama": Family("LlamaForCausalLM", required=NO_BIASES, nested=_sizes(32000, 11008, 2048)),
     "mistral": Family(
         "MistralForCausalLM",
         required={"sliding_window": None},
         defaults={"num_key_value_heads": 8},
+        nested=_sizes(32000, 14336, 131072),
     ),
     # Qwen3, the dense models
     "qwen3": Family(
@@ -65,6 +88,7 @@ FAMILIES: Mapping[str, Family] = {
         qk_norm=True,
         required={"attention_bias": False, **NO_WINDOW},
         defaults={"head_dim": 128},
+        nested=_sizes(151936, 22016, 32768, num_key_value_heads=32),
     ),
     "smollm3": Family(
         "SmolLM3ForCausalLM",

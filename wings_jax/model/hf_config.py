@@ -123,8 +123,7 @@ def vision_from_hf(
     hf_checks.check_not_quantized(config, file)
     fields.refuse("num_channels", [3])
     fields.refuse("hidden_act", ["gelu_pytorch_tanh", "quick_gelu", "gelu"])
-    # llava-hf: the features without the class token, which this tower gives too.
-    whole.refuse("vision_feature_select_strategy", ["default"])
+    whole.refuse("vision_feature_select_strategy", ["default", "full"])
 
     is_clip = family == "clip_vision_model"
     layers = fields.size("num_hidden_layers", 12, maximum=_MAX_LAYERS)
@@ -158,7 +157,16 @@ def vision_from_hf(
         mean=mean,
         std=std,
         feature_layer=feature_layer,
+        dropped_tokens=_dropped_tokens(whole, is_clip=is_clip),
     )
+
+
+def _dropped_tokens(whole: ConfigFields, *, is_clip: bool) -> int | None:
+    """Returns what llava-hf's `vision_feature_select_strategy` drops; None for the class token."""
+    strategy = whole.text("vision_feature_select_strategy", "")
+    if not strategy or strategy == ("default" if is_clip else "full"):
+        return None
+    return 1 if strategy == "default" else 0
 
 
 def _feature_layer(whole: ConfigFields, tower: ConfigFields, layers: int) -> int:

@@ -92,6 +92,8 @@ class VisionArch:
     mean, std      normalization of the pixels, per RGB channel, in 0..1
     feature_layer  which hidden state is read, as an index of HF's `output_hidden_states`
                    (0 = embeddings): with -2 all layers but the last are built
+    dropped_tokens  how many tokens before the features are dropped; None for the class token,
+                    where there is one (llava-hf: "default" drops 1, "full" drops 0)
     """
 
     hidden_size: int
@@ -109,11 +111,17 @@ class VisionArch:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     feature_layer: int = -2
+    dropped_tokens: int | None = None
+
+    @property
+    def first_feature(self) -> int:
+        """The index of the first token that is a feature."""
+        return int(self.class_token) if self.dropped_tokens is None else self.dropped_tokens
 
     @property
     def num_patches(self) -> int:
-        """P, the slots that one image takes."""
-        return (self.image_size // self.patch_size) ** 2
+        """P, the slots that one image takes: one per patch, unless tokens are kept or dropped."""
+        return (self.image_size // self.patch_size) ** 2 + self.class_token - self.first_feature
 
     @property
     def built_layers(self) -> int:
@@ -271,8 +279,9 @@ def _llama3(
 ) -> DecoderArch:
     """Returns a Llama 3.1 or 3.2 model, with the factor of its rope scaling."""
     scaling = RopeScaling("llama3", factor, 1.0, 4.0, 8192)
-    options = {"theta": 5e5, "scaling": scaling, "positions": 131072, "tie": tie}
-    return _llama(width, layers, heads, ffn, 128256, **options)
+    return _llama(
+        width, layers, heads, ffn, 128256, theta=5e5, scaling=scaling, positions=131072, tie=tie
+    )
 
 
 # Sources: the models' `config.json`.

@@ -202,7 +202,14 @@ def vision_config(arch: presets.VisionArch) -> dict[str, Any]:
         "num_channels": 3,
         "vision_feature_layer": -1,
     }
+    if arch.dropped_tokens is not None:
+        config["vision_feature_select_strategy"] = select_strategy(arch)
     return config if arch.class_token else {**config, "vision_use_head": False}
+
+
+def select_strategy(arch: presets.VisionArch) -> str:
+    """Returns llava-hf's `vision_feature_select_strategy` of a tower."""
+    return "default" if arch.first_feature else "full"
 
 
 def processor_config(arch: presets.VisionArch) -> dict[str, Any]:
