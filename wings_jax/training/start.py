@@ -104,7 +104,12 @@ def _set_up(
     workdirs.set_aside(damaged)
     workdirs.claim_workdir(workdir, config)
     writer = CheckpointWriter(
-        workdir, config, arch, tokenizer_files, max_checkpoints=config.max_checkpoints
+        workdir,
+        config,
+        arch,
+        tokenizer_files,
+        max_checkpoints=config.max_checkpoints,
+        keep_every_hours=config.keep_every_hours,
     )
     current = resume(writer, initial, own_steps, verify=config.verify_checkpoints)
 
