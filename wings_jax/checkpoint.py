@@ -27,7 +27,7 @@ from typing import Any
 import jax
 import orbax.checkpoint as ocp
 
-from wings_jax import checksums, tree
+from wings_jax import checksums, files, tree
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.model import layers, parameters, presets
@@ -127,7 +127,8 @@ def _number(step: pathlib.Path) -> int:
 
 def list_steps(workdir: str | pathlib.Path) -> list[pathlib.Path]:
     """Returns the directories of a workdir's steps, oldest first."""
-    entries = (pathlib.Path(workdir).absolute() / SUBDIRECTORY).glob("*")
+    directory = files.absolute_path(workdir) / SUBDIRECTORY
+    entries = directory.iterdir() if directory.is_dir() else ()
     return sorted((entry for entry in entries if entry.name.isdigit()), key=_number)
 
 
@@ -137,7 +138,7 @@ def newest_step(directory: str | pathlib.Path) -> pathlib.Path | None:
     Raises:
       DamagedCheckpointError: the newest step is not complete.
     """
-    path = pathlib.Path(directory).absolute()
+    path = files.absolute_path(directory)
     if (path / "params").is_dir() and (path / "meta").is_dir():
         return path
     steps = list_steps(path)
@@ -156,14 +157,15 @@ def check_complete(step: pathlib.Path) -> None:
 
 def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
     """Returns `newest_step(directory)`. Raises UserError naming `flag` when there is none."""
+    files.check_bucket(directory, flag)
     step = newest_step(directory)
     if step is not None:
         return step
 
-    path = pathlib.Path(directory)
-    files = [path] if path.is_file() else list(path.glob("*")) if path.is_dir() else []
+    path = files.absolute_path(directory)
+    entries = [path] if path.is_file() else list(path.iterdir()) if path.is_dir() else []
     hint = ""
-    if any(file.suffix in OTHER_FORMATS for file in files):
+    if any(entry.suffix in OTHER_FORMATS for entry in entries):
         hint = " of wings_jax; import it first: python -m wings_jax.convert import"
     elif not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(directory)):
         command = f"python -m wings_jax.convert import --llm {directory} --out DIR"
@@ -292,8 +294,9 @@ def load(
     step = find_step(directory, flag=flag)
     config, arch, number = read_meta(step)
     flat = read_params(step, _targets(step, arch, dtype, mesh), verify=verify)
-    files = read_tokenizer_files(step)
-    tokenizer, eos_ids = open_tokenizer(files), read_eos_ids(files, str(step))
+    tokenizer_files = read_tokenizer_files(step)
+    tokenizer = open_tokenizer(tokenizer_files)
+    eos_ids = read_eos_ids(tokenizer_files, str(step))
     return Checkpoint(config, arch, tree.nest(flat), tokenizer, step, number, eos_ids)
 
 
@@ -359,6 +362,6 @@ def write_checkpoint(
         meta=ocp.args.JsonSave(meta),
         tokenizer=ocp.args.JsonSave(dict(tokenizer_files)),
     )
-    path = pathlib.Path(workdir).absolute() / SUBDIRECTORY
+    path = files.absolute_path(workdir) / SUBDIRECTORY
     with ocp.CheckpointManager(path, options=options, item_handlers=handlers) as manager:
         manager.save(0, args=arguments)

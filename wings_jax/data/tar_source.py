@@ -121,7 +121,8 @@ def _members(path: pathlib.Path, shard: pathlib.Path) -> Iterator[tarfile.TarInf
             for member in file:
                 if member.isfile():
                     yield member
-                file.members = []  # tarfile would keep every header in memory
+                # tarfile keeps every header in memory; typeshed does not know the attribute.
+                file.members = []  # type: ignore[attr-defined]
     except (OSError, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or error
         hint = "; decompress it first" if _is_compressed(shard) else ""

@@ -48,7 +48,8 @@ def check_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
     """
     files.check_writable(workdir, "--workdir")
     checkpoints = workdir / checkpoint.SUBDIRECTORY
-    if checkpoints.exists() and not (checkpoints.is_dir() and os.access(checkpoints, os.W_OK)):
+    is_local = not files.is_url(workdir)
+    if is_local and checkpoints.exists() and not _is_writable_directory(checkpoints):
         raise UserError(f"--workdir: {checkpoints} is not a directory that can be written to")
 
     # Read in any case: a file that cannot be read cannot be replaced either.
@@ -70,6 +71,10 @@ def check_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
         _check_data(earlier_data, fingerprint_data(config.data))
 
 
+def _is_writable_directory(path: pathlib.Path) -> bool:
+    return path.is_dir() and os.access(path, os.W_OK)
+
+
 def _read_json(path: pathlib.Path) -> Any:
     """Returns what a file of the workdir holds; None if it does not exist."""
     try:
@@ -88,8 +93,8 @@ def fingerprint_data(data: settings.DataConfig) -> dict[str, dict[str, str]]:
     """
     fingerprints = {}
     for name, source in data.sources.items():
-        path = pathlib.Path(source.path)
-        fingerprints[name] = {"path": str(path.absolute()), "digest": _digest(path)}
+        path = files.absolute_path(source.path)
+        fingerprints[name] = {"path": str(path), "digest": _digest(path)}
     return fingerprints
 
 
@@ -129,7 +134,8 @@ def claim_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
     if jax.process_index():
         return
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        if not files.is_url(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir: cannot write to {workdir}: {error.strerror}") from error
     files.write_json(workdir / CONFIG_FILE, config_lib.to_dict(config))
