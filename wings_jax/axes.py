@@ -171,4 +171,9 @@ def _axes_of(letter: str) -> tuple[str, ...]:
 
 
 def num_shards(mesh_shape: Mapping[str, int], mesh_axes: Sequence[str]) -> int:
+    """Returns into how many parts a dimension over these mesh axes is divided.
+
+    >>> num_shards({"data": 2, "fsdp": 4, "tensor": 1}, ("data", "fsdp"))
+    8
+    """
     return int(np.prod([mesh_shape.get(axis, 1) for axis in mesh_axes]))
