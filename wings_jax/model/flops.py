@@ -43,10 +43,11 @@ PARTS = (
     "head and loss",
 )
 
-# Remat policy -> what the backward pass computes again: "linears", "attention".
+# Remat policy -> what the backward pass computes again, kinds of `Product`. "values" are a v
+# where only a frozen projection reads it: if that one's output is saved, nobody needs it again.
 RECOMPUTED: Mapping[str, tuple[str, ...]] = {
     "none": (),
-    "full": ("linears", "attention"),
+    "full": ("linears", "attention", "values"),
     "dots": ("attention",),
     "save_attn": ("linears",),
 }
@@ -282,14 +283,18 @@ def _main_products(
         if path.split("/")[1] in arch.lora_targets and arch.lora_rank:
             lora = trains(f"{layers}{path}/a")
             macs = slots * arch.lora_rank
-            yield Product("main linears", macs * width_in, lora, stream, kind)
+            yield Product("main linears", macs * width_in, lora, stream)
             yield Product("main linears", macs * width_out, lora, lora or stream, kind)
 
     # q k^T and a v; the probes are as many channels of v as there are learners.
-    pairs = work.pairs["main"] * decoder.num_layers + slots * arch.prefix_length
-    yield Product("main attention", 2 * pairs * heads, stream, stream, "attention")
+    pairs = work.pairs["main"] * decoder.num_layers
+    values = "attention" if trains(f"{layers}attn/o/") else "values"
+    yield Product("main attention", pairs * heads, stream, stream, "attention")
+    yield Product("main attention", pairs * heads, stream, stream, values)
+    macs = 2 * slots * arch.prefix_length * heads
+    yield Product("main attention", macs, stream, stream, "attention")
     if arch.router:
-        macs = work.pairs["main"] * decoder.num_layers * decoder.num_heads * len(arch.learners)
+        macs = pairs * decoder.num_heads * len(arch.learners)
         yield Product("router", macs, trains(f"{layers}router/"), stream, "attention")
 
 
