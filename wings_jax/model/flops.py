@@ -238,7 +238,7 @@ def _vision_products(
 ) -> Iterable[Product]:
     """Yields the products of the tower and the projector."""
     tower, width = arch.vision, arch.decoder.hidden_size
-    patches = tower.num_patches
+    patches = (tower.image_size // tower.patch_size) ** 2
     slots = patches + tower.class_token
     is_trained = trains("vision/")
 
@@ -250,7 +250,7 @@ def _vision_products(
     yield Product("vision tower", work.images * patch, is_trained, False, "")
     yield Product("vision tower", layers * (linears + attention), is_trained, is_trained, "")
 
-    image_slots = work.images * patches
+    image_slots = work.images * tower.num_patches
     for i in range(PROJECTORS[arch.projector]):
         macs = image_slots * (tower.hidden_size if i == 0 else width) * width
         dgrad = is_trained if i == 0 else features
@@ -308,16 +308,16 @@ def _learner_products(
 ) -> Iterable[Product]:
     """Yields the products of a learner, over all layers: the layers are scanned, so all have it."""
     decoder, layers = arch.decoder, f"decoder/layers/{name}/"
-    heads = decoder.num_heads * decoder.head_dim
+    width = decoder.learner_heads * decoder.head_dim
     inputs = {"q": (work.slots, stream), "k": (work.keys[name], x0), "v": (work.keys[name], x0)}
     inputs["o"] = (work.slots, stream)
 
     # x a b, [T, D] x [D, R] x [R, D]
     for projection, (slots, has_gradient) in inputs.items():
-        macs = slots * decoder.num_layers * heads * arch.rank
+        macs = slots * decoder.num_layers * width * arch.rank
         is_trained = trains(f"{layers}{projection}/")
         yield Product(name, macs, is_trained, has_gradient)
         yield Product(name, macs, is_trained, has_gradient or is_trained)
 
     pairs = work.pairs[name] * decoder.num_layers
-    yield Product(name, 2 * pairs * heads, stream, stream, "attention")
+    yield Product(name, 2 * pairs * width, stream, stream, "attention")
