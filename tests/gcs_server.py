@@ -38,7 +38,13 @@ def serve_bucket(name: str) -> Iterator[dict[str, str]]:
     server.start()
     url = f"http://localhost:{port}"
     try:
-        yield {**os.environ, "STORAGE_EMULATOR_HOST": url, "TENSORSTORE_GCS_HTTP_URL": url}
+        yield {
+            **os.environ,
+            "STORAGE_EMULATOR_HOST": url,
+            "TENSORSTORE_GCS_HTTP_URL": url,
+            # gcsfs would ask another service of Google for the kind of the bucket.
+            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+        }
     finally:
         server.stop()
         emulator.Response.write_file = write_file
