@@ -58,6 +58,7 @@ def check_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
     if not checkpoint.list_steps(workdir):
         return
 
+    # Only keys that change the numbers of the run matter.
     if earlier_config is not None:
         key = str(workdir / CONFIG_FILE)
         earlier = config_lib.from_dict(config_lib.Config, earlier_config, key)
@@ -67,6 +68,7 @@ def check_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
                 f"--workdir: {workdir} holds a run of another config ({'; '.join(changed[:4])}): "
                 "give another --workdir, or remove it"
             )
+    # Content counts, not where the files are.
     if earlier_data is not None and not config.accept_changed_data:
         _check_data(earlier_data, fingerprint_data(config.data))
 
@@ -105,6 +107,7 @@ def _digest(path: pathlib.Path) -> str:
         if not path.is_dir():
             with path.open("rb") as file:
                 return hashlib.file_digest(file, lambda: digest).hexdigest()
+        # Names and sizes of a directory's files; content of its notes only.
         for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
             digest.update(f"{file_path.relative_to(path)} {file_path.stat().st_size}\n".encode())
             if file_path.suffix == ".json":
@@ -119,6 +122,7 @@ def _check_data(
 ) -> None:
     """Raises UserError naming the first source whose content is not what the run started with."""
     for name in sorted(earlier.keys() & current.keys()):
+        # Sources are compared by name; a new one is a change of the config.
         before, now = earlier[name], current[name]
         if before["digest"] != now["digest"]:
             raise UserError(

@@ -63,6 +63,7 @@ class CheckpointWriter:
         if step in self._manager.all_steps():
             return
 
+        # Computed on the devices, before the arrays are copied.
         sums = {
             "params": checksums.checksum_arrays(params),
             "opt_state": checksums.checksum_arrays(checkpoint.flatten_state(opt_state)),
@@ -86,6 +87,7 @@ class CheckpointWriter:
         Raises:
           DamagedCheckpointError: the step cannot be read, or with `verify` its checksums differ.
         """
+        # Read with the shardings of this run's mesh, whatever wrote it.
         directory = files.absolute_path(self._manager.directory) / str(step)
         items = ocp.args.Composite(
             params=_restore_args(tree.nest(params)), opt_state=_restore_args(opt_state)
