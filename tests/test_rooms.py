@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "scenes": {*BASE, "data"},
     "weights": {*BASE, "config", "checkpoint", "model", "data"},
     "training": {*BASE, "checksums", "config", "checkpoint", "model", "data", "scenes", "weights"},
-    "inference": {*BASE, "checkpoint", "model", "data"},
+    "inference": {*BASE, "checkpoint", "model", "data", "weights"},
     "evaluation": {
         *BASE,
         "config",
