@@ -106,8 +106,8 @@ def upload(
 
     if huggingface_hub.get_token() is None:
         raise UserError(
-            "push: there is no token for the Hugging Face hub: run `hf auth login`, or set HF_TOKEN to "
-            "a token with write permission"
+            "push: there is no token for the Hugging Face hub: run `hf auth login`, or set "
+            "HF_TOKEN to a token with write permission"
         )
     api = huggingface_hub.HfApi()
     failures: tuple[Any, ...] = (*errors.HfHubHTTPError.__bases__, errors.OfflineModeIsEnabled)
