@@ -19,6 +19,7 @@ import io
 import logging
 import os
 import pathlib
+import select
 import signal
 import sys
 from collections.abc import Callable, Mapping
@@ -167,12 +168,17 @@ def _name_warnings(program: str) -> None:
 def _is_stdout_closed() -> bool:
     """Returns whether the reader of stdout has gone; then nothing is written to it any more."""
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        # Python flushes once more at its end, which would print an error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return True
-    return False
+        number = sys.stdout.fileno()
+    except io.UnsupportedOperation:  # not a file
+        return False
+    poll = select.poll()
+    poll.register(number, 0)  # errors are reported in any case
+    if not poll.poll(0):
+        return False
+
+    # Python flushes once more at its end, which would print an error.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return True
 
 
 class InterruptFlag:

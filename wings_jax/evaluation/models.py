@@ -103,7 +103,7 @@ def adapted_model(text: str, base: LazyModel, *, flag: str = "--adapter") -> Laz
     loading = base.loading
 
     def load() -> checkpoint.Checkpoint:
-        return adapter.load(
+        return adapter.load_adapted(
             base.origin, file, adapter_flag=flag, dtype=loading.dtype, mesh=loading.mesh
         )
 

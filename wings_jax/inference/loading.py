@@ -53,7 +53,7 @@ def load_generator(
             restored = checkpoint.load(os.fspath(path), flag=flag, dtype=dtype, mesh=mesh)
         else:
             adapter_flag = "--adapter" if flag.startswith("--") else "adapter"
-            restored = adapter_lib.load(
+            restored = adapter_lib.load_adapted(
                 path, adapter, flag=flag, adapter_flag=adapter_flag, dtype=dtype, mesh=mesh
             )
         return Generator.from_checkpoint(

@@ -225,7 +225,7 @@ def read_params(
     return transfer.import_tree(table, adapter.tensors, stored, source=str(adapter.file))
 
 
-def load(
+def load_adapted(
     directory: str | os.PathLike,
     file: str | os.PathLike,
     *,
