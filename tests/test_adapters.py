@@ -60,7 +60,7 @@ def answer(model: wings_jax.Generator, root, images: bool) -> list:
     return model.generate([Request(question, paths, sampling) for question in QUESTIONS])
 
 
-def test_adapter_on_the_base_is_the_trained_model(root):
+def test_adapter_on_the_base_is_the_trained_model(root, capsys):
     """With a frozen LLM, text answers are the base's token for token, also through the file."""
     base, trained = wings_jax.load(root / "base"), wings_jax.load(root / "frozen_llm")
     adapted = wings_jax.load(root / "base", adapter=root / "frozen_llm.safetensors")
@@ -70,6 +70,10 @@ def test_adapter_on_the_base_is_the_trained_model(root):
         assert own.tokens == bases.tokens
         assert own.logprobs == bases.logprobs
     assert "projector" not in base.weights.rest
+    weights_cases.run("inspect", root / "frozen_llm.safetensors")
+    printed = capsys.readouterr().out
+    assert "an adapter, stage 'frozen_llm', step 0" in printed
+    assert "wings: visual, rank 4" in printed
 
     # One file, much smaller than the model, with nothing of LLM or tower.
     tensors = safetensors_file.open_safetensors(root / "frozen_llm.safetensors")

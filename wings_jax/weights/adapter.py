@@ -114,6 +114,11 @@ def make_metadata(
     return {METADATA: json.dumps(content, separators=(",", ":"))}
 
 
+def is_adapter_file(file: pathlib.Path) -> bool:
+    """Returns whether a file is a safetensors file with the metadata of an adapter."""
+    return file.suffix == ".safetensors" and METADATA in safetensors_file.read_metadata(file)
+
+
 def open_adapter(file: str | os.PathLike, *, flag: str = "--adapter") -> Adapter:
     """Returns the adapter of a file.
 

@@ -8,8 +8,7 @@ from typing import Any
 
 from wings_jax import checkpoint
 from wings_jax.errors import UserError
-from wings_jax.weights import hub, model_card, peft, safetensors_file, store, text_files
-from wings_jax.weights.adapter import METADATA
+from wings_jax.weights import adapter, hub, model_card, peft, store, text_files
 from wings_jax.weights.hub import CARD
 from wings_jax.weights.tensors import WeightsError
 
@@ -50,7 +49,7 @@ def run_push(arguments: argparse.Namespace) -> None:
 def find_kind(path: pathlib.Path) -> str:
     """Returns the format of an export. Raises UserError naming `path` for anything else."""
     if path.is_file():
-        if path.suffix == ".safetensors" and METADATA in safetensors_file.read_metadata(path):
+        if adapter.is_adapter_file(path):
             return "adapter"
         raise UserError(f"push: {path} is not an adapter of `convert export --format adapter`")
     if not path.is_dir():
