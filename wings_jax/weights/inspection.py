@@ -11,7 +11,7 @@ from typing import Any
 
 from wings_jax.errors import UserError
 from wings_jax.formatting import format_names
-from wings_jax.model import parameters, presets
+from wings_jax.model import families, parameters, presets
 from wings_jax.weights import (
     adapter,
     hf,
@@ -51,7 +51,7 @@ def describe(path: str | os.PathLike, vision: str | os.PathLike | None = None) -
     if family in release.FAMILIES:
         title = f"{path}: a checkpoint in the release's layout ({family})"
         return [title, *sizes, *_import_lines(lambda: release_import.from_release(path, vision))]
-    if family in ("qwen2", "llama"):
+    if family in families.FAMILIES:
         title = f"{path}: an LLM ({family})"
         return [title, *sizes, *_import_lines(lambda: sources.from_llm(path, vision))]
     if "vision_config" in config or family.endswith("_vision_model"):
@@ -70,7 +70,7 @@ def _adapter_lines(opened: adapter.Adapter) -> list[str]:
         f"{opened.file}: an adapter, stage {opened.config.stage!r}, step {opened.step}",
         *_size_lines(opened.tensors),
         *_indent(arch_lines(opened.arch)),
-        f"  belongs to a base of {llm} tensors of the LLM and {len(opened.base) - llm} of the tower",
+        f"  belongs to an LLM of {llm} tensors and a tower of {len(opened.base) - llm}",
     ]
 
 
