@@ -151,7 +151,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         elif repo in self.server.created:
             self.send_json(409, {"error": "You already created this model repo"})
         else:
-            self.server.created[repo] = bool(request.get("private"))
+            is_private = request.get("private") or request.get("visibility") == "private"
+            self.server.created[repo] = bool(is_private)
             self.send_json(200, {"url": f"{self.server.url}/{repo}", "id": repo})
 
     def commit(self, repo: str, lines: list[dict]) -> None:
