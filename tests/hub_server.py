@@ -149,7 +149,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not repo.startswith(f"{self.server.owner}/"):
             self.send_json(403, {"error": "You don't have the rights to create a model here"})
         elif repo in self.server.created:
-            self.send_json(409, {"error": "You already created this model repo"})
+            url = f"{self.server.url}/{repo}"
+            self.send_json(409, {"error": "You already created this model repo", "url": url})
         else:
             is_private = request.get("private") or request.get("visibility") == "private"
             self.server.created[repo] = bool(is_private)
