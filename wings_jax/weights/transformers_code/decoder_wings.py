@@ -1,0 +1,344 @@
+"""The layers of a Wings model's LLM: main attention, learners, router, MLP.
+
+Shapes: B rows, T new slots, S cached and new slots, D width, N heads, K key-value heads, H head
+width, R rank, M learners, C columns of values to probe the attention weights with.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from transformers.modeling_layers import GradientCheckpointingLayer
+
+from .configuration_wings import WingsConfig
+from .slots_wings import Slots, head_width, rotate
+
+COLUMNS_MULTIPLE = 8  # head widths that the fused kernels take
+
+
+class RMSNorm(nn.Module):
+    """x / rms(x) * weight over the last axis, computed in float32."""
+
+    def __init__(self, width: int, eps: float):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+        self.eps = eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        wide = F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps)
+        return wide.to(x.dtype)
+
+
+class LoraLinear(nn.Linear):
+    """A linear layer with a LoRA pair beside its weight; rank 0 is a plain linear layer."""
+
+    def __init__(self, inputs: int, outputs: int, *, bias: bool, rank: int, alpha: float):
+        super().__init__(inputs, outputs, bias=bias)
+        self.rank, self.scale = rank, alpha / max(rank, 1)
+        if rank:
+            self.lora_a = nn.Linear(inputs, rank, bias=False)
+            self.lora_b = nn.Linear(rank, outputs, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = super().forward(x)
+        return y + self.lora_b(self.lora_a(x)) * self.scale if self.rank else y
+
+
+def lora_linear(
+    config: WingsConfig, name: str, inputs: int, outputs: int, *, bias: bool
+) -> nn.Linear:
+    """Returns a projection of the LLM, with LoRA where the configuration has it."""
+    if not config.lora_rank or name not in config.lora_targets:
+        return nn.Linear(inputs, outputs, bias=bias)
+    return LoraLinear(inputs, outputs, bias=bias, rank=config.lora_rank, alpha=config.lora_alpha)
+
+
+def attend(
+    q: torch.Tensor,
+    k: torch.Tensor,
+    v: torch.Tensor,
+    mask: torch.Tensor | None,
+    *,
+    columns: torch.Tensor | None = None,
+    eager: bool = False,
+) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
+    """Scaled dot-product attention, with products of the weights and extra columns.
+
+    Args:
+        q: [B,N,T,H].
+        k, v: [B,K,S,H].
+        mask: [B,1,T,S], added to the scores; None: every query attends to every key.
+        columns: f32[B,S,C], the same for all heads.
+        eager: compute the weights [B,N,T,S] and return them.
+
+    Returns:
+        out [B,N,T,H]; the weights' sum over heads times the columns f32[B,T,C], or None; the
+        weights f32[B,N,T,S] or None.
+    """
+    groups, length, scale = q.shape[1] // k.shape[1], q.shape[2], q.shape[-1] ** -0.5
+    if groups > 1 and length == 1 and not eager:
+        # One query: the heads that share keys are queries of one head. The mask fits both.
+        q = q.reshape(q.shape[0], k.shape[1], groups, q.shape[-1])
+        out, probed, _ = attend(q, k, v, mask, columns=columns)
+        if probed is not None:
+            probed = probed.sum(1, keepdim=True)
+        return out.reshape(out.shape[0], -1, 1, out.shape[-1]), probed, None
+    if groups > 1:
+        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
+
+    # For a few queries the weights are smaller than padded keys and values.
+    if eager or (columns is not None and q.shape[2] <= 16):
+        scores = (q @ k.transpose(2, 3)).float() * scale
+        weights = (scores if mask is None else scores + mask).softmax(-1)
+        probed = None if columns is None else weights.sum(1) @ columns
+        return weights.to(v.dtype) @ v, probed, weights if eager else None
+
+    if columns is None:
+        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+        return out, None, None
+
+    # Keys get zero columns, values the probes; all three keep the same width.
+    width = q.shape[-1]
+    extra = -(-columns.shape[-1] // COLUMNS_MULTIPLE) * COLUMNS_MULTIPLE
+    padded = F.pad(columns, (0, extra - columns.shape[-1])).to(v.dtype)
+    padded = padded[:, None].expand(-1, v.shape[1], -1, -1)
+    q, k = F.pad(q, (0, extra)), F.pad(k, (0, extra))
+    out = F.scaled_dot_product_attention(
+        q, k, torch.cat([v, padded], dim=-1), attn_mask=mask, scale=scale
+    )
+    probed = out[..., width : width + columns.shape[-1]].float().sum(1)
+    return out[..., :width], probed, None
+
+
+class WingsAttention(nn.Module):
+    """The main attention of the LLM, with probes of its weights and a trained prefix."""
+
+    def __init__(self, config: WingsConfig, layer: int):
+        super().__init__()
+        text = config.text_config
+        self.layer, self.width = layer, head_width(text)
+        self.heads, self.kv_heads = text.num_attention_heads, text.num_key_value_heads
+        bias = text.model_type == "qwen2" or getattr(text, "attention_bias", False)
+        outer, inner = text.hidden_size, self.heads * self.width
+        kv_inner = self.kv_heads * self.width
+        self.q_proj = lora_linear(config, "q", outer, inner, bias=bias)
+        self.k_proj = lora_linear(config, "k", outer, kv_inner, bias=bias)
+        self.v_proj = lora_linear(config, "v", outer, kv_inner, bias=bias)
+        self.o_proj = lora_linear(config, "o", inner, outer, bias=False)
+        self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (RMSNorm(self.width, text.rms_norm_eps) for _ in range(2))
+        switches = getattr(text, "no_rope_layers", None)  # SmolLM3: 1 where a layer has rope
+        self.has_rope = not switches or bool(switches[layer])
+        self.prefix = None
+        if config.prefix_length:
+            self.prefix = Prefix(config.prefix_length, self.heads, self.kv_heads, self.width)
+
+    def forward(self, h, slots: Slots, columns, cache, eager):
+        """Returns [B,T,D], the probes f32[B,T,C] summed over heads or None, weights or None."""
+        # [B,T,D] -> [B,N,T,H] and [B,K,T,H]
+        shape = (*h.shape[:2], -1, self.width)
+        q = self.q_norm(self.q_proj(h).view(shape)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(h).view(shape)).transpose(1, 2)
+        if self.has_rope:
+            q, k = rotate(q, slots.rope), rotate(k, slots.rope)
+        v = self.v_proj(h).view(shape).transpose(1, 2)
+        if cache is not None:
+            k, v = cache.update(k, v, self.layer)
+        out, probed, weights = attend(q, k, v, slots.main.mask, columns=columns, eager=eager)
+        if self.prefix is not None:
+            out = out + self.prefix(q)
+        out = out.transpose(1, 2).flatten(2)  # [B,N,T,H] -> [B,T,N*H]
+        return self.o_proj(out), probed, weights
+
+
+class Prefix(nn.Module):
+    """tanh(gate) * attention over trained keys and values, with a softmax of its own."""
+
+    def __init__(self, length: int, heads: int, kv_heads: int, width: int):
+        super().__init__()
+        self.key = nn.Parameter(torch.zeros(length, kv_heads, width))
+        self.value = nn.Parameter(torch.zeros(length, kv_heads, width))
+        self.gate = nn.Parameter(torch.zeros(heads))
+
+    def forward(self, q: torch.Tensor) -> torch.Tensor:
+        # [S,K,H] -> [B,K,S,H]
+        k, v = (
+            x.to(q.dtype).transpose(0, 1).expand(len(q), -1, -1, -1) for x in (self.key, self.value)
+        )
+        out, _, _ = attend(q, k, v, None)
+        return torch.tanh(self.gate.float()).to(q.dtype)[:, None, None] * out
+
+
+class LowRank(nn.Module):
+    """x -> b(a(x)): a low-rank matrix."""
+
+    def __init__(self, inputs: int, rank: int, outputs: int):
+        super().__init__()
+        self.a = nn.Linear(inputs, rank, bias=False)
+        self.b = nn.Linear(rank, outputs, bias=False)
+
+    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
+        low = self.a(x)
+        return self.b(low if gate is None else low * gate)
+
+
+class Learner(nn.Module):
+    """A visual or textual learner (equation 4): multi-head attention with low-rank matrices.
+
+    Its keys and values are made from the layer-0 features, so they do not depend on other layers.
+    """
+
+    def __init__(self, config: WingsConfig):
+        super().__init__()
+        width, rank = config.text_config.hidden_size, config.learner_rank
+        self.q, self.k, self.v, self.o = (LowRank(width, rank, width) for _ in range(4))
+
+    def keys_values(self, x0: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns keys before rope and values [B,n,D] of layer-0 features [B,n,D]."""
+        return x0 + self.k(x0), x0 + self.v(x0)
+
+
+class Router(nn.Module):
+    """Gates f32[B,T,M] of the learners from the main attention's rows."""
+
+    def __init__(self, config: WingsConfig):
+        super().__init__()
+        count = len(config.learners)
+        self.weight = nn.Parameter(torch.zeros(count, config.router_positions))
+        self.bias = nn.Parameter(torch.zeros(count))
+
+    def values(self, positions: torch.Tensor) -> torch.Tensor:
+        """Returns f32[B,S,M]: the weights at the keys' positions i64[B,S]."""
+        return self.weight[:, positions].float().permute(1, 2, 0)
+
+    def forward(self, summed: torch.Tensor) -> torch.Tensor:
+        return F.silu(summed + self.bias.float()).softmax(-1)
+
+
+class WingsMlp(nn.Module):
+    """down(silu(gate(x)) * up(x))."""
+
+    def __init__(self, config: WingsConfig):
+        super().__init__()
+        width, inner = config.text_config.hidden_size, config.text_config.intermediate_size
+        self.gate_proj = lora_linear(config, "gate", width, inner, bias=False)
+        self.up_proj = lora_linear(config, "up", width, inner, bias=False)
+        self.down_proj = lora_linear(config, "down", inner, width, bias=False)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class WingsDecoderLayer(GradientCheckpointingLayer):
+    """One layer of the LLM with its learners and their router."""
+
+    def __init__(self, config: WingsConfig, layer: int):
+        super().__init__()
+        text = config.text_config
+        self.config = config
+        self.self_attn = WingsAttention(config, layer)
+        self.mlp = WingsMlp(config)
+        self.input_layernorm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+        self.post_attention_layernorm = RMSNorm(text.hidden_size, text.rms_norm_eps)
+        # A layer without learners keeps their parameters, as the checkpoint does.
+        self.learners = nn.ModuleDict({name: Learner(config) for name in config.learners})
+        self.router = Router(config) if config.router else None
+        self.active = config.learners_of(layer)
+
+    def forward(self, x, x0, slots: Slots, cache=None, keys_values=None, eager=False):
+        """Returns the stream [B,T,D], the attention weights, the masses and the gates.
+
+        Args:
+            x, x0: [B,T,D], the stream and the layer-0 features.
+            keys_values: learner -> all keys and values [B,N,S,H]; None: computed from `x0`.
+            eager: whether the attention weights are computed and returned.
+        """
+        h = self.input_layernorm(x)
+
+        # The main attention, probed with the router's weights and the classes of keys.
+        columns = []
+        if self.router is not None and self.active:
+            columns.append(self.router.values(slots.positions))
+        if slots.classes is not None:
+            columns.append(slots.classes.float())
+        columns = torch.cat(columns, dim=-1) if len(columns) > 1 else next(iter(columns), None)
+        main, probed, weights = self.self_attn(h, slots, columns, cache, eager)
+        masses = None
+        if slots.classes is not None:
+            masses = probed[..., -slots.classes.shape[-1] :] / self.self_attn.heads
+
+        # The learners read the same normed stream (or, as the release does, the stream behind
+        # the main attention), and are added beside the main attention.
+        gates = self._gates(x, probed, slots)
+        query = h if self.config.learner_query == "normed" else x + main
+        x = x + main
+        for output in self._learner_outputs(query, x0, gates.to(x.dtype), slots, keys_values):
+            x = x + output
+        x = x + self.mlp(self.post_attention_layernorm(x))
+        return x, weights, masses, gates
+
+    def _gates(self, x, probed, slots: Slots) -> torch.Tensor:
+        """Returns f32[B,T,M], with the gain."""
+        count = len(self.active)
+        if self.router is None or not count:
+            gates = x.new_ones((*x.shape[:2], count), dtype=torch.float32)
+        else:
+            gates = self.router(probed[..., :count])
+        if self.config.gain != 1:
+            gates = gates * self.config.gain
+        if slots.ungated is not None:
+            gates = gates.masked_fill(slots.ungated[..., None], 1.0)
+        return gates
+
+    def _learner_outputs(self, query, x0, gates, slots: Slots, keys_values):
+        """Returns the learners' outputs times their gates [B,T,D], of queries [B,T,D]."""
+        names = [name for name in self.active if name in slots.learners]
+        if not names:
+            return []
+        if keys_values is None:
+            keys_values = {name: self._keys_values(name, x0, slots) for name in names}
+
+        # [B,T,D] -> [M,B,N,T,H]
+        q = torch.stack([self.learners[name].q(query) for name in names]) + query
+        q = q.unflatten(-1, (-1, self.self_attn.width)).transpose(2, 3)
+        q = rotate(q, slots.learner_rope)
+
+        # The gate is applied at the rank. A query without visible keys gets 0.
+        outputs = []
+        for name, one in zip(names, q.unbind(), strict=True):
+            keys, number = slots.learners[name], self.active.index(name)
+            out, _, _ = attend(one, *keys_values[name], keys.mask)
+            gate = gates[..., number : number + 1]
+            if keys.is_alone is not None:
+                gate = gate.masked_fill(keys.is_alone[..., None], 0.0)
+            outputs.append(self.learners[name].o(out.transpose(1, 2).flatten(2), gate))
+        return outputs
+
+    def _keys_values(self, name: str, x0: torch.Tensor, slots: Slots):
+        """Returns a learner's keys and values [B,N,S,H] of the new slots."""
+        return learner_keys_values([self], name, x0, slots)
+
+
+def learner_keys_values(layers, name: str, x0: torch.Tensor, slots: Slots):
+    """Returns a learner's keys and values [B,L*N,n,H] of layer-0 features [B,T,D].
+
+    Args:
+        layers: the L decoder layers, one behind the other along the heads of the result.
+    """
+    index, table = slots.learners[name].new, slots.learner_rope
+    if index is not None:
+        x0 = x0.index_select(1, index)
+        table = tuple(part.index_select(2, index) for part in table)
+
+    # L x [B,n,D] -> [B,L*N,n,H]
+    pairs = [layer.learners[name].keys_values(x0) for layer in layers]
+    width = layers[0].self_attn.width
+    k, v = (
+        (torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0])
+        .unflatten(-1, (-1, width))
+        .transpose(1, 2)
+        for parts in zip(*pairs, strict=True)
+    )
+    return rotate(k, table), v
