@@ -19,6 +19,7 @@ CODE_FILES = (
     "configuration_wings.py",
     "decoder_wings.py",
     "modeling_wings.py",
+    "packing_wings.py",
     "processing_wings.py",
     "slots_wings.py",
     "vision_wings.py",

@@ -139,11 +139,13 @@ class WingsAttention(nn.Module):
         """Returns [B,T,D], the probes f32[B,T,C] summed over heads or None, weights or None."""
         # [B,T,D] -> [B,N,T,H] and [B,K,T,H]
         shape = (*h.shape[:2], -1, self.width)
-        q = self.q_norm(self.q_proj(h).view(shape)).transpose(1, 2)
-        k = self.k_norm(self.k_proj(h).view(shape)).transpose(1, 2)
-        if self.has_rope:
-            q, k = rotate(q, slots.rope), rotate(k, slots.rope)
+        q = self.q_norm(self.q_proj(h).view(shape))
+        k = self.k_norm(self.k_proj(h).view(shape))
         v = self.v_proj(h).view(shape).transpose(1, 2)
+        both = torch.cat([q, k], dim=2).transpose(1, 2)
+        if self.has_rope:
+            both = rotate(both, slots.rope)
+        q, k = both.split([self.heads, self.kv_heads], dim=1)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
         out, probed, weights = attend(q, k, v, slots.main.mask, columns=columns, eager=eager)
@@ -260,7 +262,7 @@ class WingsDecoderLayer(GradientCheckpointingLayer):
         # The main attention, probed with the router's weights and the classes of keys.
         columns = []
         if self.router is not None and self.active:
-            columns.append(self.router.values(slots.positions))
+            columns.append(self._router_values(slots))
         if slots.classes is not None:
             columns.append(slots.classes.float())
         columns = torch.cat(columns, dim=-1) if len(columns) > 1 else next(iter(columns), None)
@@ -274,10 +276,17 @@ class WingsDecoderLayer(GradientCheckpointingLayer):
         gates = self._gates(x, probed, slots)
         query = h if self.config.learner_query == "normed" else x + main
         x = x + main
-        for output in self._learner_outputs(query, x0, gates.to(x.dtype), slots, keys_values):
-            x = x + output
+        names = tuple(name for name in self.active if name in slots.learners)
+        if names:
+            x = x + self._learner_sum(names, query, x0, gates.to(x.dtype), slots, keys_values)
         x = x + self.mlp(self.post_attention_layernorm(x))
         return x, weights, masses, gates
+
+    def _router_values(self, slots: Slots) -> torch.Tensor:
+        """Returns f32[B,S,M], the router's weights at the keys' positions."""
+        if slots.router_values is not None:
+            return slots.router_values[self]
+        return self.router.values(slots.positions)
 
     def _gates(self, x, probed, slots: Slots) -> torch.Tensor:
         """Returns f32[B,T,M], with the gain."""
@@ -292,29 +301,37 @@ class WingsDecoderLayer(GradientCheckpointingLayer):
             gates = gates.masked_fill(slots.ungated[..., None], 1.0)
         return gates
 
-    def _learner_outputs(self, query, x0, gates, slots: Slots, keys_values):
-        """Returns the learners' outputs times their gates [B,T,D], of queries [B,T,D]."""
-        names = [name for name in self.active if name in slots.learners]
-        if not names:
-            return []
+    def _learner_sum(self, names, query, x0, gates, slots: Slots, keys_values):
+        """Returns the sum of the named learners' gated outputs [B,T,D], of queries [B,T,D]."""
+        learners = [self.learners[name] for name in names]
         if keys_values is None:
             keys_values = {name: self._keys_values(name, x0, slots) for name in names}
+        packed = None if slots.packed is None else slots.packed.learners(self, names)
 
         # [B,T,D] -> [M,B,N,T,H]
-        q = torch.stack([self.learners[name].q(query) for name in names]) + query
+        if packed is None:
+            q = torch.stack([learner.q(query) for learner in learners]) + query
+        else:
+            q = packed.queries(query)
         q = q.unflatten(-1, (-1, self.self_attn.width)).transpose(2, 3)
         q = rotate(q, slots.learner_rope)
 
-        # The gate is applied at the rank. A query without visible keys gets 0.
-        outputs = []
+        # M x [B,N,T,H] -> M x [B,T,D]; a query without visible keys gets the gate 0.
+        outputs, chosen = [], []
         for name, one in zip(names, q.unbind(), strict=True):
             keys, number = slots.learners[name], self.active.index(name)
             out, _, _ = attend(one, *keys_values[name], keys.mask)
             gate = gates[..., number : number + 1]
             if keys.is_alone is not None:
                 gate = gate.masked_fill(keys.is_alone[..., None], 0.0)
-            outputs.append(self.learners[name].o(out.transpose(1, 2).flatten(2), gate))
-        return outputs
+            outputs.append(out.transpose(1, 2).flatten(2))
+            chosen.append(gate)
+
+        # The gates are applied at the rank.
+        if packed is not None:
+            return packed.outputs(torch.stack(outputs).squeeze(2), torch.stack(chosen).squeeze(2))
+        parts = zip(learners, outputs, chosen, strict=True)
+        return sum(learner.o(out, gate) for learner, out, gate in parts)
 
     def _keys_values(self, name: str, x0: torch.Tensor, slots: Slots):
         """Returns a learner's keys and values [B,N,S,H] of the new slots."""
@@ -333,8 +350,11 @@ def learner_keys_values(layers, name: str, x0: torch.Tensor, slots: Slots):
         table = tuple(part.index_select(2, index) for part in table)
 
     # L x [B,n,D] -> [B,L*N,n,H]
-    pairs = [layer.learners[name].keys_values(x0) for layer in layers]
     width = layers[0].self_attn.width
+    if slots.packed is not None:
+        k, v = slots.packed.keys(name).keys_values(x0, width)
+        return rotate(k, table), v
+    pairs = [layer.learners[name].keys_values(x0) for layer in layers]
     k, v = (
         (torch.cat(parts, dim=-1) if len(parts) > 1 else parts[0])
         .unflatten(-1, (-1, width))

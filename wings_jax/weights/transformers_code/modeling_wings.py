@@ -38,7 +38,8 @@ from .decoder_wings import (
     WingsDecoderLayer,
     learner_keys_values,
 )
-from .slots_wings import LEARNERS, Slots, cached, make_cache, make_slots
+from .packing_wings import PackedWeights
+from .slots_wings import LEARNERS, Slots, WingsCache, cached, make_slots
 from .vision_wings import Projector, VisionTower
 
 
@@ -182,7 +183,7 @@ class WingsModel(WingsPreTrainedModel):
         use_cache = self.config.use_cache if use_cache is None else use_cache
         use_cache = use_cache and not is_checkpointing and self.config.prompt_length is None
         if use_cache and cache is None:
-            cache = make_cache()
+            cache = WingsCache()
         if not use_cache:
             cache = None
 
@@ -190,6 +191,9 @@ class WingsModel(WingsPreTrainedModel):
         slots = make_slots(
             self.config, input_ids, attention_mask, position_ids, cache, key_classes, x0.dtype
         )
+        slots.packed = self._packed_weights(x0, cache)
+        if slots.packed is not None and self.config.router:
+            slots.router_values = slots.packed.router_values(slots.positions)
         keys_values = self._learner_keys_values(x0, slots, cache)
         x = x0
         states, attentions, masses, gates = [x], [], [], []
@@ -209,6 +213,19 @@ class WingsModel(WingsPreTrainedModel):
             gates=tuple(gates) if output_gates else None,
             **{CACHE: cache},
         )
+
+    def _packed_weights(self, x0, cache) -> PackedWeights | None:
+        """Returns the learners' matrices for a step of one token without gradients, else None.
+
+        They are joined once for a cache.
+        """
+        if cache is None or x0.shape[1] > 1 or torch.is_grad_enabled():
+            return None
+        packed = getattr(cache, "packed", None)
+        if packed is None:
+            layers = [layer for layer in self.language_model.layers if layer.active]
+            packed = cache.packed = PackedWeights(layers)
+        return packed if packed.is_usable else None
 
     def _learner_keys_values(self, x0, slots: Slots, cache) -> list:
         """Returns per layer: learner -> keys and values [B,N,S,H], cached and new.

@@ -12,6 +12,8 @@ import torch
 from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
+from .packing_wings import PackedWeights
+
 TEXT, IMAGE, PADDING = 0, 1, 2
 NEVER = 2**30  # `visible_from` of a slot that no query may attend to
 MAIN, VISUAL, TEXTUAL = 0, 1, 2
@@ -43,6 +45,8 @@ class Slots:
     rope, learner_rope: tables for the new slots, see `rope_table`.
     ungated: bool[B,T] where gate x gain is 1, or None.
     classes: f32[B,S,C] to measure the attention masses of, or None.
+    packed: the learners' matrices for a step of one token, or None.
+    router_values: layer -> f32[B,S,M], the router's weights at the keys, or None.
     """
 
     positions: torch.Tensor
@@ -52,6 +56,8 @@ class Slots:
     learner_rope: tuple[torch.Tensor, torch.Tensor]
     ungated: torch.Tensor | None
     classes: torch.Tensor | None
+    packed: PackedWeights | None = None
+    router_values: dict | None = None
 
 
 class GrowingLayer(DynamicLayer):
@@ -98,16 +104,17 @@ class GrowingLayer(DynamicLayer):
         self.views = (self.keys, self.values)
 
 
-def make_cache() -> DynamicCache:
-    """Returns an empty cache for `WingsModel`.
+class WingsCache(DynamicCache):
+    """Keys and values of `WingsModel`, the learners' too.
 
     With L layers, its layers 0 to L-1 are the main attention's; L, L+1 hold the visual and textual
     learners' keys and values of all layers, one behind the other along the heads [B,L*N,S,H];
     L+2, L+3, L+4 hold `visible_from` and the positions of the three attentions' keys [B,1,S,1].
     """
-    cache = DynamicCache()
-    cache.layer_class_to_replicate = GrowingLayer
-    return cache
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.layer_class_to_replicate = GrowingLayer
 
 
 def cached(cache: DynamicCache, layer: int) -> tuple[torch.Tensor, torch.Tensor] | None:
