@@ -12,7 +12,8 @@ class WingsConfig(PretrainedConfig):
     """Configuration of `WingsForConditionalGeneration`.
 
     Args:
-        text_config: configuration (or its dictionary) of the LLM, Qwen2 or Llama.
+        text_config: configuration (or its dictionary) of the LLM: Qwen2, Qwen3, Llama, Mistral
+            or SmolLM3.
         vision_config: configuration of the vision tower, `siglip_vision_model` or
             `clip_vision_model`. `num_hidden_layers` counts the layers that are read: the image
             features are the last layer's output, without a final norm.

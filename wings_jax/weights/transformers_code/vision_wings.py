@@ -49,6 +49,8 @@ class VisionTower(nn.Module):
     def __init__(self, vision):
         super().__init__()
         self.has_class_token = vision.model_type == "clip_vision_model"
+        strategy = getattr(vision, "vision_feature_select_strategy", None)
+        self.first_feature = {"default": 1, "full": 0}.get(strategy, int(self.has_class_token))
         width, side = vision.hidden_size, vision.image_size // vision.patch_size
         self.embeddings = nn.Module()
         self.embeddings.patch_embedding = nn.Conv2d(
@@ -80,7 +82,7 @@ class VisionTower(nn.Module):
             x = self.pre_layrnorm(x)
         for layer in self.encoder.layers:
             x = layer(x)
-        return x[:, 1:] if self.has_class_token else x
+        return x[:, self.first_feature :]
 
 
 class Projector(nn.Module):
