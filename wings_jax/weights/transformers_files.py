@@ -18,6 +18,7 @@ from wings_jax.weights.transformers_format import IMAGE_TOKEN, wings_config
 CODE_FILES = (
     "configuration_wings.py",
     "decoder_wings.py",
+    "layers_wings.py",
     "modeling_wings.py",
     "packing_wings.py",
     "processing_wings.py",

@@ -1,7 +1,7 @@
 """The layers of a Wings model's LLM: main attention, learners, router, MLP.
 
 Shapes: B rows, T new slots, S cached and new slots, D width, N heads, K key-value heads, H head
-width, R rank, M learners, C columns of values to probe the attention weights with.
+width, R rank, M learners, C probed columns.
 """
 
 from __future__ import annotations
@@ -12,103 +12,8 @@ from torch.nn import functional as F
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from .configuration_wings import WingsConfig
-from .slots_wings import Slots, head_width, rotate
-
-COLUMNS_MULTIPLE = 8  # head widths that the fused kernels take
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, computed in float32."""
-
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = F.rms_norm(x.float(), self.weight.shape, self.weight.float(), self.eps)
-        return wide.to(x.dtype)
-
-
-class LoraLinear(nn.Linear):
-    """A linear layer with a LoRA pair beside its weight; rank 0 is a plain linear layer."""
-
-    def __init__(self, inputs: int, outputs: int, *, bias: bool, rank: int, alpha: float):
-        super().__init__(inputs, outputs, bias=bias)
-        self.rank, self.scale = rank, alpha / max(rank, 1)
-        if rank:
-            self.lora_a = nn.Linear(inputs, rank, bias=False)
-            self.lora_b = nn.Linear(rank, outputs, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = super().forward(x)
-        return y + self.lora_b(self.lora_a(x)) * self.scale if self.rank else y
-
-
-def lora_linear(
-    config: WingsConfig, name: str, inputs: int, outputs: int, *, bias: bool
-) -> nn.Linear:
-    """Returns a projection of the LLM, with LoRA where the configuration has it."""
-    if not config.lora_rank or name not in config.lora_targets:
-        return nn.Linear(inputs, outputs, bias=bias)
-    return LoraLinear(inputs, outputs, bias=bias, rank=config.lora_rank, alpha=config.lora_alpha)
-
-
-def attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    mask: torch.Tensor | None,
-    *,
-    columns: torch.Tensor | None = None,
-    eager: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Scaled dot-product attention, with products of the weights and extra columns.
-
-    Args:
-        q: [B,N,T,H].
-        k, v: [B,K,S,H].
-        mask: [B,1,T,S], added to the scores; None: every query attends to every key.
-        columns: f32[B,S,C], the same for all heads.
-        eager: compute the weights [B,N,T,S] and return them.
-
-    Returns:
-        out [B,N,T,H]; the weights' sum over heads times the columns f32[B,T,C], or None; the
-        weights f32[B,N,T,S] or None.
-    """
-    groups, length, scale = q.shape[1] // k.shape[1], q.shape[2], q.shape[-1] ** -0.5
-    if groups > 1 and length == 1 and not eager:
-        # One query: the heads that share keys are queries of one head. The mask fits both.
-        q = q.reshape(q.shape[0], k.shape[1], groups, q.shape[-1])
-        out, probed, _ = attend(q, k, v, mask, columns=columns)
-        if probed is not None:
-            probed = probed.sum(1, keepdim=True)
-        return out.reshape(out.shape[0], -1, 1, out.shape[-1]), probed, None
-    if groups > 1:
-        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-
-    # For a few queries the weights are smaller than padded keys and values.
-    if eager or (columns is not None and q.shape[2] <= 16):
-        scores = (q @ k.transpose(2, 3)).float() * scale
-        weights = (scores if mask is None else scores + mask).softmax(-1)
-        probed = None if columns is None else weights.sum(1) @ columns
-        return weights.to(v.dtype) @ v, probed, weights if eager else None
-
-    if columns is None:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-        return out, None, None
-
-    # Keys get zero columns, values the probes; all three keep the same width.
-    width = q.shape[-1]
-    extra = -(-columns.shape[-1] // COLUMNS_MULTIPLE) * COLUMNS_MULTIPLE
-    padded = F.pad(columns, (0, extra - columns.shape[-1])).to(v.dtype)
-    padded = padded[:, None].expand(-1, v.shape[1], -1, -1)
-    q, k = F.pad(q, (0, extra)), F.pad(k, (0, extra))
-    out = F.scaled_dot_product_attention(
-        q, k, torch.cat([v, padded], dim=-1), attn_mask=mask, scale=scale
-    )
-    probed = out[..., width : width + columns.shape[-1]].float().sum(1)
-    return out[..., :width], probed, None
+from .layers_wings import LowRank, RMSNorm, attend, lora_linear
+from .slots_wings import LEARNERS, Slots, cached, head_width, rotate
 
 
 class WingsAttention(nn.Module):
@@ -171,19 +76,6 @@ class Prefix(nn.Module):
         )
         out, _, _ = attend(q, k, v, None)
         return torch.tanh(self.gate.float()).to(q.dtype)[:, None, None] * out
-
-
-class LowRank(nn.Module):
-    """x -> b(a(x)): a low-rank matrix."""
-
-    def __init__(self, inputs: int, rank: int, outputs: int):
-        super().__init__()
-        self.a = nn.Linear(inputs, rank, bias=False)
-        self.b = nn.Linear(rank, outputs, bias=False)
-
-    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
-        low = self.a(x)
-        return self.b(low if gate is None else low * gate)
 
 
 class Learner(nn.Module):
@@ -362,3 +254,29 @@ def learner_keys_values(layers, name: str, x0: torch.Tensor, slots: Slots):
         for parts in zip(*pairs, strict=True)
     )
     return rotate(k, table), v
+
+
+def cached_keys_values(layers, x0: torch.Tensor, slots: Slots, cache) -> list:
+    """Returns per layer: learner -> keys and values [B,N,S,H], cached and new.
+
+    They depend on the layer-0 features alone, so all layers' are appended to the cache at once.
+    Without a cache each layer computes its own (None), which gradient checkpointing then does not
+    store.
+    """
+    if cache is None:
+        return [None] * len(layers)
+    by_layer: list[dict] = [{} for _ in layers]
+    active = [number for number, layer in enumerate(layers) if layer.active]
+    for name, keys in slots.learners.items() if active else ():
+        number = len(layers) + LEARNERS[name] - 1
+        if keys.new is None or len(keys.new):
+            fresh = learner_keys_values([layers[n] for n in active], name, x0, slots)
+            pair = cache.update(*fresh, number)
+        else:
+            pair = cached(cache, number)
+
+        # [B,L*N,S,H] -> L x [B,N,S,H]
+        k, v = (x.unflatten(1, (len(active), -1)).unbind(1) for x in pair)
+        for position, n in enumerate(active):
+            by_layer[n][name] = (k[position], v[position])
+    return by_layer

@@ -12,8 +12,8 @@ The router's input `sum_heads a W` and the masses of the main attention on class
 linear in the attention weights: W and the classes are appended to the values as extra columns,
 so that the weights themselves need not exist (`attn_implementation="sdpa"`).
 
-The layers are in `decoder_wings.py`, masks and the cache in `slots_wings.py`, the vision tower in
-`vision_wings.py`.
+The layers are in `decoder_wings.py` and `layers_wings.py`, masks and the cache in `slots_wings.py`,
+the vision tower in `vision_wings.py`.
 
 Shapes: B rows, T new slots, S cached and new slots, D width, N heads, H head width, V vocabulary,
 M learners, C classes of keys, n images, P slots of an image.
@@ -29,17 +29,10 @@ from transformers import DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_wings import WingsConfig
-from .decoder_wings import (
-    LoraLinear,
-    LowRank,
-    Prefix,
-    RMSNorm,
-    Router,
-    WingsDecoderLayer,
-    learner_keys_values,
-)
+from .decoder_wings import Prefix, Router, WingsDecoderLayer, cached_keys_values
+from .layers_wings import LoraLinear, LowRank, RMSNorm
 from .packing_wings import PackedWeights
-from .slots_wings import LEARNERS, Slots, WingsCache, cached, make_slots
+from .slots_wings import WingsCache, make_slots
 from .vision_wings import Projector, VisionTower
 
 
@@ -194,7 +187,7 @@ class WingsModel(WingsPreTrainedModel):
         slots.packed = self._packed_weights(x0, cache)
         if slots.packed is not None and self.config.router:
             slots.router_values = slots.packed.router_values(slots.positions)
-        keys_values = self._learner_keys_values(x0, slots, cache)
+        keys_values = cached_keys_values(self.language_model.layers, x0, slots, cache)
         x = x0
         states, attentions, masses, gates = [x], [], [], []
         for layer, layer_keys in zip(self.language_model.layers, keys_values, strict=True):
@@ -226,34 +219,6 @@ class WingsModel(WingsPreTrainedModel):
             layers = [layer for layer in self.language_model.layers if layer.active]
             packed = cache.packed = PackedWeights(layers)
         return packed if packed.is_usable else None
-
-    def _learner_keys_values(self, x0, slots: Slots, cache) -> list:
-        """Returns per layer: learner -> keys and values [B,N,S,H], cached and new.
-
-        They depend on the layer-0 features alone, so all layers' are appended to the cache at
-        once. Without a cache each layer computes its own (None), which gradient checkpointing
-        then does not store.
-        """
-        layers = self.language_model.layers
-        if cache is None:
-            return [None] * len(layers)
-        by_layer: list[dict] = [{} for _ in layers]
-        active = [number for number, layer in enumerate(layers) if layer.active]
-        for name, keys in slots.learners.items():
-            if not active:
-                break
-            number = len(layers) + LEARNERS[name] - 1
-            if keys.new is None or len(keys.new):
-                fresh = learner_keys_values([layers[n] for n in active], name, x0, slots)
-                pair = cache.update(*fresh, number)
-            else:
-                pair = cached(cache, number)
-
-            # [B,L*N,S,H] -> L x [B,N,S,H]
-            k, v = (x.unflatten(1, (len(active), -1)).unbind(1) for x in pair)
-            for position, n in enumerate(active):
-                by_layer[n][name] = (k[position], v[position])
-        return by_layer
 
 
 class WingsForConditionalGeneration(WingsPreTrainedModel, GenerationMixin):
