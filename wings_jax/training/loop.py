@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -13,9 +14,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from wings_jax import files
-from wings_jax.model.layout import PADDING, Batch
-from wings_jax.training import divergence, meshes, metrics
+from wings_jax.model import flops
+from wings_jax.model.layout import Batch
+from wings_jax.training import chips, divergence, meshes, metrics
 from wings_jax.training import state as state_lib
+from wings_jax.training.profiling import Profiler
 from wings_jax.training.start import TrainingRun
 from wings_jax.training.watchdog import Watchdog
 
@@ -37,14 +40,17 @@ def train(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
     """
     started = time.perf_counter()
     done = int(run.state.step)
-    is_preempted = _preemption()
     log = _StepLog(run, done)
     batches = run.loader.iterate(done) if done < run.steps else iter(())
 
     try:
-        with Watchdog(60 * run.config.watchdog_minutes) as watchdog, run.writer:
+        # The writer waits for its saves before a signal ends the process again.
+        watchdog = Watchdog(60 * run.config.watchdog_minutes)
+        with _preemption() as is_preempted, watchdog, run.writer:
             if done < run.steps:
-                _run_steps(run, batches, log, watch, is_preempted, watchdog)
+                profiler = Profiler(run.config.profile, run.workdir, last=run.steps)
+                with profiler:
+                    _run_steps(run, batches, log, watch, is_preempted, watchdog, profiler)
             else:
                 run.writer.save(run.steps, *state_lib.to_checkpoint(run.state))
     finally:
@@ -60,6 +66,7 @@ def _run_steps(
     watch: Watch | None,
     is_preempted: Callable[[int], bool],
     watchdog: Watchdog,
+    profiler: Profiler,
 ) -> None:
     """Trains from the state's step to the last. Raises SystemExit after a preemption."""
     config, first = run.config, int(run.state.step) + 1
@@ -77,7 +84,8 @@ def _run_steps(
             batch_size=config.batch_size,
             accumulation=config.optimizer.accumulation,
         )
-        run.state, scalars = run.update(run.state, placed)
+        with profiler.trace_step(step):
+            run.state, scalars = run.update(run.state, placed)
 
         # The scalars of the step before: the device has the next update to work on meanwhile.
         if pending:
@@ -92,7 +100,9 @@ def _run_steps(
             jax.block_until_ready(scalars)
             log.clock.start()
         else:
-            log.clock.tick(waited=waited, tokens=_count_slots(batch) * jax.process_count())
+            log.tick(waited, batch)
+
+        profiler.end_step(step, scalars)
 
         # Log before a save, so that a run resumed from this checkpoint has every line.
         is_last = step == run.steps
@@ -117,8 +127,20 @@ class _StepLog:
         )
         is_first_host = jax.process_index() == 0
         self._writer = metrics.MetricsWriter(run.workdir, start=done) if is_first_host else None
-        self.clock = metrics.Clock(run.steps)
+        chip = chips.find_chip(jax.devices()[0].device_kind)
+        if not chip and is_first_host:
+            print(chips.unknown_chip(jax.devices()[0].device_kind), flush=True)
+        self.clock = metrics.Clock(
+            run.steps, devices=run.mesh.size, peak_flops=chip.flops if chip else None
+        )
         self.history: list[dict[str, float]] = []
+
+    def tick(self, waited: float, batch: Batch) -> None:
+        """Adds to the clock a step that waited so many seconds for this host's batch."""
+        work = flops.count_workload(batch, self._run.arch)
+        operations = flops.model_flops(self._run.arch, work, self._run.state.trained)
+        hosts = jax.process_count()  # all have as many rows, and are assumed to be as full
+        self.clock.tick(waited=waited, tokens=work.slots * hosts, flops=operations * hosts)
 
     def log_step(
         self,
@@ -151,19 +173,27 @@ class _StepLog:
             self._writer.close()
 
 
-def _preemption() -> Callable[[int], bool]:
-    """Returns a function of the step: did SIGTERM come to this host, or to any of the job?
+@contextlib.contextmanager
+def _preemption() -> Iterator[Callable[[int], bool]]:
+    """Yields a function of the step: did SIGTERM come to this host, or to any of the job?
 
-    Hosts must save together, so in a job of several it becomes true at a step they agree on.
+    Hosts must save together, so in a job of several it becomes true at a step they agree on. The
+    handler of before is restored at the end.
     """
     if jax.process_count() > 1:
-        return multihost_utils.reached_preemption_sync_point
+        yield multihost_utils.reached_preemption_sync_point
+        return
 
     # Not an Event: a second signal within its `set` would wait for its lock forever.
     received: list[int] = []
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    return lambda step: bool(received)
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main:
+        before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield lambda step: bool(received)
+    finally:
+        if is_main:  # None: a handler that is not Python's
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _close(batches: Iterator[Batch]) -> None:
@@ -171,11 +201,6 @@ def _close(batches: Iterator[Batch]) -> None:
     close = getattr(batches, "close", None)
     if close is not None:
         close()
-
-
-def _count_slots(batch: Batch) -> int:
-    """Returns how many slots are not padding."""
-    return int((np.asarray(batch.layout.modality) != PADDING).sum())
 
 
 def _summarize(run: TrainingRun, history: list[dict[str, float]], seconds: float) -> dict[str, Any]:
@@ -188,8 +213,8 @@ def _summarize(run: TrainingRun, history: list[dict[str, float]], seconds: float
         "skipped_steps": int(run.state.skipped),
         **{
             f"last_{name}": float(np.mean([scalars[name] for scalars in last]))
-            for name in ("loss", "accuracy", "tokens_per_s", "data_wait")
-            if last
+            for name in ("loss", "accuracy", "tokens_per_s", "data_wait", "step_p50_s", "mfu")
+            if last and name in last[-1]
         },
         "data": run.loader.stats,
     }
