@@ -21,7 +21,7 @@ import logging
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -115,6 +115,30 @@ def verify_arrays(step: pathlib.Path, item: str, arrays: Mapping[str, Any]) -> N
         raise DamagedCheckpointError(step, f"{damaged[0]} differs from its checksum")
 
 
+def verify_step(step: pathlib.Path) -> int:
+    """Reads all that a step holds and compares it with the checksums.
+
+    Returns:
+      How many arrays have a checksum; 0 for a checkpoint of version 0.1.0.
+
+    Raises:
+      DamagedCheckpointError: something cannot be read, or differs.
+    """
+    check_complete(step)
+    read_tokenizer_files(step)
+    params = read_params(step)
+    saved = _read_json_item(step, "meta").get("checksums", {})
+    if not (step / "opt_state").is_dir():
+        return len(saved.get("params", {}))
+
+    # Without a target, orbax returns the optimizer's state as nested dicts and lists of arrays.
+    del params
+    with ReadErrors(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
+        opt_state = reader.restore(step / "opt_state")
+    verify_arrays(step, "opt_state", flatten_state(opt_state))
+    return len(saved.get("params", {})) + len(saved.get("opt_state", {}))
+
+
 def flatten_state(opt_state: Any) -> dict[str, jax.Array]:
     """Returns the arrays of an optimizer state by their path."""
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
@@ -190,6 +214,11 @@ def read_meta(step: pathlib.Path) -> tuple[config_lib.Config, presets.WingsArch,
 def read_hf_config(step: pathlib.Path) -> dict[str, Any]:
     """Returns the `config.json` that imported weights came with; {} where there was none."""
     return _read_json_item(step, "meta").get("hf_config", {})
+
+
+def read_sources(step: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns what an import recorded of each model that it read; [] for other checkpoints."""
+    return _read_json_item(step, "meta").get("sources", [])
 
 
 def read_tokenizer_files(step: pathlib.Path) -> dict[str, str]:
@@ -280,11 +309,12 @@ def load(
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
     verify: bool = True,
+    is_read: Callable[[str], bool] = lambda path: True,
 ) -> Checkpoint:
     """Returns a checkpoint ready for use on the first device; matrices in `dtype` if given.
 
     With a mesh every parameter is read directly to its sharding on it. Without `verify`, checksums
-    are not computed.
+    are not computed. Parameters for whose path `is_read` is false are left out.
 
     Raises:
       UserError: there is no checkpoint at `directory`; the message names `flag`.
@@ -293,7 +323,9 @@ def load(
     """
     step = find_step(directory, flag=flag)
     config, arch, number = read_meta(step)
-    flat = read_params(step, _targets(step, arch, dtype, mesh), verify=verify)
+    targets = _targets(step, arch, dtype, mesh)
+    chosen = {path: struct for path, struct in targets.items() if is_read(path)}
+    flat = read_params(step, chosen, verify=verify)
     tokenizer_files = read_tokenizer_files(step)
     tokenizer = open_tokenizer(tokenizer_files)
     eos_ids = read_eos_ids(tokenizer_files, str(step))
@@ -334,6 +366,7 @@ def write_checkpoint(
     tokenizer_files: Mapping[str, str],
     *,
     hf_config: Mapping[str, Any] | None = None,
+    sources: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes flat parameters alone as step 0 of a workdir, as an import does.
 
@@ -341,6 +374,7 @@ def write_checkpoint(
 
     Args:
       hf_config: the `config.json` that the weights came with; an export writes it again.
+      sources: name and license of each model that they came from, for model cards.
     """
     meta = {
         "config": config_lib.to_dict(config),
@@ -348,6 +382,7 @@ def write_checkpoint(
         "step": 0,
         "checksums": {"params": checksums.checksum_arrays(params)},
         "hf_config": dict(hf_config or {}),
+        "sources": list(sources),
     }
 
     # Few arrays at a time, and none copied first: the peak stays near the parameters themselves.

@@ -60,6 +60,7 @@ def check_bucket(path: str | os.PathLike, flag: str) -> None:
     if not is_url(path):
         return
 
+    as_path(path, flag)  # a URL of another kind is refused as a whole
     bucket = as_path("/".join(str(path).split("/")[:3]), flag)
     import aiohttp  # gcsfs needs them; local paths do not
     import gcsfs.retry
