@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import training_cases as cases
 
-from wings_jax import axes, checkpoint, checksums, errors, train
+from wings_jax import axes, checkpoint, checksums, cli, convert, errors, train
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.training import loop, meshes, start, state

@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
 from wings_jax import checksums, files, tree
@@ -131,10 +132,13 @@ def verify_step(step: pathlib.Path) -> int:
     if not (step / "opt_state").is_dir():
         return len(saved.get("params", {}))
 
-    # Without a target, orbax returns the optimizer's state as nested dicts and lists of arrays.
+    # As host arrays: this machine may not have the devices that it was written from.
     del params
     with ReadErrors(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
-        opt_state = reader.restore(step / "opt_state")
+        saved_tree = reader.metadata(step / "opt_state").item_metadata.tree
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved_tree)
+        restore = ocp.args.PyTreeRestore(restore_args=on_host)
+        opt_state = reader.restore(step / "opt_state", args=restore)
     verify_arrays(step, "opt_state", flatten_state(opt_state))
     return len(saved.get("params", {})) + len(saved.get("opt_state", {}))
 
