@@ -8,6 +8,7 @@ together have after as many as the context alone has.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from wings_jax.data import tokenization
 from wings_jax.errors import UserError
@@ -104,37 +105,45 @@ def complete_texts(
 
     A text that is too long is an error; nothing is cut off.
     """
-    prompts_of: list[tuple[int, Ids, SamplingParams]] = []
-
+    processor = generator.processor
+    indices, wanted = [], []
     for index, (text, params) in enumerate(texts):
         try:
-            ids = encode_context(generator.processor, text)
-            generator.processor.check_length(len(ids))
-            prompts_of.append((index, ids, params))
+            slots = chunks.from_ids(encode_context(processor, text), (), 1)
+            processor.check_length(slots.count)
+            wanted.append((slots, (), params))
+            indices.append(index)
         except UserError as error:
             yield index, error
 
-    wanted = [(ids, params) for _, ids, params in prompts_of]
-    for number, answer in complete_ids(generator, wanted):
-        yield prompts_of[number][0], answer
+    for number, answer in complete_slots(generator, wanted):
+        yield indices[number], answer
 
 
-def complete_ids(
-    generator: Generator, wanted: Sequence[tuple[Ids, SamplingParams]]
+def complete_slots(
+    generator: Generator,
+    wanted: Sequence[tuple[chunks.PromptSlots, Sequence[Any], SamplingParams]],
 ) -> Iterator[tuple[int, Answer | UserError]]:
-    """Yields (index, how the model continues the ids)."""
-    processor = generator.processor
-    tasks = []
-    for index, (ids, params) in enumerate(wanted):
-        slots = chunks.from_ids(ids, (), 1)
-        tasks.append(_completion_task(processor, index, slots, processor.fit(params, slots)))
+    """Yields (index, how the model continues the slots), or which image cannot be read.
 
+    Args:
+      wanted: slots without images, the images as in `Request`, and how the answer is sampled.
+    """
+    processor = generator.processor
+    tasks = [
+        _completion_task(processor, index, slots, images, processor.fit(params, slots))
+        for index, (slots, images, params) in enumerate(wanted)
+    ]
     for task, output in scheduler.run(generator.spec, generator.weights, tasks, generator.options):
         yield task.index, output if isinstance(output, UserError) else generator.answer(output)
 
 
 def _completion_task(
-    processor: PromptProcessor, index: int, slots: chunks.PromptSlots, params: SamplingParams
+    processor: PromptProcessor,
+    index: int,
+    slots: chunks.PromptSlots,
+    images: Sequence[Any],
+    params: SamplingParams,
 ) -> scheduler.GenerationTask:
     """Returns the task of one completion, which ends at its stop strings too."""
 
@@ -142,5 +151,10 @@ def _completion_task(
         return streaming.cut_at_stop(processor.decode(tokens), params.stop)[1]
 
     return scheduler.GenerationTask(
-        index, slots, 0, tuple, params, is_ended if params.stop else None
+        index,
+        slots,
+        len(images),
+        lambda: processor.load_images(images),
+        params,
+        is_ended if params.stop else None,
     )

@@ -13,14 +13,12 @@ from wings_jax import errors, files
 from wings_jax.errors import UserError
 from wings_jax.evaluation import models, tasks
 from wings_jax.evaluation.benchmarks import paired, readers, results, runner, tables
-from wings_jax.evaluation.benchmarks.record import Benchmark, DataSet
-from wings_jax.evaluation.benchmarks.records import BENCHMARKS
+from wings_jax.evaluation.benchmarks.record import PROTOCOLS, Benchmark, DataSet
 from wings_jax.evaluation.benchmarks.results import BenchmarkResult
 from wings_jax.evaluation.benchmarks.runner import Shard, Task
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.jobs import Journal
 
-SUITES = ("wings",)
 FLAG = "--out"
 
 
@@ -29,7 +27,7 @@ class BenchmarkOptions:
     """What a command asks for, beside the models and the benchmarks."""
 
     # Directory that the files of the data sets lie in.
-    data_root: pathlib.Path
+    data_root: pathlib.Path | None
     # Directory for results, None for the terminal only; such a run cannot be resumed.
     out: pathlib.Path | None = None
     # Protocols, None for all of each benchmark.
@@ -41,7 +39,7 @@ class BenchmarkOptions:
     # How many prompts are computed at once.
     rows: int = 64
     # Which part of the batches this process computes.
-    shard: Shard = Shard()
+    shard: Shard = dataclasses.field(default_factory=Shard)
 
 
 class MemoryStore:
@@ -55,11 +53,18 @@ class MemoryStore:
         self.answers[number] = dict(answer)
 
 
-def find_suite(name: str) -> list[Benchmark]:
-    """Returns the benchmarks of a suite. Raises UserError if there is none of that name."""
-    if name not in SUITES:
-        raise UserError(f"--suite: no suite {name!r}; there is {', '.join(SUITES)}")
-    return [benchmark for benchmark in BENCHMARKS.values() if benchmark.in_paper]
+def parse_protocols(text: str) -> tuple[str, ...]:
+    """Returns the protocols of a comma-separated list. Raises UserError.
+
+    >>> parse_protocols("ppl, generate")
+    ('ppl', 'generate')
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in PROTOCOLS]
+    if unknown or not names:
+        shown = unknown[0] if unknown else text
+        raise UserError(f"--protocols: no protocol {shown!r}; there are {', '.join(PROTOCOLS)}")
+    return names
 
 
 def parse_shard(text: str) -> Shard:
@@ -90,10 +95,13 @@ def evaluate_benchmarks(
       UserError: a data set is missing, does not fit a model, or a result cannot be written.
     """
     # Everything that can be wrong is checked before the first model is loaded.
+    if options.data_root is None:
+        names = ", ".join(benchmark.name for benchmark in benchmarks[:3])
+        raise UserError(f"--data-root is missing: the directory with the files of {names}")
     if options.out:
         files.check_writable(options.out, FLAG)
     missing: list[str] = []
-    asked = read_tasks(benchmarks, options, missing if is_suite else None)
+    asked = read_tasks(benchmarks, options.data_root, options, missing if is_suite else None)
     if not asked:
         raise UserError(f"--data-root: {options.data_root} has none of the data sets: {missing[0]}")
 
@@ -131,19 +139,11 @@ def print_changes(found: tables.Results, out: pathlib.Path | None) -> list[pathl
     return paired.write_changes(out, compared, stem="forgetting") if out else []
 
 
-def compare_results(directories: Sequence[pathlib.Path], out: pathlib.Path | None) -> None:
-    """Prints, and writes to `out`, the changes between finished results. Raises UserError."""
-    if len(directories) < 2:
-        raise UserError("--compare: needs two or more directories of results")
-    compared = paired.compare_directories(directories)
-    print(paired.text_changes(compared))
-    if out:
-        paths = paired.write_changes(out, compared, stem="comparison")
-        print("\nwritten: " + ", ".join(map(str, paths)))
-
-
 def read_tasks(
-    benchmarks: Sequence[Benchmark], options: BenchmarkOptions, missing: list[str] | None
+    benchmarks: Sequence[Benchmark],
+    data_root: pathlib.Path,
+    options: BenchmarkOptions,
+    missing: list[str] | None,
 ) -> list[Task]:
     """Returns the tasks whose files are there.
 
@@ -156,7 +156,7 @@ def read_tasks(
     asked = []
     for benchmark in benchmarks:
         try:
-            data = readers.read_data_set(benchmark, options.data_root)
+            data = readers.read_data_set(benchmark, data_root)
         except readers.MissingDataError as error:
             if missing is None:
                 raise

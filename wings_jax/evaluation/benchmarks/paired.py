@@ -100,7 +100,7 @@ def _compare_credits(
     before, after = (np.array([row[i] for row in rows], float) for i in (0, 1))
     clusters = [row[2] or f"\0{index}" for index, row in enumerate(rows)]
     draws = summary.resample_means(after - before, clusters, seed=summary.SEED)
-    interval = None if draws is None else tuple(map(float, np.percentile(draws, [2.5, 97.5])))
+    interval = summary.percentile_interval(draws)
 
     # Under the null hypothesis a difference is a loss or a gain with the same probability.
     lost, gained = int((after < before).sum()), int((after > before).sum())
@@ -201,3 +201,14 @@ def write_changes(
         files.write_text(directory / f"{stem}.md", "\n".join(markdown) + "\n"),
         files.write_text(directory / f"{stem}.json", formatting.json_text(content)),
     ]
+
+
+def print_comparison(directories: Sequence[pathlib.Path], out: pathlib.Path | None) -> None:
+    """Prints, and writes to `out`, the changes between finished results. Raises UserError."""
+    if len(directories) < 2:
+        raise UserError("--compare: needs two or more directories of results")
+    compared = compare_directories(directories)
+    print(text_changes(compared))
+    if out:
+        paths = write_changes(out, compared, stem="comparison")
+        print("\nwritten: " + ", ".join(map(str, paths)))

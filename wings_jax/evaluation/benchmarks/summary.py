@@ -115,17 +115,19 @@ def score_credits(
     for number, (name, members) in enumerate(groups.items()):
         cluster_names = [clusters[i] for i in members]
         resampled = resample_means(credits[members], cluster_names, seed=SEED + number)
-        means[name] = Mean(float(credits[members].mean()), _interval(resampled), len(members))
+        means[name] = Mean(
+            float(credits[members].mean()), percentile_interval(resampled), len(members)
+        )
         draws.append(resampled if resampled is not None else np.full(RESAMPLES, means[name].value))
 
     macro = None
     if len(groups) > 1:
         macro_draws = np.mean(draws, axis=0)
         macro_value = float(np.mean([mean.value for mean in means.values()]))
-        macro = Mean(macro_value, _interval(macro_draws), len(items))
+        macro = Mean(macro_value, percentile_interval(macro_draws), len(items))
 
     micro_draws = resample_means(credits, clusters, seed=SEED)
-    micro = Mean(float(credits.mean()), _interval(micro_draws), len(items))
+    micro = Mean(float(credits.mean()), percentile_interval(micro_draws), len(items))
     own = [] if benchmark.metric == ACCURACY else metrics.METRICS[benchmark.metric](items, credits)
     return ProtocolScore(micro, macro, means if len(groups) > 1 else {}, own)
 
@@ -148,7 +150,7 @@ def resample_means(values: np.ndarray, clusters: Sequence[str], *, seed: int) ->
     return np.concatenate(means)
 
 
-def _interval(draws: np.ndarray | None) -> Interval | None:
+def percentile_interval(draws: np.ndarray | None) -> Interval | None:
     """Returns the 95 % percentile interval of resampled values."""
     if draws is None:
         return None
