@@ -146,6 +146,13 @@ class Config:
     """Whether to start from a checkpoint whose learners had another gain or other semantics."""
     max_checkpoints: int = 2
     """Newest checkpoints that are kept; older ones are deleted."""
+    keep_every_hours: float = 0.0
+    """Hours between checkpoints that are kept beside the newest ones; 0 for none."""
+    watchdog_minutes: float = 30.0
+    """Minutes that one step, batch or save may take before the run prints the stacks of all its
+    threads; 0 for never."""
+    host_timeout: int = 100
+    """Seconds without a sign of another host after which a job of several hosts ends."""
     laws_every: int = 0
     """Steps between measurements of the attention shift; 0 for never."""
     model: ModelConfig = ModelConfig()
@@ -164,6 +171,9 @@ FREE = (
     "log_every",
     "checkpoint_every",
     "max_checkpoints",
+    "keep_every_hours",
+    "watchdog_minutes",
+    "host_timeout",
     "verify_checkpoints",
     "accept_changed_data",
     "accept_changed_model",

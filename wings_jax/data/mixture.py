@@ -41,6 +41,13 @@ class Mixture:
         part, index = self._locate(number)
         return self._parts[part][index]
 
+    def sample_id(self, number: int) -> str:
+        """Returns the id of a sample, or source and index if it cannot be read."""
+        try:
+            return self[number].id
+        except samples.BadSample as reason:
+            return reason.sample_id or self._default_id(number)
+
     def make_example(self, number: int, recipe: examples.Recipe) -> examples.Example | Bad:
         """Returns the example of a sample, or its id and the reason why it is bad."""
         # A record that cannot be read has no id of its own.

@@ -54,14 +54,25 @@ class Steps:
     def __len__(self) -> int:
         return sys.maxsize // self._batch
 
+    def sample_ids(self, step: int) -> list[str]:
+        """Returns the ids of the samples planned for this host's part of a batch, row by row."""
+        return [
+            self._mixture.sample_id(int(number))
+            for index in self._row_range(step)
+            for number in self._rows[self._order[index]]
+        ]
+
+    def _row_range(self, step: int) -> range:
+        first = step * self._batch
+        return range(first + self._part.start, first + self._part.stop)
+
     def __getitem__(self, step: int) -> tuple[layout.Batch, int, list[mixing.Bad]]:
         """Returns the batch, the number of samples planned for it, and the bad ones of them."""
         seen = 0
         bad_samples: list[mixing.Bad] = []
         rows: list[list[examples.Example]] = []
 
-        first = step * self._batch
-        for index in range(first + self._part.start, first + self._part.stop):
+        for index in self._row_range(step):
             # A row of packed data holds several samples.
             row: list[examples.Example] = []
             for number in self._rows[self._order[index]]:
@@ -184,6 +195,10 @@ class Loader:
                 yield self._account(batch, seen, bad_samples)
         finally:
             iterator.close()
+
+    def sample_ids(self, step: int) -> list[str]:
+        """Returns the ids of the samples in this host's part of the batch of `step`."""
+        return self._steps.sample_ids(step)
 
     @property
     def stats(self) -> dict[str, Any]:

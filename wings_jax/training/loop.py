@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,11 +13,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from wings_jax import files
-from wings_jax.errors import UserError
 from wings_jax.model.layout import PADDING, Batch
-from wings_jax.training import meshes, metrics
+from wings_jax.training import divergence, meshes, metrics
 from wings_jax.training import state as state_lib
 from wings_jax.training.start import TrainingRun
+from wings_jax.training.watchdog import Watchdog
 
 # Starts to measure flat parameters, which it only reads; the result waits for the scalars.
 Watch = Callable[[Mapping[str, jax.Array]], Callable[[], Mapping[str, float]]]
@@ -43,9 +42,9 @@ def train(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
     batches = run.loader.iterate(done) if done < run.steps else iter(())
 
     try:
-        with run.writer:
+        with Watchdog(60 * run.config.watchdog_minutes) as watchdog, run.writer:
             if done < run.steps:
-                _run_steps(run, batches, log, watch, is_preempted)
+                _run_steps(run, batches, log, watch, is_preempted, watchdog)
             else:
                 run.writer.save(run.steps, *state_lib.to_checkpoint(run.state))
     finally:
@@ -60,15 +59,18 @@ def _run_steps(
     log: _StepLog,
     watch: Watch | None,
     is_preempted: Callable[[int], bool],
+    watchdog: Watchdog,
 ) -> None:
     """Trains from the state's step to the last. Raises SystemExit after a preemption."""
     config, first = run.config, int(run.state.step) + 1
     pending: tuple | None = None  # a step and its scalars, still on the device
 
     for step in range(first, run.steps + 1):
+        watchdog.begin(f"the batch of step {step}")
         before = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - before
+        watchdog.begin(f"step {step}")
         placed = meshes.place_batch(
             batch,
             run.mesh,
@@ -98,6 +100,7 @@ def _run_steps(
         if is_stopped or is_last or step % config.checkpoint_every == 0:
             log.log_step(*pending)
             pending = None
+            watchdog.begin(f"the checkpoint of step {step}")
             run.writer.save(step, *state_lib.to_checkpoint(run.state))
         if is_stopped:
             raise SystemExit(PREEMPTED)
@@ -109,7 +112,7 @@ class _StepLog:
     def __init__(self, run: TrainingRun, done: int):
         optimizer = run.config.optimizer
         self._run = run
-        self._guard = NonFiniteGuard(
+        self._guard = divergence.NonFiniteGuard(
             optimizer.skip_limit, optimizer.skip_window, (done, int(run.state.skipped))
         )
         is_first_host = jax.process_index() == 0
@@ -123,7 +126,11 @@ class _StepLog:
         on_device: Mapping[str, jax.Array],
         watched: Callable[[], Mapping[str, float]] | None,
     ) -> None:
-        """Fetches and writes the scalars of a step. Raises UserError as the guard does."""
+        """Fetches and writes the scalars of a step.
+
+        Raises:
+          UserError: too many of the last steps were not finite.
+        """
         run = self._run
         scalars = {name: float(x) for name, x in jax.device_get(on_device).items()}
         scalars |= {f"lr/{group}": float(rate(step - 1)) for group, rate in run.rates.items()}
@@ -135,7 +142,9 @@ class _StepLog:
             self._writer.write(step, scalars)
             if step % run.config.log_every == 0 or step in (1, run.steps):
                 print(metrics.format_line(step, run.steps, scalars), flush=True)
-        self._guard.check(step, scalars["skipped"])
+        skipped_steps = self._guard.check(step, scalars["skipped"])
+        if skipped_steps:
+            divergence.stop(run.workdir, skipped_steps, run.loader.sample_ids)
 
     def close(self) -> None:
         if self._writer:
@@ -167,28 +176,6 @@ def _close(batches: Iterator[Batch]) -> None:
 def _count_slots(batch: Batch) -> int:
     """Returns how many slots are not padding."""
     return int((np.asarray(batch.layout.modality) != PADDING).sum())
-
-
-class NonFiniteGuard:
-    """Stops a run when `limit` of the last `window` steps were skipped.
-
-    `start` is (step, skipped steps until then) of the state that the run starts or resumes from.
-    """
-
-    def __init__(self, limit: int, window: int, start: tuple[int, int] = (0, 0)):
-        self._limit = limit
-        self._counts: deque[tuple[int, float]] = deque([start], maxlen=window + 1)
-
-    def check(self, step: int, skipped: float) -> None:
-        """Notes how many steps were skipped until `step`. Raises UserError at the limit."""
-        self._counts.append((step, skipped))
-        (first, before), (last, now) = self._counts[0], self._counts[-1]
-        if now - before >= self._limit:
-            raise UserError(
-                f"steps {first + 1} to {last}: loss or gradient was not finite in "
-                f"{now - before:.0f} steps, which were skipped. "
-                "Lower config.optimizer.learning_rates"
-            )
 
 
 def _summarize(run: TrainingRun, history: list[dict[str, float]], seconds: float) -> dict[str, Any]:

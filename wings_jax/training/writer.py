@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from wings_jax import checkpoint, checksums, tree
 from wings_jax import config as config_lib
@@ -30,11 +31,23 @@ class CheckpointWriter:
         tokenizer_files: Mapping[str, str],
         *,
         max_checkpoints: int,
+        keep_every_hours: float = 0.0,
     ):
+        """Opens the workdir's checkpoints.
+
+        Args:
+          max_checkpoints: how many of the newest steps are kept.
+          keep_every_hours: hours between steps that are kept beside these; 0 for none.
+        """
         self._meta = {"config": config_lib.to_dict(config), "arch": config_lib.to_dict(arch)}
         self._tokenizer = dict(tokenizer_files)
         _silence_background_errors()
-        options = ocp.CheckpointManagerOptions(max_to_keep=max_checkpoints, create=True)
+        policies: list[Any] = [preservation.LatestN(max_checkpoints)]
+        if keep_every_hours:
+            policies.append(preservation.EveryNSeconds(round(keep_every_hours * 3600)))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation.AnyPreservationPolicy(policies), create=True
+        )
         self._manager = ocp.CheckpointManager(
             pathlib.Path(workdir).absolute() / checkpoint.SUBDIRECTORY,
             options=options,
