@@ -75,6 +75,17 @@ ARCHS = {
         learners=BOTH, router=True, scaling=presets.RopeScaling("llama3", 8.0, 1.0, 4.0, 32)
     ),
 }
+ARCHS |= {
+    # Two learner heads beside four of the LLM; layers with and without rope.
+    "qwen3": dataclasses.replace(
+        ARCHS["gqa"],
+        decoder=dataclasses.replace(ARCHS["gqa"].decoder, head_dim=8, qkv_bias=False, qk_norm=True),
+    ),
+    "smollm3": dataclasses.replace(
+        ARCHS["gqa"],
+        decoder=dataclasses.replace(ARCHS["gqa"].decoder, qkv_bias=False, no_rope_layers=(1,)),
+    ),
+}
 
 
 extend = jax.jit(engine.extend, static_argnums=0)

@@ -1,4 +1,4 @@
-"""Answers in generated text: the judgments of VLMEvalKit's rules, and those of the VQA evaluation."""
+"""Answers in generated text: the judgments of VLMEvalKit's rules, and of the VQA evaluation."""
 
 from __future__ import annotations
 

@@ -271,7 +271,9 @@ def test_measured_sizes_are_cached_until_the_file_changes(tmp_path, file, monkey
     loader(file, packing=True, cache=cache, sequence_length=80)
     assert len(list(cache.iterdir())) == 2
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline.mixing, "_chunks", None)  # nothing may be measured again
+        patched.setattr(
+            pipeline.mixing.parallel, "map_samples", None
+        )  # nothing may be measured again
         again = loader(file, packing=True, cache=cache)
     assert_equal(first[2], again[2])
     assert first.stats["left_out"] == again.stats["left_out"]

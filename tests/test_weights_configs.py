@@ -89,7 +89,7 @@ def test_null_entries_are_defaults(llm):
         ({"num_channels": 1}, "num_channels 1 is not supported"),
         ({"vision_feature_layer": 7}, "vision_feature_layer 7 of 3 layers"),
         ({"vision_feature_layer": [1, 2]}, r"vision_feature_layer \[1, 2\] is not a whole number"),
-        ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy 'full'"),
+        ({"vision_feature_select_strategy": "cls"}, "vision_feature_select_strategy 'cls'"),
         ({"quantization_config": {"quant_method": "bnb"}}, "quantized with 'bnb'"),
         ({"vision_config": 3}, "3 is not a JSON object"),
     ],

@@ -87,7 +87,8 @@ def add_import(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--template",
-        help="chatml, llama3, vicuna, tokenizer (its chat template) or a Jinja file; "
+        help="chatml, qwen3, qwen3_no_think, llama3, mistral, vicuna, tokenizer (its chat "
+        "template) or a Jinja file; "
         "default: what equals the tokenizer's chat template",
     )
     command.add_argument("--dtype", choices=DTYPES, default="stored", help="default: as stored")

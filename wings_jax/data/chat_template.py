@@ -46,14 +46,19 @@ def derive_template(tokenizer: tokenization.HFTokenizer) -> Template:
     return template
 
 
-def compare_templates(template: Template, tokenizer: tokenization.HFTokenizer) -> str:
+def compare_templates(
+    template: Template, tokenizer: tokenization.HFTokenizer, *, prompts_only: bool = False
+) -> str:
     """Returns where a template differs from the tokenizer's chat template, '' if it does not.
 
     The separator that some chat templates write after the last turn is ignored.
+
+    Args:
+      prompts_only: compare prompts that wait for an answer, not answered conversations.
     """
     # Prompts end with a generation prompt, conversations with an answer.
     for turns in _conversations(with_system="system" in template.speakers):
-        for is_open in (False, True):
+        for is_open in (True,) if prompts_only else (False, True):
             part = turns[:-1] if is_open else turns
             written = conversation.render_text(part, template, open_answer=is_open)
             try:
@@ -87,23 +92,31 @@ def choose_template(tokenizer: tokenization.HFTokenizer, *, prefer_named: bool) 
     """Returns the name of the template of a tokenizer, and a line that explains the choice.
 
     A template of `conversation.TEMPLATES` is chosen if it equals the chat template or the
-    tokenizer has none; else the name is TOKENIZER.
+    tokenizer has none; else the name is TOKENIZER. A chat template that writes its last answer in
+    another way than the others (Qwen3) is no Template; then its prompts decide.
 
     Args:
-      prefer_named: choose the template whose control tokens the tokenizer has even if it differs.
+      prefer_named: choose the first template whose control tokens the tokenizer has even if it
+        differs.
 
     Raises:
       UserError: neither fits.
     """
-    name = conversation.find_template_name(tokenizer)
+    names = conversation.find_template_names(tokenizer)
+    names = names[:1] if prefer_named else names
+    name = names[0] if names else None
     if not getattr(tokenizer, "chat_template", None):
         name = name or conversation.get_template_for(tokenizer)
         return name, f"template: {name}, by its control tokens; the tokenizer has no chat template"
 
     # A named template is best: its checkpoints do not depend on a Jinja program.
-    difference = compare_templates(conversation.TEMPLATES[name], tokenizer) if name else ""
-    if name and not difference:
-        return name, f"template: {name}, equal to the tokenizer's chat template"
+    differences = {
+        each: compare_templates(conversation.TEMPLATES[each], tokenizer) for each in names
+    }
+    for each, difference in differences.items():
+        if not difference:
+            return each, f"template: {each}, equal to the tokenizer's chat template"
+    difference = differences[name] if name else ""
     if name and prefer_named:
         return name, f"template: {name}; the tokenizer's chat template differs: {difference}"
 
@@ -112,6 +125,10 @@ def choose_template(tokenizer: tokenization.HFTokenizer, *, prefer_named: bool) 
     except UserError as error:
         if name is None:
             raise UserError(f"{error}; give --template NAME or FILE") from error
+        for each in names:
+            template = conversation.TEMPLATES[each]
+            if not compare_templates(template, tokenizer, prompts_only=True):
+                return each, f"template: {each}, equal in prompts; {error}"
         return name, f"template: {name}, by its control tokens; {error}"
     differs = f"; {name} differs: {difference}" if name else ""
     return TOKENIZER, f"template: the tokenizer's chat template{differs}"

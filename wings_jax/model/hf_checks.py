@@ -7,20 +7,52 @@ from collections.abc import Mapping
 from typing import Any
 
 from wings_jax.errors import UserError
+from wings_jax.model import families
 from wings_jax.model.config_fields import ConfigFields
 
 Vector = tuple[float, ...]  # one value per color
 
 
-def check_decoder_features(fields: ConfigFields, config: Mapping[str, Any], family: str) -> None:
+# model_type of a multimodal model -> what to do with it in place of `--llm`.
+MULTIMODAL = {
+    "llava": "import the whole model with --llava",
+    "llava_next": "images in several tiles (anyres) are not supported",
+    "wings": "import the whole model with --transformers",
+    "wings_qwen2": "import the whole model with --wings",
+    "wings_llama": "import the whole model with --wings",
+    "llava_qwen2": "import the whole model with --wings",
+    "llava_llama": "import the whole model with --wings",
+}
+
+
+def find_family(config: Mapping[str, Any], file: str) -> families.Family:
+    """Returns the family of an LLM's `config.json`.
+
+    Raises:
+      UserError: it is of another family; for a multimodal model the message names its flag.
+    """
+    name = config.get("model_type")
+    if isinstance(name, str) and name in families.FAMILIES:
+        return families.FAMILIES[name]
+    if isinstance(name, str) and (name in MULTIMODAL or "vision_config" in config):
+        advice = MULTIMODAL.get(name, "give the directory of its LLM alone")
+        raise UserError(f"{file}: model_type {name!r} is a multimodal model, not an LLM: {advice}")
+    known = ", ".join(families.FAMILIES)
+    raise UserError(f"{file}: model_type {name!r} is not one of {known}")
+
+
+def check_decoder_features(
+    fields: ConfigFields, config: Mapping[str, Any], family: families.Family
+) -> None:
     """Raises UserError naming an entry that the decoder here does not compute."""
     check_not_quantized(config, fields.file)
     fields.refuse("hidden_act", ["silu"])
-    fields.refuse("use_sliding_window", [False])
     fields.refuse("partial_rotary_factor", [1])
-    if family == "llama":
-        fields.refuse("attention_bias", [False])
-        fields.refuse("mlp_bias", [False])
+    for name, value in family.required.items():
+        if name == "sliding_window":
+            _check_window(fields)
+        else:
+            fields.refuse(name, [value])
 
     # transformers 5 lists the kind of attention per layer.
     layer_types = config.get("layer_types") or []
@@ -29,6 +61,20 @@ def check_decoder_features(fields: ConfigFields, config: Mapping[str, Any], fami
     others = [kind for kind in layer_types if kind != "full_attention"]
     if others:
         raise UserError(f"{fields.file}: layer_types {others[0]!r} is not supported")
+
+
+def _check_window(fields: ConfigFields) -> None:
+    """Raises UserError for a sliding window (Mistral 7B v0.1) that cuts the context."""
+    if not fields.has("sliding_window"):
+        return
+    window = fields.size("sliding_window")
+    positions = fields.size("max_position_embeddings", 2048)
+    if window < positions:
+        raise UserError(
+            f"{fields.file}: sliding_window {window} is not supported, only null or at least "
+            f"max_position_embeddings, {positions}: up to {window} tokens the model computes the "
+            f"same without it, so set max_position_embeddings to {window}"
+        )
 
 
 def check_not_quantized(config: Mapping[str, Any], file: str) -> None:

@@ -186,7 +186,8 @@ def run_export(arguments: argparse.Namespace) -> None:
     # The tensors are computed while they are written.
     if arguments.format == "llm":
         tensors, dropped_paths = exports.as_llm(params, arch, dtype=dtype)
-        config = {**hf_config, **hf.llm_config(arch.decoder)}
+        model_type = str(hf_config.get("model_type", ""))
+        config = {**hf_config, **hf.llm_config(arch.decoder, model_type=model_type)}
         config.pop(release_settings.ENTRY, None)
         groups = sorted({group_name(path) for path in dropped_paths})
         print(f"left out: {format_names(groups, 6)}" if groups else "nothing is left out")

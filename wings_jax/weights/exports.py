@@ -81,6 +81,12 @@ def as_release(
     """
     _check_no_adapters(params, arch)
     # The release's code builds no other models than these.
+    decoder = arch.decoder
+    if decoder.qk_norm or decoder.no_rope_layers or decoder.learner_heads != decoder.num_heads:
+        raise WeightsError(
+            "the release has no models with norms of q and k, layers without rope, or heads that "
+            "are not as wide as the model together; --format transformers can hold them"
+        )
     if arch.learners not in ((), ("visual",), ("visual", "textual")):
         raise WeightsError(f"the release has no models with learners {arch.learners}")
     if arch.router != (len(arch.learners) == 2):

@@ -11,7 +11,7 @@ from typing import Any
 
 from wings_jax.errors import UserError
 from wings_jax.formatting import format_names
-from wings_jax.model import parameters, presets
+from wings_jax.model import families, parameters, presets
 from wings_jax.weights import hf, imports, release, release_import, sources, store, transfer
 from wings_jax.weights.rules import group_name
 from wings_jax.weights.tensors import LazyTensor, WeightsError
@@ -39,7 +39,7 @@ def describe(path: str | os.PathLike, vision: str | os.PathLike | None = None) -
     if family in release.FAMILIES:
         title = f"{path}: a checkpoint in the release's layout ({family})"
         return [title, *sizes, *_import_lines(lambda: release_import.from_release(path, vision))]
-    if family in ("qwen2", "llama"):
+    if family in families.FAMILIES:
         title = f"{path}: an LLM ({family})"
         return [title, *sizes, *_import_lines(lambda: sources.from_llm(path, vision))]
     if "vision_config" in config or family.endswith("_vision_model"):

@@ -54,12 +54,15 @@ def resolve_arch(model: config_lib.ModelConfig) -> presets.WingsArch:
     decoder = presets.DECODERS[model.llm] if llm is None else hf.read_decoder_arch(llm)
     tower = presets.VISION[model.vision] if vision is None else hf.read_vision_arch(vision)
 
-    # The learners have one head per head of the LLM, and its width.
+    # The learners divide the LLM's width into heads of its head width.
     layers = model.learner_layers
     if any(layer not in range(decoder.num_layers) for layer in layers):
         raise UserError(f"config.model.learner_layers: {layers} on {decoder.num_layers} layers")
-    if model.learners and decoder.num_heads * decoder.head_dim != decoder.hidden_size:
-        raise UserError("config.model.learners: heads x head width must equal the model's width")
+    if model.learners and decoder.hidden_size % decoder.head_dim:
+        raise UserError(
+            f"config.model.learners: learners need a width that is a multiple of the head width, "
+            f"the LLM has width {decoder.hidden_size} and head width {decoder.head_dim}"
+        )
 
     # The two ways of computing learners (docs/fidelity.md).
     semantics = presets.PAPER

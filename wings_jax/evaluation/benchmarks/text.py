@@ -158,10 +158,11 @@ WINOGRANDE = Benchmark(
 )
 
 
-def _openbookqa(name: str, title: str, with_fact: bool) -> Benchmark:
-    """Returns OpenBookQA; `with_fact` states the science fact before the question."""
-    folder = "Additional" if with_fact else "Main"
-    variant = "additional" if with_fact else "main"
+def _openbookqa_files(with_fact: bool) -> tuple[FilePattern, ...]:
+    """Returns the forms of OpenBookQA's test split, or of its variant with the science fact."""
+    folder, variant, suffix = (
+        ("Additional", "additional", "_complete") if with_fact else ("Main", "main", "")
+    )
     fact = {"fact1": "fact1"} if with_fact else {}
     original = {
         "id": "id",
@@ -171,6 +172,12 @@ def _openbookqa(name: str, title: str, with_fact: bool) -> Benchmark:
         "answer": "answerKey",
         **fact,
     }
+    rows = {
+        **original,
+        "question": "question_stem",
+        "options": "choices.text",
+        "labels": "choices.label",
+    }
     table = {
         "id": "ID",
         "question": "Question Stem",
@@ -179,35 +186,35 @@ def _openbookqa(name: str, title: str, with_fact: bool) -> Benchmark:
         "answer": "Answer Key",
         **({"fact1": "Fact1"} if with_fact else {}),
     }
-    rows = {
-        "id": "id",
-        "question": "question_stem",
-        "options": "choices.text",
-        "labels": "choices.label",
-        "answer": "answerKey",
-        **fact,
-    }
     by_label = {"answers": "label"}
     tsv = {**by_label, "delimiter": "\t", "quotes": False, "rewrite": "split_lettered"}
-    suffix = "_complete" if with_fact else ""
+    return tuple(
+        FilePattern(form, pattern, reader, "test", fields, options)
+        for form, pattern, reader, fields, options in (
+            ("original", f"{folder}/test{suffix}.jsonl", "json", original, by_label),
+            ("original", f"Data/{folder}/test{suffix}.jsonl", "json", original, by_label),
+            ("original tsv", f"{folder}/test{suffix}.tsv", "csv", table, tsv),
+            ("original tsv", f"Data/{folder}/test{suffix}.tsv", "csv", table, tsv),
+            ("huggingface", f"{variant}/test-*.parquet", "parquet", rows, by_label),
+            ("huggingface", f"{variant}/test/*.arrow", "arrow", rows, by_label),
+        )
+    )
+
+
+def _openbookqa(name: str, title: str, with_fact: bool) -> Benchmark:
+    """Returns OpenBookQA; `with_fact` states the science fact before the question."""
     beginning = "Given the fact: {fact1}\n" if with_fact else ""
+    lettered = Prompt(
+        f"{beginning}Question: {{question}}\n{{options}}\nAnswer:",
+        " {letter}",
+    )
     return Benchmark(
         name=name,
         title=title,
         kind="choice",
         modality="text",
         language="en",
-        files=tuple(
-            FilePattern(form, pattern, reader, "test", fields, options)
-            for form, pattern, reader, fields, options in (
-                ("original", f"{folder}/test{suffix}.jsonl", "json", original, by_label),
-                ("original", f"Data/{folder}/test{suffix}.jsonl", "json", original, by_label),
-                ("original tsv", f"{folder}/test{suffix}.tsv", "csv", table, tsv),
-                ("original tsv", f"Data/{folder}/test{suffix}.tsv", "csv", table, tsv),
-                ("huggingface", f"{variant}/test-*.parquet", "parquet", rows, by_label),
-                ("huggingface", f"{variant}/test/*.arrow", "arrow", rows, by_label),
-            )
-        ),
+        files=_openbookqa_files(with_fact),
         directories=(
             "openbookqa",
             "OpenBookQA",
@@ -215,17 +222,7 @@ def _openbookqa(name: str, title: str, with_fact: bool) -> Benchmark:
             "openbookqa_tsv",
             "hf_arrow/openbookqa",
         ),
-        prompts={
-            "ppl": Prompt(
-                f"{beginning}Question: {{question}}\n{{options}}\nAnswer:",
-                " {letter}",
-            ),
-            "ll": Prompt(f"{beginning}{{question}}"),
-            "letter": Prompt(
-                f"{beginning}Question: {{question}}\n{{options}}\nAnswer:",
-                " {letter}",
-            ),
-        },
+        prompts={"ppl": lettered, "ll": Prompt(f"{beginning}{{question}}"), "letter": lettered},
         split="test",
         size=500,
         source="AI2's OpenBookQA-V1-Sep2018, or allenai/openbookqa at Hugging Face",
@@ -296,6 +293,10 @@ WSC_OPTIONS = {
     "choices": ("Yes", "No"),
     "answers": {"true": 0, "false": 1, "1": 0, "0": 1},
 }
+WSC_LETTERED = Prompt(
+    "Passage: {question}\nDoes the pronoun # {span2} # refer to * {span1} *?\n{options}\nAnswer:",
+    " {letter}",
+)
 WSC = Benchmark(
     name="wsc",
     title="WSC",
@@ -313,20 +314,12 @@ WSC = Benchmark(
     ),
     directories=("WSC", "SuperGLUE/WSC", "SuperGLUE", "super_glue", "hf_arrow/super_glue"),
     prompts={
-        "ppl": Prompt(
-            "Passage: {question}\nDoes the pronoun # {span2} # refer to * {span1} *?\n{options}\n"
-            "Answer:",
-            " {letter}",
-        ),
+        "ppl": WSC_LETTERED,
         "ll": Prompt(
             'Passage: {starred}\nQuestion: In the passage above, does the pronoun "*{span2}*" '
             'refer to "*{span1}*"?\nAnswer:'
         ),
-        "letter": Prompt(
-            "Passage: {question}\nDoes the pronoun # {span2} # refer to * {span1} *?\n{options}\n"
-            "Answer:",
-            " {letter}",
-        ),
+        "letter": WSC_LETTERED,
     },
     split="val",
     size=104,

@@ -252,6 +252,11 @@ class WingsAttention(nn.Module):
         self.o_proj = lora_linear(
             config, "o", self.heads * self.width, text.hidden_size, bias=False
         )
+        self.q_norm, self.k_norm = nn.Identity(), nn.Identity()
+        if config.qk_norm:
+            self.q_norm, self.k_norm = (RMSNorm(self.width, text.rms_norm_eps) for _ in range(2))
+        switches = getattr(text, "no_rope_layers", None)  # SmolLM3: 1 where a layer has rope
+        self.has_rope = not switches or bool(switches[layer])
         self.prefix = None
         if config.prefix_length:
             self.prefix = Prefix(config.prefix_length, self.heads, self.kv_heads, self.width)
@@ -260,8 +265,10 @@ class WingsAttention(nn.Module):
         """Returns [B,T,D], the probes f32[B,T,N,C] or None, the weights or None."""
         shape = (*h.shape[:2], -1, self.width)
         # [B,T,D] -> [B,N,T,H] and [B,K,T,H]
-        q = rotate(self.q_proj(h).view(shape).transpose(1, 2), slots.rope)
-        k = rotate(self.k_proj(h).view(shape).transpose(1, 2), slots.rope)
+        q = self.q_norm(self.q_proj(h).view(shape)).transpose(1, 2)
+        k = self.k_norm(self.k_proj(h).view(shape)).transpose(1, 2)
+        if self.has_rope:
+            q, k = rotate(q, slots.rope), rotate(k, slots.rope)
         v = self.v_proj(h).view(shape).transpose(1, 2)
         if cache is not None:
             k, v = cache.update(k, v, self.layer)
@@ -474,6 +481,8 @@ class VisionTower(nn.Module):
     def __init__(self, vision):
         super().__init__()
         self.has_class_token = vision.model_type == "clip_vision_model"
+        strategy = getattr(vision, "vision_feature_select_strategy", None)
+        self.first_feature = {"default": 1, "full": 0}.get(strategy, int(self.has_class_token))
         width, side = vision.hidden_size, vision.image_size // vision.patch_size
         self.embeddings = nn.Module()
         self.embeddings.patch_embedding = nn.Conv2d(
@@ -505,7 +514,7 @@ class VisionTower(nn.Module):
             x = self.pre_layrnorm(x)
         for layer in self.encoder.layers:
             x = layer(x)
-        return x[:, 1:] if self.has_class_token else x
+        return x[:, self.first_feature :]
 
 
 class Projector(nn.Module):
