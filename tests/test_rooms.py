@@ -30,6 +30,7 @@ MAY_IMPORT = {
     "inference": {*BASE, "checkpoint", "model", "data"},
     "evaluation": {
         *BASE,
+        "checksums",
         "config",
         "checkpoint",
         "model",
