@@ -1,4 +1,4 @@
-"""Every image benchmark in every form of its files: images from files, bytes, base64, other rows."""
+"""Every image benchmark in every form: images from files, bytes, base64, other rows."""
 
 from __future__ import annotations
 
@@ -300,7 +300,7 @@ def test_hallusion_bench(form, tmp_path):
     form(tmp_path)
     data = read("hallusionbench", tmp_path)
     assert [item.answer for item in data.items] == [0, 1, 0]
-    assert [item.id for item in data.items][0] == "VD_map_1_3_0_0"
+    assert data.items[0].id == "VD_map_1_3_0_0"
     assert data.skipped == ({"no filename": 1} if form is hallusion_json else {})
     assert image_bytes(data.items[2]) == [png()]
 
@@ -310,7 +310,11 @@ def test_hallusion_bench(form, tmp_path):
 
 
 def pope_llava(root):
-    cases = [("adversarial", "a.jpg", "yes"), ("adversarial", "b.jpg", "no"), ("random", "c.jpg", "no")]
+    cases = [
+        ("adversarial", "a.jpg", "yes"),
+        ("adversarial", "b.jpg", "no"),
+        ("random", "c.jpg", "no"),
+    ]
     rows = []
     for number, (category, image, label) in enumerate(cases):
         question = f"Is there a dog in {image}?"

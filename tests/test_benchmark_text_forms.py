@@ -65,7 +65,10 @@ def test_mmlu(form, tmp_path):
 
 def test_cmmlu(tmp_path):
     head = ["", "Question", "A", "B", "C", "D", "Answer"]
-    rows = [[0, "下列正确的是", "甲", "乙", "丙", "丁", "C"], [1, "问，题", "1", "2", "3", "4", "A"]]
+    rows = [
+        [0, "下列正确的是", "甲", "乙", "丙", "丁", "C"],
+        [1, "问，题", "1", "2", "3", "4", "A"],
+    ]
     write_table(tmp_path, "cmmlu/test/agronomy.csv", [head, *rows], mark=BOM, end="\r\n")
     dev = [[number, "例", "1", "2", "3", "4", "B"] for number in range(5)]
     write_table(tmp_path, "cmmlu/dev/agronomy.csv", [head, *dev])
@@ -297,7 +300,9 @@ def test_hellaswag(form, label, tmp_path):
         rows = [{**HELLASWAG, "label": label}]
         write_lines(tmp_path, "hellaswag/hellaswag_val.jsonl", rows)
     elif form == "parquet":
-        write_parquet(tmp_path, "hellaswag/data/validation-0.parquet", [{**HELLASWAG, "label": "3"}])
+        write_parquet(
+            tmp_path, "hellaswag/data/validation-0.parquet", [{**HELLASWAG, "label": "3"}]
+        )
     else:
         rows = [{"query": query, "choices": endings, "gold": label}]
         write_lines(tmp_path, "hellaswag/hellaswag.jsonl", rows)

@@ -207,13 +207,7 @@ def run_model(
     Raises:
       UserError: the model cannot be loaded, or a task does not fit it.
     """
-    with errors.full_memory(models.MEMORY_ADVICE):
-        opened = model.open()
-        model_hash = results.hash_model(opened)
-        generator = Generator.from_checkpoint(
-            opened, rows=options.rows, dtype=model.loading.dtype, mesh=model.loading.mesh
-        )
-    del opened
+    generator, model_hash = open_generator(model, options.rows)
 
     # What cannot be asked is found before the first answer is computed.
     for task in asked:
@@ -227,6 +221,21 @@ def run_model(
         result = run_task(model.name, generator, model_hash, task, options)
         if result is not None:
             yield result
+
+
+def open_generator(model: models.LazyModel, rows: int) -> tuple[Generator, str]:
+    """Returns a model that answers `rows` prompts at once, and the hash of its parameters.
+
+    Raises:
+      UserError: the model cannot be loaded.
+    """
+    with errors.full_memory(models.MEMORY_ADVICE):
+        opened = model.open()
+        model_hash = results.hash_model(opened)
+        generator = Generator.from_checkpoint(
+            opened, rows=rows, dtype=model.loading.dtype, mesh=model.loading.mesh
+        )
+    return generator, model_hash
 
 
 def run_task(

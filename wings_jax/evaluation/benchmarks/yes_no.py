@@ -1,7 +1,8 @@
 """Declarations of yes-or-no questions about images: MME, HallusionBench, POPE, NLVR.
 
-The options are "Yes" and "No" ("true" and "false" in NLVR), so that their likelihoods can be compared too. Generated answers
-are read by VLMEvalKit's rule (MME, HallusionBench) or LLaVA's (POPE).
+The options are "Yes" and "No" ("true" and "false" in NLVR), so that their likelihoods can be
+compared too. Generated answers are read by VLMEvalKit's rule (MME, HallusionBench) or LLaVA's
+(POPE).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Sequence
 
 from wings_jax.evaluation import iit
-from wings_jax.evaluation.benchmarks import prompts
+from wings_jax.evaluation.benchmarks import passes, prompts
 from wings_jax.evaluation.benchmarks.record import LETTERS, Item
 from wings_jax.evaluation.interleaved.manifest import CONNECTIVES, ManifestEntry, ManifestItem
 from wings_jax.evaluation.interleaved.pool import IMAGE, PoolItem
@@ -152,9 +152,7 @@ def settings_of(modality: str) -> list[str]:
     >>> settings_of("V")
     ['V', 'TV', 'TTV']
     """
-    return sorted(
-        (setting for setting in iit.SETTINGS if setting[-1] == modality), key=len
-    )
+    return sorted((setting for setting in iit.SETTINGS if setting[-1] == modality), key=len)
 
 
 def make_conversation(
@@ -167,12 +165,15 @@ def make_conversation(
       turns: as many as the setting has letters.
       answers: what the assistant said after each turn but the last.
     """
+    last = turns[-1]
     history: list[dict[str, str]] = []
     for number, (turn, answer) in enumerate(zip(turns[:-1], answers, strict=True)):
-        history.append({"from": "human", "value": turn.spoken(number == 0)})
+        # Beside an image, a marker in the text of a question is a word.
+        text = turn.spoken(number == 0)
+        marked = text.replace(MARKER, f"\\{MARKER}") if last.item.image else text
+        history.append({"from": "human", "value": marked})
         history.append({"from": "gpt", "value": answer})
 
-    last = turns[-1]
     return Item(
         id=f"{identifier}/{setting}",
         question=last.spoken(len(turns) == 1),
@@ -181,7 +182,7 @@ def make_conversation(
         group=iit.format_setting(setting),
         images=(last.item.image,) if last.item.image else (),
         extra={
-            "turns": tuple(history),
+            passes.TURNS: tuple(history),
             "setting": setting,
             "source": last.item.source,
             "language": last.item.language,

@@ -90,9 +90,7 @@ def _load_wordllama() -> tuple[np.ndarray, Any]:
 def _embed_wordllama(texts: Sequence[str]) -> np.ndarray:
     table, tokenizer = _load_wordllama()
     vectors = np.zeros((len(texts), table.shape[1]), np.float32)
-    for row, encoding in enumerate(
-        tokenizer.encode_batch(list(texts), add_special_tokens=False)
-    ):
+    for row, encoding in enumerate(tokenizer.encode_batch(list(texts), add_special_tokens=False)):
         if encoding.ids:
             vectors[row] = table[encoding.ids].mean(axis=0)
 

@@ -134,19 +134,20 @@ def write_manifest(path: pathlib.Path, manifest: Manifest) -> None:
 def read_manifest(path: pathlib.Path) -> Manifest:
     """Returns the manifest of a file. Raises UserError naming the file and line."""
     lines = [line for line in text_files.read_text(path).splitlines() if line.strip()]
-    number = 1
+    place = 1
     try:
         head = json.loads(lines[0])
         if head["format"] != FORMAT:
             raise UserError(f"--manifest: {path} has format {head['format']!r}, not {FORMAT}")
         entries = []
-        for number, line in enumerate(lines[1:], start=2):
+        for line in lines[1:]:
+            place += 1
             entries.append(_parse_entry(json.loads(line)))
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise UserError(
-            f"--manifest: {path} line {number} is not of an IIT manifest: "
+            f"--manifest: {path} line {place} is not of an IIT manifest: "
             f"{type(error).__name__} {error}"
         ) from error
     if len(entries) != head.get("anchors"):

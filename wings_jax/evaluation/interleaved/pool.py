@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from wings_jax.errors import UserError
 from wings_jax.evaluation.benchmarks import readers
-from wings_jax.evaluation.benchmarks.record import Benchmark, ImageRef, Item
+from wings_jax.evaluation.benchmarks.record import Benchmark, ImageRef, Item, Shots
 from wings_jax.evaluation.benchmarks.records import BENCHMARKS
 
 TEXT, IMAGE = "T", "V"
@@ -90,7 +90,7 @@ def read_pool(
     for name in names:
         if name not in BENCHMARKS:
             raise UserError(f"--sources: no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
-        benchmark = dataclasses.replace(BENCHMARKS[name], shots=dataclasses.replace(NO_SHOTS))
+        benchmark = dataclasses.replace(BENCHMARKS[name], shots=Shots())
         try:
             items = readers.read_data_set(benchmark, data_root).items
         except readers.MissingDataError as error:
@@ -100,9 +100,6 @@ def read_pool(
             continue
         pool += [found for item in items if (found := normalize_item(benchmark, item))]
     return drop_duplicates(pool), missing
-
-
-NO_SHOTS = BENCHMARKS["piqa"].shots
 
 
 def normalize_item(benchmark: Benchmark, item: Item) -> PoolItem | None:
@@ -159,9 +156,7 @@ def add_numbers(item: Item) -> Item:
     chosen = rng.sample(sorted(others - {number}), 3)
     options = [number, *chosen]
     rng.shuffle(options)
-    return dataclasses.replace(
-        item, options=tuple(map(str, options)), answer=options.index(number)
-    )
+    return dataclasses.replace(item, options=tuple(map(str, options)), answer=options.index(number))
 
 
 def drop_duplicates(pool: Sequence[PoolItem]) -> list[PoolItem]:

@@ -53,9 +53,7 @@ def mean_by(lines: Lines, protocol: str, key: Callable[[str], str]) -> dict[str,
         credits = np.array([line["credit"][protocol] for line in members], float)
         clusters = [line.get("cluster", line["id"]) for line in members]
         draws = summary.resample_means(credits, clusters, seed=summary.SEED)
-        means[name] = Mean(
-            float(credits.mean()), summary.percentile_interval(draws), len(members)
-        )
+        means[name] = Mean(float(credits.mean()), summary.percentile_interval(draws), len(members))
     return means
 
 

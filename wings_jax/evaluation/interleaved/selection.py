@@ -1,7 +1,7 @@
 """Which questions are scored (anchors), and which text questions come before each.
 
 Paired anchors: the same text questions are asked alone, after one and after two others, and so are
-the same image questions. A difference between settings is then not one of the questions' difficulty.
+the same image questions. A difference between settings is then not one of their difficulty.
 """
 
 from __future__ import annotations
@@ -55,13 +55,13 @@ def choose_anchors(pool: Sequence[PoolItem], count: int, seed: str) -> list[Pool
         queue: list[PoolItem] = []
         while any(groups):
             queue += [group.pop() for group in groups if group]
-        queues.append(collections.deque(queue))
+        queues.append(queue[::-1])
 
     chosen: list[PoolItem] = []
     while len(chosen) < count and any(queues):
-        for queue in queues:
-            if queue and len(chosen) < count:
-                chosen.append(queue.popleft())
+        for remaining in queues:
+            if remaining and len(chosen) < count:
+                chosen.append(remaining.pop())
     return chosen
 
 
@@ -82,7 +82,7 @@ def select_language(
     items = [*texts, *(anchor for anchor in anchors if anchor.modality == IMAGE)]
     rows = {item.uid: row for row, item in enumerate(items)}
     vectors = embedding.embed_texts(embedder, [item.text for item in items], language)
-    uses: dict[int, int] = collections.Counter()
+    uses: collections.Counter[int] = collections.Counter()
     selections = []
 
     for first in range(0, len(anchors), BATCH):
