@@ -128,7 +128,11 @@ def score_credits(
 
     micro_draws = resample_means(credits, clusters, seed=SEED)
     micro = Mean(float(credits.mean()), percentile_interval(micro_draws), len(items))
-    own = [] if benchmark.metric == ACCURACY else metrics.METRICS[benchmark.metric](items, credits.tolist())
+    own = (
+        []
+        if benchmark.metric == ACCURACY
+        else metrics.METRICS[benchmark.metric](items, credits.tolist())
+    )
     return ProtocolScore(micro, macro, means if len(groups) > 1 else {}, own)
 
 
