@@ -276,10 +276,3 @@ class WingsLM(TemplateLM):
         if not arguments.get("do_sample", sampled.get("temperature", 0.0) > 0):
             sampled = {}
         return SamplingParams(max_new_tokens=int(tokens), stop=stop, **sampled)
-
-
-def main() -> None:
-    """Runs lm-eval's command line, which now has the model `wings`."""
-    from lm_eval.__main__ import cli_evaluate
-
-    cli_evaluate()

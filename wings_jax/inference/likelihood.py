@@ -19,6 +19,11 @@ from wings_jax.inference.chunks import PromptSlots
 from wings_jax.inference.engine import ModelSpec, Weights
 from wings_jax.inference.scoring_plan import ScoringRequest, common_ids, plan_batches
 from wings_jax.inference.token_scores import ComputedPrompts, ScoredSlots
+from wings_jax.model.layout import TEXT
+
+# Texts are short: little padding counts more than few compilations. All small caches have one
+# size, since scoring is compiled anew for every size.
+SMALLEST, CAPACITY = 2, 128
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,14 +128,15 @@ def _compute_beginning(spec: ModelSpec, weights: Weights, start: PromptSlots) ->
 def _scored_slots(rows: Sequence[PromptSlots], spans: Sequence[tuple[int, int]]) -> ScoredSlots:
     """Returns the slots of each row from its span's first to before its last."""
     width = max(last - first for first, last in spans)
-    shape = (len(rows), chunks.bucket(width) if width else 0)
+    shape = (len(rows), chunks.bucket(width, SMALLEST) if width else 0)
     sources, tokens = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     is_used = np.zeros(shape, bool)
 
     for row, (slots, (first, last)) in enumerate(zip(rows, spans, strict=True)):
         sources[row, : last - first] = np.arange(first, last) - 1
         tokens[row, : last - first] = slots.tokens[first:last]
-        is_used[row, : last - first] = True
+        # Images are given, not predicted.
+        is_used[row, : last - first] = slots.modality[first:last] == TEXT
     return ScoredSlots(sources, tokens, is_used)
 
 
@@ -166,7 +172,7 @@ def _score_batch(
         for request, start in zip(requests, common, strict=True)
     ]
 
-    room = chunks.bucket(max((len(ids) for answers in rests for ids in answers), default=1))
+    room = max((len(ids) for answers in rests for ids in answers), default=1)
     computed = _compute_rows(spec, weights, rows, spans, (shared, beginning), room)
     ends = np.array([shared + row.count for row in rows], np.int32)
     answers = _score_rests(spec, weights, computed, rests, ends)
@@ -188,7 +194,7 @@ def _compute_rows(
       start: how many slots of every prompt are computed already, and these.
     """
     shared, beginning = start
-    length = chunks.bucket(max(row.count for row in rows))
+    length = chunks.bucket(max(row.count for row in rows), SMALLEST)
     scored = _scored_slots(rows, spans[0]), _scored_slots(rows, spans[1])
 
     starts = np.full(len(rows), shared, np.int32)
@@ -196,14 +202,14 @@ def _compute_rows(
     chunk = chunks.make_chunk(rows, starts, spec.arch, length=length, images=images)
     if beginning is not None:
         capacity = beginning.cache.positions.shape[1] + length + room
-        slots = device_memory.cache_slots(spec, chunk, capacity)
+        slots = device_memory.cache_slots(spec, chunk, chunks.bucket(capacity, CAPACITY))
         return token_scores.continue_prompts(spec, weights, beginning, chunk, scored, slots=slots)
 
     all_images = [image for row in rows for image in row.images]
     features = image_features.encode(
         spec, weights, all_images, batch_size=len(rows), count=len(rows) * images
     )
-    slots = device_memory.cache_slots(spec, chunk, length + room)
+    slots = device_memory.cache_slots(spec, chunk, chunks.bucket(length + room, CAPACITY))
     return token_scores.compute_prompts(spec, weights, chunk, features, scored, slots=slots)
 
 
@@ -222,23 +228,42 @@ def _score_rests(
     # Answer n of every request together; a request with fewer answers has an empty row.
     likelihoods: list[list[tuple[Likelihood, float]]] = [[] for _ in rests]
     for number in range(max(map(len, rests), default=0)):
-        ids = [tuple(answers[number : number + 1]) for answers in rests]
-        rows = [chunks.from_ids(row[0], (), 1) if row else chunks.EMPTY for row in ids]
-        rows += [chunks.EMPTY] * (len(ends) - len(rows))
-
-        # Answers of one token, such as letters, need the logits of the prompt only.
-        longest = max(row.count for row in rows)
-        length = chunks.bucket(longest) if longest > 1 else 1
-        chunk = chunks.make_chunk(rows, ends, spec.arch, length=length, images=0)
+        ids = [answers[number] if number < len(answers) else () for answers in rests]
+        ids += [()] * (len(ends) - len(ids))
         logprobs, likeliest, first = jax.device_get(
-            token_scores.score_answers(spec, weights, computed.cache, computed.logits, chunk)
+            _score_answers(spec, weights, computed, ids, ends)
         )
-        for row, answer in enumerate(ids):
-            if answer:
-                scores = (logprobs[row], likeliest[row])
-                likelihood = _likelihood(scores, len(answer[0]))
+        for row, answers in enumerate(rests):
+            if number < len(answers):
+                likelihood = _likelihood((logprobs[row], likeliest[row]), len(ids[row]))
                 likelihoods[row].append((likelihood, float(first[row])))
     return likelihoods
+
+
+def _score_answers(
+    spec: ModelSpec,
+    weights: Weights,
+    computed: ComputedPrompts,
+    ids: Sequence[Sequence[int]],
+    ends: np.ndarray,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the scores of one answer per row, as `token_scores.score_answers`."""
+    # The last token of an answer predicts nothing: it is not computed.
+    longest = max(map(len, ids))
+    length = chunks.bucket(longest - 1, SMALLEST) if longest > 1 else 0
+    tokens = np.zeros((len(ids), length + 1), np.int32)
+    is_used = np.zeros(tokens.shape, bool)
+    for row, answer in enumerate(ids):
+        tokens[row, : len(answer)] = answer
+        is_used[row, : len(answer)] = True
+
+    # Answers of one token, such as letters, need the logits of the prompt only.
+    if not length:
+        first = token_scores.score_tokens(computed.logits, tokens[:, 0], is_used[:, 0])
+        return *first, first[0]
+    rows = [chunks.from_ids(answer[:-1], (), 1) for answer in ids]
+    chunk = chunks.make_chunk(rows, ends, spec.arch, length=length, images=0)
+    return token_scores.score_answers(spec, weights, computed, chunk, (tokens, is_used))
 
 
 def _likelihood(scores: tuple[np.ndarray, np.ndarray], tokens: int) -> Likelihood:
@@ -266,7 +291,8 @@ def _join_scores(
         prompt = NOTHING
         if request.with_prompt:
             scores = (prompt_scores[0][row], prompt_scores[1][row])
-            prompt = start + _likelihood(scores, request.prompt.count - max(shared, 1))
+            own = int((request.prompt.modality[max(shared, 1) :] == TEXT).sum())
+            prompt = start + _likelihood(scores, own)
 
         head = _likelihood((head_scores[0][row], head_scores[1][row]), len(common[row]))
         answers = [head + rest for rest, _ in rests[row]]

@@ -19,7 +19,7 @@ class ScoringRequest:
 
     prompt       its slots, with images
     answers      the ids of each answer
-    with_prompt  whether the likelihood of the prompt, a text, is wanted too, after its first slot
+    with_prompt  whether the likelihood of the prompt's text is wanted too, after its first slot
     group        the prompts of a group have a common beginning; "" for no group
     """
 
@@ -71,7 +71,7 @@ def plan_batches(requests: Sequence[ScoringRequest], rows: int) -> list[ScoringB
 def _sort_key(request: ScoringRequest, shared: int) -> tuple[int, int, int]:
     """Returns a key that puts requests of one padded length together, then by their answers."""
     prompt, answer = request.size
-    return chunks.bucket(prompt - shared), answer, prompt
+    return chunks.bucket(prompt - shared, 2), answer, prompt
 
 
 def _shared_slots(requests: Sequence[ScoringRequest], members: Sequence[int]) -> int:

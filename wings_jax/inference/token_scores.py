@@ -16,7 +16,7 @@ from wings_jax import axes
 from wings_jax.inference import decode, engine, kv_cache
 from wings_jax.inference.engine import Chunk, ModelSpec, Weights
 from wings_jax.inference.kv_cache import KVCache
-from wings_jax.model.layout import PADDING, Array
+from wings_jax.model.layout import Array
 
 Scores = tuple[jax.Array, jax.Array]  # log-probability f32[B], likeliest tokens i32[B]
 
@@ -108,25 +108,25 @@ def continue_prompts(
 
 @functools.partial(jax.jit, static_argnames="spec")
 def score_answers(
-    spec: ModelSpec, weights: Weights, cache: KVCache, prompt_logits: jax.Array, chunk: Chunk
+    spec: ModelSpec,
+    weights: Weights,
+    computed: ComputedPrompts,
+    chunk: Chunk,
+    targets: tuple[Array, Array],
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns the scores of one answer to each prompt, and f32[B], that of its first token.
 
     Args:
-      cache: that of the prompts; it is not changed.
-      prompt_logits: f32[B,V], after each prompt.
-      chunk: the answers, [B,T].
+      computed: the prompts; they are not changed.
+      chunk: the answers without their last tokens, [B,T].
+      targets: all tokens i32[B,T+1] of the answers, and which of them are used.
     """
-    is_used = jnp.asarray(chunk.modality != PADDING)
-    tokens = jnp.asarray(chunk.tokens)
-
+    tokens, is_used = (jnp.asarray(part) for part in targets)
     # The first token is predicted by the prompt, token t by the state of token t - 1.
-    first, likeliest = score_tokens(prompt_logits, tokens[:, 0], is_used[:, 0])
-    if tokens.shape[1] == 1:
-        return first, likeliest, first
+    first, likeliest = score_tokens(computed.logits, tokens[:, 0], is_used[:, 0])
 
-    _, hidden = engine.extend(spec, weights, cache, chunk)
-    later = score_columns(spec, weights, hidden[:, :-1], tokens[:, 1:], is_used[:, 1:])
+    _, hidden = engine.extend(spec, weights, computed.cache, chunk)
+    later = score_columns(spec, weights, hidden, tokens[:, 1:], is_used[:, 1:])
     return first + later[0], likeliest + later[1], first
 
 
@@ -163,6 +163,7 @@ def score_columns(
     return logprobs.sum(0), likeliest.sum(0)
 
 
+@jax.jit
 def score_tokens(logits: jax.Array, tokens: Array, is_used: Array) -> Scores:
     """Returns log-probabilities f32[B] of tokens i32[B], and i32[B], 1 where one is the likeliest.
 

@@ -24,6 +24,7 @@ from wings_jax.inference import likelihood, plain_text, scoring_plan
 from wings_jax.inference.generator import Answer, Generator
 from wings_jax.inference.likelihood import ScoredRequest
 from wings_jax.inference.sampling import SamplingParams
+from wings_jax.model.layout import TEXT
 
 BLOCK = 4  # batches of rows whose answers are generated together, as rows end at different times
 MAX_OPTIONS = 64  # of an item: part of the number of an entry
@@ -177,7 +178,7 @@ def _load_images(
 
 def _scored_entry(asked: OptionRequest, scored: ScoredRequest) -> dict[str, Any]:
     """Returns the entry of one scoring request."""
-    context_tokens = asked.request.prompt.count
+    context_tokens = int((asked.request.prompt.modality == TEXT).sum())
     likelihoods = [
         OptionLikelihood(
             answer.logprob, answer.tokens, scored.prompt.logprob, context_tokens, first
