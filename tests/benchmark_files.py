@@ -97,3 +97,49 @@ def read(name: str, root: pathlib.Path) -> DataSet:
 def facts(item: Item) -> tuple[Any, ...]:
     """Returns what is compared: question, options, answer."""
     return item.question, item.options, item.answer
+
+
+def image_bytes(item: Item) -> list[bytes]:
+    """Returns the images of an item."""
+    return [image.read() for image in item.images]
+
+
+IIT_WORDS = ("jar", "door", "shoe", "lamp", "rope", "cake", "wall", "boat")
+
+
+def write_iit_data(root: pathlib.Path) -> pathlib.Path:
+    """Writes PIQA, OpenBookQA, GSM8K and NLVR, as `iit-mini` has them."""
+    rows = [
+        {"goal": f"Open the {word}", "sol1": f"turn the {word}", "sol2": f"eat the {word}"}
+        for word in IIT_WORDS
+    ]
+    write_lines(root, "piqa/valid.jsonl", rows)
+    write(root, "piqa/valid-labels.lst", "0\n" * len(rows))
+    questions = [
+        {
+            "id": f"q{number}",
+            "question": {
+                "stem": f"What is the {word} made of?",
+                "choices": [
+                    {"text": text, "label": label}
+                    for label, text in zip("ABC", ("wood", "iron", "milk"), strict=True)
+                ],
+            },
+            "answerKey": "B",
+        }
+        for number, word in enumerate(IIT_WORDS)
+    ]
+    write_lines(root, "openbookqa/Main/test.jsonl", questions)
+    sums = [
+        {"question": f"How many {word}s are two and {n}?", "answer": f"2 + {n}\n#### {n + 2}"}
+        for n, word in enumerate(IIT_WORDS)
+    ]
+    write_lines(root, "gsm8k/test.jsonl", sums)
+    sentences = [
+        {"sentence": f"There is a {word}.", "label": "true", "identifier": f"{n}-0", "directory": 0}
+        for n, word in enumerate(IIT_WORDS)
+    ]
+    write_lines(root, "nlvr/dev/dev.json", sentences)
+    for number in range(len(IIT_WORDS)):
+        write_image(root, f"nlvr/dev/images/0/dev-{number}-0-0.png", ("red", "blue")[number % 2])
+    return root

@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import shutil
 
-import inference_cases as cases
+import benchmark_files
 import numpy as np
 import pytest
 from benchmark_files import REAL, write, write_arrow, write_image, write_lines
 
-from wings_jax import evaluate
 from wings_jax.errors import UserError
 from wings_jax.evaluation.interleaved import (
     command,
@@ -22,50 +21,12 @@ from wings_jax.evaluation.interleaved import (
     selection,
 )
 
-WORDS = ("jar", "door", "shoe", "lamp", "rope", "cake", "wall", "boat")
-
-
-def write_data(root):
-    """Writes PIQA, OpenBookQA, GSM8K and NLVR, as `iit-mini` has them."""
-    rows = [
-        {"goal": f"Open the {word}", "sol1": f"turn the {word}", "sol2": f"eat the {word}"}
-        for word in WORDS
-    ]
-    write_lines(root, "piqa/valid.jsonl", rows)
-    write(root, "piqa/valid-labels.lst", "0\n" * len(rows))
-    questions = [
-        {
-            "id": f"q{number}",
-            "question": {
-                "stem": f"What is the {word} made of?",
-                "choices": [
-                    {"text": text, "label": label}
-                    for label, text in zip("ABC", ("wood", "iron", "milk"), strict=True)
-                ],
-            },
-            "answerKey": "B",
-        }
-        for number, word in enumerate(WORDS)
-    ]
-    write_lines(root, "openbookqa/Main/test.jsonl", questions)
-    sums = [
-        {"question": f"How many {word}s are two and {n}?", "answer": f"2 + {n}\n#### {n + 2}"}
-        for n, word in enumerate(WORDS)
-    ]
-    write_lines(root, "gsm8k/test.jsonl", sums)
-    sentences = [
-        {"sentence": f"There is a {word}.", "label": "true", "identifier": f"{n}-0", "directory": 0}
-        for n, word in enumerate(WORDS)
-    ]
-    write_lines(root, "nlvr/dev/dev.json", sentences)
-    for number in range(len(WORDS)):
-        write_image(root, f"nlvr/dev/images/0/dev-{number}-0-0.png", ("red", "blue")[number % 2])
-    return root
+WORDS = benchmark_files.IIT_WORDS
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data"))
+    return benchmark_files.write_iit_data(tmp_path_factory.mktemp("data"))
 
 
 def build(root, out, **more):
@@ -208,9 +169,7 @@ def test_conversations_of_a_manifest(built, root):
         history = found[2].extra["turns"]
         assert history[:1] + history[2:3] != history[:2]
         assert history[-2]["value"].endswith(of_anchor[1].text)
-        assert [turn["value"] for turn in history[1::2]] == [
-            turn.letter for turn in of_anchor[:-1]
-        ]
+        assert [turn["value"] for turn in history[1::2]] == [turn.letter for turn in of_anchor[:-1]]
         assert history[0]["value"] == of_anchor[0].text  # nothing before it to be connected with
 
 
@@ -231,7 +190,7 @@ def test_chinese_wording_and_inline_images():
     turn = conversation.make_turn(item, manifest.ManifestItem("u", "", "", 0, 3))
     assert turn.spoken(is_first=True).count("<image>") == 1
     assert turn.spoken(is_first=False).startswith(conversation.TEXT_CONNECTIVES["zh"][3])
-    assert "请回答 A or B" not in turn.text
+    assert "请回答 A 或 B" in turn.text
 
 
 def test_another_form_of_the_files_gives_the_same_conversations(built, root, tmp_path):
@@ -297,51 +256,6 @@ def test_unknown_embedder():
     with pytest.raises(UserError, match="--embedder: no embedder 'x'"):
         embedding.choose_embedder("x")
     assert embedding.choose_embedder("tfidf") == "tfidf"
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """Writes a random small model with room for three questions."""
-    return cases.write_checkpoint(tmp_path_factory.mktemp("model") / "tiny", positions=1024)
-
-
-ath, "--data-root", root, "--checkpoint", f"m={model}"]
-    asked += ["--out", out, "--history", history, "--protocols", "letter", "--batch-size", 4]
-    run(monkeypatch, *asked)
-    printed = capsys.readouterr().out
-    for setting in ("(T)", "(T,T)", "(T,T,T)", "(T,T,V)", "(T,V)", "(V)"):
-        assert setting in printed
-    assert "(T,T,V) - (V)" in printed
-
-    lines = [json.loads(line) for line in (out / "m" / f"iit_{history}.jsonl").open()]
-    assert len(lines) == 4 * 3
-    assert all(line["credit"]["letter"] in (0, 1) for line in lines)
-    assert not any("error" in line["ll"] for line in lines)
-    changes = report.compare_settings(lines)
-    assert [change.task for change in changes] == [
-        "(T,T) - (T)",
-        "(T,T,T) - (T)",
-        "(T,V) - (V)",
-        "(T,T,V) - (V)",
-    ]
-    assert all(change.count == 2 for change in changes)
-
-
-def test_flags_that_do_not_belong_together(monkeypatch, tmp_path):
-    for arguments, expected in (
-        (["iit", "build", "--out", "x"], "--data-root is missing"),
-        (["iit", "build", "--data-root", tmp_path], "--out is missing"),
-        (["iit", "--seed", "1", "--checkpoint", "x"], "--seed: is for `iit build` only"),
-        (["iit", "--history", "gold", "--checkpoint", "x"], "--history: needs --manifest"),
-        (["--manifest", "x", "--checkpoint", "x"], "--manifest: is for `iit`"),
-        (["language", "build", "--checkpoint", "x"], "build: is for `iit` only"),
-        (["iit", "build", "--checkpoint", "x", "--data-root", "x", "--out", "x"], "--checkpoint:"),
-    ):
-        with pytest.raises(UserError) as caught:
-            run(monkeypatch, *arguments)
-        assert expected in str(caught.value)
-    with pytest.raises(UserError, match="--anchors: 'many' is not a number"):
-        evaluate.parse_anchors("many")
 
 
 def test_real_data_make_a_manifest(tmp_path):

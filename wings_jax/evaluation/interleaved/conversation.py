@@ -134,7 +134,7 @@ def make_turn(item: PoolItem, wording: ManifestItem) -> Turn:
     template = INSTRUCTIONS if item.subject else BARE_INSTRUCTIONS
     text = template[item.language].format(
         subject=item.subject,
-        letters=prompts.join_letters(letters),
+        letters=join_letters(letters, item.language),
         question=item.question,
         options=lines,
     )
@@ -144,6 +144,17 @@ def make_turn(item: PoolItem, wording: ManifestItem) -> Turn:
     banks = IMAGE_CONNECTIVES if needs_marker else TEXT_CONNECTIVES
     connective = banks[item.language][wording.template % CONNECTIVES]
     return Turn(text, connective, MARKER if needs_marker else "", options, answer, item)
+
+
+def join_letters(letters: str, language: str) -> str:
+    """Returns letters as a list in words of a language.
+
+    >>> join_letters("ABC", "en"), join_letters("ABC", "zh")
+    ('A, B or C', 'A、B 或 C')
+    """
+    if language == "zh":
+        return f"{'、'.join(letters[:-1])} 或 {letters[-1]}"
+    return prompts.join_letters(letters)
 
 
 def settings_of(modality: str) -> list[str]:
