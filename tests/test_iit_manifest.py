@@ -231,7 +231,7 @@ def test_other_files_are_refused(built, root, tmp_path):
     ("change", "expected"),
     [
         (lambda text: text.replace("iit-v1", "iit-v9"), "has format 'iit-v9'"),
-        (lambda text: text[: text.rindex("{")], "has 7 of its 8 anchors: it was cut off"),
+        (lambda text: text[: text.rindex("\n{")], "has 7 of its 8 anchors: it was cut off"),
         (lambda text: text[:-40], "line 9 is not of an IIT manifest"),
         (lambda text: "", "line 1 is not of an IIT manifest"),
     ],

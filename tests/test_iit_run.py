@@ -1,4 +1,4 @@
-"""IIT from benchmarks: a manifest is built and asked, from the command line."""
+"""Small models asked from the command line: manifests of IIT, open questions of MMMU."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 
 import inference_cases as cases
 import pytest
-from benchmark_files import write_iit_data
+from benchmark_files import png, write_iit_data, write_parquet
 
 from wings_jax import evaluate
 from wings_jax.errors import UserError
@@ -55,6 +55,30 @@ def test_whole_run(history, root, model, monkeypatch, tmp_path, capsys):
         "(T,T,V) - (V)",
     ]
     assert all(change.count == 2 for change in changes)
+
+
+def test_open_questions_are_generated_and_not_compared(model, monkeypatch, tmp_path):
+    """MMMU has questions without options, which a likelihood protocol leaves out."""
+    rows = [
+        {
+            "id": f"validation_Math_{number}",
+            "question": "<image 1> Red?",
+            "options": str(options),
+            "answer": answer,
+            "image_1": {"bytes": png(), "path": "x.png"},
+        }
+        for number, (options, answer) in enumerate(((["yes", "no"], "A"), ([], "['4', 'four']")))
+    ]
+    write_parquet(tmp_path, "MMMU/Math/validation-0.parquet", rows)
+    out = tmp_path / "out"
+    asked = ["--tasks", "mmmu", "--data-root", tmp_path, "--checkpoint", f"m={model}", "--out", out]
+    run(monkeypatch, *asked, "--protocols", "letter,generate", "--batch-size", 4)
+    lines = [json.loads(line) for line in (out / "m" / "mmmu.jsonl").open()]
+    assert lines[0]["credit"]["letter"] in (0, 1)
+    assert lines[1]["credit"]["letter"] is None
+    assert lines[1]["credit"]["generate"] == 0
+    scores = json.loads((out / "m" / "mmmu.json").read_text())["scores"]
+    assert (scores["letter"]["micro"]["n"], scores["generate"]["micro"]["n"]) == (1, 2)
 
 
 def test_flags_that_do_not_belong_together(monkeypatch, tmp_path):

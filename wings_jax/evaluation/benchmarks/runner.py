@@ -293,6 +293,8 @@ def _item_entry(
     entries: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Returns what is written about an item of one pass."""
+    if not one.is_generation and not item.options:
+        return {"credit": dict.fromkeys(one.protocols)}  # open: there is nothing to compare
     if not entries:
         raise UserError(f"item {item.id} has no entry for {one.key}: a process has not finished")
     failed = [entry["error"] for entry in entries if "error" in entry]
