@@ -40,7 +40,8 @@ def write_data(root: pathlib.Path, questions: int = 6) -> pathlib.Path:
     image = base64.b64encode(stream.getvalue()).decode()
     rows = ["index\timage\tquestion\tA\tB\tanswer\tcategory"]
     rows += [f"{n}\t{image}\tIs it red {n}?\tyes\tno\tA\tc{n % 2}" for n in range(3)]
-    rows.append(f"3\t{base64.b64encode(b'no image').decode()}\tUp?\tyes\tno\tB\tc1")
+    cut = base64.b64encode(stream.getvalue()[:-30] + bytes(200)).decode()
+    rows.append(f"3\t{cut}\tUp?\tyes\tno\tB\tc1")
     (root / "AI2D").mkdir(exist_ok=True)
     (root / "AI2D" / "AI2D_TEST.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     return root
