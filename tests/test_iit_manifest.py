@@ -173,6 +173,20 @@ def test_conversations_of_a_manifest(built, root):
         assert history[0]["value"] == of_anchor[0].text  # nothing before it to be connected with
 
 
+def test_shuffled_histories_differ_in_the_earlier_questions_only(built, root):
+    gold, shuffled = (
+        command.make_items(command.read_turns(built, root, is_shuffled=flag), {})
+        for flag in (False, True)
+    )
+    assert [(one.id, one.question, one.answer) for one in gold] == [
+        (one.id, one.question, one.answer) for one in shuffled
+    ]
+    assert all(
+        (one.extra["turns"] != other.extra["turns"]) == bool(one.extra["turns"])
+        for one, other in zip(gold, shuffled, strict=True)
+    )
+
+
 def test_rotation_moves_the_right_option():
     item = pool.PoolItem("u", "s", "en", "T", "sociology", "Q?", ("a", "b", "c"), 0)
     for rotation, letter in enumerate("ACB"):

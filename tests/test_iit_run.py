@@ -29,7 +29,7 @@ def run(monkeypatch, *arguments: object) -> None:
     evaluate.main()
 
 
-@pytest.mark.parametrize("history", ["gold", "model", "shuffled"])
+@pytest.mark.parametrize("history", ["gold", "model"])
 def test_whole_run(history, root, model, monkeypatch, tmp_path, capsys):
     path = tmp_path / "iit.jsonl"
     common = ["iit", "build", "--data-root", root, "--out", path, "--anchors", 2]
