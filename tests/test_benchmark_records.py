@@ -50,7 +50,7 @@ def test_record_names_what_exists(benchmark):
 def test_prompts_use_fields_that_the_files_give(benchmark):
     for pattern in benchmark.files:
         extra = dict.fromkeys(pattern.fields, "x")
-        extra |= {"hint_line": "", "test_lines": "assert f()"} if "hint" in extra else {}
+        extra |= {"hint_line": ""} if "images" in extra else {}
         options = () if benchmark.kind in ("generate", "code") else ("one", "two")
         item = Item("1", "A _ b #idiom# c", options, 0 if options else "4", extra=extra)
         for key, prompt in benchmark.prompts.items():
