@@ -174,6 +174,26 @@ def test_parts_of_several_processes_equal_one_run(
     assert contents(tmp_path) == contents(finished)
 
 
+def test_a_mesh_and_another_model_give_their_change(root, checkpoint, tmp_path, monkeypatch):
+    """The same model on four devices scores the same; the base of `forgetting` is the first."""
+    arguments = ["--tasks", "mmlu", "--data-root", root, "--shots", 2, "--batch-size", 4]
+    arguments += ["--protocols", "ll", "--mesh", "data=2,tensor=2", "--out", tmp_path]
+    other = cases.write_checkpoint(tmp_path / "other", "plain")
+    run(monkeypatch, "forgetting", "--base", other, "--checkpoint", f"m={checkpoint}", *arguments)
+    (pair,) = json.loads((tmp_path / "forgetting.json").read_text()).items()
+    assert pair[0] == "other -> m"
+    (change,) = pair[1]
+    assert (change["task"], change["protocol"], change["n"]) == ("mmlu", "ll", 12)
+    assert "mmlu (ll)" in (tmp_path / "forgetting.md").read_text()
+
+    lines = [json.loads(line) for line in (tmp_path / "m" / "mmlu.jsonl").read_text().splitlines()]
+    run_mmlu(monkeypatch, root, checkpoint, tmp_path / "one", "--protocols", "ll")
+    alone = (tmp_path / "one" / "m" / "mmlu.jsonl").read_text().splitlines()
+    for sharded, line in zip(lines, map(json.loads, alone), strict=True):
+        scores = [[o[0] for o in one["ll"]["likelihoods"]] for one in (sharded, line)]
+        np.testing.assert_allclose(*scores, atol=2e-3)
+
+
 def test_images_that_cannot_be_read_are_counted_never_guessed(
     root, checkpoint, tmp_path, monkeypatch, capsys
 ):
