@@ -89,7 +89,8 @@ MME = Benchmark(
             )
             for pattern in (
                 "MME_Benchmark_release_version/**/*.txt",
-                "[a-zA-Z]*_*/*.txt",
+                "*/questions_answers_YN/*.txt",
+                "*/*.txt",
             )
         ),
     ),
