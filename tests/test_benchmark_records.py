@@ -1,4 +1,4 @@
-"""The declarations of benchmarks: complete and consistent, with the prompts of their publications."""
+"""The declarations of benchmarks: complete, consistent, with the prompts of the publications."""
 
 from __future__ import annotations
 
