@@ -175,9 +175,9 @@ def test_parts_of_several_processes_equal_one_run(
 
 
 def test_a_mesh_and_another_model_give_their_change(root, checkpoint, tmp_path, monkeypatch):
-    """The same model on four devices scores the same; the base of `forgetting` is the first."""
+    """The same model on eight devices scores the same; the base of `forgetting` is the first."""
     arguments = ["--tasks", "mmlu", "--data-root", root, "--shots", 2, "--batch-size", 4]
-    arguments += ["--protocols", "ll", "--mesh", "data=2,tensor=2", "--out", tmp_path]
+    arguments += ["--protocols", "ll", "--mesh", "data=4,tensor=2", "--out", tmp_path]
     other = cases.write_checkpoint(tmp_path / "other", "plain")
     run(monkeypatch, "forgetting", "--base", other, "--checkpoint", f"m={checkpoint}", *arguments)
     (pair,) = json.loads((tmp_path / "forgetting.json").read_text()).items()
