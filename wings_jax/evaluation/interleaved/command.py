@@ -13,7 +13,7 @@ from wings_jax.evaluation.benchmarks import command, runner, tables
 from wings_jax.evaluation.benchmarks.command import BenchmarkOptions, MemoryStore
 from wings_jax.evaluation.benchmarks.record import LETTERS, Benchmark, DataSet, Item, Prompt
 from wings_jax.evaluation.benchmarks.results import BenchmarkResult
-from wings_jax.evaluation.benchmarks.runner import Task
+from wings_jax.evaluation.benchmarks.runner import BenchmarkTask
 from wings_jax.evaluation.interleaved import (
     conversation,
     embedding,
@@ -259,7 +259,7 @@ def _ask_letters(
     """Returns item -> the letter that the model finds most likely."""
     if not items:
         return {}
-    task = Task(benchmark, DataSet(items, (), (), manifest.FORMAT), ("letter",), 0)
+    task = BenchmarkTask(benchmark, DataSet(items, (), (), manifest.FORMAT), ("letter",), 0)
     store = MemoryStore()
     runner.run_task(generator, task, store, title)
     return {
