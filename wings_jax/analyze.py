@@ -59,6 +59,14 @@ def parse_flags() -> argparse.Namespace:
         help="workdir or checkpoint; several are compared",
     )
     add(
+        "--adapter",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="adapters on the LLM and the tower of one checkpoint, in place of it",
+    )
+    add(
         "--base",
         nargs="?",
         const="",
@@ -120,6 +128,7 @@ def measure_models(flags: argparse.Namespace) -> list[ShiftResult]:
         flags.checkpoint,
         with_base=flags.base is not None,
         base=flags.base or None,
+        adapters=flags.adapter,
         loading=models.LoadOptions(flags.dtype, mesh),
     )
     # The same samples for all models, before the first model is loaded.
