@@ -1,4 +1,4 @@
-"""llava-hf directories: imported with the same numbers, exported so that transformers opens them."""
+"""llava-hf directories: imported with the same numbers, exported for transformers."""
 
 from __future__ import annotations
 
