@@ -51,6 +51,24 @@ def test_equal_to_hugging_face_bit_for_bit(name, size):
     np.testing.assert_allclose(normalized.transpose(2, 0, 1), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(31, 50), (9, 9), (200, 3)])
+def test_bilinear_is_that_of_siglip2(size, monkeypatch):
+    """SigLIP2's processor resizes bilinearly; large images in strips give the same."""
+    settings = {"size": {"height": 28, "width": 28}, "resample": 2}
+    processor = transformers.SiglipImageProcessorPil(
+        do_rescale=False, do_normalize=False, **settings
+    )
+    image = random_image(*size)
+    expected = np.asarray(processor(images.pad_to_square(image, HALF))["pixel_values"][0])
+    prepared = images.prepare_image(image, 28, HALF, resample="bilinear")
+    assert (prepared.transpose(2, 0, 1) == expected).all()
+    assert (prepared != images.prepare_image(image, 28, HALF)).any()
+
+    monkeypatch.setattr(images, "MAX_SQUARE_PIXELS", 1)
+    monkeypatch.setattr(images, "STRIP_PIXELS", 64)
+    assert (images.prepare_image(image, 28, HALF, resample="bilinear") == prepared).all()
+
+
 @pytest.mark.skipif(not GOLDEN.exists(), reason="the release's golden images are not here")
 @pytest.mark.parametrize("number", [0, 1])
 def test_release_golden_images(number):

@@ -94,11 +94,21 @@ def check_not_quantized(config: Mapping[str, Any], file: str) -> None:
     )
 
 
+# How images are resized -> PIL's number.
+RESAMPLE = {"bicubic": 3, "bilinear": 2}
+
+
+def resample_name(steps: ConfigFields) -> str:
+    """Returns how a processor resizes, bicubic where it does not say."""
+    number = steps.integer("resample", RESAMPLE["bicubic"])
+    return next(name for name, known in RESAMPLE.items() if known == number)
+
+
 def check_image_steps(steps: ConfigFields, image_size: int) -> None:
-    """Raises UserError if a processor does more, or less, than a bicubic resize to the tower."""
+    """Raises UserError if a processor does more, or less, than a resize to the tower's side."""
     # Images are padded to squares and resized to the tower's side.
     steps.refuse("do_resize", [True])
-    steps.refuse("resample", [3])  # PIL's number for bicubic
+    steps.refuse("resample", list(RESAMPLE.values()))
     for name in ("size", "crop_size"):
         if not steps.has(name):
             continue

@@ -118,6 +118,11 @@ def vision_from_hf(
     whole = ConfigFields(config, file)
     fields = whole.object("vision_config") if whole.has("vision_config") else whole
     family = fields.value("model_type", "missing")
+    if family in ("siglip2_vision_model", "siglip2"):
+        raise UserError(
+            f"{file}: model_type {family!r} reads images of any shape (NaFlex), which is not "
+            "supported; give a SigLIP2 of fixed resolution, such as siglip2-so400m-patch14-384"
+        )
     if family not in ("siglip_vision_model", "clip_vision_model"):
         raise UserError(f"{file}: model_type {family!r} is not a SigLIP or CLIP vision model")
     hf_checks.check_not_quantized(config, file)
@@ -158,6 +163,7 @@ def vision_from_hf(
         std=std,
         feature_layer=feature_layer,
         dropped_tokens=_dropped_tokens(whole, is_clip=is_clip),
+        resample=hf_checks.resample_name(steps),
     )
 
 

@@ -127,7 +127,7 @@ def export_files(
 
 
 def image_processor_config(arch: presets.VisionArch) -> dict[str, Any]:
-    """Returns the `preprocessor_config.json`: padding to a square, then a bicubic resize."""
+    """Returns the `preprocessor_config.json`: padding to a square, then a resize."""
     side = arch.image_size
     return {
         **hf.processor_config(arch),

@@ -11,7 +11,7 @@ from typing import Any
 import tokenizers
 
 from wings_jax.data.templates import Template
-from wings_jax.model import presets
+from wings_jax.model import hf_checks, presets
 from wings_jax.weights import store
 from wings_jax.weights.transformers_format import IMAGE_TOKEN, wings_config
 
@@ -46,6 +46,7 @@ def export_files(
             "processor_class": "WingsProcessor",
             "template": dataclasses.asdict(template),
             "image_size": arch.vision.image_size,
+            "resample": hf_checks.RESAMPLE[arch.vision.resample],
             "image_mean": list(arch.vision.mean),
             "image_std": list(arch.vision.std),
             "image_seq_length": arch.vision.num_patches,
