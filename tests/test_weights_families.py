@@ -24,6 +24,7 @@ SIZES = {
     "hidden_size": 32,
     "num_hidden_layers": 4,
     "num_attention_heads": 4,
+    "num_key_value_heads": 2,
     "intermediate_size": 48,
 }
 
@@ -106,7 +107,7 @@ def test_a_window_of_the_whole_context_changes_nothing():
 
 
 def test_learners_need_a_width_of_whole_heads(tmp_path):
-    config = transformers.Qwen3Config(**SIZES, num_key_value_heads=2, head_dim=24)
+    config = transformers.Qwen3Config(**SIZES, head_dim=24)
     config.save_pretrained(tmp_path)
     model = ModelConfig(llm=str(tmp_path), learners=("visual",))
     with pytest.raises(UserError, match=r"config\.model\.learners: .* width 32 and head width 24"):

@@ -320,18 +320,20 @@ def _render(
         for message in messages
     ]
 
-    # A refusal of both is that of messages of text, the usual ones.
-    errors = []
+    # Where neither gives all texts, the result is that of messages of text, the usual ones.
+    results: list[str | ValueError] = []
     for form in (messages, of_parts):
         try:
             written = _apply(tokenizer, form, is_open=is_open)
         except ValueError as error:
-            errors.append(error)
+            results.append(error)
             continue
         if all(text in written for text in texts):
             return written
-        errors.append(ValueError("it does not write the text of every turn"))
-    raise errors[0]
+        results.append(written)
+    if isinstance(results[0], ValueError):
+        raise results[0]
+    return results[0]
 
 
 def _apply(
