@@ -149,9 +149,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if not repo.startswith(f"{self.server.owner}/"):
             self.send_json(403, {"error": "You don't have the rights to create a model here"})
         elif repo in self.server.created:
-            self.send_json(409, {"error": "You already created this model repo"})
+            url = f"{self.server.url}/{repo}"
+            self.send_json(409, {"error": "You already created this model repo", "url": url})
         else:
-            self.server.created[repo] = bool(request.get("private"))
+            is_private = request.get("private") or request.get("visibility") == "private"
+            self.server.created[repo] = bool(is_private)
             self.send_json(200, {"url": f"{self.server.url}/{repo}", "id": repo})
 
     def commit(self, repo: str, lines: list[dict]) -> None:

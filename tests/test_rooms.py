@@ -26,7 +26,17 @@ MAY_IMPORT = {
     "data": {*BASE, "model"},
     "scenes": {*BASE, "data"},
     "weights": {*BASE, "config", "checkpoint", "model", "data"},
-    "training": {*BASE, "checksums", "config", "checkpoint", "model", "data", "scenes", "weights"},
+    "training": {
+        *BASE,
+        "checksums",
+        "config",
+        "config_checks",
+        "checkpoint",
+        "model",
+        "data",
+        "scenes",
+        "weights",
+    },
     "inference": {*BASE, "checkpoint", "model", "data", "weights"},
     "evaluation": {
         *BASE,

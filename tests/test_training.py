@@ -301,6 +301,25 @@ def test_clock_measures_speed_and_waiting():
     speed = clock.read(2)
     assert speed["tokens_per_s"] > 0
     assert speed["data_wait"] == 0
+    assert "mfu" not in speed
+
+
+def test_clock_counts_per_device_and_percentiles(monkeypatch):
+    times = iter([0.0, 1.0, 2.0, 3.0, 7.0])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(times))
+    clock = metrics.Clock(steps=10, devices=2, peak_flops=100e12)
+    clock.start()
+    for _ in range(4):
+        clock.tick(waited=0.7, tokens=70, flops=140e12)
+    speed = clock.read(4)
+    assert speed["tokens_per_s"] == pytest.approx(40)
+    assert speed["tokens_per_s_device"] == pytest.approx(20)
+    assert speed["tflops_per_s_device"] == pytest.approx(40)
+    assert speed["mfu"] == pytest.approx(0.4)
+    assert speed["data_wait"] == pytest.approx(0.4)
+    assert (speed["step_s"], speed["step_p50_s"]) == (1.75, 1.0)
+    assert 1.0 < speed["step_p95_s"] <= 4.0
+    assert speed["eta_s"] == pytest.approx(6 * 1.75)
 
 
 def test_metrics_after_the_checkpoint_are_removed_on_resume(tmp_path):

@@ -58,14 +58,7 @@ def parse_flags() -> argparse.Namespace:
         metavar="[NAME=]DIR",
         help="workdir or checkpoint; several are compared",
     )
-    add(
-        "--adapter",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="[NAME=]FILE",
-        help="adapters on the LLM and the tower of one checkpoint, in place of it",
-    )
+    cli.add_adapter_flag(add)
     add(
         "--base",
         nargs="?",

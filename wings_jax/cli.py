@@ -225,6 +225,18 @@ def _print_error(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def add_adapter_flag(add: Callable[..., object]) -> None:
+    """Adds `--adapter` of the commands that compare models, by their parser's `add_argument`."""
+    add(
+        "--adapter",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="adapters on the LLM and the tower of one checkpoint, in place of it",
+    )
+
+
 def check_text(flags: argparse.Namespace) -> None:
     """Checks that texts and paths among the flags are valid Unicode without null characters.
 

@@ -155,6 +155,8 @@ class Config:
     """Seconds without a sign of another host after which a job of several hosts ends."""
     laws_every: int = 0
     """Steps between measurements of the attention shift; 0 for never."""
+    profile: str = ""
+    """Steps to trace, START:STOP without STOP, into WORKDIR/profile for xprof; '' for none."""
     model: ModelConfig = ModelConfig()
     """The model."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -178,6 +180,7 @@ FREE = (
     "accept_changed_data",
     "accept_changed_model",
     "laws_every",
+    "profile",
     "data.threads",
     "data.workers",
     "data.cache",

@@ -127,14 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="[NAME=]DIR",
         help="workdir or checkpoint; several give one table side by side",
     )
-    add(
-        "--adapter",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="[NAME=]FILE",
-        help="adapters on the LLM and the tower of one checkpoint, in place of it",
-    )
+    cli.add_adapter_flag(add)
     add(
         "--base",
         nargs="?",

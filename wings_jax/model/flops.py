@@ -43,10 +43,11 @@ PARTS = (
     "head and loss",
 )
 
-# Remat policy -> what the backward pass computes again: "linears", "attention".
+# Remat policy -> what the backward pass computes again, kinds of `Product`. "values" are a v
+# where only a frozen projection reads it: if that one's output is saved, nobody needs it again.
 RECOMPUTED: Mapping[str, tuple[str, ...]] = {
     "none": (),
-    "full": ("linears", "attention"),
+    "full": ("linears", "attention", "values"),
     "dots": ("attention",),
     "save_attn": ("linears",),
 }
@@ -237,7 +238,7 @@ def _vision_products(
 ) -> Iterable[Product]:
     """Yields the products of the tower and the projector."""
     tower, width = arch.vision, arch.decoder.hidden_size
-    patches = tower.num_patches
+    patches = (tower.image_size // tower.patch_size) ** 2
     slots = patches + tower.class_token
     is_trained = trains("vision/")
 
@@ -249,7 +250,7 @@ def _vision_products(
     yield Product("vision tower", work.images * patch, is_trained, False, "")
     yield Product("vision tower", layers * (linears + attention), is_trained, is_trained, "")
 
-    image_slots = work.images * patches
+    image_slots = work.images * tower.num_patches
     for i in range(PROJECTORS[arch.projector]):
         macs = image_slots * (tower.hidden_size if i == 0 else width) * width
         dgrad = is_trained if i == 0 else features
@@ -282,14 +283,18 @@ def _main_products(
         if path.split("/")[1] in arch.lora_targets and arch.lora_rank:
             lora = trains(f"{layers}{path}/a")
             macs = slots * arch.lora_rank
-            yield Product("main linears", macs * width_in, lora, stream, kind)
+            yield Product("main linears", macs * width_in, lora, stream)
             yield Product("main linears", macs * width_out, lora, lora or stream, kind)
 
     # q k^T and a v; the probes are as many channels of v as there are learners.
-    pairs = work.pairs["main"] * decoder.num_layers + slots * arch.prefix_length
-    yield Product("main attention", 2 * pairs * heads, stream, stream, "attention")
+    pairs = work.pairs["main"] * decoder.num_layers
+    values = "attention" if trains(f"{layers}attn/o/") else "values"
+    yield Product("main attention", pairs * heads, stream, stream, "attention")
+    yield Product("main attention", pairs * heads, stream, stream, values)
+    macs = 2 * slots * arch.prefix_length * heads
+    yield Product("main attention", macs, stream, stream, "attention")
     if arch.router:
-        macs = work.pairs["main"] * decoder.num_layers * decoder.num_heads * len(arch.learners)
+        macs = pairs * decoder.num_heads * len(arch.learners)
         yield Product("router", macs, trains(f"{layers}router/"), stream, "attention")
 
 
@@ -303,16 +308,16 @@ def _learner_products(
 ) -> Iterable[Product]:
     """Yields the products of a learner, over all layers: the layers are scanned, so all have it."""
     decoder, layers = arch.decoder, f"decoder/layers/{name}/"
-    heads = decoder.num_heads * decoder.head_dim
+    width = decoder.learner_heads * decoder.head_dim
     inputs = {"q": (work.slots, stream), "k": (work.keys[name], x0), "v": (work.keys[name], x0)}
     inputs["o"] = (work.slots, stream)
 
     # x a b, [T, D] x [D, R] x [R, D]
     for projection, (slots, has_gradient) in inputs.items():
-        macs = slots * decoder.num_layers * heads * arch.rank
+        macs = slots * decoder.num_layers * width * arch.rank
         is_trained = trains(f"{layers}{projection}/")
         yield Product(name, macs, is_trained, has_gradient)
         yield Product(name, macs, is_trained, has_gradient or is_trained)
 
     pairs = work.pairs[name] * decoder.num_layers
-    yield Product(name, 2 * pairs * heads, stream, stream, "attention")
+    yield Product(name, 2 * pairs * width, stream, stream, "attention")

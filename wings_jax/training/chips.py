@@ -33,6 +33,7 @@ GIB = 2**30
 CHIPS: Mapping[str, Chip] = {
     "a100-40": Chip("A100-40", 312e12, 1.555e12, 40 * GIB, 300e9),
     "a100-80": Chip("A100-80", 312e12, 2.039e12, 80 * GIB, 300e9),
+    "h100-pcie": Chip("H100-PCIe", 756e12, 2.0e12, 80 * GIB, 300e9),
     "h100": Chip("H100-80", 989e12, 3.35e12, 80 * GIB, 450e9),
     "h200": Chip("H200-141", 989e12, 4.8e12, 141 * GIB, 450e9),
     "v4": Chip("v4", 275e12, 1.2e12, 32 * GIB, 300e9),
@@ -44,6 +45,7 @@ CHIPS: Mapping[str, Chip] = {
 # Part of a lower-case `device_kind` -> key of CHIPS; the first match counts.
 _KINDS: tuple[tuple[str, str], ...] = (
     ("h200", "h200"),
+    ("h100 pcie", "h100-pcie"),
     ("h100", "h100"),
     ("a100-sxm4-40gb", "a100-40"),
     ("a100-pcie-40gb", "a100-40"),
@@ -71,3 +73,8 @@ def find_chip(device_kind: str) -> Chip | None:
     kind = device_kind.lower()
     key = next((key for part, key in _KINDS if part in kind), None)
     return CHIPS[key] if key else None
+
+
+def unknown_chip(device_kind: str) -> str:
+    """Returns the line that a run prints where MFU cannot be computed."""
+    return f"MFU is not shown: the peak rate of device kind {device_kind!r} is not known"

@@ -14,9 +14,11 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from wings_jax import files
-from wings_jax.model.layout import PADDING, Batch
-from wings_jax.training import divergence, meshes, metrics
+from wings_jax.model import flops
+from wings_jax.model.layout import Batch
+from wings_jax.training import chips, divergence, meshes, metrics
 from wings_jax.training import state as state_lib
+from wings_jax.training.profiling import Profiler
 from wings_jax.training.start import TrainingRun
 from wings_jax.training.watchdog import Watchdog
 
@@ -46,7 +48,9 @@ def train(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
         watchdog = Watchdog(60 * run.config.watchdog_minutes)
         with _preemption() as is_preempted, watchdog, run.writer:
             if done < run.steps:
-                _run_steps(run, batches, log, watch, is_preempted, watchdog)
+                profiler = Profiler(run.config.profile, run.workdir, last=run.steps)
+                with profiler:
+                    _run_steps(run, batches, log, watch, is_preempted, watchdog, profiler)
             else:
                 run.writer.save(run.steps, *state_lib.to_checkpoint(run.state))
     finally:
@@ -62,6 +66,7 @@ def _run_steps(
     watch: Watch | None,
     is_preempted: Callable[[int], bool],
     watchdog: Watchdog,
+    profiler: Profiler,
 ) -> None:
     """Trains from the state's step to the last. Raises SystemExit after a preemption."""
     config, first = run.config, int(run.state.step) + 1
@@ -79,7 +84,8 @@ def _run_steps(
             batch_size=config.batch_size,
             accumulation=config.optimizer.accumulation,
         )
-        run.state, scalars = run.update(run.state, placed)
+        with profiler.trace_step(step):
+            run.state, scalars = run.update(run.state, placed)
 
         # The scalars of the step before: the device has the next update to work on meanwhile.
         if pending:
@@ -94,7 +100,9 @@ def _run_steps(
             jax.block_until_ready(scalars)
             log.clock.start()
         else:
-            log.clock.tick(waited=waited, tokens=_count_slots(batch) * jax.process_count())
+            log.tick(waited, batch)
+
+        profiler.end_step(step, scalars)
 
         # Log before a save, so that a run resumed from this checkpoint has every line.
         is_last = step == run.steps
@@ -119,8 +127,20 @@ class _StepLog:
         )
         is_first_host = jax.process_index() == 0
         self._writer = metrics.MetricsWriter(run.workdir, start=done) if is_first_host else None
-        self.clock = metrics.Clock(run.steps)
+        chip = chips.find_chip(jax.devices()[0].device_kind)
+        if not chip and is_first_host:
+            print(chips.unknown_chip(jax.devices()[0].device_kind), flush=True)
+        self.clock = metrics.Clock(
+            run.steps, devices=run.mesh.size, peak_flops=chip.flops if chip else None
+        )
         self.history: list[dict[str, float]] = []
+
+    def tick(self, waited: float, batch: Batch) -> None:
+        """Adds to the clock a step that waited so many seconds for this host's batch."""
+        work = flops.count_workload(batch, self._run.arch)
+        operations = flops.model_flops(self._run.arch, work, self._run.state.trained)
+        hosts = jax.process_count()  # all have as many rows, and are assumed to be as full
+        self.clock.tick(waited=waited, tokens=work.slots * hosts, flops=operations * hosts)
 
     def log_step(
         self,
@@ -183,11 +203,6 @@ def _close(batches: Iterator[Batch]) -> None:
         close()
 
 
-def _count_slots(batch: Batch) -> int:
-    """Returns how many slots are not padding."""
-    return int((np.asarray(batch.layout.modality) != PADDING).sum())
-
-
 def _summarize(run: TrainingRun, history: list[dict[str, float]], seconds: float) -> dict[str, Any]:
     """Returns the summary of a run and writes it; `last_*` are means over its last 50 steps."""
     last = history[-50:]
@@ -198,8 +213,8 @@ def _summarize(run: TrainingRun, history: list[dict[str, float]], seconds: float
         "skipped_steps": int(run.state.skipped),
         **{
             f"last_{name}": float(np.mean([scalars[name] for scalars in last]))
-            for name in ("loss", "accuracy", "tokens_per_s", "data_wait")
-            if last
+            for name in ("loss", "accuracy", "tokens_per_s", "data_wait", "step_p50_s", "mfu")
+            if last and name in last[-1]
         },
         "data": run.loader.stats,
     }

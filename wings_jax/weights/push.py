@@ -115,7 +115,8 @@ def upload(
         for name, content in contents.items()
     ]
     try:
-        api.create_repo(repo, private=is_private, exist_ok=True)
+        # None: public, unless the organization has another default.
+        api.create_repo(repo, private=is_private or None, exist_ok=True)
         api.create_commit(repo, operations, commit_message=message or "Upload a wings_jax export")
     except (*failures, ValueError) as error:
         raise UserError(_reason(repo, error)) from error
