@@ -60,6 +60,14 @@ def uses_checkpoint(model: config_lib.ModelConfig) -> bool:
     return CHECKPOINT in (model.llm, model.vision)
 
 
+def saved_arch(config: config_lib.Config) -> presets.WingsArch | None:
+    """Returns the architecture of the checkpoint of `config.init_from`; None if it is not used."""
+    if not (uses_checkpoint(config.model) and config.init_from):
+        return None
+    step = checkpoint.newest_step(config.init_from)
+    return None if step is None else checkpoint.read_meta(step)[1]
+
+
 def resolve_arch(
     model: config_lib.ModelConfig, saved: presets.WingsArch | None = None
 ) -> presets.WingsArch:
