@@ -17,12 +17,7 @@ from wings_jax.weights import store
 torch = pytest.importorskip("torch")
 
 TEXT = {
-    "vocab_size": 320,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    **weights_cases.LLM,
     "max_position_embeddings": 512,
     "bos_token_id": None,
     "eos_token_id": 258,
