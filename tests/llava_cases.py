@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import functools
 import json
 import pathlib
+import shutil
+import tempfile
 
 import numpy as np
 import pytest
@@ -67,7 +70,9 @@ def save_llava(directory: pathlib.Path, case: str, *, dtype=torch.float32) -> No
 @functools.cache
 def root() -> pathlib.Path:
     """Returns the directory of the test session's models."""
-    return weights_cases.sources().parent / f"{weights_cases.sources().name}_llava"
+    directory = pathlib.Path(tempfile.mkdtemp())
+    atexit.register(shutil.rmtree, directory)
+    return directory
 
 
 def saved(case: str) -> pathlib.Path:
