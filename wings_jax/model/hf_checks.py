@@ -94,6 +94,22 @@ def check_not_quantized(config: Mapping[str, Any], file: str) -> None:
     )
 
 
+def is_clip_tower(model_type: str, file: str) -> bool:
+    """Returns whether a tower is a CLIP, else it is a SigLIP.
+
+    Raises:
+      UserError: it is neither; a SigLIP2 of any resolution (NaFlex) has its own message.
+    """
+    if model_type in ("siglip2_vision_model", "siglip2"):
+        raise UserError(
+            f"{file}: model_type {model_type!r} reads images of any shape (NaFlex), which is not "
+            "supported; give a SigLIP2 of fixed resolution, such as siglip2-so400m-patch14-384"
+        )
+    if model_type not in ("siglip_vision_model", "clip_vision_model"):
+        raise UserError(f"{file}: model_type {model_type!r} is not a SigLIP or CLIP vision model")
+    return model_type == "clip_vision_model"
+
+
 # How images are resized -> PIL's number.
 RESAMPLE = {"bicubic": 3, "bilinear": 2}
 
