@@ -11,6 +11,9 @@ import training_cases as cases
 from gcs_server import serve_bucket
 from test_train_mistakes import command
 
+from wings_jax import files
+from wings_jax.errors import UserError
+
 STEPS = 4
 
 
@@ -27,22 +30,21 @@ def run(environment, *arguments) -> subprocess.CompletedProcess:
 
 
 @pytest.mark.slow
-def test_run_in_a_bucket_equals_a_local_one_and_resumes(tmp_path):
+def test_run_in_a_bucket_resumes_bitwise(tmp_path):
     """The newest step is lost after the run; the same command goes on from the one before."""
     changes = {"steps": str(STEPS), "checkpoint_every": "2", "batch_size": "4"}
     with serve_bucket("bucket") as environment:
         bucket = remote_files(environment)
         workdir = "gs://bucket/runs/one"
         arguments = [*command(tmp_path, **changes)[:-1], f"--workdir={workdir}"]
-        local = run(environment, "wings_jax.train", *command(tmp_path / "run", **changes))
         first = run(environment, "wings_jax.train", *arguments)
-        assert (local.returncode, first.returncode) == (0, 0), first.stderr
+        assert first.returncode == 0, first.stderr
 
         names = {path.split("/")[3] for path in bucket.find("bucket/runs/one")}
         written = {"config.json", "data.json", "metrics.jsonl", "summary.json"}
         assert names >= {*written, "checkpoints", "tensorboard"}
-        expected = cases.losses(tmp_path / "run")
-        assert losses(bucket) == expected
+        expected = losses(bucket)
+        assert len(expected) == STEPS
 
         bucket.rm(f"bucket/runs/one/checkpoints/{STEPS}", recursive=True)
         again = run(environment, "wings_jax.train", *arguments)
@@ -53,8 +55,6 @@ def test_run_in_a_bucket_equals_a_local_one_and_resumes(tmp_path):
         answer = ("--checkpoint", workdir, "--prompt", "What?", "--max-new-tokens", "2")
         answered = run(environment, "wings_jax.generate", *answer)
         assert answered.returncode == 0, answered.stderr
-        inspected = run(environment, "wings_jax.convert", "inspect", "--verify", workdir)
-        assert inspected.returncode == 0, inspected.stderr
 
 
 def remote_files(environment):
@@ -72,17 +72,15 @@ def losses(bucket) -> list[float]:
     return [json.loads(line)["loss"] for line in lines]
 
 
-@pytest.mark.parametrize(
-    ("path", "message"),
-    [
-        ("s3://bucket/run", "s3://bucket/run: only local paths and gs:// are supported"),
-        ("gs://missing/run", "the bucket gs://missing does not exist, or it may not be read"),
-    ],
-)
-@pytest.mark.slow
-def test_buckets_that_cannot_be_used_are_named(tmp_path, path, message):
+def test_buckets_that_do_not_exist_are_named(tmp_path):
     with serve_bucket("bucket") as environment:
-        arguments = [*command(tmp_path)[:-1], f"--workdir={path}"]
+        arguments = [*command(tmp_path)[:-1], "--workdir=gs://missing/run"]
         done = run(environment, "wings_jax.train", *arguments)
+    message = "--workdir: the bucket gs://missing does not exist, or it may not be read"
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1] == f"python -m wings_jax.train: --workdir: {message}"
+    assert done.stderr.splitlines()[-1] == f"python -m wings_jax.train: {message}"
+
+
+def test_urls_of_another_kind_are_refused():
+    with pytest.raises(UserError, match="--workdir: s3://b/run: only local paths and gs:// are"):
+        files.check_bucket("s3://b/run", "--workdir")

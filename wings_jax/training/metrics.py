@@ -76,11 +76,26 @@ class MetricsWriter:
     def close(self) -> None:
         """Closes both files. Raises UserError if what is buffered cannot be written."""
         with self._writing():
-            self._lines.close()
-            self._events.close()
+            try:
+                self._lines.close()
+            finally:
+                self._close_events()
             self._upload()
             if self._mirror:
                 self._mirror.cleanup()
+
+    def _close_events(self) -> None:
+        """Closes the event file also where it cannot be flushed, which tensorboardX does not.
+
+        Python would report such a file once more when it is deleted.
+        """
+        records = self._events._py_recordio_writer
+        try:
+            self._events.close()
+        except OSError:
+            with contextlib.suppress(OSError):
+                records.close()
+            raise
 
     def _upload(self) -> None:
         """Copies both files into the bucket, if the workdir is in one."""
