@@ -14,8 +14,9 @@
 
 Prints a table with a column per model; with --out, reports and every answer are written there.
 --base adds the model before any training (the checkpoint that was imported, or the LLM and the
-tower of the first config), or another checkpoint to compare with. --mesh shares each model among
-devices, --dtype is that of its matmuls.
+tower of the first config), or another checkpoint to compare with. --adapter puts each FILE (of
+`convert export --format adapter`) on the checkpoint and scores that instead. --mesh shares each
+model among devices, --dtype is that of its matmuls.
 
 Tasks are benchmarks (--list prints them; their files are below --data-root, in any of the forms
 that they are published in) and the embedded ones, scenes_images, scenes_text and iit. --suite
@@ -91,6 +92,7 @@ def evaluate_models(flags: argparse.Namespace, embedded: str, benchmarks: Sequen
         flags.checkpoint,
         with_base=flags.base is not None,
         base=flags.base or None,
+        adapters=flags.adapter,
         loading=models.LoadOptions(flags.dtype or parameters.default_dtype(), mesh),
     )
     if flags.mode == LANGUAGE:
@@ -197,6 +199,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="[NAME=]DIR",
         help="workdir or checkpoint; several give one table side by side",
     )
+    cli.add_adapter_flag(add)
     add(
         "--base",
         nargs="?",
