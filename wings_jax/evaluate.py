@@ -9,6 +9,8 @@
     python -m wings_jax.evaluate --base --checkpoint stage1=runs/stage1 stage2=runs/stage2 \\
         --tasks scenes_images,scenes_text --out runs/evaluation --figure runs/answers.png
     python -m wings_jax.evaluate iit --checkpoint runs/stage2
+    python -m wings_jax.evaluate iit build --data-root DATA --out iit.jsonl
+    python -m wings_jax.evaluate iit --manifest iit.jsonl --data-root DATA --checkpoint runs/stage2
     python -m wings_jax.evaluate language --base --checkpoint runs/stage2 --out runs/language \\
         [--text FILE.txt] [--choices FILE.jsonl]
 
@@ -27,6 +29,11 @@ of N on one of several machines with a common --out; the same command without it
 `forgetting` compares each model with the base, question by question; --compare does so for
 finished results.
 
+`iit` asks in interleaved conversations of text and images: embedded ones or, with --manifest, those
+that `iit build` made of the data sets below --data-root. A manifest has identifiers and hashes
+only. --history says what the earlier answers are: the true ones (gold), the model's own (model), or
+the true ones to random questions (shuffled).
+
 `language` measures any LLM by likelihood: the perplexity of English prose, and multiple choice
 without examples, where the most likely choice counts as the answer (and, in another row, the most
 likely per token). The default text is the descriptions of data sets in the installed
@@ -41,9 +48,13 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from wings_jax import cli
 from wings_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from wings_jax.evaluation.benchmarks.command import BenchmarkOptions
 
 PROGRAM = cli.program_name("wings_jax.evaluate")
 TASK_NAMES = ("scenes_images", "scenes_text", "iit")  # of `evaluation.tasks`, which imports slowly
@@ -52,11 +63,18 @@ LANGUAGE = "language"
 BENCHMARK_FLAGS = ("suite", "protocols", "shots", "shard")
 TASK_FLAGS = ("tasks", "data_root", "figure", *BENCHMARK_FLAGS)
 LANGUAGE_FLAGS = ("text", "choices")
+BUILD = "build"
+BUILD_FLAGS = ("sources", "seed", "anchors", "embedder")
+MANIFEST_FLAGS = ("manifest", "history")
 
 
 def main() -> None:
     """Evaluates the models that the flags name."""
     flags = parse_flags()
+
+    if flags.action == BUILD:
+        build_manifest(flags)
+        return
 
     # After the flags: these import slowly.
     from wings_jax.evaluation.benchmarks import catalog
@@ -106,6 +124,15 @@ def evaluate_models(flags: argparse.Namespace, embedded: str, benchmarks: Sequen
         )
         return
 
+    if flags.manifest:
+        from wings_jax.evaluation.interleaved import command
+
+        options = benchmark_options(flags)
+        command.evaluate_manifest(
+            lazy_models, flags.manifest, options, history=flags.history or "gold"
+        )
+        return
+
     is_comparison = flags.mode == "forgetting"
     if benchmarks:
         evaluate_benchmarks(flags, lazy_models, benchmarks)
@@ -128,17 +155,9 @@ def evaluate_benchmarks(
     flags: argparse.Namespace, lazy_models: Sequence, benchmarks: Sequence
 ) -> None:
     """Evaluates models on benchmarks. Raises UserError."""
-    from wings_jax.evaluation.benchmarks import command, runner
+    from wings_jax.evaluation.benchmarks import command
 
-    options = command.BenchmarkOptions(
-        flags.data_root,
-        flags.out,
-        command.parse_protocols(flags.protocols) if flags.protocols else None,
-        flags.shots,
-        flags.limit,
-        flags.batch_size,
-        command.parse_shard(flags.shard) if flags.shard else runner.Shard(),
-    )
+    options = benchmark_options(flags)
     command.evaluate_benchmarks(
         lazy_models,
         benchmarks,
@@ -148,17 +167,67 @@ def evaluate_benchmarks(
     )
 
 
+def benchmark_options(flags: argparse.Namespace) -> BenchmarkOptions:
+    """Returns what the flags ask of benchmarks. Raises UserError."""
+    from wings_jax.evaluation.benchmarks import command, runner
+
+    return command.BenchmarkOptions(
+        flags.data_root,
+        flags.out,
+        command.parse_protocols(flags.protocols) if flags.protocols else None,
+        flags.shots,
+        flags.limit,
+        flags.batch_size,
+        command.parse_shard(flags.shard) if flags.shard else runner.Shard(),
+    )
+
+
+def build_manifest(flags: argparse.Namespace) -> None:
+    """Writes a manifest of interleaved conversations. Raises UserError."""
+    from wings_jax.evaluation.interleaved import command
+
+    command.build_manifest(
+        flags.out,
+        flags.data_root,
+        sources=split_list(flags.sources) if flags.sources else None,
+        seed=flags.seed or 0,
+        anchors=parse_anchors(flags.anchors) if flags.anchors else None,
+        embedder=flags.embedder or "auto",
+    )
+
+
+def split_list(text: str) -> list[str]:
+    """Returns the names of a comma-separated list.
+
+    >>> split_list("mmlu, piqa")
+    ['mmlu', 'piqa']
+    """
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def parse_anchors(text: str) -> dict[str, int]:
+    """Returns language -> number of scored questions of "EN" or "EN,ZH". Raises UserError.
+
+    >>> parse_anchors("500,100")
+    {'en': 500, 'zh': 100}
+    """
+    parts = split_list(text)
+    if not 1 <= len(parts) <= 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise UserError(f"--anchors: {text!r} is not a number, or two separated by a comma")
+    return dict(zip(("en", "zh"), map(int, parts), strict=False))
+
+
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Returns the flags, with the mode's defaults filled in. Raises UserError."""
     flags = make_parser().parse_args(arguments)
     cli.check_text(flags)
     check_mode(flags)
 
-    if flags.tasks is None and flags.suite is None:
+    if flags.tasks is None and flags.suite is None and not flags.manifest:
         flags.tasks = DEFAULT_TASKS.get(flags.mode)
     if flags.mode == "forgetting" and flags.base is None:
         flags.base = ""
-    if not (flags.checkpoint or flags.compare or flags.list):
+    if not (flags.checkpoint or flags.compare or flags.list or flags.action):
         raise UserError("--checkpoint is missing: which model is to be evaluated?")
 
     least = {"limit": 1, "batch_size": 1, "shots": 0}
@@ -177,10 +246,36 @@ def check_mode(flags: argparse.Namespace) -> None:
     for name in TASK_FLAGS if is_language else LANGUAGE_FLAGS:
         if getattr(flags, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} {problem}")
+    check_iit_flags(flags)
     if flags.compare and (flags.checkpoint or flags.tasks or flags.suite):
         raise UserError("--compare: reads finished results, without --checkpoint, --tasks, --suite")
     if flags.shard and not flags.out:
         raise UserError("--shard: needs --out, a directory that all processes write to")
+
+
+def check_iit_flags(flags: argparse.Namespace) -> None:
+    """Raises UserError if a flag of `iit` has no effect, or one is missing."""
+    is_build = flags.action == BUILD
+    if is_build and flags.mode != "iit":
+        raise UserError(f"{BUILD}: is for `iit` only: evaluate iit {BUILD}")
+    for name in BUILD_FLAGS:
+        if getattr(flags, name) is not None and not is_build:
+            raise UserError(f"--{name}: is for `iit {BUILD}` only")
+    for name in MANIFEST_FLAGS:
+        if getattr(flags, name) is not None and (flags.mode != "iit" or is_build):
+            raise UserError(f"--{name}: is for `iit` with a manifest only")
+
+    if flags.history and not flags.manifest:
+        raise UserError("--history: needs --manifest")
+    if flags.manifest and flags.tasks:
+        raise UserError("--tasks: not with --manifest, which says what is asked")
+    if is_build:
+        unused = [name for name in ("checkpoint", "tasks") if getattr(flags, name)]
+        if unused:
+            raise UserError(f"--{unused[0]}: is not for `iit {BUILD}`, which asks no model")
+        for name in ("data_root", "out"):
+            if getattr(flags, name) is None:
+                raise UserError(f"--{name.replace('_', '-')} is missing: `iit {BUILD}` needs it")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -190,6 +285,8 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("mode", nargs="?", choices=(*DEFAULT_TASKS, LANGUAGE), default="tasks")
+
+    add("action", nargs="?", choices=(BUILD,), help="`iit build`: make a manifest")
 
     # Models.
     add(
@@ -229,6 +326,14 @@ def make_parser() -> argparse.ArgumentParser:
     add("--choices", type=pathlib.Path, metavar="FILE.jsonl", help="`language`: questions")
     add("--limit", type=int, help="use only about this many questions of each task, or passages")
     add("--batch-size", type=int, default=64, help="default: %(default)s")
+
+    # Interleaved conversations.
+    add("--manifest", type=pathlib.Path, metavar="FILE.jsonl", help="`iit`: what is asked")
+    add("--history", help="`iit --manifest`: earlier answers: gold, model or shuffled")
+    add("--sources", help="`iit build`: benchmarks; default: those of the paper that are there")
+    add("--seed", type=int, help="`iit build`: default: 0")
+    add("--anchors", metavar="EN[,ZH]", help="`iit build`: scored questions; default: 500,100")
+    add("--embedder", help="`iit build`: wordllama, tfidf or auto")
 
     # Outputs.
     add("--out", type=pathlib.Path, help="directory for the report and the answers")

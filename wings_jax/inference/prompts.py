@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wings_jax.data import conversation, samples, tokenization
-from wings_jax.data import images as image_files
+from wings_jax.data import conversation, examples, samples, tokenization
 from wings_jax.data import turns as turns_lib
 from wings_jax.errors import UserError
 from wings_jax.inference import chunks
@@ -192,11 +191,7 @@ class PromptProcessor:
         Raises:
           UserError: an image is missing, or cannot be read.
         """
-        vision = self.arch.vision
-        return tuple(
-            image_files.prepare_image(image_files.load_image(image), vision.image_size, vision.mean)
-            for image in images
-        )
+        return tuple(examples.load_square(image, self.arch.vision) for image in images)
 
 
 def as_list(images: Sequence[Any] | Any) -> list[Any]:

@@ -15,7 +15,7 @@ from wings_jax.evaluation import models, tasks
 from wings_jax.evaluation.benchmarks import paired, readers, results, runner, tables
 from wings_jax.evaluation.benchmarks.record import PROTOCOLS, Benchmark, DataSet
 from wings_jax.evaluation.benchmarks.results import BenchmarkResult
-from wings_jax.evaluation.benchmarks.runner import Shard, Task
+from wings_jax.evaluation.benchmarks.runner import BenchmarkTask, Shard
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.jobs import Journal
 
@@ -144,7 +144,7 @@ def read_tasks(
     data_root: pathlib.Path,
     options: BenchmarkOptions,
     missing: list[str] | None,
-) -> list[Task]:
+) -> list[BenchmarkTask]:
     """Returns the tasks whose files are there.
 
     Args:
@@ -166,7 +166,7 @@ def read_tasks(
     return asked
 
 
-def make_task(benchmark: Benchmark, data: DataSet, options: BenchmarkOptions) -> Task:
+def make_task(benchmark: Benchmark, data: DataSet, options: BenchmarkOptions) -> BenchmarkTask:
     """Returns a benchmark as the options ask it. Raises UserError if it has not the protocols."""
     protocols = options.protocols or benchmark.protocols
     kept = tuple(name for name in protocols if name in benchmark.protocols)
@@ -179,7 +179,7 @@ def make_task(benchmark: Benchmark, data: DataSet, options: BenchmarkOptions) ->
     if shots and not data.shots:
         raise UserError(f"--shots: {benchmark.name} has no split that shots come from")
     limited = dataclasses.replace(data, items=limit_items(data, options.limit))
-    return Task(benchmark, limited, kept, shots)
+    return BenchmarkTask(benchmark, limited, kept, shots)
 
 
 def limit_items(data: DataSet, limit: int | None) -> list[Any]:
@@ -198,7 +198,7 @@ def limit_items(data: DataSet, limit: int | None) -> list[Any]:
 
 def run_model(
     model: models.LazyModel,
-    asked: Sequence[Task],
+    asked: Sequence[BenchmarkTask],
     options: BenchmarkOptions,
     missing: list[str] | None,
 ) -> Iterator[BenchmarkResult]:
@@ -207,13 +207,7 @@ def run_model(
     Raises:
       UserError: the model cannot be loaded, or a task does not fit it.
     """
-    with errors.full_memory(models.MEMORY_ADVICE):
-        opened = model.open()
-        model_hash = results.hash_model(opened)
-        generator = Generator.from_checkpoint(
-            opened, rows=options.rows, dtype=model.loading.dtype, mesh=model.loading.mesh
-        )
-    del opened
+    generator, model_hash = open_generator(model, options.rows)
 
     # What cannot be asked is found before the first answer is computed.
     for task in asked:
@@ -229,8 +223,23 @@ def run_model(
             yield result
 
 
+def open_generator(model: models.LazyModel, rows: int) -> tuple[Generator, str]:
+    """Returns a model that answers `rows` prompts at once, and the hash of its parameters.
+
+    Raises:
+      UserError: the model cannot be loaded.
+    """
+    with errors.full_memory(models.MEMORY_ADVICE):
+        opened = model.open()
+        model_hash = results.hash_model(opened)
+        generator = Generator.from_checkpoint(
+            opened, rows=rows, dtype=model.loading.dtype, mesh=model.loading.mesh
+        )
+    return generator, model_hash
+
+
 def run_task(
-    name: str, generator: Generator, model_hash: str, task: Task, options: BenchmarkOptions
+    name: str, generator: Generator, model_hash: str, task: BenchmarkTask, options: BenchmarkOptions
 ) -> BenchmarkResult | None:
     """Returns the result of one task; None for a shard, whose entries stay in its journal."""
     spec = generator.spec
@@ -265,7 +274,7 @@ def run_task(
 
 @contextlib.contextmanager
 def open_journal(
-    out: pathlib.Path, name: str, task: Task, provenance: Mapping[str, Any], shard: Shard
+    out: pathlib.Path, name: str, task: BenchmarkTask, provenance: Mapping[str, Any], shard: Shard
 ) -> Iterator[Journal]:
     """Yields the journal of a task, with the entries of an earlier run and of other processes."""
     lines_path, _ = results.result_paths(out, name, task.benchmark.name)
@@ -285,13 +294,13 @@ def open_journal(
         journal.close()
 
 
-def part_name(task: Task, shard: Shard) -> str:
+def part_name(task: BenchmarkTask, shard: Shard) -> str:
     """Returns the name of the output that a shard's journal belongs to."""
     return f"{task.benchmark.name}.part-{shard.index}-of-{shard.count}"
 
 
 def part_journals(
-    out: pathlib.Path, name: str, task: Task, provenance: Mapping[str, Any]
+    out: pathlib.Path, name: str, task: BenchmarkTask, provenance: Mapping[str, Any]
 ) -> list[Journal]:
     """Returns the journals that shards have written. Raises UserError if one is another run's."""
     pattern = f"{task.benchmark.name}.part-*-of-*.partial"

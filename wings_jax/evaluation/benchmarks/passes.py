@@ -18,6 +18,7 @@ from wings_jax.inference.sampling import SamplingParams
 from wings_jax.inference.scoring_plan import ScoringRequest
 
 GENERATE = "generate"
+TURNS = "turns"  # of `Item.extra`: the conversation before the item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,10 +128,15 @@ def _scoring_request(
 def chat_request(item: Item, text: str, sampling: SamplingParams | None = None) -> Request:
     """Returns an item as a human turn with its images, which are read later.
 
+    `Item.extra` may have turns before it, {"from": human|gpt, "value": text}, as TURNS.
     The images are those of `Item.images`; `read_images` gives their bytes.
     """
     marked = text if item.images else text.replace("<image>", "\\<image>")
-    return Request(marked, [image.name for image in item.images], sampling)
+    names = [image.name for image in item.images]
+    history = item.extra.get(TURNS, ())
+    if not history:
+        return Request(marked, names, sampling)
+    return Request([*history, {"from": "human", "value": marked}], names, sampling)
 
 
 def read_images(item: Item) -> list[bytes]:

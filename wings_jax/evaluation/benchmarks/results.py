@@ -20,7 +20,7 @@ from wings_jax import checkpoint, checksums, files, formatting, tree
 from wings_jax.errors import UserError
 from wings_jax.evaluation.benchmarks import record, summary
 from wings_jax.evaluation.benchmarks.record import Benchmark
-from wings_jax.evaluation.benchmarks.runner import Task
+from wings_jax.evaluation.benchmarks.runner import BenchmarkTask
 from wings_jax.evaluation.benchmarks.summary import ProtocolScore
 from wings_jax.inference import jobs
 
@@ -82,7 +82,7 @@ def hash_model(opened: checkpoint.Checkpoint) -> str:
     return hash_text(json.dumps(sums, sort_keys=True) + repr(opened.arch))
 
 
-def hash_prompts(task: Task) -> str:
+def hash_prompts(task: BenchmarkTask) -> str:
     """Returns a hash of how items are written: prompts, shots and their positions."""
     prompts = {one.key: dataclasses.asdict(one.prompt) for one in task.passes}
     shots = dataclasses.asdict(task.benchmark.shots)
@@ -90,7 +90,7 @@ def hash_prompts(task: Task) -> str:
 
 
 def make_provenance(
-    task: Task, *, model_hash: str, rows: int, dtype: str, kernel: str
+    task: BenchmarkTask, *, model_hash: str, rows: int, dtype: str, kernel: str
 ) -> dict[str, Any]:
     """Returns what a result depends on; equal values give equal results on one machine."""
     ids = "\n".join(item.id for item in task.data.items)
@@ -204,7 +204,7 @@ def read_finished(
 
 def make_result(
     model: str,
-    task: Task,
+    task: BenchmarkTask,
     provenance: Mapping[str, Any],
     lines: Sequence[Mapping[str, Any]],
     seconds: float,

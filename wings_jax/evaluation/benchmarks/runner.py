@@ -42,7 +42,7 @@ class EntryStore(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class Task:
+class BenchmarkTask:
     """A benchmark as one run asks it."""
 
     # The declaration.
@@ -83,7 +83,7 @@ class Shard:
         return number % self.count == self.index
 
 
-def check_sight(name: str, task: Task, generator: Generator) -> None:
+def check_sight(name: str, task: BenchmarkTask, generator: Generator) -> None:
     """Raises UserError if a task asks about images and the model has no vision tower."""
     missing = generator.processor.missing_parts
     asked = sum(bool(item.images) for item in task.data.items)
@@ -95,7 +95,7 @@ def check_sight(name: str, task: Task, generator: Generator) -> None:
 
 
 def run_task(
-    generator: Generator, task: Task, store: EntryStore, title: str, shard: Shard = Shard()
+    generator: Generator, task: BenchmarkTask, store: EntryStore, title: str, shard: Shard = Shard()
 ) -> None:
     """Computes every entry of a task that the journal does not have.
 
@@ -111,7 +111,7 @@ def run_task(
 
 def _run_likelihood(
     generator: Generator,
-    task: Task,
+    task: BenchmarkTask,
     numbered: tuple[int, EvaluationPass],
     examples: Sequence[Sequence[Item]],
     store: EntryStore,
@@ -190,7 +190,7 @@ def _scored_entry(asked: OptionRequest, scored: ScoredRequest) -> dict[str, Any]
 
 def _run_generation(
     generator: Generator,
-    task: Task,
+    task: BenchmarkTask,
     numbered: tuple[int, EvaluationPass],
     examples: Sequence[Sequence[Item]],
     store: EntryStore,
@@ -248,7 +248,7 @@ def _answer_block(
 
 
 def _check_prompts(
-    generator: Generator, task: Task, one: EvaluationPass, texts: Sequence[str]
+    generator: Generator, task: BenchmarkTask, one: EvaluationPass, texts: Sequence[str]
 ) -> None:
     """Raises UserError if prompts are longer than the model supports, saying how many."""
     processor = generator.processor
@@ -261,7 +261,9 @@ def _check_prompts(
     passes.check_lengths(task.benchmark.name, sizes, len(texts), processor.max_slots, task.shots)
 
 
-def collect_lines(task: Task, entries: Mapping[int, Mapping[str, Any]]) -> list[dict[str, Any]]:
+def collect_lines(
+    task: BenchmarkTask, entries: Mapping[int, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
     """Returns the result line of every item, of the entries of a finished journal.
 
     Raises:
@@ -293,6 +295,8 @@ def _item_entry(
     entries: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Returns what is written about an item of one pass."""
+    if not one.is_generation and not item.options:
+        return {"credit": dict.fromkeys(one.protocols)}  # open: there is nothing to compare
     if not entries:
         raise UserError(f"item {item.id} has no entry for {one.key}: a process has not finished")
     failed = [entry["error"] for entry in entries if "error" in entry]
