@@ -49,6 +49,7 @@ from wings_jax.model.learners import Learner, Router
 from wings_jax.model.presets import WingsArch
 
 # Name of a rematerialization policy -> what the forward pass saves for the backward pass.
+# `save_attn` saves what the attention kernels name: their results and log-sum-exponentials.
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
