@@ -37,7 +37,7 @@ MAY_IMPORT = {
         "scenes",
         "weights",
     },
-    "inference": {*BASE, "checkpoint", "model", "data"},
+    "inference": {*BASE, "checkpoint", "model", "data", "weights"},
     "evaluation": {
         *BASE,
         "config",

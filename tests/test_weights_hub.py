@@ -82,6 +82,7 @@ def run_command(
     """Runs `convert import` in a process of its own, with the stand-in as the hub."""
     environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(home)}
     environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment |= {"HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-m", "wings_jax.convert", "import", *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -110,10 +111,39 @@ def test_repositories_are_imported(arguments, not_downloaded, repositories, tmp_
 
 
 @pytest.mark.slow
-def test_missing_repositories_are_one_line(repositories, tmp_path):
+def test_refused_repositories_are_one_line(repositories, tmp_path):
     with hub_server.serve(repositories) as server:
-        result = run_command(server, tmp_path / "home", "--llm", "no/where", "--dry-run")
+        server.gated.add(QWEN)
+        for name, message in (
+            ("no/where", f"no/where is not a directory, and there is no repository {server.url}"),
+            (QWEN, f"{QWEN} is gated: request access at {server.url}/{QWEN}, then run `hf auth"),
+            (f"{VICUNA}@v9", f"{VICUNA}@v9: the repository {VICUNA} has no such revision"),
+        ):
+            result = run_command(server, tmp_path / "home", "--llm", name, "--dry-run")
+            assert result.returncode == 2
+            line = result.stderr.strip().splitlines()[-1]
+            assert line.startswith(f"python -m wings_jax.convert: --llm: {message}")
+            assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_downloads_are_resumed_and_cached(repositories, tmp_path):
+    """A broken connection is resumed within the file; the cache serves without a connection."""
+    # The library keeps a file in blocks of 10 MiB; the connection breaks within the second one.
+    block = 10 * 2**20
+    vicuna = shutil.copytree(repositories[VICUNA], tmp_path / "vicuna")
+    (vicuna / "notes.txt").write_bytes(bytes(3 * block))
+    with hub_server.serve(repositories | {VICUNA: vicuna}) as server:
+        server.cut = "notes.txt"
+        server.revisions.add("v1")
+        flags = ("--llm", f"{VICUNA}@v1", "--template", "vicuna", "--dry-run")
+        result = run_command(server, tmp_path / "home", *flags)
+        assert result.returncode == 0, result.stderr
+        assert server.ranges == [f"bytes={block}-"]
+
+    # The server is gone.
+    result = run_command(server, tmp_path / "home", *flags)
+    assert result.returncode == 0, result.stderr
+    result = run_command(server, tmp_path / "home", "--llm", QWEN, "--dry-run")
     assert result.returncode == 2
-    message = result.stderr.strip().splitlines()[-1]
-    assert message.startswith("python -m wings_jax.convert: --llm: no/where is not a directory")
-    assert "Traceback" not in result.stderr
+    assert "there is no connection to the Hugging Face hub" in result.stderr

@@ -10,8 +10,9 @@
 
 Prints a table with a column per model; with --out, report.md, report.json and every answer are
 written there. --base adds the model before any training (the checkpoint that was imported, or the
-LLM and the tower of the first config), or another checkpoint to compare with. --mesh shares each
-model among devices, --dtype is that of its matmuls. `iit` asks in interleaved conversations of
+LLM and the tower of the first config), or another checkpoint to compare with. --adapter puts each
+FILE (of `convert export --format adapter`) on the checkpoint and scores that instead. --mesh shares
+each model among devices, --dtype is that of its matmuls. `iit` asks in interleaved conversations of
 text and images; `forgetting` compares each model with the base, question by question, and writes
 forgetting.md and forgetting.json too.
 
@@ -55,6 +56,7 @@ def main() -> None:
         flags.checkpoint,
         with_base=flags.base is not None,
         base=flags.base or None,
+        adapters=flags.adapter,
         loading=models.LoadOptions(flags.dtype or parameters.default_dtype(), mesh),
     )
     if flags.mode == LANGUAGE:
@@ -125,6 +127,7 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="[NAME=]DIR",
         help="workdir or checkpoint; several give one table side by side",
     )
+    cli.add_adapter_flag(add)
     add(
         "--base",
         nargs="?",

@@ -6,7 +6,9 @@ print(model.generate("What is this?", images=["cat.jpg"]))
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -16,7 +18,7 @@ from wings_jax import checkpoint as checkpoint_lib
 from wings_jax import tree
 from wings_jax.data import chat_template, conversation, tokenization
 from wings_jax.errors import UserError
-from wings_jax.inference import chunks, engine, likelihood, prompts, scheduler, streaming
+from wings_jax.inference import adapters, chunks, engine, likelihood, prompts, scheduler, streaming
 from wings_jax.inference.chat import Chat
 from wings_jax.inference.chunks import PromptSlots
 from wings_jax.inference.dialogue import Dialogue
@@ -25,6 +27,8 @@ from wings_jax.inference.prompts import PromptProcessor, Request
 from wings_jax.inference.sampling import SamplingParams, change_params
 from wings_jax.model import parameters
 from wings_jax.model.presets import WingsArch
+from wings_jax.weights import adapter as adapter_lib
+from wings_jax.weights import digests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +92,9 @@ class Generator:
         # With a mesh, arrays get their sharding first, so that splitting keeps it.
         params = params if mesh is None else place_params(params, arch, mesh)
         self.weights = engine.split_layers(params, self.spec)
+        self._eos_ids = tuple(eos_ids)
+        # Of LLM and tower, computed once for all adapters that are put on them.
+        self._base_digests: dict[str, digests.TensorDigest] = {}
         self.sampling = sampling or SamplingParams()
         self.processor = PromptProcessor(arch, tokenizer, template, missing_parts(arch, params))
         stops = stop_tokens(tokenizer, template, eos_ids)
@@ -101,6 +108,38 @@ class Generator:
         return cls(
             restored.arch, restored.params, tokenizer, template, eos_ids=restored.eos_ids, **options
         )
+
+    def with_adapter(self, file: str | os.PathLike) -> Generator:
+        """Returns the generator of this LLM and tower with the adapter of a file on them.
+
+            base = wings_jax.load("base_7b")
+            charts, scenes = (base.with_adapter(f"{name}.safetensors") for name in names)
+
+        Nothing of the LLM and the tower is loaded or copied again; this generator stays usable.
+        Its own projector, learners, router, prefix and LoRA are not in the result.
+
+        Raises:
+          UserError: the file is not an adapter, or belongs to another base.
+        """
+        opened = adapter_lib.open_adapter(file, flag="adapter")
+        arch, tokenizer = opened.arch, self.processor.tokenizer
+        if not self._base_digests:
+            self._base_digests |= digests.digest_tensors(adapters.base_tensors(self.weights))
+        adapter_lib.check_base(
+            opened, self._base_digests, self.spec.arch, tokenizer, origin="this", flag="adapter"
+        )
+
+        # The new parts, and the template that they were trained with.
+        params = adapter_lib.read_params(opened, dtype=self.spec.dtype, mesh=self.spec.mesh)
+        result = copy.copy(self)
+        result.spec = dataclasses.replace(self.spec, arch=arch)
+        result.weights = adapters.replace_parts(self.weights, params, result.spec)
+        template = chat_template.template_from_settings(opened.config.data, tokenizer)
+        missing = missing_parts(arch, result.weights.rest)
+        result.processor = PromptProcessor(arch, tokenizer, template, missing)
+        stops = stop_tokens(tokenizer, template, self._eos_ids)
+        result.options = dataclasses.replace(self.options, stops=stops)
+        return result
 
     @overload
     def generate(

@@ -6,7 +6,6 @@ A table of where each group comes from is printed before the run.
 
 from __future__ import annotations
 
-import math
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -103,17 +102,12 @@ def check_compatible(arch: WingsArch, saved_arch: WingsArch, source: str) -> Non
     Raises:
       UserError: naming the field and both values.
     """
-    for part, key in (("decoder", "config.model.llm"), ("vision", "config.model.vision")):
-        saved, current = (
-            config_lib.flatten(config_lib.to_dict(getattr(either, part)))
-            for either in (saved_arch, arch)
+    keys = {"decoder": "config.model.llm", "vision": "config.model.vision"}
+    for part, name, saved, current in starting.arch_differences(saved_arch, arch):
+        raise UserError(
+            f"{keys[part]}: {part} {name} differs from the checkpoint's ({saved} -> {current}), "
+            f"{source}"
         )
-        for name in sorted((saved.keys() | current.keys()) - {"max_positions"}):
-            if not _is_equal(saved.get(name), current.get(name)):
-                raise UserError(
-                    f"{key}: {part} {name} differs from the checkpoint's "
-                    f"({saved.get(name)} -> {current.get(name)}), {source}"
-                )
 
 
 def check_learners(
@@ -164,12 +158,6 @@ def _semantics_name(arch: WingsArch) -> str:
     if arch.semantics == presets.PAPER:
         return "paper"
     return f"release, prompt_length {arch.semantics.prompt_length}"
-
-
-def _is_equal(saved: Any, current: Any) -> bool:
-    if isinstance(saved, float) and isinstance(current, float):
-        return math.isclose(saved, current, rel_tol=1e-6)
-    return saved == current
 
 
 def _check_trainable(

@@ -212,6 +212,8 @@ def resume(
 ) -> step.TrainState:
     """Returns the state of the newest of the workdir's steps; `initial` if there is none.
 
+    The parameters of `initial` are those of that step already: only the rest is read here.
+
     Raises:
       DamagedCheckpointError: the step cannot be read, or with `verify` its checksums differ.
     """
@@ -221,9 +223,9 @@ def resume(
     newest = int(own_steps[-1].name)
     params, extra = state.to_checkpoint(initial)
     try:
-        restored = writer.restore(newest, params, extra, verify=verify)
+        restored = writer.restore_opt_state(newest, extra, verify=verify)
     except checkpoint.DamagedCheckpointError:
         writer.close()
         raise
     print(f"resuming from step {newest}, {own_steps[-1]}", flush=True)
-    return state.from_checkpoint(initial, *restored)
+    return state.from_checkpoint(initial, params, restored)

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.resources
+import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -155,3 +156,26 @@ def is_adapter(path: str) -> bool:
     (True, False)
     """
     return ADAPTERS.fullmatch(path) is not None
+
+
+def arch_differences(
+    one: presets.WingsArch, other: presets.WingsArch
+) -> Iterator[tuple[str, str, Any, Any]]:
+    """Yields what the LLM and the tower compute differently, also where no shape shows it.
+
+    Each is (`decoder` or `vision`, field, its value in `one`, in `other`). How long a context may
+    be (`max_positions`) changes no number.
+    """
+    for part in ("decoder", "vision"):
+        first, second = (
+            config_lib.flatten(config_lib.to_dict(getattr(arch, part))) for arch in (one, other)
+        )
+        for name in sorted((first.keys() | second.keys()) - {"max_positions"}):
+            if not _is_equal(first.get(name), second.get(name)):
+                yield part, name, first.get(name), second.get(name)
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return one == other

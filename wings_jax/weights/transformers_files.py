@@ -15,7 +15,16 @@ from wings_jax.model import presets
 from wings_jax.weights import store
 from wings_jax.weights.transformers_format import IMAGE_TOKEN, wings_config
 
-CODE_FILES = ("configuration_wings.py", "modeling_wings.py", "processing_wings.py")
+CODE_FILES = (
+    "configuration_wings.py",
+    "decoder_wings.py",
+    "layers_wings.py",
+    "modeling_wings.py",
+    "packing_wings.py",
+    "processing_wings.py",
+    "slots_wings.py",
+    "vision_wings.py",
+)
 _DIRECTORY = importlib.resources.files("wings_jax.weights") / "transformers_code"
 
 
