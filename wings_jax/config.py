@@ -129,9 +129,9 @@ class Config:
     frozen_dtype: str = ""
     """Dtype of parameters that do not train; '' is bfloat16, float32 on a CPU."""
     remat: str = "full"
-    """What the backward pass recomputes: none, full (a layer), dots, save_attn (all but attention)."""
+    """What the backward pass recomputes: none, full (layers), dots or save_attn (`decoder.REMAT`)."""
     attention: str = "auto"
-    """Attention kernel, one of `attention.KERNELS`; auto takes the fastest of the device and shape."""
+    """Attention kernel, one of `attention.KERNELS`; auto takes the fastest that fits."""
     loss_chunk: int = 512
     """Slots whose logits exist at one time; fewer need less memory."""
     log_every: int = 10
