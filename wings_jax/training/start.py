@@ -77,8 +77,15 @@ def _set_up(
     config: config_lib.Config, workdir: pathlib.Path, damaged: Sequence[pathlib.Path]
 ) -> TrainingRun:
     """Returns the run, resumed from the newest step that is not in `damaged`."""
+    # The checkpoint to start from.
+    own_steps = workdirs.list_steps(workdir, damaged)
+    source = own_steps[-1] if own_steps else find_source(config)
+    saved = None
+    if source is not None and starting.uses_checkpoint(config.model):
+        saved = checkpoint.read_meta(source)[1]
+
     # What the config describes, as shapes and names only.
-    arch = starting.resolve_arch(config.model)
+    arch = starting.resolve_arch(config.model, saved)
     choice.check_kernel(
         config.attention, jnp.dtype(config.compute_dtype or parameters.default_dtype())
     )
@@ -86,9 +93,7 @@ def _set_up(
     abstract = parameters.abstract_params(arch, mesh=mesh)
     labels = optim.label_groups(abstract, config.optimizer)
 
-    # The checkpoint to start from, and whether the workdir may be used.
-    own_steps = workdirs.list_steps(workdir, damaged)
-    source = own_steps[-1] if own_steps else find_source(config)
+    # Whether the workdir may be used.
     workdirs.check_workdir(workdir, config)
 
     # Tokenizer and batches.
