@@ -77,6 +77,16 @@ class PromptProcessor:
             missing = " and no ".join(self.missing_parts)
             raise UserError(f"the model is text-only: it has no {missing}")
 
+        slots = self.encode_any_length(request)
+        self.check_length(slots.count, len(request.images))
+        return slots
+
+    def encode_any_length(self, request: Request) -> chunks.PromptSlots:
+        """Returns what `encode` does, also for a prompt that is too long for the model.
+
+        Raises:
+          UserError: as `encode`, apart from the length.
+        """
         turns = self.turns(request)
         if turns[-1]["from"] == "gpt":
             raise UserError("the last turn is an answer: there is nothing to answer")
@@ -85,9 +95,7 @@ class PromptProcessor:
 
         # The header of the answer's turn is the end of the prompt.
         encoded = conversation.encode(turns, self.tokenizer, self.template, open_answer=True)
-        slots = chunks.from_ids(encoded.ids, (), self.arch.vision.num_patches)
-        self.check_length(slots.count, len(request.images))
-        return slots
+        return chunks.from_ids(encoded.ids, (), self.arch.vision.num_patches)
 
     def turns(self, request: Request) -> list[dict[str, str]]:
         """Returns the turns of a request, with as many markers as it has images.
