@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import time
 from typing import Any
 
@@ -12,7 +13,7 @@ from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.model import attention
 from wings_jax.model.presets import WingsArch
-from wings_jax.planning import hlo
+from wings_jax.planning import hlo, sizes
 from wings_jax.planning.targets import Target
 from wings_jax.training import meshes, program
 from wings_jax.training.step import TrainState
@@ -31,6 +32,7 @@ class CompiledStep:
     seconds      that the compilation took
     collectives  by kind
     largest      the largest temporaries
+    problem      why there is no program although the sizes are known: it does not fit
     """
 
     rows: int
@@ -42,6 +44,7 @@ class CompiledStep:
     seconds: float
     collectives: list[hlo.Traffic]
     largest: list[hlo.LargeArray]
+    problem: str = ""
 
     @property
     def needed(self) -> int:
@@ -83,7 +86,7 @@ def compile_step(config: config_lib.Config, arch: WingsArch, target: Target) -> 
     """Returns the compiler's report on the step of a resolved config.
 
     Raises:
-      UserError: the step does not compile, for instance because it does not fit into the memory.
+      UserError: the step does not compile. If only its memory is too large, that is the report.
     """
     shapes, mesh, optimizer = abstract_step(config, arch, target)
     started = time.perf_counter()
@@ -93,12 +96,12 @@ def compile_step(config: config_lib.Config, arch: WingsArch, target: Target) -> 
         try:
             compiled = update.lower(shapes, batch).compile()
         except jax.errors.JaxRuntimeError as error:
-            reason = str(error).strip().splitlines()[0][:300]
-            raise UserError(
-                f"--topology: {target.name}: the step does not compile: {reason}"
-            ) from error
+            arguments = sizes.tree_bytes((shapes, batch))
+            return _too_large(str(error), target, batch.targets.shape[0], arguments)
 
-    memory, text = compiled.memory_analysis(), compiled.as_text()
+    memory, text = compiled.memory_analysis(), compiled.as_text() or ""
+    if memory is None:
+        raise UserError(f"{target.name}: this compiler does not report what memory a program needs")
     return CompiledStep(
         rows=batch.targets.shape[0],
         arguments=memory.argument_size_in_bytes,
@@ -107,6 +110,22 @@ def compile_step(config: config_lib.Config, arch: WingsArch, target: Target) -> 
         peak=getattr(memory, "peak_memory_in_bytes", 0),
         flops=(compiled.cost_analysis() or {}).get("flops", 0.0),
         seconds=time.perf_counter() - started,
-        collectives=hlo.list_collectives(text),
+        collectives=hlo.list_collectives(text, mesh.size),
         largest=hlo.list_large_arrays(text),
     )
+
+
+def _too_large(error: str, target: Target, rows: int, arguments: int) -> CompiledStep:
+    """Returns the sizes that the TPU's compiler names when a program does not fit.
+
+    Raises:
+      UserError: the error is another one.
+    """
+    used = re.search(r"Used ([\d.]+)([KMGT]) of ([\d.]+[KMGT]) hbm", error)
+    if used is None:
+        reason = error.strip().splitlines()[0][:300]
+        raise UserError(f"--topology: {target.name}: the step does not compile: {reason}")
+    scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}[used[2]]
+    temporaries = int(float(used[1]) * scale) - arguments
+    problem = f"the program needs {used[1]}{used[2]} of {used[3]}"
+    return CompiledStep(rows, arguments, 0, temporaries, 0, 0.0, 0.0, [], [], problem)

@@ -1,8 +1,8 @@
 """What the text of a compiled program says: collectives with their bytes, and large temporaries.
 
 A program is computations of instructions; loops, fusions and asynchronous operations call others.
-The compiler writes the trip count of a loop beside it, where it is constant, so that what is in
-its body counts as often as it runs. (XLA's own `cost_analysis` counts the body of a loop once.)
+The trip count of a loop, which the compiler writes beside it or in its condition, makes what is in
+its body count as often as it runs. (XLA's own `cost_analysis` counts the body of a loop once.)
 """
 
 from __future__ import annotations
@@ -30,8 +30,11 @@ _SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
 _CALLS = re.compile(r"\b(?:calls|body|condition|to_apply)=%?([\w.$-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"\bcondition=%?([\w.$-]+)")
+# The three forms of a collective's groups of devices: {{0,1},{2,3}}, [2,4]<=[8], mesh['a'=8] {'a'}.
 _GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
 _NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -106,13 +109,44 @@ def count_runs(computations: Mapping[str, list[Instruction]], entry: str) -> dic
             inner = _CALLS.findall(instruction.rest)
             branches = _BRANCHES.search(instruction.rest)
             inner += re.findall(r"[\w.$-]+", branches[1].replace("%", "")) if branches else []
-            trips = _TRIPS.search(instruction.rest) if instruction.opcode == "while" else None
+            is_loop = instruction.opcode == "while"
+            trips = _trip_count(computations, instruction) if is_loop else 1
             for called in inner:
                 if called in computations:
-                    visit(called, times * (int(trips[1]) if trips else 1))
+                    visit(called, times * trips)
 
     visit(entry, 1)
     return runs
+
+
+def _trip_count(computations: Mapping[str, list[Instruction]], loop: Instruction) -> int:
+    """Returns how often a loop runs: as noted, else the constant that its condition compares with.
+
+    The loops of a scan count from 0 in steps of 1. A loop without either counts once.
+    """
+    noted = _TRIPS.search(loop.rest)
+    if noted:
+        return int(noted[1])
+    condition = _CONDITION.search(loop.rest)
+    constants = [
+        int(digits[0])
+        for instruction in computations.get(condition[1] if condition else "", [])
+        if instruction.opcode == "constant" and instruction.shape.startswith(("s32[]", "u32[]"))
+        if (digits := re.match(r"\d+", instruction.rest))
+    ]
+    return max(constants, default=1)
+
+
+def _group_size(attributes: str, devices: int) -> int:
+    """Returns how many devices take part in a collective; `devices` where it names no groups."""
+    if explicit := _GROUPS.search(attributes):
+        return len(explicit[1].split(","))
+    if iota := _IOTA_GROUPS.search(attributes):
+        return int(iota[1])
+    if mesh := _MESH_GROUPS.search(attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
+    return devices
 
 
 def shape_bytes(shape: str) -> float:
@@ -127,38 +161,37 @@ def shape_bytes(shape: str) -> float:
     )
 
 
-def list_collectives(text: str) -> list[Traffic]:
-    """Returns the collectives of a compiled program by kind."""
+def list_collectives(text: str, devices: int) -> list[Traffic]:
+    """Returns the collectives of a program for so many devices, by kind."""
     computations, entry = parse_program(text)
     runs = count_runs(computations, entry)
-    totals = {kind: (0, 0.0) for kind in COLLECTIVES}
+    totals = dict.fromkeys(COLLECTIVES, (0, 0.0))
     for name, instructions in computations.items():
         for instruction in instructions:
             kind = instruction.opcode.removesuffix("-start")
             if kind not in totals or not runs[name]:
                 continue
             count, sent = totals[kind]
-            per_run = _sent_bytes(kind, instruction)
+            per_run = _sent_bytes(kind, instruction, devices)
             totals[kind] = count + runs[name], sent + runs[name] * per_run
     return [Traffic(kind, *total) for kind, total in totals.items() if total[0]]
 
 
-def _sent_bytes(kind: str, instruction: Instruction) -> float:
-    """Returns the bytes that a device sends in one collective of n devices."""
-    explicit, iota = _GROUPS.search(instruction.rest), _IOTA_GROUPS.search(instruction.rest)
-    devices = len(explicit[1].split(",")) if explicit else int(iota[1]) if iota else 2
-
-    # The asynchronous form has a tuple of operand and result.
+def _sent_bytes(kind: str, instruction: Instruction, devices: int) -> float:
+    """Returns the bytes that a device sends in one collective."""
+    # The asynchronous forms have operands, results and scalars in one tuple.
     shapes = re.findall(r"[a-z]\w*\[[\d,]*\]", instruction.shape)
-    is_async = instruction.opcode.endswith("-start") and kind != "all-reduce"
-    results = shapes[len(shapes) // 2 :] if is_async and len(shapes) > 1 else shapes
-    size = sum(map(shape_bytes, results))
+    if instruction.opcode.endswith("-start") and kind != "all-reduce":
+        arrays = [shape for shape in shapes if not shape.endswith("[]")]
+        shapes = arrays[len(arrays) // 2 :]
+    size = sum(map(shape_bytes, shapes))
 
-    share = (devices - 1) / devices
+    group = _group_size(instruction.rest, devices)
+    share = (group - 1) / group
     factors = {
         "all-gather": share,
         "all-reduce": 2 * share,
-        "reduce-scatter": devices - 1,  # `size` is the result's, 1/n of the operand's
+        "reduce-scatter": group - 1,  # `size` is the result's, 1/n of the operand's
         "all-to-all": share,
         "collective-permute": 1.0,
     }
@@ -166,7 +199,7 @@ def _sent_bytes(kind: str, instruction: Instruction) -> float:
 
 
 def list_large_arrays(text: str, count: int = 5) -> list[LargeArray]:
-    """Returns the largest results of a program's instructions outside of fusions, each shape once."""
+    """Returns the largest results of instructions outside of fusions, each shape once."""
     computations, entry = parse_program(text)
     largest: dict[str, LargeArray] = {}
     for instruction in _buffers(computations, entry):

@@ -16,7 +16,7 @@ from wings_jax.errors import UserError
 from wings_jax.training import chips
 from wings_jax.training.chips import GIB, Chip
 
-# Chips of a slice -> its shape, for `v5litepod-16` and `v6e-8`, and for the 3-D torus of v4 and v5p.
+# Chips of a slice -> its shape; v4 and v5p are three-dimensional.
 _SHAPES_2D = {1: "1x1", 4: "2x2", 8: "2x4", 16: "4x4", 32: "4x8", 64: "8x8", 128: "8x16"}
 _SHAPES_2D[256] = "16x16"
 _SHAPES_3D = {4: "2x2x1", 8: "2x2x2", 16: "2x2x4", 32: "2x4x4", 64: "4x4x4", 128: "4x4x8"}
@@ -126,7 +126,7 @@ def open_devices(count: int, chip_name: str, hbm: float) -> Target:
         raise UserError(f"--chip: {chip_name!r} is not one of {', '.join(chips.CHIPS)}")
 
     jax.config.update("jax_platforms", "cpu")
-    if jax.config.jax_num_cpu_devices < count:
+    if jax.config.values["jax_num_cpu_devices"] < count:
         jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices()[:count]
     if len(devices) < count:
