@@ -242,7 +242,8 @@ def test_too_many_bad_samples_stop_the_run(tmp_path, is_packed):
     message = r"6 x no assistant turn \(first: s\d: 1 turns\)"
     with pytest.raises(UserError, match=message) as raised:
         loader(file, packing=is_packed, max_bad_share=0.1, rows=COUNT)[0]
-    assert "more than max_bad_share = 0.1" in str(raised.value)
+    assert "more than max_bad_share = 0.1; to list them: wings check /" in str(raised.value)
+    assert str(raised.value).endswith("x.json")
     assert "\n" not in str(raised.value)
     loader(file, packing=is_packed, max_bad_share=0.3, rows=COUNT)[0]
 

@@ -38,9 +38,10 @@ MAY_IMPORT = {
         "weights",
     },
     "planning": {*BASE, "config", "model", "training"},
-    "inference": {*BASE, "checkpoint", "model", "data"},
+    "inference": {*BASE, "checkpoint", "model", "data", "weights"},
     "evaluation": {
         *BASE,
+        "checksums",
         "config",
         "checkpoint",
         "model",

@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -228,7 +229,8 @@ class Loader:
         counted = max(tally.seen, min(_MIN_SEEN, self._samples))
         if tally.bad > self._data.max_bad_share * counted:
             share = f"more than max_bad_share = {self._data.max_bad_share:g}"
-            raise UserError(f"{tally.summary()}; {share}")
+            command = _check_command(self._data)
+            raise UserError(f"{tally.summary()}; {share}; to list them: {command}")
 
     def _plan_pools(
         self, mixture: mixing.Mixture, cache: str | os.PathLike | None
@@ -279,6 +281,15 @@ class Loader:
         # One pool is one epoch after another; several are drawn from in proportion to the weights.
         weights = [source.weight for source in self._data.sources.values()]
         return endless[0] if len(endless) == 1 else grain.MapDataset.mix(endless, weights)
+
+
+def _check_command(data: settings.DataConfig) -> str:
+    """Returns the commands that list the bad samples of the sources."""
+    commands = []
+    for source in data.sources.values():
+        images = ["--images", source.images] if source.images else []
+        commands.append(shlex.join(["wings", "check", source.path, *images]))
+    return "; ".join(commands)
 
 
 def _check_settings(data: settings.DataConfig, rows: int, seed: int, host: int, hosts: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
@@ -39,12 +40,13 @@ def train(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
     """
     started = time.perf_counter()
     done = int(run.state.step)
-    is_preempted = _preemption()
     log = _StepLog(run, done)
     batches = run.loader.iterate(done) if done < run.steps else iter(())
 
     try:
-        with Watchdog(60 * run.config.watchdog_minutes) as watchdog, run.writer:
+        # The writer waits for its saves before a signal ends the process again.
+        watchdog = Watchdog(60 * run.config.watchdog_minutes)
+        with _preemption() as is_preempted, watchdog, run.writer:
             if done < run.steps:
                 profiler = Profiler(run.config.profile, run.workdir, last=run.steps)
                 with profiler:
@@ -171,19 +173,27 @@ class _StepLog:
             self._writer.close()
 
 
-def _preemption() -> Callable[[int], bool]:
-    """Returns a function of the step: did SIGTERM come to this host, or to any of the job?
+@contextlib.contextmanager
+def _preemption() -> Iterator[Callable[[int], bool]]:
+    """Yields a function of the step: did SIGTERM come to this host, or to any of the job?
 
-    Hosts must save together, so in a job of several it becomes true at a step they agree on.
+    Hosts must save together, so in a job of several it becomes true at a step they agree on. The
+    handler of before is restored at the end.
     """
     if jax.process_count() > 1:
-        return multihost_utils.reached_preemption_sync_point
+        yield multihost_utils.reached_preemption_sync_point
+        return
 
     # Not an Event: a second signal within its `set` would wait for its lock forever.
     received: list[int] = []
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    return lambda step: bool(received)
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main:
+        before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield lambda step: bool(received)
+    finally:
+        if is_main:  # None: a handler that is not Python's
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _close(batches: Iterator[Batch]) -> None:

@@ -75,15 +75,20 @@ def _set_up(
     config: config_lib.Config, workdir: pathlib.Path, damaged: Sequence[pathlib.Path]
 ) -> TrainingRun:
     """Returns the run, resumed from the newest step that is not in `damaged`."""
+    # The checkpoint to start from.
+    own_steps = workdirs.list_steps(workdir, damaged)
+    source = own_steps[-1] if own_steps else find_source(config)
+    saved = None
+    if source is not None and starting.uses_checkpoint(config.model):
+        saved = checkpoint.read_meta(source)[1]
+
     # What the config describes, as shapes and names only.
-    arch = starting.resolve_arch(config.model)
+    arch = starting.resolve_arch(config.model, saved)
     mesh = meshes.make_run_mesh(config, arch)
     abstract = parameters.abstract_params(arch, mesh=mesh)
     labels = optim.label_groups(abstract, config.optimizer)
 
-    # The checkpoint to start from, and whether the workdir may be used.
-    own_steps = workdirs.list_steps(workdir, damaged)
-    source = own_steps[-1] if own_steps else find_source(config)
+    # Whether the workdir may be used.
     workdirs.check_workdir(workdir, config)
 
     # Tokenizer and batches.
@@ -207,6 +212,8 @@ def resume(
 ) -> step.TrainState:
     """Returns the state of the newest of the workdir's steps; `initial` if there is none.
 
+    The parameters of `initial` are those of that step already: only the rest is read here.
+
     Raises:
       DamagedCheckpointError: the step cannot be read, or with `verify` its checksums differ.
     """
@@ -216,9 +223,9 @@ def resume(
     newest = int(own_steps[-1].name)
     params, extra = state.to_checkpoint(initial)
     try:
-        restored = writer.restore(newest, params, extra, verify=verify)
+        restored = writer.restore_opt_state(newest, extra, verify=verify)
     except checkpoint.DamagedCheckpointError:
         writer.close()
         raise
     print(f"resuming from step {newest}, {own_steps[-1]}", flush=True)
-    return state.from_checkpoint(initial, *restored)
+    return state.from_checkpoint(initial, params, restored)

@@ -76,29 +76,23 @@ class CheckpointWriter:
         with self._writing():
             self._manager.save(step, args=arguments)
 
-    def restore(
-        self, step: int, params: Mapping[str, jax.Array], opt_state: Any, *, verify: bool = True
-    ) -> tuple[dict[str, jax.Array], Any]:
-        """Returns the flat parameters and optimizer state saved at `step`.
+    def restore_opt_state(self, step: int, opt_state: Any, *, verify: bool = True) -> Any:
+        """Returns the optimizer state saved at `step`, on any mesh.
 
-        They get the shapes, dtypes and shardings of the given ones, on any mesh.
+        It gets the shapes, dtypes and shardings of the given one. The parameters of a step are read
+        by `checkpoint.read_params`.
 
         Raises:
           DamagedCheckpointError: the step cannot be read, or with `verify` its checksums differ.
         """
         directory = pathlib.Path(self._manager.directory) / str(step)
-        items = ocp.args.Composite(
-            params=_restore_args(tree.nest(params)), opt_state=_restore_args(opt_state)
-        )
+        items = ocp.args.Composite(opt_state=_restore_args(opt_state))
         with checkpoint.ReadErrors(directory):
-            restored = self._manager.restore(step, args=items)
+            restored = self._manager.restore(step, args=items)["opt_state"]
 
-        flat = tree.flatten(restored["params"])
-        opt_state = restored["opt_state"]
         if verify:
-            checkpoint.verify_arrays(directory, "params", flat)
-            checkpoint.verify_arrays(directory, "opt_state", checkpoint.flatten_state(opt_state))
-        return flat, opt_state
+            checkpoint.verify_arrays(directory, "opt_state", checkpoint.flatten_state(restored))
+        return restored
 
     def close(self) -> None:
         """Waits until everything is written. Raises UserError if something cannot be."""

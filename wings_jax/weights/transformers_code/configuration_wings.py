@@ -1,7 +1,6 @@
 """Configuration of Wings models for `transformers` (Wings, arXiv 2406.03496).
 
-This file, `modeling_wings.py` and `processing_wings.py` travel with an exported model. They need
-torch and transformers 5, and nothing else.
+The files `*_wings.py` travel with an exported model; they need only torch and transformers 5.
 """
 
 from __future__ import annotations
