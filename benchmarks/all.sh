@@ -27,8 +27,8 @@ else
     preset=${PRESET:-qwen1_5_1_8b}
     variants=${VARIANTS:-save_attn:4,none:4,full:16}
     list="device|4|benchmarks/ceilings.py
-training step, stage 2|36|benchmarks/train.py --preset=$preset --seq=2048 --variants=$variants --compare=llava
-training step, stage 1|16|benchmarks/train.py --preset=$preset --stage=stage1 --seq=2048 --variants=full:16
+training step, stage 2|36|benchmarks/train.py --preset=$preset --seq=2048 --variants=$variants --compare=llava --minutes=@MINUTES
+training step, stage 1|16|benchmarks/train.py --preset=$preset --stage=stage1 --seq=2048 --variants=full:16 --minutes=@MINUTES
 attention kernels|20|benchmarks/kernels.py
 decoding|20|benchmarks/decode.py --size=1.8b --dtype=bfloat16 --prompts= --batches=1,8,32"
 fi
@@ -45,6 +45,7 @@ log=$(mktemp)
 failed=0
 while IFS='|' read -r name share command; do
     limit=$((seconds * share / 100))
+    command=${command//@MINUTES/$((limit / 120))} # no variant starts after half of its time
     echo "$name: $command (at most $limit s)"
     start=$SECONDS
     # shellcheck disable=SC2086 # the command is words
