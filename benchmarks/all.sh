@@ -45,7 +45,7 @@ log=$(mktemp)
 failed=0
 while IFS='|' read -r name share command; do
     limit=$((seconds * share / 100))
-    command=${command//@MINUTES/$((limit / 120))} # no variant starts after half of its time
+    command=${command//@MINUTES/$((limit / 120 + 1))} # no variant starts after half of its time
     echo "$name: $command (at most $limit s)"
     start=$SECONDS
     # shellcheck disable=SC2086 # the command is words
