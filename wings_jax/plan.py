@@ -38,6 +38,8 @@ def make_parser() -> argparse.ArgumentParser:
         epilog="--config=FILE[:PRESET] and --config.KEY=VALUE are as in wings_jax.train.",
         allow_abbrev=False,
     )
+
+    # The target.
     parser.add_argument(
         "--topology", default="", help="TPU slice: v5p:2x2x2, v5litepod-16, v6e-8, ..."
     )
@@ -46,6 +48,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--hbm", type=float, default=0.0, help="GiB of one device (default: the chip's)"
     )
+
+    # What is done and written.
     parser.add_argument(
         "--fit", action="store_true", help="find the largest batch: 3 or more compilations"
     )

@@ -129,11 +129,14 @@ def estimate(
     """Returns the roofline's times, or None without a chip."""
     if target.chip is None:
         return None
+
+    # Parameters that a token is multiplied with: projections, feed-forward network, head.
     decoder = arch.decoder
     layer = decoder.hidden_size * (
         2 * decoder.head_dim * (decoder.num_heads + decoder.num_kv_heads) + 3 * decoder.ffn_size
     )
     weights = decoder.num_layers * layer + decoder.hidden_size * decoder.vocab_size
+
     traffic = roofline.estimate_memory_traffic(
         config,
         arch,
@@ -220,6 +223,7 @@ def _memory_table(plan: StepPlan) -> str:
         ("gradients", _gib(state.gradients)),
         ("between the layers", _gib(state.boundaries)),
     ]
+
     if step:
         other = step.temporaries - state.gradients - state.boundaries
         cells += [
@@ -264,6 +268,7 @@ def _conclusions(plan: StepPlan) -> list[str]:
             f"{ours:.4g} ({ours / counted - 1:+.1%}; XLA counts norms, softmax and the optimizer "
             "too, which matter at small widths)"
         )
+
     if plan.times:
         t = plan.times
         lines.append(
@@ -271,6 +276,8 @@ def _conclusions(plan: StepPlan) -> list[str]:
             f"{t.serial:.3g} s if nothing does ({t.mfu_serial:.0%}): compute {t.compute:.3g} s, "
             f"memory {t.memory:.3g} s (estimate), links {t.links:.3g} s"
         )
+
+    # Whether it fits, and how much does.
     if plan.limit and plan.step:
         share = plan.step.needed / plan.limit
         verdict = "fits" if share <= memory.USABLE else "does not fit"
@@ -281,6 +288,7 @@ def _conclusions(plan: StepPlan) -> list[str]:
             f"largest batch: {plan.fit.rows} rows, {_gib(plan.fit.verified or 0)} GiB per device "
             f"compiled, {_gib(plan.fit.needed)} by two smaller batches"
         )
+
     if plan.compiler == "CPU" and plan.step and plan.limit:
         lines.append(
             "compiled by the CPU's compiler, which stands for a GPU's: arguments are exact, "
