@@ -232,7 +232,7 @@ def _memory_table(plan: StepPlan) -> str:
             ("temporaries (compiled)", _gib(step.temporaries)),
             ("arguments and temporaries (compiled)", _gib(step.needed)),
         ]
-        cells += [("peak (compiled)", _gib(step.peak))] if step.peak else []
+        cells += [("peak (compiled)", _gib(step.peak))] if plan.compiler == "TPU" else []
         cells += [(f"  largest: {a.shape} {a.source[-60:]}", _gib(a.bytes)) for a in step.largest]
     return text_table(cells)
 
