@@ -6,8 +6,6 @@ import argparse
 import pathlib
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
 from wings_jax import checkpoint, files
 from wings_jax.errors import UserError
 from wings_jax.formatting import format_names
@@ -22,8 +20,9 @@ from wings_jax.weights import (
     store,
 )
 from wings_jax.weights.rules import group_name
+from wings_jax.weights.stored_params import StoredArray
 
-Params = Mapping[str, np.ndarray]
+Params = Mapping[str, StoredArray]
 
 
 def export_adapter(arguments: argparse.Namespace, step: pathlib.Path, params: Params) -> None:
