@@ -18,7 +18,7 @@ from wings_jax.errors import UserError
 from wings_jax.evaluation import models
 from wings_jax.inference.prompts import Request
 from wings_jax.model import parameters
-from wings_jax.weights import adapter, digests, safetensors_file, starting
+from wings_jax.weights import adapter, digests, safetensors_file, starting, store
 
 QUESTIONS = ("What is red?", "Is 4 even?")
 
@@ -80,6 +80,13 @@ def test_adapter_on_the_base_is_the_trained_model(root, capsys):
     assert all(".learners.visual." in key or "model.projector." in key for key in tensors)
     learners = np.asarray(tensors["model.language_model.layers.0.learners.visual.o.b.weight"])
     assert np.abs(learners).max() > 0
+
+    # The same tensors as in the whole model's export.
+    flags = ("--checkpoint", root / "frozen_llm", "--format", "transformers")
+    weights_cases.run("export", *flags, "--out", root / "whole")
+    whole = store.open_tensors(root / "whole")
+    for key, tensor in tensors.items():
+        np.testing.assert_array_equal(np.asarray(tensor), np.asarray(whole[key]), err_msg=key)
 
 
 def test_adapters_are_switched_on_one_loaded_base(root):
@@ -209,6 +216,8 @@ def test_adapters_of_commands(root, monkeypatch, capsys):
 def test_files_that_are_no_adapters(root, tmp_path):
     with pytest.raises(UserError, match=r"--adapter: .*none.safetensors is not a file"):
         adapter.open_adapter(tmp_path / "none.safetensors")
+    with pytest.raises(UserError, match=r"is a directory, an adapter of wings_jax is a file"):
+        adapter.open_adapter(tmp_path)
     safetensors_file.write_safetensors(tmp_path / "other.safetensors", {})
     with pytest.raises(UserError, match=r"other.safetensors is not an adapter of wings_jax"):
         adapter.open_adapter(tmp_path / "other.safetensors")

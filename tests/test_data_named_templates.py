@@ -90,6 +90,19 @@ def test_the_template_of_qwen3_is_chosen_by_its_prompts():
     assert line.startswith("template: qwen3, equal in prompts; ")
 
 
+def test_a_template_that_reads_parts_is_derived():
+    """As processors have it: the content of a message is a list of texts and images."""
+    of_parts = (
+        "{% for m in messages %}<|im_start|>{{ m.role }}\n"
+        "{% for part in m.content %}{% if part.type == 'image' %}<image>\n"
+        "{% else %}{{ part.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
+        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    )
+    tokenizer = open_tokenizer(of_parts, "chatml")
+    name, line = chat_template.choose_template(tokenizer, prefer_named=False)
+    assert (name, line) == ("qwen3", "template: qwen3, equal to the tokenizer's chat template")
+
+
 @pytest.mark.parametrize("turns", [ASKED, AGAIN, WITH_SYSTEM])
 def test_mistral_writes_the_prompts_of_its_chat_template(turns):
     tokenizer = open_tokenizer(MISTRAL, "mistral")

@@ -40,6 +40,7 @@ MAY_IMPORT = {
     "inference": {*BASE, "checkpoint", "model", "data", "weights"},
     "evaluation": {
         *BASE,
+        "checksums",
         "config",
         "checkpoint",
         "model",

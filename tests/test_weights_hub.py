@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 
 import hub_server
+import llava_cases
 import pytest
 import transformers
 import weights_cases
@@ -23,6 +25,7 @@ CLIP = "openai/clip-vit-large-patch14-336"
 QWEN = "Qwen/Qwen1.5-7B-Chat"
 SIGLIP = "google/siglip-so400m-patch14-384"
 WINGS = "AIDC-AI/Wings-Qwen1_5-8B"
+LLAVA = "llava-hf/llava-1.5-7b-hf"
 JUNK = b"not read"
 
 
@@ -73,7 +76,17 @@ def repositories(tmp_path_factory) -> dict[str, pathlib.Path]:
     wings = shutil.copytree(sources / "wings_stage2", root / "wings")
     (wings / "run").mkdir()
     (wings / "run" / "infer_args.json").write_bytes(JUNK)
-    return {VICUNA: vicuna, CLIP: clip, QWEN: qwen, SIGLIP: siglip, WINGS: wings}
+
+    # The keys of transformers 4, and the chat template of an older processor.
+    llava = shutil.copytree(llava_cases.saved("llama_clip"), root / "llava")
+    llava_cases.rename_keys(llava, {"vision_tower.": "vision_tower.vision_model."})
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}"
+    template += "{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+    template += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    (llava / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    (llava / "README.md").write_bytes(JUNK)
+    repositories = {VICUNA: vicuna, CLIP: clip, QWEN: qwen, SIGLIP: siglip, WINGS: wings}
+    return repositories | {LLAVA: llava}
 
 
 def run_command(
@@ -94,6 +107,7 @@ def run_command(
         (("--llm", VICUNA, "--vision", CLIP, "--template", "vicuna"), ("tf_model.h5",)),
         (("--llm", QWEN, "--vision", SIGLIP), ("consolidated.00.pth", "params.json", "LICENSE")),
         (("--wings", WINGS, "--vision", SIGLIP), ("infer_args.json",)),
+        (("--llava", LLAVA), ("README.md",)),
     ],
 )
 def test_repositories_are_imported(arguments, not_downloaded, repositories, tmp_path):
@@ -106,7 +120,9 @@ def test_repositories_are_imported(arguments, not_downloaded, repositories, tmp_
 
     model = checkpoint.load(tmp_path / "in")
     assert {"decoder", "vision"} <= set(model.params)
-    assert model.arch.vision.class_token == (CLIP in arguments)
+    assert model.arch.vision.class_token == (CLIP in arguments or LLAVA in arguments)
+    if LLAVA in arguments:
+        assert model.config.data.template == "qwen3"  # ChatML without a system text
     assert bool(model.arch.learners) == (WINGS in arguments)
 
 

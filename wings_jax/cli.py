@@ -36,6 +36,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "generate": ("wings_jax.generate", "answer one request, or a file of them"),
     "chat": ("wings_jax.chat", "chat in the terminal"),
     "evaluate": ("wings_jax.evaluate", "score checkpoints on benchmarks"),
+    "lm-eval": ("wings_jax.evaluation.lm_eval_command", "run lm-eval with the model `wings`"),
     "analyze": ("wings_jax.analyze", "measure attention shift over layers"),
     "forgetting": ("wings_jax.forgetting.__main__", "compare methods on text-only forgetting"),
     "check": ("wings_jax.data.check", "find bad samples of a data file before a run"),

@@ -31,9 +31,9 @@ class ModelConfig:
     """Which model is built: an LLM, a vision tower, and what Wings or a baseline adds to them."""
 
     llm: str = "tiny"
-    """Preset of `presets.DECODERS`, Hugging Face directory, or tiny (ships with the package)."""
+    """Preset of `presets.DECODERS`, directory, tiny (shipped), or checkpoint: `init_from`'s LLM."""
     vision: str = "tiny"
-    """Preset of `presets.VISION`, Hugging Face directory, or tiny (ships with the package)."""
+    """Preset of `presets.VISION`, directory, tiny (shipped), or checkpoint: `init_from`'s tower."""
     projector: str = "mlp2x_gelu"
     """From image features to the LLM's width: mlp2x_gelu (two layers) or linear."""
     learners: tuple[str, ...] = ()
@@ -129,7 +129,7 @@ class Config:
     frozen_dtype: str = ""
     """Dtype of parameters that do not train; '' is bfloat16, float32 on a CPU."""
     remat: str = "full"
-    """What the backward pass recomputes instead of keeping it, a policy of `decoder.REMAT`."""
+    """What the backward pass recomputes: none, full, dots or save_attn (`decoder.REMAT`)."""
     attention: str = "auto"
     """Attention kernel, one of `attention.KERNELS`; auto takes the fastest that fits."""
     loss_chunk: int = 512

@@ -2,10 +2,11 @@
 
     python -m wings_jax.convert import --llm DIR|HUB_ID [--vision DIR|HUB_ID] --out DIR
     python -m wings_jax.convert import --wings DIR|HUB_ID --out DIR
+    python -m wings_jax.convert import --llava DIR|HUB_ID --out DIR
     python -m wings_jax.convert import --transformers DIR --out DIR
     python -m wings_jax.convert import --gguf FILE [--vision DIR|HUB_ID] --out DIR
     python -m wings_jax.convert import --llm DIR|HUB_ID --peft DIR|HUB_ID --out DIR
-    python -m wings_jax.convert export --checkpoint DIR --format transformers|wings|llm --out DIR
+    python -m wings_jax.convert export --checkpoint DIR --format FORMAT --out DIR
     python -m wings_jax.convert export --checkpoint DIR --format adapter --out FILE.safetensors
     python -m wings_jax.convert export --checkpoint DIR --format peft --out DIR
     python -m wings_jax.convert push DIR|FILE --repo OWNER/NAME --checkpoint DIR
@@ -29,11 +30,12 @@ from wings_jax import cli
 from wings_jax.errors import UserError
 
 DTYPES = ("stored", "float32", "bfloat16", "float16")
-FORMATS = ("transformers", "wings", "llm", "adapter", "peft")
+FORMATS = ("transformers", "wings", "llava", "llm", "adapter", "peft")
 FORMATS_HELP = (
     "transformers: the whole model, with torch code that transformers runs; wings: the layout of "
-    "the authors' release; llm: the LLM alone; adapter: what training added to a frozen LLM and "
-    "tower, one file; peft: LoRA alone, for the peft package"
+    "the authors' release; llava: a model without learners, for the code that transformers has; "
+    "llm: the LLM alone; adapter: what training added to a frozen LLM and tower, one file; peft: "
+    "LoRA alone, for the peft package"
 )
 
 
@@ -79,6 +81,7 @@ def add_import(command: argparse.ArgumentParser) -> None:
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--llm", help="directory or hub id of a Qwen2 or Llama")
     source.add_argument("--wings", help="directory or hub id in the release's layout")
+    source.add_argument("--llava", help="directory or hub id of a llava-hf model (LLaVA 1.5)")
     source.add_argument("--transformers", help="directory of `export --format transformers`")
     source.add_argument("--gguf", help="GGUF file of a Qwen2 or Llama")
 

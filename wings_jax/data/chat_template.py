@@ -22,6 +22,7 @@ _FILE = "chat_template.jinja"
 # Templates that print the date take this one, so that prompts do not change from day to day.
 _DATE = "26 Jul 2024"
 
+_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 _SYSTEM, _QUESTIONS, _ANSWERS = "xSystemx", ("xAskx", "yAsky"), ("xReplyx", "yReplyy")
 _QUESTION, _ANSWER = _QUESTIONS[0], _ANSWERS[0]
 
@@ -307,11 +308,40 @@ def _conversations(*, with_system: bool) -> list[list[dict[str, str]]]:
 def _render(
     tokenizer: tokenization.HFTokenizer, turns: Sequence[Mapping[str, str]], *, is_open: bool
 ) -> str:
-    """Returns what the chat template writes. Raises ValueError if it refuses the conversation."""
+    """Returns what the chat template writes. Raises ValueError if it refuses the conversation.
+
+    A template of a processor reads the content of a message as parts; it gets such messages if it
+    does not write the texts of others.
+    """
+    texts = [turn["value"].strip() for turn in turns]
+    messages = [{"role": _ROLES[turn["from"]], "content": turn["value"]} for turn in turns]
+    of_parts = [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        for message in messages
+    ]
+
+    # Where neither gives all texts, the result is that of messages of text, the usual ones.
+    results: list[str | ValueError] = []
+    for form in (messages, of_parts):
+        try:
+            written = _apply(tokenizer, form, is_open=is_open)
+        except ValueError as error:
+            results.append(error)
+            continue
+        if all(text in written for text in texts):
+            return written
+        results.append(written)
+    if isinstance(results[0], ValueError):
+        raise results[0]
+    return results[0]
+
+
+def _apply(
+    tokenizer: tokenization.HFTokenizer, messages: list[dict[str, Any]], *, is_open: bool
+) -> str:
+    """Returns what the chat template writes of messages. Raises ValueError if it refuses them."""
     import jinja2
 
-    roles = {"system": "system", "human": "user", "gpt": "assistant"}
-    messages = [{"role": roles[turn["from"]], "content": turn["value"]} for turn in turns]
     options: dict[str, Any] = {"tokenize": False, "date_string": _DATE}
     try:
         return tokenizer.apply_chat_template(messages, add_generation_prompt=is_open, **options)

@@ -108,7 +108,7 @@ def _recipe_from_config(argv: Sequence[str]) -> examples.Recipe:
     options = arguments.parse(config_files.resolve_flags(argv))
     assert options.config is not None  # parse raises without --config
     config = config_lib.from_config_dict(options.config)
-    arch = starting.resolve_arch(config.model)
+    arch = starting.resolve_arch(config.model, starting.saved_arch(config))
     # The checkpoint to start from may not be trained yet; its tokenizer is that of the LLM.
     source = checkpoint.newest_step(config.init_from) if config.init_from else None
     tokenizer_files = starting.tokenizer_files(config, source)

@@ -43,11 +43,13 @@ class ImageSlots:
     num_patches  P, slots of an image
     image_size   height and width in pixels; not used
     mean         color of the padding, in 0..1; not used
+    resample     how images are resized; not used
     """
 
     num_patches: int
     image_size: int = 1
     mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    resample: str = "bicubic"
 
 
 def inspect_sample(

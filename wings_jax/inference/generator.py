@@ -18,7 +18,16 @@ from wings_jax import checkpoint as checkpoint_lib
 from wings_jax import tree
 from wings_jax.data import chat_template, conversation, tokenization
 from wings_jax.errors import UserError
-from wings_jax.inference import adapters, chunks, engine, likelihood, prompts, scheduler, streaming
+from wings_jax.inference import (
+    adapters,
+    chunks,
+    engine,
+    likelihood,
+    prompts,
+    scheduler,
+    scoring_plan,
+    streaming,
+)
 from wings_jax.inference.chat import Chat
 from wings_jax.inference.chunks import PromptSlots
 from wings_jax.inference.dialogue import Dialogue
@@ -205,7 +214,7 @@ class Generator:
             if isinstance(output, UserError):
                 yield task.index, output
             else:
-                yield task.index, self._answer(output)
+                yield task.index, self.answer(output)
 
     def stream(self, request: Request) -> Iterator[str]:
         """Yields the answer to a request piece by piece.
@@ -260,10 +269,10 @@ class Generator:
             except UserError as error:
                 yield index, error
 
-        for number, likelihoods in likelihood.score(
+        for number, scored in likelihood.score(
             self.spec, self.weights, scoring_requests, self.options.rows
         ):
-            yield indices[number], likelihoods
+            yield indices[number], scored.answers
 
     def score_text(self, texts: Sequence[str]) -> list[Likelihood]:
         """Returns the likelihood of each plain text after its first token, which is not counted.
@@ -279,16 +288,16 @@ class Generator:
         ]
         # The first token of each window is the prompt, all others are the answer.
         scoring_requests = [
-            likelihood.ScoringRequest(chunks.from_ids(ids[:1], (), 1), [ids[1:]])
+            scoring_plan.ScoringRequest(chunks.from_ids(ids[:1], (), 1), [ids[1:]])
             for _, ids in windows
         ]
 
         totals = [Likelihood(0.0, 0, True)] * len(texts)
-        for number, (part,) in likelihood.score(
+        for number, scored in likelihood.score(
             self.spec, self.weights, scoring_requests, self.options.rows
         ):
             index, _ = windows[number]
-            totals[index] = totals[index] + part
+            totals[index] = totals[index] + scored.answers[0]
         return totals
 
     def _load_prompt(self, request: Request) -> PromptSlots:
@@ -299,7 +308,7 @@ class Generator:
 
     def _scoring_request(
         self, request: Request, answers: Sequence[str], with_end: bool
-    ) -> likelihood.ScoringRequest:
+    ) -> scoring_plan.ScoringRequest:
         prompt = self._load_prompt(request)
         # As in training: the answer's ids depend on the text before it.
         ids = [self.processor.answer_ids(request, answer) for answer in answers]
@@ -307,7 +316,7 @@ class Generator:
         if not with_end:
             ids = [[token for token in some if token not in self.options.stops] for some in ids]
 
-        scoring_request = likelihood.ScoringRequest(prompt, ids)
+        scoring_request = scoring_plan.ScoringRequest(prompt, ids)
         self.processor.check_length(sum(scoring_request.size))
         return scoring_request
 
@@ -327,7 +336,8 @@ class Generator:
             is_ended if params.stop else None,
         )
 
-    def _answer(self, output: scheduler.PartialOutput) -> Answer:
+    def answer(self, output: scheduler.PartialOutput) -> Answer:
+        """Returns the answer of a finished task of the scheduler."""
         # The stop token is generated, but not part of the answer.
         tokens, params = list(output.tokens), output.task.sampling
         reason = "length"

@@ -94,11 +94,37 @@ def check_not_quantized(config: Mapping[str, Any], file: str) -> None:
     )
 
 
+def is_clip_tower(model_type: str, file: str) -> bool:
+    """Returns whether a tower is a CLIP, else it is a SigLIP.
+
+    Raises:
+      UserError: it is neither; a SigLIP2 of any resolution (NaFlex) has its own message.
+    """
+    if model_type in ("siglip2_vision_model", "siglip2"):
+        raise UserError(
+            f"{file}: model_type {model_type!r} reads images of any shape (NaFlex), which is not "
+            "supported; give a SigLIP2 of fixed resolution, such as siglip2-so400m-patch14-384"
+        )
+    if model_type not in ("siglip_vision_model", "clip_vision_model"):
+        raise UserError(f"{file}: model_type {model_type!r} is not a SigLIP or CLIP vision model")
+    return model_type == "clip_vision_model"
+
+
+# How images are resized -> PIL's number.
+RESAMPLE = {"bicubic": 3, "bilinear": 2}
+
+
+def resample_name(steps: ConfigFields) -> str:
+    """Returns how a processor resizes, bicubic where it does not say."""
+    number = steps.integer("resample", RESAMPLE["bicubic"])
+    return next(name for name, known in RESAMPLE.items() if known == number)
+
+
 def check_image_steps(steps: ConfigFields, image_size: int) -> None:
-    """Raises UserError if a processor does more, or less, than a bicubic resize to the tower."""
+    """Raises UserError if a processor does more, or less, than a resize to the tower's side."""
     # Images are padded to squares and resized to the tower's side.
     steps.refuse("do_resize", [True])
-    steps.refuse("resample", [3])  # PIL's number for bicubic
+    steps.refuse("resample", list(RESAMPLE.values()))
     for name in ("size", "crop_size"):
         if not steps.has(name):
             continue

@@ -117,15 +117,12 @@ def vision_from_hf(
     """
     whole = ConfigFields(config, file)
     fields = whole.object("vision_config") if whole.has("vision_config") else whole
-    family = fields.value("model_type", "missing")
-    if family not in ("siglip_vision_model", "clip_vision_model"):
-        raise UserError(f"{file}: model_type {family!r} is not a SigLIP or CLIP vision model")
+    is_clip = hf_checks.is_clip_tower(fields.value("model_type", "missing"), file)
     hf_checks.check_not_quantized(config, file)
     fields.refuse("num_channels", [3])
     fields.refuse("hidden_act", ["gelu_pytorch_tanh", "quick_gelu", "gelu"])
     whole.refuse("vision_feature_select_strategy", ["default", "full"])
 
-    is_clip = family == "clip_vision_model"
     layers = fields.size("num_hidden_layers", 12, maximum=_MAX_LAYERS)
     if feature_layer is None:
         feature_layer = _feature_layer(whole, fields, layers)
@@ -158,6 +155,7 @@ def vision_from_hf(
         std=std,
         feature_layer=feature_layer,
         dropped_tokens=_dropped_tokens(whole, is_clip=is_clip),
+        resample=hf_checks.resample_name(steps),
     )
 
 

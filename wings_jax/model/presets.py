@@ -94,6 +94,7 @@ class VisionArch:
                    (0 = embeddings): with -2 all layers but the last are built
     dropped_tokens  how many tokens before the features are dropped; None for the class token,
                     where there is one (llava-hf: "default" drops 1, "full" drops 0)
+    resample       how images are resized, 'bicubic' or (SigLIP2) 'bilinear'
     """
 
     hidden_size: int
@@ -112,6 +113,7 @@ class VisionArch:
     std: tuple[float, ...]
     feature_layer: int = -2
     dropped_tokens: int | None = None
+    resample: str = "bicubic"
 
     @property
     def first_feature(self) -> int:
@@ -317,9 +319,16 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def _siglip(
-    width: int, layers: int, heads: int, ffn: int, image_size: int, patch_size: int
+    width: int,
+    layers: int,
+    heads: int,
+    ffn: int,
+    image_size: int,
+    patch_size: int,
+    *,
+    resample: str = "bicubic",
 ) -> VisionArch:
-    """Returns a SigLIP tower."""
+    """Returns a SigLIP tower, or with bilinear resizing a SigLIP2 tower of fixed resolution."""
     return VisionArch(
         hidden_size=width,
         num_layers=layers,
@@ -335,12 +344,16 @@ def _siglip(
         patch_bias=True,
         mean=HALF,
         std=HALF,
+        resample=resample,
     )
 
 
 VISION: Mapping[str, VisionArch] = {
     "siglip_so400m_384": _siglip(1152, 27, 16, 4304, 384, 14),
     "siglip_base_224": _siglip(768, 12, 12, 3072, 224, 16),
+    "siglip2_so400m_384": _siglip(1152, 27, 16, 4304, 384, 14, resample="bilinear"),
+    "siglip2_so400m_512": _siglip(1152, 27, 16, 4304, 512, 16, resample="bilinear"),
+    "siglip2_base_224": _siglip(768, 12, 12, 3072, 224, 16, resample="bilinear"),
     "clip_large_336": VisionArch(
         hidden_size=1024,
         num_layers=24,

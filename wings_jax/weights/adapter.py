@@ -126,6 +126,11 @@ def open_adapter(file: str | os.PathLike, *, flag: str = "--adapter") -> Adapter
       UserError: naming `flag`: there is no file, or it is not an adapter.
     """
     path = pathlib.Path(file)
+    if path.is_dir():
+        raise UserError(
+            f"{flag}: {path} is a directory, an adapter of wings_jax is a file (a PEFT directory "
+            "is merged into its LLM: python -m wings_jax.convert import --peft)"
+        )
     if not path.is_file():
         raise UserError(f"{flag}: {path} is not a file")
     try:

@@ -21,6 +21,7 @@ from wings_jax.weights import (
 )
 from wings_jax.weights.rules import group_name
 from wings_jax.weights.stored_params import StoredArray
+from wings_jax.weights.tensors import WeightsError
 
 Params = Mapping[str, StoredArray]
 
@@ -78,6 +79,12 @@ def export_peft(arguments: argparse.Namespace, step: pathlib.Path, params: Param
     print(f"left out: {format_names(groups, 6)}" if groups else "nothing is left out")
     size = sum(tensor.nbytes for tensor in tensors.values())
     print(f"{step}: {len(tensors)} tensors, {size / 1e6:.2f} MB")
+    try:
+        notes = adapter_export.check_recorded(step)
+    except WeightsError as error:
+        notes = [f"LoRA is for the LLM in this checkpoint, not for one before it: {error}"]
+    for note in notes:
+        print(f"note: {note}")
     if arguments.dry_run:
         print("dry run: nothing written")
         return

@@ -16,24 +16,23 @@ from wings_jax import axes, checkpoint, files, tree
 from wings_jax import config as config_lib
 from wings_jax.data import chat_template
 from wings_jax.errors import UserError
-from wings_jax.formatting import format_names
 from wings_jax.model import presets
 from wings_jax.weights import (
     adapter_commands,
     adapter_export,
+    export_formats,
     exports,
-    hf,
     hub,
     imports,
     inspection,
+    llava,
+    llava_export,
     model_card,
     peft,
     release_import,
-    release_settings,
     sources,
     stored_params,
     tokenizer_files,
-    transformers_files,
     transformers_format,
 )
 from wings_jax.weights import command_output as output_lib
@@ -44,6 +43,7 @@ from wings_jax.weights.tensors import WeightsError
 EXPORTS: Mapping[str, Callable[..., Any]] = {
     "transformers": transformers_format.as_transformers,
     "wings": exports.as_release,
+    "llava": llava_export.as_llava,
     "llm": exports.as_llm,
     "adapter": adapter_export.as_adapter,
     "peft": peft.as_peft,
@@ -110,6 +110,11 @@ def open_sources(arguments: argparse.Namespace) -> imports.ImportSpec:
         directory = hub.find_directory(arguments.wings, "--wings")
         return release_import.from_release(directory, vision, semantics=arguments.semantics)
 
+    if arguments.llava:
+        if arguments.vision or arguments.projector:
+            flag = "--vision" if arguments.vision else "--projector"
+            raise UserError(f"{flag}: the LLaVA given with --llava has its own")
+        return llava.from_llava(hub.find_directory(arguments.llava, "--llava"))
     if arguments.transformers:
         return transformers_format.from_transformers(arguments.transformers)
 
@@ -231,45 +236,15 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 def write_format(arguments: argparse.Namespace, step: pathlib.Path) -> None:
     """Writes a step in the format of the flags."""
-    train_config, arch, _ = checkpoint.read_meta(step)
-    hf_config = checkpoint.read_hf_config(step)
-    tokenizer = checkpoint.read_tokenizer_files(step)
     params = stored_params.open_params(step)
     if arguments.base and arguments.format != "adapter":
         raise UserError("--base: only for --format adapter")
     if arguments.format in adapter_commands.EXPORTS:
         adapter_commands.EXPORTS[arguments.format](arguments, step, params)
         return
-    if arguments.merge_lora:
-        params = exports.merge_lora(params, arch)
-        arch = dataclasses.replace(arch, lora_rank=0)
-    dtype = output_lib.DTYPES[arguments.dtype] if arguments.dtype else exports.common_dtype(params)
 
     # The tensors are computed while they are written.
-    if arguments.format == "llm":
-        tensors, dropped_paths = exports.as_llm(params, arch, dtype=dtype)
-        model_type = str(hf_config.get("model_type", ""))
-        config = {**hf_config, **hf.llm_config(arch.decoder, model_type=model_type)}
-        config.pop(release_settings.ENTRY, None)
-        groups = sorted({group_name(path) for path in dropped_paths})
-        print(f"left out: {format_names(groups, 6)}" if groups else "nothing is left out")
-    elif arguments.format == "transformers":
-        tensors = transformers_format.as_transformers(params, arch, dtype=dtype)
-        template = chat_template.template_from_settings(
-            train_config.data, checkpoint.open_tokenizer(tokenizer)
-        )
-        config, tokenizer = transformers_files.export_files(
-            arch, tokenizer, template, name=pathlib.Path(arguments.out or step).name
-        )
-    else:
-        tensors = exports.as_release(params, arch, dtype=dtype)
-        config = exports.release_config(arch, hf_config)
-        if arch.learners and arch.semantics == presets.PAPER:
-            print(
-                "note: trained with the paper's semantics (recorded in config.json); the release's "
-                "code computes its own"
-            )
-
+    tensors, config, text_files = export_formats.plan_format(arguments, step, params)
     size = sum(tensor.nbytes for tensor in tensors.values())
     dtypes = ", ".join(sorted({tensor.dtype.name for tensor in tensors.values()}))
     print(f"{step}: {len(tensors)} tensors, {dtypes}, {size / 1e9:.2f} GB")
@@ -277,12 +252,11 @@ def write_format(arguments: argparse.Namespace, step: pathlib.Path) -> None:
         print("dry run: nothing written")
         return
 
-    # The tokenizer of the source is exported as it was imported.
     output = output_lib.require_output(arguments)
     max_bytes = int(arguments.shard_gb * 1e9)
     with output_lib.progress("writing", size) as on_write:
         exports.write_export(
-            output, tensors, config, tokenizer, max_bytes=max_bytes, on_write=on_write
+            output, tensors, config, text_files, max_bytes=max_bytes, on_write=on_write
         )
     print(output)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from wings_jax.model import families, hf_config, presets
+from wings_jax.model import families, hf_checks, hf_config, presets
 from wings_jax.weights import store, tables
 from wings_jax.weights.rules import Rule
 from wings_jax.weights.tensors import LazyTensor, WeightsError
@@ -213,14 +213,14 @@ def select_strategy(arch: presets.VisionArch) -> str:
 
 
 def processor_config(arch: presets.VisionArch) -> dict[str, Any]:
-    """Returns the `preprocessor_config.json` of a tower: bicubic resize, mean and std."""
+    """Returns the `preprocessor_config.json` of a tower: resize, mean and std."""
     # Both families convert to RGB, resize, scale to 0..1 and normalize.
     side = arch.image_size
     config = {
         "image_processor_type": "SiglipImageProcessor",
         "do_resize": True,
         "size": {"height": side, "width": side},
-        "resample": 3,  # PIL's number for bicubic
+        "resample": hf_checks.RESAMPLE[arch.resample],
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

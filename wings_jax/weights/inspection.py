@@ -16,6 +16,7 @@ from wings_jax.weights import (
     adapter,
     hf,
     imports,
+    llava,
     release,
     release_import,
     sources,
@@ -54,6 +55,8 @@ def describe(path: str | os.PathLike, vision: str | os.PathLike | None = None) -
     if family in families.FAMILIES:
         title = f"{path}: an LLM ({family})"
         return [title, *sizes, *_import_lines(lambda: sources.from_llm(path, vision))]
+    if family == "llava":
+        return [f"{path}: a llava-hf model", *sizes, *_import_lines(lambda: llava.from_llava(path))]
     if "vision_config" in config or family.endswith("_vision_model"):
         return [f"{path}: a vision tower ({family})", *sizes, *_tower_lines(path)]
     if any(release.PROJECTOR.split(".")[1] in key for key in tensors):

@@ -17,7 +17,15 @@ import numpy as np
 from wings_jax.errors import UserError
 from wings_jax.model import families, hf_checks, hf_config, presets
 from wings_jax.model.config_fields import ConfigFields
-from wings_jax.weights import hf, rules, sources, store, text_files, tokenizer_files
+from wings_jax.weights import (
+    hf,
+    release_settings,
+    rules,
+    sources,
+    store,
+    text_files,
+    tokenizer_files,
+)
 from wings_jax.weights.imports import ImportPart, ImportSpec
 from wings_jax.weights.tensors import LazyTensor, WeightsError, check_not_quantized
 
@@ -63,7 +71,9 @@ def from_llava(directory: str | os.PathLike) -> ImportSpec:
     llm_tensors, projector_tensors, tower_tensors = split_tensors(tensors)
     decoder = hf_config.decoder_from_hf(text_config, file=f"{file}: text_config")
     decoder = hf.untie(decoder, llm_tensors)
-    tower = hf.read_vision_arch(directory)
+    # An export of wings_jax records what the tower was.
+    recorded = release_settings.read_settings(config, file).get("vision")
+    tower = recorded or hf.read_vision_arch(directory)
     arch = presets.WingsArch(decoder, tower, projector=KIND)
     if config.get("multimodal_projector_bias") is False:
         projector_tensors = _with_zero_biases(projector_tensors)

@@ -248,7 +248,6 @@ SEED_BENCH = Benchmark(
             {
                 "rows": "questions",
                 "where": {"data_type": ("image",)},
-                "rewrite": "seed_bench",
                 "image_dirs": ("SEED-Bench-image",),
             },
         ),

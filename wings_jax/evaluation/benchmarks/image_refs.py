@@ -50,6 +50,8 @@ def find_images(
         return (_file_ref(text, row, directories),)
     if len(text) <= SHORT_TEXT and text in index:
         return find_images(index[text], row, directories, {})
+    if len(text) <= SHORT_TEXT and directories:  # SEED-Bench's files have no suffix
+        return (_file_ref(text, row, directories),)
     if len(text) <= SHORT_TEXT:
         raise UserError(f"{row.place}: the image is {text!r}: neither a file nor another row")
     return (ImageRef(row.place, lambda: decode_base64(text, row.place)),)

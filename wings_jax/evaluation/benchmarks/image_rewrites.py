@@ -192,10 +192,11 @@ def gqa(row: Row) -> Iterator[Row]:
     yield with_values(row, image_file=f"{row.values['imageId']}.jpg")
 
 
-def seed_bench(row: Row) -> Iterator[Row]:
-    """SEED-Bench: image files without a suffix in `data_id`; videos are other rows."""
-    name = str(row.values["data_id"])
-    yield with_values(row, data_id=name if "." in name else f"{name}.jpg")
+def nlvr(row: Row) -> Iterator[Row]:
+    """NLVR: the first of the six arrangements of the image that a sentence is about."""
+    values = row.values
+    name = f"{values['directory']}/dev-{values['identifier']}-0.png"
+    yield with_values(row, image=name)
 
 
 def vqav2(row: Row) -> Iterator[Row]:
@@ -217,6 +218,6 @@ REWRITES: Mapping[str, Rewrite] = {
     "textvqa_answers": textvqa_answers,
     "textvqa_images": textvqa_images,
     "gqa": gqa,
-    "seed_bench": seed_bench,
+    "nlvr": nlvr,
     "vqav2": vqav2,
 }

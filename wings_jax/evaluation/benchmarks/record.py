@@ -15,10 +15,10 @@ from typing import Any
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
-# What can be computed of an item. The first four score the same continuations of the same prompt.
-LIKELIHOODS = ("ll", "ll_bytes", "ll_token", "letter")
+# What can be computed of an item. Those in LIKELIHOODS score continuations of one context.
+LIKELIHOODS = ("ll", "ll_chars", "ll_bytes", "ll_token", "letter")
 PROTOCOLS = ("ppl", *LIKELIHOODS, "generate")
-# Keys of `Benchmark.prompts`. `ll_bytes` and `ll_token` have the prompt of `ll`; so has `letter` if
+# Keys of `Benchmark.prompts`. `ll_*` have the prompt of `ll`; so has `letter` if
 # it has none of its own and the continuations of `ll` are letters.
 PROMPT_KEYS = ("ppl", "ll", "letter", "generate")
 
@@ -179,7 +179,7 @@ class Benchmark:
         if protocol in self.prompts:
             return protocol
         is_letter = protocol == "letter" and "{letter}" in self.prompts.get("ll", Prompt("")).answer
-        return "ll" if protocol in ("ll_bytes", "ll_token") or is_letter else protocol
+        return "ll" if protocol.startswith("ll_") or is_letter else protocol
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,5 +42,6 @@ BENCHMARKS: Mapping[str, Benchmark] = {
         text.OPENBOOKQA_FACT,
         chinese.CLUEWSC,
         image.MMMU_TEST,
+        yes_no.NLVR,
     )
 }

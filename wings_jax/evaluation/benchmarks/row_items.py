@@ -145,8 +145,8 @@ def _make_item(row: Row, pattern: FilePattern, image_index: image_refs.ImageInde
         raise UserError(f"{row.place}: no question")
 
     extra = {name: _plain(value) for name, value in values.items() if name not in ITEM_FIELDS}
-    if "hint" in extra:  # templates cannot leave out a line
-        extra["hint_line"] = f"Hint: {extra['hint']}\n" if extra["hint"] else ""
+    if "images" in values:  # their prompts begin with the hint; templates cannot leave out a line
+        extra["hint_line"] = f"Hint: {extra['hint']}\n" if extra.get("hint") else ""
     images = image_refs.find_images(
         values.get("images"), row, pattern.options.get("image_dirs", ()), image_index
     )

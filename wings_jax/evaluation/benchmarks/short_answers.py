@@ -14,7 +14,7 @@ _FIELDS = {
 
 
 def _prompts(extraction: str) -> dict[str, Prompt]:
-    return {"generate": Prompt(_CONTEXT, chat=True, extraction=extraction)}
+    return {"generate": Prompt(_CONTEXT, "{answer}", chat=True, extraction=extraction)}
 
 
 TEXT_VQA = Benchmark(

@@ -1,7 +1,8 @@
-"""Declarations of yes-or-no questions about images: MME, HallusionBench, POPE.
+"""Declarations of yes-or-no questions about images: MME, HallusionBench, POPE, NLVR.
 
-The options are "Yes" and "No", so that their likelihoods can be compared too. Generated answers
-are read by VLMEvalKit's rule (MME, HallusionBench) or LLaVA's (POPE).
+The options are "Yes" and "No" ("true" and "false" in NLVR), so that their likelihoods can be
+compared too. Generated answers are read by VLMEvalKit's rule (MME, HallusionBench) or LLaVA's
+(POPE).
 """
 
 from __future__ import annotations
@@ -88,7 +89,8 @@ MME = Benchmark(
             )
             for pattern in (
                 "MME_Benchmark_release_version/**/*.txt",
-                "[a-zA-Z]*_*/*.txt",
+                "*/questions_answers_YN/*.txt",
+                "*/*.txt",
             )
         ),
     ),
@@ -156,6 +158,53 @@ HALLUSION_BENCH = Benchmark(
     license="BSD-3-Clause",
     notes="aAcc, fAcc, qAcc and their mean are reported; which one the paper means is not stated. "
     "The 178 questions without an image are left out.",
+)
+
+NLVR = Benchmark(
+    name="nlvr",
+    title="NLVR (dev)",
+    kind="choice",
+    modality="image",
+    language="en",
+    files=tuple(
+        FilePattern(
+            "original",
+            pattern,
+            "json",
+            "dev",
+            {
+                "id": "identifier",
+                "question": "sentence",
+                "answer": "label",
+                "images": "image",
+                "cluster": "image",
+            },
+            {
+                "choices": ("true", "false"),
+                "answers": {"true": 0, "false": 1},
+                "rewrite": "nlvr",
+                "image_dirs": ("images",),
+            },
+        )
+        for pattern in ("dev/dev.json", "nlvr/dev/dev.json")
+    ),
+    directories=("nlvr", "NLVR"),
+    prompts={
+        "ll": Prompt("Is it true? {question}\n{options}\nAnswer:", "{letter}", chat=True),
+        "generate": Prompt(
+            "Is it true? {question}\n{options}\n"
+            "Answer with the option's letter from the given choices directly.",
+            chat=True,
+            extraction="option",
+        ),
+    },
+    split="dev",
+    headline="generate",
+    size=None,
+    source="lil-lab/nlvr (nlvr/dev)",
+    license="CC BY 4.0",
+    notes="Sentences about drawn shapes; the first of the six arrangements of each image.",
+    in_paper=False,
 )
 
 POPE_FIELDS = {
