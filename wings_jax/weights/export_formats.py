@@ -8,8 +8,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from wings_jax import checkpoint
 from wings_jax.data import chat_template
 from wings_jax.formatting import format_names
