@@ -236,7 +236,7 @@ def test_baselines_start_with_the_loss_of_llava(aligned, tmp_path):
         @jax.jit
         def loss(params, model=model, batch=batch):
             hidden = model.apply({"params": tree.nest(params)}, batch)
-            return step.token_loss(model, tree.nest(params), hidden, batch.targets, 64)[0]
+            return loss.token_loss(model, tree.nest(params), hidden, batch.targets, 64)[0]
 
         losses[name] = float(loss({**ready.state.frozen, **ready.state.trained}))
     expected = losses.pop("llava")

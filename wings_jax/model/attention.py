@@ -24,7 +24,7 @@ from wings_jax.model.layout import Visibility
 
 KERNELS = ("auto", "einsum", "chunked")  # what a caller may choose
 BLOCK = 256  # slots per block of the chunked kernel
-SMALL = 512  # `auto` takes the einsum up to this many query and key slots
+SMALL = 256  # `auto` takes the einsum up to this many query and key slots
 FEW = 64  # `auto` takes the merged kernel up to this many query slots of a long KV cache
 
 
@@ -89,7 +89,7 @@ def choose_kernel(kernel: str, num_queries: int, num_keys: int, *, is_cache: boo
     An explicit choice is always followed. 'auto' reads a KV cache in its own form ('merged')
     where that is small or the queries are few, and else chooses by the number of slots.
 
-    >>> choose_kernel("auto", 300, 300, is_cache=False)
+    >>> choose_kernel("auto", 200, 200, is_cache=False)
     'einsum'
     >>> choose_kernel("auto", 2048, 2048, is_cache=False)
     'chunked'
