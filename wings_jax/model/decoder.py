@@ -163,7 +163,8 @@ class DecoderLayer(nn.Module):
             output, fresh[name] = learner(
                 learner_queries, ctx, ctx.learners[name], cached.get(name)
             )
-            gated = gates[..., m : m + 1] * output
+            # An einsum, whose gradient by the gates is fast on CPUs.
+            gated = jnp.einsum("BT,BTD->BTD", gates[..., m], output)
             update = update + gated
             self.sow("intermediates", f"{name}_wing", output)
             self.sow("intermediates", f"{name}_norm", _norm(gated))

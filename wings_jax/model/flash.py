@@ -39,7 +39,6 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -156,7 +155,8 @@ def _flash_forward(
 
             running_sum = running_sum * rescale + weights.sum(-1)
             outputs = tuple(
-                output * rescale[..., None] + _product("BKTS,BKSC->BKTC", weights, value[j], is_exact=True)
+                output * rescale[..., None]
+                + _product("BKTS,BKSC->BKTC", weights, value[j], is_exact=True)
                 for output, value in zip(outputs, values, strict=True)
             )
             return new_max, running_sum, outputs
@@ -188,7 +188,9 @@ def _flash_backward(
     q, k, values, query, key, outputs, lse = residuals
 
     # delta = rowsum(dO * O) + rowsum(dR * R), [i, B, K, r]
-    pairs = [(x.astype(jnp.float32) for x in pair) for pair in zip(cotangents, outputs, strict=True)]
+    pairs = [
+        (x.astype(jnp.float32) for x in pair) for pair in zip(cotangents, outputs, strict=True)
+    ]
     delta = sum(exact_einsum("iBKTC,iBKTC->iBKT", *pair) for pair in pairs)
 
     def add_query_block(sums, args):
