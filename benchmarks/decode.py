@@ -1,7 +1,7 @@
 """Milliseconds per token of greedy decoding, with and without a KV cache, beside Hugging Face.
 
     python benchmarks/decode.py [--prompts=128,512,1024] [--batches=1,4,16] [--repeat=3]
-    python benchmarks/decode.py --size=7b --dtype=bfloat16 --bandwidth=4800      # a GPU or TPU
+    python benchmarks/decode.py --size=1.8b --dtype=bfloat16 --prompts= --batches=1,8  # GPU, TPU
 
 A Wings with random weights, both learners and a router; every prompt has one image of 64 slots.
 Timed is the loop that `generate` runs (`inference.decode`, 16 tokens per device call), compiled
@@ -13,7 +13,8 @@ before, and the median of the repeats, in which the three take turns:
                  on all cores, of which the faster is shown
 
 `wall` is the time that a user waits. `cpu` is processor time of the whole process (all threads):
-compare that on a machine that is busy with other things. On an accelerator read `wall`.
+compare that on a machine that is busy with other things. On an accelerator read `wall`. The share
+of the memory bandwidth is of a copy on the same device, or of `--bandwidth`.
 """
 
 from __future__ import annotations
@@ -33,6 +34,9 @@ import jax
 import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # from a clone
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+
+import ceilings
 
 from wings_jax import tree
 from wings_jax.data import conversation
@@ -326,7 +330,13 @@ def print_batches(
     spec: engine.ModelSpec, weights: engine.Weights, flags: argparse.Namespace
 ) -> None:
     """Prints tokens per second and memory traffic by batch size."""
-    print(f"\nBatches, prompts of {flags.batch_prompt} slots, with a KV cache\n")
+    bandwidth = flags.bandwidth
+    if not bandwidth:
+        gib = 0.25 if jax.default_backend() == "cpu" else 2.0
+        bandwidth = ceilings.copy_rate(gib) / 1e9
+    print(
+        f"\nBatches, prompts of {flags.batch_prompt} slots, with a KV cache; {bandwidth:.0f} GB/s\n"
+    )
     print(
         "| batch | ms per step (wall / cpu) | tokens/s | weights + caches read, GB | GB/s | share |"
     )
@@ -337,14 +347,11 @@ def print_batches(
 
         weight_gb, cache_gb = (n / 1e9 for n in bytes_per_step(spec, weights, model.cache))
         rate = (weight_gb + cache_gb) / times.wall
-        share = f"{rate / flags.bandwidth:.0%}" if flags.bandwidth else "-"
         print(
             f"| {size} | {format_ms(times)} | {size / times.wall:.0f} "
-            f"| {weight_gb:.3f} + {cache_gb:.3f} | {rate:.1f} | {share} |",
+            f"| {weight_gb:.3f} + {cache_gb:.3f} | {rate:.1f} | {rate / bandwidth:.0%} |",
             flush=True,
         )
-    if not flags.bandwidth:
-        print("\nfor the share of the memory bandwidth give the device's: --bandwidth=GB/s")
 
 
 def parse_numbers(text: str) -> Sequence[int]:
@@ -361,7 +368,7 @@ def main() -> None:
     parser.add_argument("--batches", type=parse_numbers, default=[1, 4, 16])
     parser.add_argument("--batch-prompt", type=int, default=512)
     parser.add_argument("--repeat", type=int, default=3)
-    parser.add_argument("--bandwidth", type=float, help="of the device's memory, GB/s")
+    parser.add_argument("--bandwidth", type=float, help="GB/s; by default measured by a copy")
     flags = parser.parse_args()
     if min([*flags.prompts, flags.batch_prompt]) <= TOWER.num_patches:
         parser.error(f"a prompt must be longer than its image, {TOWER.num_patches} slots")

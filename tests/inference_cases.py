@@ -75,6 +75,17 @@ ARCHS = {
         learners=BOTH, router=True, scaling=presets.RopeScaling("llama3", 8.0, 1.0, 4.0, 32)
     ),
 }
+ARCHS |= {
+    # Two learner heads beside four of the LLM; layers with and without rope.
+    "qwen3": dataclasses.replace(
+        ARCHS["gqa"],
+        decoder=dataclasses.replace(ARCHS["gqa"].decoder, head_dim=8, qkv_bias=False, qk_norm=True),
+    ),
+    "smollm3": dataclasses.replace(
+        ARCHS["gqa"],
+        decoder=dataclasses.replace(ARCHS["gqa"].decoder, qkv_bias=False, no_rope_layers=(1,)),
+    ),
+}
 
 
 extend = jax.jit(engine.extend, static_argnums=0)
@@ -218,10 +229,12 @@ def write_checkpoint(
     *,
     parts: Sequence[str] = ("vision", "projector", "decoder"),
     files: Mapping[str, str] = types.MappingProxyType({}),
+    positions: int = 0,
 ) -> pathlib.Path:
     """Writes a random small model with the tiny base's tokenizer; returns its workdir.
 
-    `files` are added to those of the tokenizer.
+    `files` are added to those of the tokenizer; `positions` is how many it has, if not those of
+    the case.
     """
     llm = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
     tokenizer_files = {
@@ -229,6 +242,9 @@ def write_checkpoint(
         for name in ("tokenizer.json", "tokenizer_config.json")
     }
     arch = with_vocabulary(ARCHS[case], len(tokenizer()))
+    if positions:
+        decoder = dataclasses.replace(arch.decoder, max_positions=positions)
+        arch = dataclasses.replace(arch, decoder=decoder, router_positions=positions)
     _, _, params = make(arch)
     flat = tree.flatten({part: params[part] for part in parts})
     all_files = {**tokenizer_files, **files}

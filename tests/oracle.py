@@ -39,6 +39,7 @@ class Shape:
     learners: tuple[str, ...] = ()
     has_router: bool = False
     learner_layers: tuple[int, ...] | None = None
+    no_rope_layers: tuple[int, ...] = ()
 
 
 def plain_frequencies(head_dim: int, theta: float) -> np.ndarray:
@@ -99,7 +100,7 @@ def sees(slots: Slots, query: int, key: int, modality: int | None) -> bool:
     return modality is None or slots.modality[key] == modality
 
 
-def main_attention(h: np.ndarray, slots: Slots, p: Mapping, shape: Shape):
+def main_attention(h: np.ndarray, slots: Slots, p: Mapping, shape: Shape, *, has_rope: bool):
     """Returns the main branch [T,D] and its rows a[N,T,T] (0 where a key is not visible)."""
     count, heads = len(h), shape.num_heads
     group = heads // shape.num_kv_heads
@@ -109,7 +110,10 @@ def main_attention(h: np.ndarray, slots: Slots, p: Mapping, shape: Shape):
         return out + p["attn"][name]["bias"][head] if "bias" in p["attn"][name] else out
 
     def project_rotated(name: str, head: int, slot: int) -> np.ndarray:
-        return rotate(project(name, head, slot), slots.positions[slot], shape.inv_freq)
+        vector = project(name, head, slot)
+        if f"{name}_norm" in p["attn"]:
+            vector = rms_norm(vector, p["attn"][f"{name}_norm"]["scale"], shape.norm_eps)
+        return rotate(vector, slots.positions[slot], shape.inv_freq) if has_rope else vector
 
     rows = np.zeros((heads, count, count))
     main = np.zeros_like(h)
@@ -146,7 +150,7 @@ def learner(
 ) -> np.ndarray:
     """Returns equation 4 for one modality, [T,D]; 0 for a slot without visible keys."""
     count, width = h.shape
-    heads, head_dim = shape.num_heads, shape.head_dim
+    heads, head_dim = width // shape.head_dim, shape.head_dim
 
     def project(name: str, vector: np.ndarray) -> np.ndarray:
         low_rank = p[name]["a"] @ p[name]["b"].reshape(-1, heads * head_dim)
@@ -197,10 +201,11 @@ def layer(
     shape: Shape,
     *,
     has_learners: bool,
+    has_rope: bool = True,
 ) -> np.ndarray:
     """Returns the residual stream [T,D] after one layer (equation 5, then the MLP)."""
     h = np.stack([rms_norm(v, p["norm_attn"]["scale"], shape.norm_eps) for v in x])
-    main, rows = main_attention(h, slots, p, shape)
+    main, rows = main_attention(h, slots, p, shape, has_rope=has_rope)
 
     out = x + main
     if has_learners and shape.learners:
@@ -241,7 +246,9 @@ def decoder(x0: np.ndarray, slots: Slots, params: Mapping, shape: Shape):
     for index in range(count):
         p = at_layer(params["layers"], index)
         carries = shape.learner_layers is None or index in shape.learner_layers
-        states.append(layer(states[-1], x0, slots, p, shape, has_learners=carries))
+        has_rope = index not in shape.no_rope_layers
+        options = {"has_learners": carries, "has_rope": has_rope}
+        states.append(layer(states[-1], x0, slots, p, shape, **options))
     scale = np.asarray(params["norm"]["scale"], np.float64)
     final = np.stack([rms_norm(v, scale, shape.norm_eps) for v in states[-1]])
     if "head" in params:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import pathlib
 import shutil
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +17,7 @@ import training_cases as cases
 from wings_jax import axes, checkpoint, checksums, errors, train
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
-from wings_jax.training import meshes, start, state
+from wings_jax.training import loop, meshes, start, state
 
 RUN = {"steps": 4, "checkpoint_every": 2, "max_checkpoints": 3}
 
@@ -93,12 +95,17 @@ def test_flipped_bytes_of_a_checkpoint_are_found_or_change_nothing(item, workdir
         content[place] ^= 0x41
         file.write_bytes(content)
         try:
-            restored = ready.writer.restore(4, params, opt_state)
+            restored = (
+                checkpoint.read_params(workdir / "checkpoints/4", params),
+                ready.writer.restore_opt_state(4, opt_state),
+            )
         except checkpoint.DamagedCheckpointError:
             detected += 1
         else:
             jax.tree.map(np.testing.assert_array_equal, restored, expected)
-    assert detected > 30
+    # Up to a third of the file may be values that were written again: orbax merges its files
+    # while the run goes on.
+    assert detected > 20
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
@@ -234,3 +241,45 @@ def test_mesh_of_the_real_presets_uses_every_device():
 def test_texts_and_seeds_that_cannot_be_used_are_named(change, message):
     with pytest.raises(UserError, match=message):
         config_lib.from_config_dict(cases.tree_of("stage1", **change))
+
+
+def test_sigterm_twice_saves_and_the_handler_of_before_is_restored(tmp_path):
+    """The second signal comes while the first is being handled; one after the run is not lost."""
+    ready = cases.set_up(tmp_path / "run", "stage1", steps=3, checkpoint_every=100)
+    update, save = ready.update, ready.writer.save
+
+    def update_after_signal(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return update(*arguments)
+
+    def save_after_signal(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        save(*arguments)
+
+    ready.update, ready.writer.save = update_after_signal, save_after_signal
+    received: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        with jax.set_mesh(ready.mesh), pytest.raises(SystemExit) as end:
+            loop.train(ready)
+        assert end.value.code == loop.PREEMPTED
+        assert received == []
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert received == [signal.SIGTERM]
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert checkpoint.load(tmp_path / "run").step == 1
+
+
+def test_resume_reads_every_item_once(workdir, monkeypatch):
+    verified = []
+    verify = checkpoint.verify_arrays
+
+    def count(step, item, arrays):
+        verified.append(item)
+        verify(step, item, arrays)
+
+    monkeypatch.setattr(checkpoint, "verify_arrays", count)
+    ready = cases.set_up(workdir, "stage1", **RUN)
+    assert int(ready.state.step) == 4
+    assert sorted(verified) == ["opt_state", "params"]

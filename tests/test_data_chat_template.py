@@ -137,7 +137,11 @@ def test_the_derived_template_equals_the_named_one(name):
     ("name", "chosen", "line"),
     [
         ("chatml", "chatml", "template: chatml, equal to the tokenizer's chat template"),
-        ("chatml without default", "tokenizer", "chatml differs: '<|im_start|>system"),
+        (
+            "chatml without default",
+            "qwen3",
+            "template: qwen3, equal to the tokenizer's chat template",
+        ),
         ("chatml with another default", "tokenizer", "instead of 'tem\\nYou are Qwen."),
         ("zephyr", "tokenizer", "template: the tokenizer's chat template; vicuna differs: "),
         ("llama2", "tokenizer", "template: the tokenizer's chat template; vicuna differs: "),

@@ -14,7 +14,7 @@ import transformers
 from PIL import Image
 
 from wings_jax import cli
-from wings_jax.data import check, prepare, samples
+from wings_jax.data import check, examples, inspection, prepare, samples, sources
 
 
 def call(module, *arguments, monkeypatch) -> int:
@@ -61,8 +61,8 @@ def test_check_of_good_data(directory, tokenizer, monkeypatch, capsys):
     )
     assert report_content["slots"]["cut"] == sum(
         one.slots > 90
-        for one in check.inspect_source(
-            check.sources.open_source(directory / "good.json"), recipe_of(tokenizer)
+        for one in inspection.inspect_source(
+            sources.open_source(directory / "good.json"), recipe_of(tokenizer)
         )
     )
 
@@ -70,7 +70,7 @@ def test_check_of_good_data(directory, tokenizer, monkeypatch, capsys):
 def recipe_of(tokenizer):
     fast = transformers.AutoTokenizer.from_pretrained(tokenizer)
     settings = check.settings.DataConfig(sequence_length=90, images_per_row=8)
-    return check.examples.make_recipe(settings, fast, check.ImageSlots(4))
+    return examples.make_recipe(settings, fast, inspection.ImageSlots(4))
 
 
 def test_check_of_bad_data(directory, monkeypatch, capsys):
@@ -124,6 +124,8 @@ def test_check_with_lengths_finds_what_is_cut_off(directory, tokenizer, monkeypa
         (("none.json",), "none.json does not exist"),
         (("good.json", "--images", "nowhere"), "image directory nowhere"),
         (("good.json", "--tokenizer", "nowhere"), "--tokenizer nowhere is not a directory"),
+        (("good.json", "--fix", "bad.json"), "--fix bad.json exists"),
+        (("good.json", "--config", "no.py"), "--config: no.py does not exist"),
         (("good.json", "--output", "good.json/x.json"), "good.json/x.json: cannot be written"),
     ],
 )
@@ -134,6 +136,50 @@ def test_mistakes_on_the_command_line_of_check(directory, monkeypatch, capsys, a
     assert printed.startswith("python -m wings_jax.data.check: ")
     assert message in printed
     assert len(printed.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["fixed.json", "fixed.jsonl"])
+def test_check_fix_writes_the_good_records_as_they_were(directory, name, monkeypatch, capsys):
+    path = directory / "bad.json"
+    fix = ("--fix", directory / name, "--figure", directory / "histogram.png")
+    assert call(check, path, *fix, monkeypatch=monkeypatch) == 1
+    assert "10 good records" in capsys.readouterr().out
+
+    before = json.loads(path.read_text())
+    source = sources.open_source(directory / name)
+    assert [source.record(i) for i in range(10)] == before[:4] + before[6:]
+    with Image.open(directory / "histogram.png") as figure:
+        assert figure.format == "PNG"
+
+    assert call(check, directory / name, monkeypatch=monkeypatch) == 0
+    again = call(check, path, "--fix", directory / name, monkeypatch=monkeypatch)
+    assert again == 2, "an existing file is not replaced"
+
+
+def test_check_with_a_config_measures_what_training_measures(directory, monkeypatch, capsys):
+    """The tiny config has its own tokenizer, template, tower and sequence length."""
+    path, report = directory / "good.json", directory / "report.json"
+    config = ("--config", "configs/stage2.py", "--config.data.sequence_length=70")
+    arguments = (path, *config, "--config.data.images_per_row=2", "--output", report)
+    status = call(check, *arguments, monkeypatch=monkeypatch)
+    content = json.loads(report.read_text())
+    assert content["slots"]["sequence_length"] == 70
+    assert status == (1 if content["bad"] else 0)
+
+    from wings_jax.weights import starting
+
+    fast = transformers.AutoTokenizer.from_pretrained(starting.base_directory("tiny", "llm"))
+    settings = check.settings.DataConfig(sequence_length=70, images_per_row=2)
+    recipe = examples.make_recipe(settings, fast, inspection.ImageSlots(16))  # the tiny tower
+    findings = inspection.inspect_source(sources.open_source(path), recipe)
+    assert content["slots"]["most"] == max(found.slots for found in findings if found.slots)
+
+
+def test_check_in_processes_finds_the_same(directory):
+    source = sources.open_source(directory / "bad.json")
+    alone, shared = (inspection.inspect_source(source, workers=n) for n in (0, 2))
+    assert [found.id for found in alone] == [found.id for found in shared]
+    assert [str(found.reason) for found in alone] == [str(found.reason) for found in shared]
 
 
 def test_prepare_refuses_and_writes_nothing(directory, monkeypatch, capsys):

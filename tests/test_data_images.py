@@ -51,6 +51,26 @@ def test_equal_to_hugging_face_bit_for_bit(name, size):
     np.testing.assert_allclose(normalized.transpose(2, 0, 1), expected, atol=1e-6)
 
 
+@pytest.mark.parametrize("size", [(31, 50), (9, 9), (200, 3)])
+def test_bilinear_is_that_of_siglip2(size, monkeypatch):
+    """SigLIP2's processor resizes bilinearly; in strips a value may be rounded otherwise."""
+    settings = {"size": {"height": 28, "width": 28}, "resample": 2}
+    processor = transformers.SiglipImageProcessorPil(
+        do_rescale=False, do_normalize=False, **settings
+    )
+    image = random_image(*size)
+    expected = np.asarray(processor(images.pad_to_square(image, HALF))["pixel_values"][0])
+    prepared = images.prepare_image(image, 28, HALF, resample="bilinear")
+    assert (prepared.transpose(2, 0, 1) == expected).all()
+    assert (prepared != images.prepare_image(image, 28, HALF)).any()
+
+    monkeypatch.setattr(images, "MAX_SQUARE_PIXELS", 1)
+    monkeypatch.setattr(images, "STRIP_PIXELS", 64)
+    in_strips = images.prepare_image(image, 28, HALF, resample="bilinear")
+    np.testing.assert_allclose(in_strips.astype(int), prepared, atol=1)
+    assert (in_strips == prepared).mean() > 0.99
+
+
 @pytest.mark.skipif(not GOLDEN.exists(), reason="the release's golden images are not here")
 @pytest.mark.parametrize("number", [0, 1])
 def test_release_golden_images(number):

@@ -242,7 +242,8 @@ def test_too_many_bad_samples_stop_the_run(tmp_path, is_packed):
     message = r"6 x no assistant turn \(first: s\d: 1 turns\)"
     with pytest.raises(UserError, match=message) as raised:
         loader(file, packing=is_packed, max_bad_share=0.1, rows=COUNT)[0]
-    assert "more than max_bad_share = 0.1" in str(raised.value)
+    assert "more than max_bad_share = 0.1; to list them: wings check /" in str(raised.value)
+    assert str(raised.value).endswith("x.json")
     assert "\n" not in str(raised.value)
     loader(file, packing=is_packed, max_bad_share=0.3, rows=COUNT)[0]
 
@@ -271,7 +272,9 @@ def test_measured_sizes_are_cached_until_the_file_changes(tmp_path, file, monkey
     loader(file, packing=True, cache=cache, sequence_length=80)
     assert len(list(cache.iterdir())) == 2
     with monkeypatch.context() as patched:
-        patched.setattr(pipeline.mixing, "_chunks", None)  # nothing may be measured again
+        patched.setattr(
+            pipeline.mixing.parallel, "map_samples", None
+        )  # nothing may be measured again
         again = loader(file, packing=True, cache=cache)
     assert_equal(first[2], again[2])
     assert first.stats["left_out"] == again.stats["left_out"]

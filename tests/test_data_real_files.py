@@ -7,7 +7,7 @@ import pathlib
 
 import pytest
 
-from wings_jax.data import check, samples, sources
+from wings_jax.data import inspection, samples, sources
 from wings_jax.errors import UserError
 
 EVAL = pathlib.Path(__file__).parents[2] / "shared" / "data" / "eval" / "train_json"
@@ -52,7 +52,7 @@ EXPECTED = {
 def test_samples_are_read_or_refused_by_cause(name):
     images, form, causes = EXPECTED[name]
     source = sources.open_source(EVAL / name, images=EVAL / images if images else None)
-    findings = check.inspect_source(source, threads=2)
+    findings = inspection.inspect_source(source)
     counts = collections.Counter(
         finding.reason.cause if finding.reason else GOOD for finding in findings
     )

@@ -14,7 +14,7 @@ import tensorflow_datasets as tfds
 import tiny_data
 from PIL import Image
 
-from wings_jax.data import images, prepare, samples, sources
+from wings_jax.data import images, json_source, prepare, samples, sources
 from wings_jax.errors import UserError
 
 RECORDS = [
@@ -37,6 +37,13 @@ def dump(path: pathlib.Path, form: str) -> pathlib.Path:
     return path
 
 
+@pytest.fixture(params=[1, 7, 1 << 22])
+def block(request, monkeypatch) -> None:
+    """Files are read in blocks of so many bytes: what is found must not depend on it."""
+    monkeypatch.setattr(json_source, "_BLOCK", request.param)
+
+
+@pytest.mark.usefixtures("block")
 @pytest.mark.parametrize("form", ["ascii", "plain", "pretty", "bom", "jsonl"])
 def test_records_are_found_at_their_place(tmp_path, form):
     source = sources.open_source(dump(tmp_path, form))
@@ -70,6 +77,7 @@ def test_reading_from_many_threads(tmp_path):
     assert not wrong
 
 
+@pytest.mark.usefixtures("block")
 @pytest.mark.parametrize(
     ("name", "text", "message"),
     [
@@ -97,6 +105,7 @@ def test_mistakes_have_line_and_column(tmp_path, name, text, message):
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.usefixtures("block")
 def test_text_that_is_not_utf8(tmp_path):
     path = tmp_path / "x.json"
     path.write_bytes(b'[{"id": "a"},\n{"id": "\xff"}]')

@@ -101,7 +101,8 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path, processes):
     else:
         running = job(arguments, processes, devices=2)
     wait_for(tmp_path / "run/metrics.jsonl", running)
-    running[-1].send_signal(signal.SIGTERM)
+    for _ in range(2 if processes == 1 else 1):  # the second one finds the first being handled
+        running[-1].send_signal(signal.SIGTERM)
     outputs = [process.communicate(timeout=300)[0] for process in running]
     assert [process.returncode for process in running] == [143] * processes, outputs
     saved = [int(step.name) for step in (tmp_path / "run/checkpoints").iterdir()]
@@ -115,3 +116,16 @@ def test_sigterm_saves_and_the_same_command_resumes(tmp_path, processes):
     again.kill()
     again.communicate()
     assert f"resuming from step {saved[0]}" in line
+
+
+@pytest.mark.slow
+def test_host_that_dies_ends_the_others_with_its_name(tmp_path):
+    arguments = options(tmp_path / "run", steps="100000", host_timeout="10")
+    running = job(arguments, processes=2, devices=1)
+    wait_for(tmp_path / "run/metrics.jsonl", running)
+    running[1].kill()
+    output = running[0].communicate(timeout=120)[0]
+    assert running[0].returncode != 0
+    assert "host 0 of 2 is " in output
+    assert "host 0 of 2: another host ended or cannot be reached" in output
+    assert "Task 1 heartbeat timeout" in output

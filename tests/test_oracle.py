@@ -68,6 +68,21 @@ CASES = {
 }
 
 
+CASES |= {
+    # Heads of width 8 in a model of width 16: learners have two of them.
+    "qwen3": dataclasses.replace(
+        CASES["router"],
+        decoder=dataclasses.replace(
+            CASES["router"].decoder, num_kv_heads=2, head_dim=8, qkv_bias=False, qk_norm=True
+        ),
+    ),
+    "smollm3": dataclasses.replace(
+        CASES["router"],
+        decoder=dataclasses.replace(CASES["router"].decoder, qkv_bias=False, no_rope_layers=(1,)),
+    ),
+}
+
+
 def random_params(module, *args, seed: int):
     """Returns random values for every parameter, also for those that are initialized to 0 or 1."""
     shapes = jax.eval_shape(lambda: nn.unbox(module.init(jax.random.key(0), *args)["params"]))
@@ -98,6 +113,7 @@ def shape_of(arch: presets.WingsArch) -> oracle.Shape:
         learners=arch.learners,
         has_router=arch.router,
         learner_layers=arch.learner_layers,
+        no_rope_layers=d.no_rope_layers,
     )
 
 

@@ -32,7 +32,7 @@ DISTRIBUTIONS = {
     "sklearn": "scikit-learn",
 }
 # Imported below a function that says how to install it, or by a user's `.bin` files only.
-OPTIONAL = {"torch", "gguf", "tensorflow"}
+OPTIONAL = {"lm-eval", "torch", "gguf", "tensorflow"}
 # Needed without an import of ours: array_record is what tensorflow-datasets reads shards with,
 # jinja2 renders chat templates, and sentencepiece with protobuf reads `tokenizer.model`, both
 # inside transformers.

@@ -1,4 +1,4 @@
-"""Parity: the decoder equals Hugging Face's Qwen2 and Llama, with random imported weights."""
+"""Parity: the decoder equals Hugging Face's LLMs, with random imported weights."""
 
 from __future__ import annotations
 
@@ -32,6 +32,23 @@ CASES = {
     "llama_mha_linear": ("Llama", 4, LINEAR, False, 1e-5),
     "llama_gqa_llama3": ("Llama", 2, LLAMA3, False, 1e-5),
     "llama_mqa_llama3_tied": ("Llama", 1, LLAMA3, True, 1e-5),
+    "mistral_gqa": ("Mistral", 2, DEFAULT, False, 1e-5),
+    "qwen3_mha": ("Qwen3", 4, DEFAULT, False, 1e-6),
+    "qwen3_gqa_tied": ("Qwen3", 2, DEFAULT, True, 1e-6),
+    "qwen3_mqa_llama3": ("Qwen3", 1, LLAMA3, False, 1e-6),
+    "smollm3_gqa_tied": ("SmolLM3", 2, DEFAULT, True, 1e-6),
+    "smollm3_mqa": ("SmolLM3", 1, DEFAULT, False, 1e-6),
+}
+# What a family has beyond the sizes: wide heads, no window, every second layer without rope.
+OPTIONS = {
+    "Qwen3": {"head_dim": 32},
+    "Mistral": {"sliding_window": None},
+    "SmolLM3": {
+        "no_rope_layer_interval": 2,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+        "pad_token_id": 0,
+    },
 }
 
 
@@ -49,6 +66,7 @@ def make_torch(case: str):
         tie_word_embeddings=tied,
         rms_norm_eps=eps,
         max_position_embeddings=1024,
+        **OPTIONS.get(family, {}),
     )
     torch.manual_seed(7)
     model = getattr(transformers, f"{family}ForCausalLM")(config)

@@ -7,7 +7,7 @@ import math
 import pytest
 import transformers
 
-from wings_jax.model import hf_config, parameters, presets
+from wings_jax.model import families, hf_config, parameters, presets
 from wings_jax.weights import hf, release, transfer
 
 torch = pytest.importorskip("torch")
@@ -17,21 +17,35 @@ TOTALS = {
     "qwen1_5_0_5b": 463_987_712,
     "qwen1_5_1_8b": 1_836_828_672,
     "qwen1_5_7b": 7_721_324_544,
+    "qwen2_5_0_5b": 494_032_768,
+    "qwen2_5_1_5b": 1_543_714_304,
+    "qwen2_5_7b": 7_615_616_512,
+    "qwen3_0_6b": 596_049_920,
+    "qwen3_1_7b": 1_720_574_976,
+    "qwen3_4b": 4_022_468_096,
+    "qwen3_8b": 8_190_735_360,
     "vicuna_7b": 6_738_415_616,
+    "vicuna_13b": 13_015_864_320,
     "llama3_1_8b": 8_030_261_248,
+    "llama3_2_1b": 1_235_814_400,
+    "llama3_2_3b": 3_212_749_824,
+    "mistral_7b": 7_248_023_552,
+    "tinyllama_1_1b": 1_100_048_384,
     "smollm2_135m": 134_515_008,
+    "smollm3_3b": 3_075_098_624,
 }
 TINY_TOWER = presets.VISION["siglip_base_224"]
 
 
 def on_meta(config) -> dict:
     """Returns the parameters of a full-size HF model on the meta device, without allocating."""
-    maker = {
+    towers = {
         "siglip_vision_model": transformers.SiglipVisionModel,
         "clip_vision_model": transformers.CLIPVisionModel,
-        "qwen2": transformers.Qwen2ForCausalLM,
-        "llama": transformers.LlamaForCausalLM,
-    }[config.model_type]
+    }
+    maker = towers.get(config.model_type)
+    if maker is None:
+        maker = getattr(transformers, families.FAMILIES[config.model_type].class_name)
     with torch.device("meta"):
         return dict(maker(config).named_parameters())
 

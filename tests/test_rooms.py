@@ -26,10 +26,21 @@ MAY_IMPORT = {
     "data": {*BASE, "model"},
     "scenes": {*BASE, "data"},
     "weights": {*BASE, "config", "checkpoint", "model", "data"},
-    "training": {*BASE, "checksums", "config", "checkpoint", "model", "data", "scenes", "weights"},
-    "inference": {*BASE, "checkpoint", "model", "data"},
+    "training": {
+        *BASE,
+        "checksums",
+        "config",
+        "config_checks",
+        "checkpoint",
+        "model",
+        "data",
+        "scenes",
+        "weights",
+    },
+    "inference": {*BASE, "checkpoint", "model", "data", "weights"},
     "evaluation": {
         *BASE,
+        "checksums",
         "config",
         "checkpoint",
         "model",
@@ -45,6 +56,8 @@ MAY_IMPORT = {
 ENTRIES = {"train", "convert", "generate", "chat", "evaluate", "analyze"}
 # Command lines inside of a room, which use `cli` too.
 COMMANDS = {"data/check.py", "data/prepare.py", "inference/flags.py"}
+# Of these, the ones that are entry points: they may import from every room too.
+ROOM_ENTRIES = {"data/check.py"}
 
 
 def imports(path: pathlib.Path) -> set[str]:
@@ -79,6 +92,8 @@ def test_every_room_imports_only_from_below():
             continue
         for path in paths:
             name = path.relative_to(ROOT).as_posix()
+            if name in ROOM_ENTRIES:
+                continue
             is_command = path.name == "__main__.py" or name in COMMANDS
             allowed = MAY_IMPORT[room] | ({"cli", "config_files"} if is_command else set())
             used = {module.split(".")[0] for module in imports(path)} - {room}

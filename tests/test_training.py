@@ -19,7 +19,7 @@ from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.model import layout
 from wings_jax.model.wings import Wings
-from wings_jax.training import loop, meshes, metrics, optim
+from wings_jax.training import divergence, loop, meshes, metrics, optim
 from wings_jax.training import loss as loss_lib
 
 GOLDEN = pathlib.Path(__file__).with_name("golden_training.json")
@@ -201,18 +201,53 @@ def test_nonfinite_step_changes_nothing_but_the_counters(tmp_path):
     jax.tree.map(np.testing.assert_array_equal, before, (after.trained, after.opt_state))
 
 
-def test_nonfinite_steps_stop_the_run_and_name_the_window():
-    guard = loop.NonFiniteGuard(limit=3, window=10)
-    for number in range(1, 12):
-        guard.check(number, 0)
-    guard.check(12, 1)
-    guard.check(13, 2)
-    with pytest.raises(UserError, match=r"steps 5 to 14: .* in 3 steps"):
-        guard.check(14, 3)
-    resumed = loop.NonFiniteGuard(limit=2, window=10, start=(40, 1))
-    resumed.check(41, 2)
-    with pytest.raises(UserError, match=r"steps 41 to 42: .* in 2 steps"):
-        resumed.check(42, 3)
+def test_nonfinite_guard_counts_the_steps_of_its_window():
+    guard = divergence.NonFiniteGuard(limit=3, window=10)
+    skipped = {5: 1, 12: 2, 15: 3, 16: 4}
+    total, found = 0, []
+    for number in range(1, 18):
+        total = skipped.get(number, total)
+        found.append(guard.check(number, total))
+    assert found == [()] * 15 + [(12, 15, 16), (12, 15, 16)]
+
+    resumed = divergence.NonFiniteGuard(limit=2, window=10, start=(40, 1))
+    assert [resumed.check(41, 2), resumed.check(42, 3)] == [(), (41, 42)]
+
+
+def test_nonfinite_steps_stop_the_run_and_name_steps_and_samples(tmp_path):
+    """The last checkpoint stays, and the file has the samples of every skipped step."""
+    workdir = tmp_path / "run"
+    ready = cases.set_up(workdir, "stage1", optimizer__skip_limit=2, checkpoint_every=1, steps=20)
+    path = "projector/linear_0/kernel"
+    poisoned = {**ready.state.trained, path: ready.state.trained[path].at[0, 0].set(jnp.nan)}
+    ready.state = dataclasses.replace(ready.state, trained=poisoned)
+    ids = [ready.loader.sample_ids(step) for step in range(2)]
+    assert [len(row_ids) for row_ids in ids] == [8, 8]
+
+    message = rf"not finite in 2 of the steps 1 to 2 \(1, 2\).*samples of step 2: {ids[1][0]}, "
+    with jax.set_mesh(ready.mesh), pytest.raises(UserError, match=message):
+        loop.train(ready)
+    assert json.loads((workdir / "nonfinite.json").read_text()) == {"1": ids[0], "2": ids[1]}
+    assert [step.name for step in checkpoint.list_steps(workdir)] == ["1"]
+
+
+def test_checkpoints_are_kept_by_number_and_by_time(tmp_path, monkeypatch):
+    cases.run(tmp_path / "number", "stage1", steps=5, checkpoint_every=1, max_checkpoints=2)
+    cases.run(
+        tmp_path / "time",
+        "stage1",
+        steps=5,
+        checkpoint_every=1,
+        max_checkpoints=1,
+        keep_every_hours=1 / 3600,
+    )
+    steps = [
+        [int(step.name) for step in checkpoint.list_steps(tmp_path / name)]
+        for name in ("number", "time")
+    ]
+    assert steps[0] == [4, 5]
+    assert steps[1][0] == 1
+    assert steps[1][-1] == 5
 
 
 def test_schedule_warms_up_and_falls_to_zero():
@@ -267,6 +302,25 @@ def test_clock_measures_speed_and_waiting():
     speed = clock.read(2)
     assert speed["tokens_per_s"] > 0
     assert speed["data_wait"] == 0
+    assert "mfu" not in speed
+
+
+def test_clock_counts_per_device_and_percentiles(monkeypatch):
+    times = iter([0.0, 1.0, 2.0, 3.0, 7.0])
+    monkeypatch.setattr(metrics.time, "perf_counter", lambda: next(times))
+    clock = metrics.Clock(steps=10, devices=2, peak_flops=100e12)
+    clock.start()
+    for _ in range(4):
+        clock.tick(waited=0.7, tokens=70, flops=140e12)
+    speed = clock.read(4)
+    assert speed["tokens_per_s"] == pytest.approx(40)
+    assert speed["tokens_per_s_device"] == pytest.approx(20)
+    assert speed["tflops_per_s_device"] == pytest.approx(40)
+    assert speed["mfu"] == pytest.approx(0.4)
+    assert speed["data_wait"] == pytest.approx(0.4)
+    assert (speed["step_s"], speed["step_p50_s"]) == (1.75, 1.0)
+    assert 1.0 < speed["step_p95_s"] <= 4.0
+    assert speed["eta_s"] == pytest.approx(6 * 1.75)
 
 
 def test_metrics_after_the_checkpoint_are_removed_on_resume(tmp_path):

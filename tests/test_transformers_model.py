@@ -2,130 +2,108 @@
 
 from __future__ import annotations
 
-import dataclasses
-import importlib
-import pathlib
-import sys
-
+import jax
 import numpy as np
 import pytest
 import tiny_model
 
-import wings_jax
 from wings_jax import tree
-from wings_jax.model import layout, presets
+from wings_jax.model import layout
 from wings_jax.model.wings import Wings
-from wings_jax.weights import transfer, transformers_format
+from wings_jax.training import step
+from wings_jax.weights import transformers_format
 
-torch = pytest.importorskip("torch")
+pytest.importorskip("torch")
+import torch
+import transformers_cases as cases
 
-CODE = pathlib.Path(wings_jax.__file__).parent / "weights" / "transformers_code"
-IMAGE_TOKEN = 64  # outside of the tiny vocabulary
-
-RELEASE = presets.release_semantics(prompt_length=2)
-VARIANTS = {
-    **tiny_model.VARIANTS,
-    "release": tiny_model.arch(learners=tiny_model.BOTH, router=True, gain=2.0, semantics=RELEASE),
-    "release_stage1": tiny_model.arch(learners=("visual",), semantics=RELEASE),
-    "llama3_scaling": dataclasses.replace(
-        tiny_model.arch(learners=tiny_model.BOTH, router=True),
-        decoder=dataclasses.replace(
-            tiny_model.DECODER,
-            qkv_bias=False,
-            rope_scaling=presets.RopeScaling("llama3", 8.0, 1.0, 4.0, 16),
-        ),
-    ),
-    "tied": dataclasses.replace(
-        tiny_model.arch(learners=tiny_model.BOTH, router=True),
-        decoder=dataclasses.replace(tiny_model.DECODER, tie_embeddings=True),
-    ),
-    "clip": tiny_model.arch(learners=tiny_model.BOTH, router=True, vision=tiny_model.CLIP),
-}
-# Rows drawn as tiny_model does: t text, i an image; the paddings differ.
-ROWS = ["ttitttt", "tttttttttttt", "tittitt", "itttt"]
-
-
-@pytest.fixture(scope="module")
-def code():
-    """The module `modeling_wings`, imported as a package of its own."""
-    sys.path.insert(0, str(CODE.parent))
-    try:
-        yield importlib.import_module("transformers_code.modeling_wings")
-    finally:
-        sys.path.remove(str(CODE.parent))
-
-
-def torch_model(code, arch, *, attention="sdpa"):
-    """Returns the JAX model, its parameters, and the torch model with the same parameters."""
-    model = Wings(arch)
-    params = tiny_model.init(model)
-    entries = transformers_format.wings_config(arch, image_token_id=IMAGE_TOKEN)
-    entries = {k: v for k, v in entries.items() if k not in ("architectures", "auto_map")}
-    config = code.WingsConfig(**entries)
-    config._attn_implementation = attention
-    other = code.WingsForConditionalGeneration(config).eval()
-    table = transformers_format.wings_rules(arch)
-    tensors = transfer.export_tree(table, tree.flatten(params))
-    state = {key: torch.from_numpy(np.array(tensor)) for key, tensor in tensors.items()}
-    missing, unexpected = other.load_state_dict(state, strict=False)
-    assert not unexpected
-    assert set(missing) <= {"lm_head.weight"} if arch.decoder.tie_embeddings else not missing
-    other.tie_weights()
-    return model, params, other
-
-
-def torch_inputs(arch, batch: layout.Batch, *, left: bool = False) -> dict:
-    """Returns what the torch model reads of a batch of rows with one conversation each."""
-    rows = batch.layout
-    ids = np.where(rows.modality == layout.IMAGE, IMAGE_TOKEN, rows.tokens)
-    used = rows.modality != layout.PADDING
-    if left:
-        shift = (~used).sum(1)
-        ids, used = (
-            np.stack([np.roll(x, n) for x, n in zip(part, shift, strict=True)])
-            for part in (ids, used)
-        )
-    mean, std = np.array(arch.vision.mean), np.array(arch.vision.std)
-    patches = arch.vision.num_patches
-    counts = (rows.modality == layout.IMAGE).sum(1) // patches
-    images = [batch.images[row, i] for row, n in enumerate(counts) for i in range(n)]
-    inputs = {
-        "input_ids": torch.from_numpy(ids.astype(np.int64)),
-        "attention_mask": torch.from_numpy(used.astype(np.int64)),
-    }
-    if images:
-        pixels = (np.stack(images).astype(np.float32) / 255 - mean) / std
-        pixels = pixels.transpose(0, 3, 1, 2).astype(np.float32)
-        inputs["pixel_values"] = torch.from_numpy(np.ascontiguousarray(pixels))
-    return inputs
-
-
-def batch_of(arch, rows: list[str]) -> layout.Batch:
-    """Returns a batch with the layout of the model's semantics."""
-    batch = tiny_model.batch(rows)
-    rows = layout.make_layout(
-        batch.layout.tokens,
-        batch.layout.modality,
-        batch.layout.segments,
-        prompt_length=arch.semantics.prompt_length,
-    )
-    return dataclasses.replace(batch, layout=rows)
+VARIANTS, ROWS = cases.VARIANTS, cases.ROWS
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize("name", VARIANTS)
-def test_logits_equal_the_jax_models(code, name, attention):
+def test_logits_and_loss_equal_the_jax_models(name, attention):
+    """With padding on either side; the loss is the mean over all targets of the batch."""
     arch = VARIANTS[name]
-    model, params, other = torch_model(code, arch, attention=attention)
-    batch = batch_of(arch, ROWS)
+    model, params, other = cases.torch_model(arch, attention=attention)
+    batch = cases.batch_of(arch, ROWS)
     wanted = tiny_model.logits(model, params, batch)
     used = batch.layout.modality != layout.PADDING
     with torch.no_grad():
-        found = other(**torch_inputs(arch, batch)).logits.numpy()
-        left = other(**torch_inputs(arch, batch, left=True)).logits.numpy()
-    np.testing.assert_allclose(found[used], wanted[used], atol=1e-4)
+        right = other(**cases.torch_inputs(arch, batch))
+        left = other(**cases.torch_inputs(arch, batch, left=True))
+    np.testing.assert_allclose(right.logits.numpy()[used], wanted[used], atol=1e-4)
     for row, count in enumerate(used.sum(1)):
-        np.testing.assert_allclose(left[row, -count:], wanted[row, :count], atol=1e-4)
+        found = left.logits[row, -count:].numpy()
+        np.testing.assert_allclose(found, wanted[row, :count], atol=1e-4)
+
+    # Cross-entropy of the JAX model's logits.
+    is_target = batch.targets != layout.IGNORE
+    log_probs = np.asarray(jax.nn.log_softmax(wanted))
+    index = np.where(is_target, batch.targets, 0)[..., None]
+    losses = -np.take_along_axis(log_probs, index, axis=-1)[..., 0]
+    for output in (right, left):
+        np.testing.assert_allclose(output.loss.item(), losses[is_target].mean(), atol=1e-4)
+
+
+def test_loss_and_gradients_equal_those_of_training():
+    """The function that the trainer minimizes, with some answers left out, by `labels`."""
+    arch = VARIANTS["router"]
+    model, params, other = cases.torch_model(arch)
+    batch = cases.batch_of(arch, ROWS)
+    targets = np.array(batch.targets)
+    targets[:, ::3] = layout.IGNORE
+    batch = layout.Batch(batch.layout, targets, batch.images)
+
+    def mean_loss(params):
+        hidden = model.apply({"params": params}, batch)
+        total, _ = loss.token_loss(model, params, hidden, batch.targets, chunk=8)
+        return total / (targets != layout.IGNORE).sum()
+
+    wanted, gradients = jax.jit(jax.value_and_grad(mean_loss))(params)
+    loss = other(**cases.torch_inputs(arch, batch, left=True)).loss
+    np.testing.assert_allclose(loss.item(), float(wanted), atol=1e-4)
+
+    # The gradient of every parameter that the loss depends on, under the exported names.
+    loss.backward()
+    found = dict(other.named_parameters())
+    table = transformers_format.wings_rules(arch)
+    exported = cases.transfer.export_tree(table, tree.flatten(gradients))
+    assert exported.keys() == found.keys()
+    for key, tensor in exported.items():
+        expected, actual = np.asarray(tensor), found[key].grad
+        actual = np.zeros_like(expected) if actual is None else actual.numpy()
+        scale = max(np.abs(expected).max(), 1e-3)
+        np.testing.assert_allclose(actual, expected, atol=1e-4 * scale, err_msg=key)
+
+
+def test_labels_of_images_and_padding_have_no_loss():
+    """`labels = input_ids` is what people write first."""
+    arch = VARIANTS["both"]
+    _, _, other = cases.torch_model(arch)
+    batch = cases.batch_of(arch, ROWS)
+    for left in (False, True):
+        inputs = cases.torch_inputs(arch, batch, left=left)
+        is_learned = (inputs["input_ids"] != cases.IMAGE_TOKEN) & inputs["attention_mask"].bool()
+        is_learned[:, 1:] &= inputs["attention_mask"].bool()[:, :-1]
+        by_hand = inputs["input_ids"].masked_fill(~is_learned, layout.IGNORE)
+        with torch.no_grad():
+            wanted = other(**{**inputs, "labels": by_hand}).loss
+            found = other(**{**inputs, "labels": inputs["input_ids"]}).loss
+        assert torch.equal(found, wanted)
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_greedy_ids_equal_the_jax_models(name):
+    """Batched and padded on the left, each row alone, with and without a cache."""
+    arch = VARIANTS[name]
+    model, params, other = cases.torch_model(arch)
+    wanted = cases.greedy_ids(model, params, ROWS)
+    inputs = cases.generate_inputs(arch, ROWS)
+    assert cases.generate(other, inputs) == wanted
+    assert cases.generate(other, inputs, use_cache=False) == wanted
+    for row, ids in zip(ROWS, wanted, strict=True):
+        assert cases.generate(other, cases.generate_inputs(arch, [row])) == [ids]
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -134,15 +112,3 @@ def test_the_table_is_total(name):
     flat = tree.flatten(tiny_model.init(Wings(arch)))
     table = transformers_format.wings_rules(arch)
     assert sorted(rule.path for rule in table) == sorted(flat)
-
-
-@pytest.mark.parametrize("name", [n for n in VARIANTS if not n.startswith("release")])
-def test_cached_equals_uncached(code, name):
-    arch = VARIANTS[name]
-    _, _, other = torch_model(code, arch)
-    inputs = torch_inputs(arch, batch_of(arch, ROWS), left=True)
-    options = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 0}
-    with torch.no_grad():
-        cached = other.generate(**inputs, **options, use_cache=True)
-        uncached = other.generate(**inputs, **options, use_cache=False)
-    assert torch.equal(cached, uncached)

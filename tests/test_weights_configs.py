@@ -89,7 +89,7 @@ def test_null_entries_are_defaults(llm):
         ({"num_channels": 1}, "num_channels 1 is not supported"),
         ({"vision_feature_layer": 7}, "vision_feature_layer 7 of 3 layers"),
         ({"vision_feature_layer": [1, 2]}, r"vision_feature_layer \[1, 2\] is not a whole number"),
-        ({"vision_feature_select_strategy": "full"}, "vision_feature_select_strategy 'full'"),
+        ({"vision_feature_select_strategy": "cls"}, "vision_feature_select_strategy 'cls'"),
         ({"quantization_config": {"quant_method": "bnb"}}, "quantized with 'bnb'"),
         ({"vision_config": 3}, "3 is not a JSON object"),
     ],
@@ -131,7 +131,7 @@ def test_processors_give_the_same_pixels_as_in_transformers(changes: dict):
     ("entries", "message"),
     [
         ({"do_resize": False}, "do_resize False is not supported"),
-        ({"resample": 2}, "resample 2 is not supported, only 3"),
+        ({"resample": 1}, "resample 1 is not supported, only 3 or 2"),
         ({"size": {"height": 56, "width": 56}}, "size .* is not the tower's image_size, 28"),
         ({"size": {"shortest_edge": 30}}, "size .* is not the tower's image_size, 28"),
         ({"crop_size": 14}, "crop_size 14 is not the tower's image_size, 28"),

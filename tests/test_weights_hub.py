@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import shutil
@@ -9,6 +10,7 @@ import subprocess
 import sys
 
 import hub_server
+import llava_cases
 import pytest
 import transformers
 import weights_cases
@@ -23,6 +25,7 @@ CLIP = "openai/clip-vit-large-patch14-336"
 QWEN = "Qwen/Qwen1.5-7B-Chat"
 SIGLIP = "google/siglip-so400m-patch14-384"
 WINGS = "AIDC-AI/Wings-Qwen1_5-8B"
+LLAVA = "llava-hf/llava-1.5-7b-hf"
 JUNK = b"not read"
 
 
@@ -73,7 +76,17 @@ def repositories(tmp_path_factory) -> dict[str, pathlib.Path]:
     wings = shutil.copytree(sources / "wings_stage2", root / "wings")
     (wings / "run").mkdir()
     (wings / "run" / "infer_args.json").write_bytes(JUNK)
-    return {VICUNA: vicuna, CLIP: clip, QWEN: qwen, SIGLIP: siglip, WINGS: wings}
+
+    # The keys of transformers 4, and the chat template of an older processor.
+    llava = shutil.copytree(llava_cases.saved("llama_clip"), root / "llava")
+    llava_cases.rename_keys(llava, {"vision_tower.": "vision_tower.vision_model."})
+    template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for part in m.content %}"
+    template += "{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
+    template += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+    (llava / "chat_template.json").write_text(json.dumps({"chat_template": template}))
+    (llava / "README.md").write_bytes(JUNK)
+    repositories = {VICUNA: vicuna, CLIP: clip, QWEN: qwen, SIGLIP: siglip, WINGS: wings}
+    return repositories | {LLAVA: llava}
 
 
 def run_command(
@@ -82,6 +95,7 @@ def run_command(
     """Runs `convert import` in a process of its own, with the stand-in as the hub."""
     environment = os.environ | {"HF_ENDPOINT": server.url, "HF_HOME": str(home)}
     environment |= {"HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_TELEMETRY": "1"}
+    environment |= {"HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-m", "wings_jax.convert", "import", *map(str, arguments)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
 
@@ -93,6 +107,7 @@ def run_command(
         (("--llm", VICUNA, "--vision", CLIP, "--template", "vicuna"), ("tf_model.h5",)),
         (("--llm", QWEN, "--vision", SIGLIP), ("consolidated.00.pth", "params.json", "LICENSE")),
         (("--wings", WINGS, "--vision", SIGLIP), ("infer_args.json",)),
+        (("--llava", LLAVA), ("README.md",)),
     ],
 )
 def test_repositories_are_imported(arguments, not_downloaded, repositories, tmp_path):
@@ -105,15 +120,46 @@ def test_repositories_are_imported(arguments, not_downloaded, repositories, tmp_
 
     model = checkpoint.load(tmp_path / "in")
     assert {"decoder", "vision"} <= set(model.params)
-    assert model.arch.vision.class_token == (CLIP in arguments)
+    assert model.arch.vision.class_token == (CLIP in arguments or LLAVA in arguments)
+    if LLAVA in arguments:
+        assert model.config.data.template == "qwen3"  # ChatML without a system text
     assert bool(model.arch.learners) == (WINGS in arguments)
 
 
 @pytest.mark.slow
-def test_missing_repositories_are_one_line(repositories, tmp_path):
+def test_refused_repositories_are_one_line(repositories, tmp_path):
     with hub_server.serve(repositories) as server:
-        result = run_command(server, tmp_path / "home", "--llm", "no/where", "--dry-run")
+        server.gated.add(QWEN)
+        for name, message in (
+            ("no/where", f"no/where is not a directory, and there is no repository {server.url}"),
+            (QWEN, f"{QWEN} is gated: request access at {server.url}/{QWEN}, then run `hf auth"),
+            (f"{VICUNA}@v9", f"{VICUNA}@v9: the repository {VICUNA} has no such revision"),
+        ):
+            result = run_command(server, tmp_path / "home", "--llm", name, "--dry-run")
+            assert result.returncode == 2
+            line = result.stderr.strip().splitlines()[-1]
+            assert line.startswith(f"python -m wings_jax.convert: --llm: {message}")
+            assert "Traceback" not in result.stderr
+
+
+@pytest.mark.slow
+def test_downloads_are_resumed_and_cached(repositories, tmp_path):
+    """A broken connection is resumed within the file; the cache serves without a connection."""
+    # The library keeps a file in blocks of 10 MiB; the connection breaks within the second one.
+    block = 10 * 2**20
+    vicuna = shutil.copytree(repositories[VICUNA], tmp_path / "vicuna")
+    (vicuna / "notes.txt").write_bytes(bytes(3 * block))
+    with hub_server.serve(repositories | {VICUNA: vicuna}) as server:
+        server.cut = "notes.txt"
+        server.revisions.add("v1")
+        flags = ("--llm", f"{VICUNA}@v1", "--template", "vicuna", "--dry-run")
+        result = run_command(server, tmp_path / "home", *flags)
+        assert result.returncode == 0, result.stderr
+        assert server.ranges == [f"bytes={block}-"]
+
+    # The server is gone.
+    result = run_command(server, tmp_path / "home", *flags)
+    assert result.returncode == 0, result.stderr
+    result = run_command(server, tmp_path / "home", "--llm", QWEN, "--dry-run")
     assert result.returncode == 2
-    message = result.stderr.strip().splitlines()[-1]
-    assert message.startswith("python -m wings_jax.convert: --llm: no/where is not a directory")
-    assert "Traceback" not in result.stderr
+    assert "there is no connection to the Hugging Face hub" in result.stderr

@@ -155,7 +155,9 @@ def test_an_adapter_is_not_a_model(tmp_path):
         store.open_tensors,
         release_import.from_release,
     ):
-        with pytest.raises(WeightsError, match=r"holds a PEFT adapter .* merge it into some/llm"):
+        with pytest.raises(
+            WeightsError, match=r"holds a PEFT adapter .* --peft, with its base some/llm"
+        ):
             read(tmp_path)
 
 

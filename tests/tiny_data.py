@@ -65,6 +65,7 @@ class Vision:
     image_size: int = 8
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     num_patches: int = 4
+    resample: str = "bicubic"
 
 
 def data(*paths: pathlib.Path, **changes: Any) -> settings.DataConfig:

@@ -70,6 +70,14 @@ VARIANTS = {
     ),
 }
 
+# LLMs whose layers have what those of Qwen2 have not.
+QWEN3 = dataclasses.replace(DECODER, head_dim=16, qkv_bias=False, qk_norm=True)
+SMOLLM3 = dataclasses.replace(DECODER, qkv_bias=False, tie_embeddings=True, no_rope_layers=(1,))
+VARIANTS |= {
+    "qwen3": dataclasses.replace(arch(learners=BOTH, router=True), decoder=QWEN3),
+    "smollm3": dataclasses.replace(arch(learners=BOTH, router=True), decoder=SMOLLM3),
+}
+
 P = VISION.num_patches
 
 

@@ -58,6 +58,7 @@ def parse_flags() -> argparse.Namespace:
         metavar="[NAME=]DIR",
         help="workdir or checkpoint; several are compared",
     )
+    cli.add_adapter_flag(add)
     add(
         "--base",
         nargs="?",
@@ -120,6 +121,7 @@ def measure_models(flags: argparse.Namespace) -> list[ShiftResult]:
         flags.checkpoint,
         with_base=flags.base is not None,
         base=flags.base or None,
+        adapters=flags.adapter,
         loading=models.LoadOptions(flags.dtype, mesh),
     )
     # The same samples for all models, before the first model is loaded.

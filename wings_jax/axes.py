@@ -121,7 +121,7 @@ def shard_leading_axis(tree: Tree, mesh: Mesh | None, letters: str = "B") -> Tre
     candidates = [mesh_axes[first:] for first in range(len(mesh_axes) + 1)]
 
     def constrain_array(array: jax.Array) -> jax.Array:
-        fits = next(c for c in candidates if array.shape[0] % _num_shards(mesh.shape, c) == 0)
+        fits = next(c for c in candidates if array.shape[0] % num_shards(mesh.shape, c) == 0)
         sharding = NamedSharding(mesh, PartitionSpec(fits or None))
         return jax.lax.with_sharding_constraint(array, sharding)
 
@@ -157,7 +157,7 @@ def check_divides(mesh_shape: Mapping[str, int], dims: Mapping[str, int]) -> Non
     wrong = []
     for letter, size in dims.items():
         mesh_axes = _axes_of(letter)
-        shards = _num_shards(mesh_shape, mesh_axes)
+        shards = num_shards(mesh_shape, mesh_axes)
         if size % shards:
             wrong.append(f"{letter}={size} over {' x '.join(mesh_axes)}={shards}")
     if wrong:
@@ -170,5 +170,10 @@ def _axes_of(letter: str) -> tuple[str, ...]:
     return (mesh_axes,) if isinstance(mesh_axes, str) else mesh_axes
 
 
-def _num_shards(mesh_shape: Mapping[str, int], mesh_axes: Sequence[str]) -> int:
+def num_shards(mesh_shape: Mapping[str, int], mesh_axes: Sequence[str]) -> int:
+    """Returns into how many parts a dimension over these mesh axes is divided.
+
+    >>> num_shards({"data": 2, "fsdp": 4, "tensor": 1}, ("data", "fsdp"))
+    8
+    """
     return int(np.prod([mesh_shape.get(axis, 1) for axis in mesh_axes]))

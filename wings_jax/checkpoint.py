@@ -21,7 +21,7 @@ import logging
 import pathlib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -190,6 +190,11 @@ def read_hf_config(step: pathlib.Path) -> dict[str, Any]:
     return _read_json_item(step, "meta").get("hf_config", {})
 
 
+def read_sources(step: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns what an import recorded of each model that it read; [] for other checkpoints."""
+    return _read_json_item(step, "meta").get("sources", [])
+
+
 def read_tokenizer_files(step: pathlib.Path) -> dict[str, str]:
     """Returns file name -> content."""
     return _read_json_item(step, "tokenizer")
@@ -278,11 +283,12 @@ def load(
     dtype: Any = None,
     mesh: jax.sharding.Mesh | None = None,
     verify: bool = True,
+    is_read: Callable[[str], bool] = lambda path: True,
 ) -> Checkpoint:
     """Returns a checkpoint ready for use on the first device; matrices in `dtype` if given.
 
     With a mesh every parameter is read directly to its sharding on it. Without `verify`, checksums
-    are not computed.
+    are not computed. Parameters for whose path `is_read` is false are left out.
 
     Raises:
       UserError: there is no checkpoint at `directory`; the message names `flag`.
@@ -291,7 +297,9 @@ def load(
     """
     step = find_step(directory, flag=flag)
     config, arch, number = read_meta(step)
-    flat = read_params(step, _targets(step, arch, dtype, mesh), verify=verify)
+    targets = _targets(step, arch, dtype, mesh)
+    chosen = {path: struct for path, struct in targets.items() if is_read(path)}
+    flat = read_params(step, chosen, verify=verify)
     files = read_tokenizer_files(step)
     tokenizer, eos_ids = open_tokenizer(files), read_eos_ids(files, str(step))
     return Checkpoint(config, arch, tree.nest(flat), tokenizer, step, number, eos_ids)
@@ -331,6 +339,7 @@ def write_checkpoint(
     tokenizer_files: Mapping[str, str],
     *,
     hf_config: Mapping[str, Any] | None = None,
+    sources: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Writes flat parameters alone as step 0 of a workdir, as an import does.
 
@@ -338,6 +347,7 @@ def write_checkpoint(
 
     Args:
       hf_config: the `config.json` that the weights came with; an export writes it again.
+      sources: name and license of each model that they came from, for model cards.
     """
     meta = {
         "config": config_lib.to_dict(config),
@@ -345,6 +355,7 @@ def write_checkpoint(
         "step": 0,
         "checksums": {"params": checksums.checksum_arrays(params)},
         "hf_config": dict(hf_config or {}),
+        "sources": list(sources),
     }
 
     # Few arrays at a time, and none copied first: the peak stays near the parameters themselves.

@@ -16,14 +16,18 @@ import contextlib
 import difflib
 import importlib
 import io
+import logging
 import os
 import pathlib
+import select
 import signal
 import sys
 from collections.abc import Callable, Mapping
 
 import wings_jax
 from wings_jax.errors import UserError
+
+PIPE_CLOSED = 141  # exit status after SIGPIPE, as shells report it
 
 # Subcommand -> its module, and one line for --help.
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -32,6 +36,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "generate": ("wings_jax.generate", "answer one request, or a file of them"),
     "chat": ("wings_jax.chat", "chat in the terminal"),
     "evaluate": ("wings_jax.evaluate", "score checkpoints on benchmarks"),
+    "lm-eval": ("wings_jax.evaluation.lm_eval_command", "run lm-eval with the model `wings`"),
     "analyze": ("wings_jax.analyze", "measure attention shift over layers"),
     "forgetting": ("wings_jax.forgetting.__main__", "compare methods on text-only forgetting"),
     "check": ("wings_jax.data.check", "find bad samples of a data file before a run"),
@@ -122,11 +127,18 @@ def run_main(program: str, main: Callable[[], None]) -> None:
     """Runs `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C status 130.
 
     With `--debug` among the arguments a UserError's traceback is shown instead. The text of a
-    KeyboardInterrupt, if it has one, is part of the line.
+    KeyboardInterrupt, if it has one, is part of the line. Where the reader of stdout has gone
+    (`wings ... | head`), the status is 141, as after SIGPIPE.
     """
     accept_any_text()
+    _name_warnings(program)
     try:
         main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_stdout_closed():
+            raise
+        sys.exit(PIPE_CLOSED)
     except UserError as error:
         if "--debug" in sys.argv:
             raise
@@ -139,6 +151,35 @@ def run_main(program: str, main: Callable[[], None]) -> None:
         # Handlers run in reverse order, so this one runs before JAX destroys its backends: a
         # Ctrl-C in the middle of that would end the process with a segmentation fault.
         atexit.register(signal.signal, signal.SIGINT, signal.SIG_IGN)
+
+
+class _WarningHandler(logging.StreamHandler):
+    """Prints warnings on stderr in the form of errors: `wings train: ...`."""
+
+
+def _name_warnings(program: str) -> None:
+    """Puts the program before every warning, unless a caller has configured logging itself."""
+    if not logging.root.handlers:
+        logging.root.addHandler(_WarningHandler())
+    for handler in logging.root.handlers:
+        if isinstance(handler, _WarningHandler):
+            handler.setFormatter(logging.Formatter(f"{program.replace('%', '%%')}: %(message)s"))
+
+
+def _is_stdout_closed() -> bool:
+    """Returns whether the reader of stdout has gone; then nothing is written to it any more."""
+    try:
+        number = sys.stdout.fileno()
+    except io.UnsupportedOperation:  # not a file
+        return False
+    poll = select.poll()
+    poll.register(number, 0)  # errors are reported in any case
+    if not poll.poll(0):
+        return False
+
+    # Python flushes once more at its end, which would print an error.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+    return True
 
 
 class InterruptFlag:
@@ -183,6 +224,18 @@ def _print_error(message: str) -> None:
     with contextlib.suppress(OSError):  # the reader of stdout may be gone
         sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)
+
+
+def add_adapter_flag(add: Callable[..., object]) -> None:
+    """Adds `--adapter` of the commands that compare models, by their parser's `add_argument`."""
+    add(
+        "--adapter",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="[NAME=]FILE",
+        help="adapters on the LLM and the tower of one checkpoint, in place of it",
+    )
 
 
 def check_text(flags: argparse.Namespace) -> None:

@@ -31,9 +31,9 @@ class ModelConfig:
     """Which model is built: an LLM, a vision tower, and what Wings or a baseline adds to them."""
 
     llm: str = "tiny"
-    """Preset of `presets.DECODERS`, Hugging Face directory, or tiny (ships with the package)."""
+    """Preset of `presets.DECODERS`, directory, tiny (shipped), or checkpoint: `init_from`'s LLM."""
     vision: str = "tiny"
-    """Preset of `presets.VISION`, Hugging Face directory, or tiny (ships with the package)."""
+    """Preset of `presets.VISION`, directory, tiny (shipped), or checkpoint: `init_from`'s tower."""
     projector: str = "mlp2x_gelu"
     """From image features to the LLM's width: mlp2x_gelu (two layers) or linear."""
     learners: tuple[str, ...] = ()
@@ -146,8 +146,17 @@ class Config:
     """Whether to start from a checkpoint whose learners had another gain or other semantics."""
     max_checkpoints: int = 2
     """Newest checkpoints that are kept; older ones are deleted."""
+    keep_every_hours: float = 0.0
+    """Hours between checkpoints that are kept beside the newest ones; 0 for none."""
+    watchdog_minutes: float = 30.0
+    """Minutes that one step, batch or save may take before the run prints the stacks of all its
+    threads; 0 for never."""
+    host_timeout: int = 100
+    """Seconds without a sign of another host after which a job of several hosts ends."""
     laws_every: int = 0
     """Steps between measurements of the attention shift; 0 for never."""
+    profile: str = ""
+    """Steps to trace, START:STOP without STOP, into WORKDIR/profile for xprof; '' for none."""
     model: ModelConfig = ModelConfig()
     """The model."""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -164,10 +173,14 @@ FREE = (
     "log_every",
     "checkpoint_every",
     "max_checkpoints",
+    "keep_every_hours",
+    "watchdog_minutes",
+    "host_timeout",
     "verify_checkpoints",
     "accept_changed_data",
     "accept_changed_model",
     "laws_every",
+    "profile",
     "data.threads",
     "data.workers",
     "data.cache",

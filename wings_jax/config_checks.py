@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,26 @@ def check_text(key: str, text: str) -> None:
         raise UserError(f"{key}: {text!r} is not valid UTF-8")
 
 
+def parse_profile(text: str) -> tuple[int, int]:
+    """Returns the first step of `config.profile`, and the one after the last; (0, 0) for ''.
+
+    >>> parse_profile("10:13")
+    (10, 13)
+
+    Raises:
+      UserError: it has another form, or no step.
+    """
+    if not text:
+        return 0, 0
+    match = re.fullmatch(r"([0-9]{1,12}):([0-9]{1,12})", text)
+    first, stop = (int(match[1]), int(match[2])) if match else (0, 0)
+    if not 1 <= first < stop:
+        raise UserError(
+            f"config.profile: {text!r} is not START:STOP, steps from 1, with START less than STOP"
+        )
+    return first, stop
+
+
 def _check_choices(config: Config) -> None:
     model, optimizer = config.model, config.optimizer
     one_of = {
@@ -78,6 +99,9 @@ def _check_bounds(config: Config) -> None:
         "config.batch_size": (config.batch_size, 1),
         "config.steps": (config.steps, -1),
         "config.max_checkpoints": (config.max_checkpoints, 1),
+        "config.keep_every_hours": (config.keep_every_hours, 0),
+        "config.watchdog_minutes": (config.watchdog_minutes, 0),
+        "config.host_timeout": (config.host_timeout, 1),
         "config.log_every": (config.log_every, 1),
         "config.laws_every": (config.laws_every, 0),
         "config.checkpoint_every": (config.checkpoint_every, 1),
@@ -108,6 +132,11 @@ def _check_bounds(config: Config) -> None:
         if not 0 <= value < 1:
             raise UserError(f"{key}: {value} is not at least 0 and less than 1")
 
+    first, _ = parse_profile(config.profile)
+    if 0 <= config.steps < first:
+        raise UserError(
+            f"config.profile: {config.profile} begins after the last step, {config.steps}"
+        )
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed: {config.seed} is not at least 0 and less than 2**32")
     if config.steps < 0 and not config.epochs > 0:

@@ -2,9 +2,14 @@
 
     python -m wings_jax.convert import --llm DIR|HUB_ID [--vision DIR|HUB_ID] --out DIR
     python -m wings_jax.convert import --wings DIR|HUB_ID --out DIR
+    python -m wings_jax.convert import --llava DIR|HUB_ID --out DIR
     python -m wings_jax.convert import --transformers DIR --out DIR
     python -m wings_jax.convert import --gguf FILE [--vision DIR|HUB_ID] --out DIR
-    python -m wings_jax.convert export --checkpoint DIR --format transformers|wings|llm --out DIR
+    python -m wings_jax.convert import --llm DIR|HUB_ID --peft DIR|HUB_ID --out DIR
+    python -m wings_jax.convert export --checkpoint DIR --format FORMAT --out DIR
+    python -m wings_jax.convert export --checkpoint DIR --format adapter --out FILE.safetensors
+    python -m wings_jax.convert export --checkpoint DIR --format peft --out DIR
+    python -m wings_jax.convert push DIR|FILE --repo OWNER/NAME --checkpoint DIR
     python -m wings_jax.convert inspect DIR|FILE
 
 `--dry-run` prints what would happen and writes nothing. docs/fidelity.md lists what is tested.
@@ -25,10 +30,12 @@ from wings_jax import cli
 from wings_jax.errors import UserError
 
 DTYPES = ("stored", "float32", "bfloat16", "float16")
-FORMATS = ("transformers", "wings", "llm")
+FORMATS = ("transformers", "wings", "llava", "llm", "adapter", "peft")
 FORMATS_HELP = (
     "transformers: the whole model, with torch code that transformers runs; wings: the layout of "
-    "the authors' release; llm: the LLM alone"
+    "the authors' release; llava: a model without learners, for the code that transformers has; "
+    "llm: the LLM alone; adapter: what training added to a frozen LLM and tower, one file; peft: "
+    "LoRA alone, for the peft package"
 )
 
 
@@ -38,11 +45,12 @@ def main() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of files it does not need
 
     # After parsing: --help and mistakes in flags do not wait for these imports.
-    from wings_jax.weights import commands
+    from wings_jax.weights import commands, push
 
     run = {
         "import": commands.run_import,
         "export": commands.run_export,
+        "push": push.run_push,
         "inspect": commands.run_inspect,
     }
     run[arguments.command](arguments)
@@ -58,6 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     subparsers = parser.add_subparsers(dest="command", required=True)
     add_import(subparsers.add_parser("import", help="from PyTorch to a wings_jax checkpoint"))
     add_export(subparsers.add_parser("export", help="from a wings_jax checkpoint to PyTorch"))
+    add_push(subparsers.add_parser("push", help="upload an export to the Hugging Face hub"))
 
     inspect = subparsers.add_parser("inspect", help="describe a directory or file of weights")
     inspect.add_argument("path")
@@ -72,10 +81,12 @@ def add_import(command: argparse.ArgumentParser) -> None:
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--llm", help="directory or hub id of a Qwen2 or Llama")
     source.add_argument("--wings", help="directory or hub id in the release's layout")
+    source.add_argument("--llava", help="directory or hub id of a llava-hf model (LLaVA 1.5)")
     source.add_argument("--transformers", help="directory of `export --format transformers`")
     source.add_argument("--gguf", help="GGUF file of a Qwen2 or Llama")
 
     command.add_argument("--vision", help="directory or hub id of a SigLIP or CLIP")
+    command.add_argument("--peft", help="directory or hub id of a PEFT LoRA, merged into --llm")
     command.add_argument("--projector", help="mm_projector.bin of LLaVA")
     command.add_argument("--projector-kind", default="mlp2x_gelu", help="default: %(default)s")
     command.add_argument("--tokenizer", help="directory of a tokenizer; default: the LLM's")
@@ -87,7 +98,8 @@ def add_import(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--template",
-        help="chatml, llama3, vicuna, tokenizer (its chat template) or a Jinja file; "
+        help="chatml, qwen3, qwen3_no_think, llama3, mistral, vicuna, tokenizer (its chat "
+        "template) or a Jinja file; "
         "default: what equals the tokenizer's chat template",
     )
     command.add_argument("--dtype", choices=DTYPES, default="stored", help="default: as stored")
@@ -102,12 +114,29 @@ def add_export(command: argparse.ArgumentParser) -> None:
     command.add_argument("--dtype", choices=DTYPES, help="default: as stored, bfloat16 if mixed")
     command.add_argument("--merge-lora", action="store_true", help="add LoRA to the LLM's weights")
     command.add_argument("--shard-gb", type=float, default=5.0, help="most GB a file; default 5")
+    command.add_argument(
+        "--base",
+        help="adapter: compare the LLM and the tower with this checkpoint's, instead of relying on "
+        "the recorded learning rates",
+    )
     add_output(command)
+
+
+def add_push(command: argparse.ArgumentParser) -> None:
+    """Adds the flags of `push`."""
+    command.add_argument("path", metavar="EXPORT", help="directory of an export, or an adapter")
+    command.add_argument("--repo", required=True, metavar="OWNER/NAME", help="created if missing")
+    command.add_argument(
+        "--checkpoint", required=True, help="what was exported: the model card is generated from it"
+    )
+    command.add_argument("--private", action="store_true", help="create the repository as private")
+    command.add_argument("--message", default="", help="of the commit")
+    command.add_argument("--dry-run", action="store_true", help="print the model card, no upload")
 
 
 def add_output(command: argparse.ArgumentParser) -> None:
     """Adds the flags of a command that writes a directory."""
-    command.add_argument("--out", help="directory to create")
+    command.add_argument("--out", help="directory to create (adapter: file)")
     command.add_argument("--dry-run", action="store_true", help="print what would happen")
 
 

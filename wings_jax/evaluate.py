@@ -1,27 +1,46 @@
-"""Scores models: right answers to tasks, text-only forgetting, or likelihood of text and choices.
+"""Scores models: benchmarks of papers, the embedded tasks, forgetting, likelihood of text.
 
-    python -m wings_jax.evaluate --checkpoint runs/stage2
+    python -m wings_jax.evaluate --checkpoint runs/stage2 --tasks mmlu,piqa,mmbench_en \\
+        --data-root DATA --out runs/evaluation
+    python -m wings_jax.evaluate --checkpoint runs/stage2 --suite wings --data-root DATA --out DIR
+    python -m wings_jax.evaluate --compare runs/evaluation/stage1 runs/evaluation/stage2
+    python -m wings_jax.evaluate forgetting --base runs/stage1 --checkpoint runs/stage2 \\
+        --tasks mmlu,piqa --data-root DATA --out runs/forgetting
     python -m wings_jax.evaluate --base --checkpoint stage1=runs/stage1 stage2=runs/stage2 \\
         --tasks scenes_images,scenes_text --out runs/evaluation --figure runs/answers.png
     python -m wings_jax.evaluate iit --checkpoint runs/stage2
-    python -m wings_jax.evaluate forgetting --base runs/stage1 --checkpoint runs/stage2
+    python -m wings_jax.evaluate iit build --data-root DATA --out iit.jsonl
+    python -m wings_jax.evaluate iit --manifest iit.jsonl --data-root DATA --checkpoint runs/stage2
     python -m wings_jax.evaluate language --base --checkpoint runs/stage2 --out runs/language \\
         [--text FILE.txt] [--choices FILE.jsonl]
 
-Prints a table with a column per model; with --out, report.md, report.json and every answer are
-written there. --base adds the model before any training (the checkpoint that was imported, or the
-LLM and the tower of the first config), or another checkpoint to compare with. --mesh shares each
-model among devices, --dtype is that of its matmuls. `iit` asks in interleaved conversations of
-text and images; `forgetting` compares each model with the base, question by question, and writes
-forgetting.md and forgetting.json too.
+Prints a table with a column per model; with --out, reports and every answer are written there.
+--base adds the model before any training (the checkpoint that was imported, or the LLM and the
+tower of the first config), or another checkpoint to compare with. --adapter puts each FILE (of
+`convert export --format adapter`) on the checkpoint and scores that instead. --mesh shares each
+model among devices, --dtype is that of its matmuls.
+
+Tasks are benchmarks (--list prints them; their files are below --data-root, in any of the forms
+that they are published in) and the embedded ones, scenes_images, scenes_text and iit. --suite
+wings is all benchmarks of the paper whose files are there; it lists the others. --protocols
+chooses among ppl, ll, ll_chars, ll_bytes, ll_token, letter and generate, --shots the number of
+solved examples. A run that was stopped resumes with the same command. --shard I/N computes part I
+of N on one of several machines with a common --out; the same command without it writes the report.
+`forgetting` compares each model with the base, question by question; --compare does so for
+finished results.
+
+`iit` asks in interleaved conversations of text and images: embedded ones or, with --manifest, those
+that `iit build` made of the data sets below --data-root. A manifest has identifiers and hashes
+only. --history says what the earlier answers are: the true ones (gold), the model's own (model), or
+the true ones to random questions (shuffled).
 
 `language` measures any LLM by likelihood: the perplexity of English prose, and multiple choice
 without examples, where the most likely choice counts as the answer (and, in another row, the most
 likely per token). The default text is the descriptions of data sets in the installed
 tensorflow_datasets, the default questions are those of `evaluation.everyday`. --text is a UTF-8
 file, and a line of --choices is {"question": str, "choices": [str, ...], "answer": index,
-"id": str, "kind": str}, where the last two are optional: ARC, MMLU and others take this form. It
-writes language.md, language.json, and choices-NAME.jsonl with every decision.
+"id": str, "kind": str}, where the last two are optional. It writes language.md, language.json, and
+choices-NAME.jsonl with every decision.
 """
 
 from __future__ import annotations
@@ -29,23 +48,59 @@ from __future__ import annotations
 import argparse
 import pathlib
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from wings_jax import cli
 from wings_jax.errors import UserError
+
+if TYPE_CHECKING:
+    from wings_jax.evaluation.benchmarks.command import BenchmarkOptions
 
 PROGRAM = cli.program_name("wings_jax.evaluate")
 TASK_NAMES = ("scenes_images", "scenes_text", "iit")  # of `evaluation.tasks`, which imports slowly
 DEFAULT_TASKS = {"tasks": "scenes_images,scenes_text", "iit": "iit", "forgetting": "scenes_text"}
 LANGUAGE = "language"
-TASK_FLAGS, LANGUAGE_FLAGS = ("tasks", "data_root", "figure"), ("text", "choices")
+BENCHMARK_FLAGS = ("suite", "protocols", "shots", "shard")
+TASK_FLAGS = ("tasks", "data_root", "figure", *BENCHMARK_FLAGS)
+LANGUAGE_FLAGS = ("text", "choices")
+BUILD = "build"
+BUILD_FLAGS = ("sources", "seed", "anchors", "embedder")
+MANIFEST_FLAGS = ("manifest", "history")
 
 
 def main() -> None:
     """Evaluates the models that the flags name."""
     flags = parse_flags()
-    cli.use_compilation_cache()
+
+    if flags.action == BUILD:
+        build_manifest(flags)
+        return
 
     # After the flags: these import slowly.
+    from wings_jax.evaluation.benchmarks import catalog
+
+    if flags.list:
+        print(catalog.text_catalog())
+        return
+    if flags.compare:
+        from wings_jax.evaluation.benchmarks import paired
+
+        paired.print_comparison(flags.compare, flags.out)
+        return
+
+    embedded, benchmarks = catalog.split_names(flags.tasks, flags.suite)
+    evaluate_models(flags, embedded, benchmarks)
+
+
+def evaluate_models(flags: argparse.Namespace, embedded: str, benchmarks: Sequence) -> None:
+    """Evaluates the models that the flags name.
+
+    Args:
+      embedded: names of embedded tasks, separated by commas.
+      benchmarks: the other tasks.
+    """
+    cli.use_compilation_cache()
+
     from wings_jax import axes
     from wings_jax.evaluation import commands, models
     from wings_jax.model import parameters
@@ -55,6 +110,7 @@ def main() -> None:
         flags.checkpoint,
         with_base=flags.base is not None,
         base=flags.base or None,
+        adapters=flags.adapter,
         loading=models.LoadOptions(flags.dtype or parameters.default_dtype(), mesh),
     )
     if flags.mode == LANGUAGE:
@@ -68,16 +124,97 @@ def main() -> None:
         )
         return
 
-    commands.evaluate_tasks(
+    if flags.manifest:
+        from wings_jax.evaluation.interleaved import command
+
+        options = benchmark_options(flags)
+        command.evaluate_manifest(
+            lazy_models, flags.manifest, options, history=flags.history or "gold"
+        )
+        return
+
+    is_comparison = flags.mode == "forgetting"
+    if benchmarks:
+        evaluate_benchmarks(flags, lazy_models, benchmarks)
+    if embedded:
+        # The benchmarks' reports have the same names.
+        has_both = bool(benchmarks and flags.out)
+        commands.evaluate_tasks(
+            lazy_models,
+            task_names=embedded,
+            data_root=flags.data_root if not benchmarks else None,
+            limit=flags.limit,
+            rows=flags.batch_size,
+            out=flags.out / "embedded" if has_both else flags.out,
+            figure=flags.figure,
+            compare=is_comparison,
+        )
+
+
+def evaluate_benchmarks(
+    flags: argparse.Namespace, lazy_models: Sequence, benchmarks: Sequence
+) -> None:
+    """Evaluates models on benchmarks. Raises UserError."""
+    from wings_jax.evaluation.benchmarks import command
+
+    options = benchmark_options(flags)
+    command.evaluate_benchmarks(
         lazy_models,
-        task_names=flags.tasks,
-        data_root=flags.data_root,
-        limit=flags.limit,
-        rows=flags.batch_size,
-        out=flags.out,
-        figure=flags.figure,
+        benchmarks,
+        options,
+        is_suite=flags.suite is not None,
         compare=flags.mode == "forgetting",
     )
+
+
+def benchmark_options(flags: argparse.Namespace) -> BenchmarkOptions:
+    """Returns what the flags ask of benchmarks. Raises UserError."""
+    from wings_jax.evaluation.benchmarks import command, runner
+
+    return command.BenchmarkOptions(
+        flags.data_root,
+        flags.out,
+        command.parse_protocols(flags.protocols) if flags.protocols else None,
+        flags.shots,
+        flags.limit,
+        flags.batch_size,
+        command.parse_shard(flags.shard) if flags.shard else runner.Shard(),
+    )
+
+
+def build_manifest(flags: argparse.Namespace) -> None:
+    """Writes a manifest of interleaved conversations. Raises UserError."""
+    from wings_jax.evaluation.interleaved import command
+
+    command.build_manifest(
+        flags.out,
+        flags.data_root,
+        sources=split_list(flags.sources) if flags.sources else None,
+        seed=flags.seed or 0,
+        anchors=parse_anchors(flags.anchors) if flags.anchors else None,
+        embedder=flags.embedder or "auto",
+    )
+
+
+def split_list(text: str) -> list[str]:
+    """Returns the names of a comma-separated list.
+
+    >>> split_list("mmlu, piqa")
+    ['mmlu', 'piqa']
+    """
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def parse_anchors(text: str) -> dict[str, int]:
+    """Returns language -> number of scored questions of "EN" or "EN,ZH". Raises UserError.
+
+    >>> parse_anchors("500,100")
+    {'en': 500, 'zh': 100}
+    """
+    parts = split_list(text)
+    if not 1 <= len(parts) <= 2 or not all(part.isdecimal() and int(part) for part in parts):
+        raise UserError(f"--anchors: {text!r} is not a number, or two separated by a comma")
+    return dict(zip(("en", "zh"), map(int, parts), strict=False))
 
 
 def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
@@ -86,15 +223,18 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     cli.check_text(flags)
     check_mode(flags)
 
-    if flags.tasks is None:
+    if flags.tasks is None and flags.suite is None and not flags.manifest:
         flags.tasks = DEFAULT_TASKS.get(flags.mode)
     if flags.mode == "forgetting" and flags.base is None:
         flags.base = ""
+    if not (flags.checkpoint or flags.compare or flags.list or flags.action):
+        raise UserError("--checkpoint is missing: which model is to be evaluated?")
 
-    for name in ("limit", "batch_size"):
+    least = {"limit": 1, "batch_size": 1, "shots": 0}
+    for name, smallest in least.items():
         value = getattr(flags, name)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')}: {value} is less than 1")
+        if value is not None and value < smallest:
+            raise UserError(f"--{name.replace('_', '-')}: {value} is less than {smallest}")
     return flags
 
 
@@ -106,6 +246,36 @@ def check_mode(flags: argparse.Namespace) -> None:
     for name in TASK_FLAGS if is_language else LANGUAGE_FLAGS:
         if getattr(flags, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} {problem}")
+    check_iit_flags(flags)
+    if flags.compare and (flags.checkpoint or flags.tasks or flags.suite):
+        raise UserError("--compare: reads finished results, without --checkpoint, --tasks, --suite")
+    if flags.shard and not flags.out:
+        raise UserError("--shard: needs --out, a directory that all processes write to")
+
+
+def check_iit_flags(flags: argparse.Namespace) -> None:
+    """Raises UserError if a flag of `iit` has no effect, or one is missing."""
+    is_build = flags.action == BUILD
+    if is_build and flags.mode != "iit":
+        raise UserError(f"{BUILD}: is for `iit` only: evaluate iit {BUILD}")
+    for name in BUILD_FLAGS:
+        if getattr(flags, name) is not None and not is_build:
+            raise UserError(f"--{name}: is for `iit {BUILD}` only")
+    for name in MANIFEST_FLAGS:
+        if getattr(flags, name) is not None and (flags.mode != "iit" or is_build):
+            raise UserError(f"--{name}: is for `iit` with a manifest only")
+
+    if flags.history and not flags.manifest:
+        raise UserError("--history: needs --manifest")
+    if flags.manifest and flags.tasks:
+        raise UserError("--tasks: not with --manifest, which says what is asked")
+    if is_build:
+        unused = [name for name in ("checkpoint", "tasks") if getattr(flags, name)]
+        if unused:
+            raise UserError(f"--{unused[0]}: is not for `iit {BUILD}`, which asks no model")
+        for name in ("data_root", "out"):
+            if getattr(flags, name) is None:
+                raise UserError(f"--{name.replace('_', '-')} is missing: `iit {BUILD}` needs it")
 
 
 def make_parser() -> argparse.ArgumentParser:
@@ -116,15 +286,17 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("mode", nargs="?", choices=(*DEFAULT_TASKS, LANGUAGE), default="tasks")
 
+    add("action", nargs="?", choices=(BUILD,), help="`iit build`: make a manifest")
+
     # Models.
     add(
         "--checkpoint",
         nargs="+",
         action="extend",
-        required=True,
         metavar="[NAME=]DIR",
         help="workdir or checkpoint; several give one table side by side",
     )
+    cli.add_adapter_flag(add)
     add(
         "--base",
         nargs="?",
@@ -136,12 +308,32 @@ def make_parser() -> argparse.ArgumentParser:
     add("--dtype", choices=("float32", "bfloat16"), help="of the matmuls")
 
     # Questions and text.
-    add("--tasks", help=f"of {', '.join(TASK_NAMES)}; default: {DEFAULT_TASKS['tasks']}")
-    add("--data-root", type=pathlib.Path, help="default: the scenes of the checkpoint's config")
+    add("--tasks", help=f"benchmarks or {', '.join(TASK_NAMES)}; default: {DEFAULT_TASKS['tasks']}")
+    add("--suite", help="wings: all benchmarks of the paper whose files are below --data-root")
+    add("--data-root", type=pathlib.Path, help="data sets; default: the checkpoint's scenes")
+    add("--protocols", help="of each benchmark, separated by commas; default: all that it has")
+    add("--shots", type=int, help="solved examples before a question; default: each benchmark's")
+    add("--shard", metavar="I/N", help="compute part I of N, each part in a process of its own")
+    add("--list", action="store_true", help="list the benchmarks, with what they read")
+    add(
+        "--compare",
+        nargs="+",
+        type=pathlib.Path,
+        metavar="DIR",
+        help="compare finished results, OUT/NAME of each model, with the first",
+    )
     add("--text", type=pathlib.Path, metavar="FILE.txt", help="`language`: text to score")
     add("--choices", type=pathlib.Path, metavar="FILE.jsonl", help="`language`: questions")
     add("--limit", type=int, help="use only about this many questions of each task, or passages")
     add("--batch-size", type=int, default=64, help="default: %(default)s")
+
+    # Interleaved conversations.
+    add("--manifest", type=pathlib.Path, metavar="FILE.jsonl", help="`iit`: what is asked")
+    add("--history", help="`iit --manifest`: earlier answers: gold, model or shuffled")
+    add("--sources", help="`iit build`: benchmarks; default: those of the paper that are there")
+    add("--seed", type=int, help="`iit build`: default: 0")
+    add("--anchors", metavar="EN[,ZH]", help="`iit build`: scored questions; default: 500,100")
+    add("--embedder", help="`iit build`: wordllama, tfidf or auto")
 
     # Outputs.
     add("--out", type=pathlib.Path, help="directory for the report and the answers")

@@ -4,6 +4,8 @@
     wings generate --checkpoint runs/stage2 --input requests.jsonl --output answers.jsonl
     echo "Is 4 even?" | wings generate --checkpoint runs/stage2 --prompt -
 
+    wings generate --checkpoint base --adapter scenes.safetensors --prompt "What is red?"
+
 A single answer is printed while it is generated.
 
 A line of an input file has a "prompt", or "conversations" for several turns:
@@ -122,6 +124,8 @@ def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
         "dtype": arguments.dtype,
         "sampling": dataclasses.asdict(sampling),
     }
+    if arguments.adapter:
+        job["adapter"] = str(pathlib.Path(arguments.adapter).absolute())
     journal = jobs.Journal(arguments.output, job)
     finished = len(journal.answers)
     if finished:

@@ -12,10 +12,13 @@ A run that was stopped is resumed by the same command. Its workdir holds `config
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
+import socket
 import sys
+from collections.abc import Iterator
 
 import jax
 
@@ -45,9 +48,9 @@ def main() -> None:
     _check_local("config.init_from", config.init_from)
     cli.use_compilation_cache()
     if options.distributed:
-        join_job()
+        join_job(config.host_timeout)
 
-    with errors.full_memory(memory_advice(config)):
+    with errors.full_memory(memory_advice(config)), _lost_hosts(config.host_timeout):
         run = start.set_up(config, pathlib.Path(workdir))
         metric = None
         if config.laws_every:
@@ -62,6 +65,22 @@ def main() -> None:
             f"{summary['last_tokens_per_s']:,.0f} tokens/s"
         )
     print(f"checkpoint, metrics and summary: {run.workdir}")
+
+
+@contextlib.contextmanager
+def _lost_hosts(timeout: int) -> Iterator[None]:
+    """Turns the failure of a collective into one line; JAX's own one then names the process."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+            raise
+        reason = str(error).splitlines()[0][:200]
+        raise UserError(
+            f"host {jax.process_index()} of {jax.process_count()}: another host ended or cannot be "
+            f"reached ({reason}); JAX names it within {timeout} s (config.host_timeout). Start the "
+            "same command on all hosts to resume"
+        ) from error
 
 
 def memory_advice(config: config_lib.Config) -> str:
@@ -82,11 +101,16 @@ def _check_local(key: str, path: str) -> None:
         raise UserError(f"{key}: {path} is not a directory; mount the bucket and give its path")
 
 
-def join_job() -> None:
-    """Makes this process one of the job's; environment variables say what JAX cannot find out."""
+def join_job(timeout: int) -> None:
+    """Makes this process one of the job's; environment variables say what JAX cannot find out.
+
+    Args:
+      timeout: seconds without a heartbeat of another process after which this one ends.
+    """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
     if address is None:
-        jax.distributed.initialize()
+        jax.distributed.initialize(heartbeat_timeout_seconds=timeout)
+        _print_host()
         return
 
     try:
@@ -96,7 +120,18 @@ def join_job() -> None:
             "--distributed: JAX_COORDINATOR_ADDRESS needs JAX_NUM_PROCESSES and JAX_PROCESS_ID "
             f"beside it, as numbers: {error}"
         ) from error
-    jax.distributed.initialize(address, count, number)
+    jax.distributed.initialize(address, count, number, heartbeat_timeout_seconds=timeout)
+    _print_host()
+
+
+def _print_host() -> None:
+    """Prints which machine a process number is, because JAX's messages have numbers only."""
+    name = socket.gethostname()
+    print(
+        f"host {jax.process_index()} of {jax.process_count()} is {name}, process {os.getpid()}, "
+        f"{jax.local_device_count()} of {jax.device_count()} devices",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from wings_jax.analysis.slot_classes import (
     group,
     last_prompt_slot,
 )
-from wings_jax.data import conversation, examples, images, pipeline, samples, sources
+from wings_jax.data import conversation, examples, pipeline, samples, sources
 from wings_jax.data import turns as turns_lib
 from wings_jax.errors import UserError
 from wings_jax.model.layout import Batch
@@ -182,10 +182,7 @@ def make_probe(sample: samples.Sample, recipe: examples.Recipe, variant: Variant
         if num_slots < MIN_TEXT:
             raise samples.BadSample(cause, f"{num_slots} without the system turn")
 
-    prepared = [
-        images.prepare_image(images.load_image(image), recipe.vision.image_size, recipe.vision.mean)
-        for image in sample.images
-    ]
+    prepared = [examples.load_square(image, recipe.vision) for image in sample.images]
     example = examples.Example(
         sample.id, expanded.tokens, expanded.modality, expanded.targets, prepared
     )

@@ -22,6 +22,7 @@ _FILE = "chat_template.jinja"
 # Templates that print the date take this one, so that prompts do not change from day to day.
 _DATE = "26 Jul 2024"
 
+_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 _SYSTEM, _QUESTIONS, _ANSWERS = "xSystemx", ("xAskx", "yAsky"), ("xReplyx", "yReplyy")
 _QUESTION, _ANSWER = _QUESTIONS[0], _ANSWERS[0]
 
@@ -46,14 +47,19 @@ def derive_template(tokenizer: tokenization.HFTokenizer) -> Template:
     return template
 
 
-def compare_templates(template: Template, tokenizer: tokenization.HFTokenizer) -> str:
+def compare_templates(
+    template: Template, tokenizer: tokenization.HFTokenizer, *, prompts_only: bool = False
+) -> str:
     """Returns where a template differs from the tokenizer's chat template, '' if it does not.
 
     The separator that some chat templates write after the last turn is ignored.
+
+    Args:
+      prompts_only: compare prompts that wait for an answer, not answered conversations.
     """
     # Prompts end with a generation prompt, conversations with an answer.
     for turns in _conversations(with_system="system" in template.speakers):
-        for is_open in (False, True):
+        for is_open in (True,) if prompts_only else (False, True):
             part = turns[:-1] if is_open else turns
             written = conversation.render_text(part, template, open_answer=is_open)
             try:
@@ -87,23 +93,31 @@ def choose_template(tokenizer: tokenization.HFTokenizer, *, prefer_named: bool) 
     """Returns the name of the template of a tokenizer, and a line that explains the choice.
 
     A template of `conversation.TEMPLATES` is chosen if it equals the chat template or the
-    tokenizer has none; else the name is TOKENIZER.
+    tokenizer has none; else the name is TOKENIZER. A chat template that writes its last answer in
+    another way than the others (Qwen3) is no Template; then its prompts decide.
 
     Args:
-      prefer_named: choose the template whose control tokens the tokenizer has even if it differs.
+      prefer_named: choose the first template whose control tokens the tokenizer has even if it
+        differs.
 
     Raises:
       UserError: neither fits.
     """
-    name = conversation.find_template_name(tokenizer)
+    names = conversation.find_template_names(tokenizer)
+    names = names[:1] if prefer_named else names
+    name = names[0] if names else None
     if not getattr(tokenizer, "chat_template", None):
         name = name or conversation.get_template_for(tokenizer)
         return name, f"template: {name}, by its control tokens; the tokenizer has no chat template"
 
     # A named template is best: its checkpoints do not depend on a Jinja program.
-    difference = compare_templates(conversation.TEMPLATES[name], tokenizer) if name else ""
-    if name and not difference:
-        return name, f"template: {name}, equal to the tokenizer's chat template"
+    differences = {
+        each: compare_templates(conversation.TEMPLATES[each], tokenizer) for each in names
+    }
+    for each, difference in differences.items():
+        if not difference:
+            return each, f"template: {each}, equal to the tokenizer's chat template"
+    difference = differences[name] if name else ""
     if name and prefer_named:
         return name, f"template: {name}; the tokenizer's chat template differs: {difference}"
 
@@ -112,6 +126,10 @@ def choose_template(tokenizer: tokenization.HFTokenizer, *, prefer_named: bool) 
     except UserError as error:
         if name is None:
             raise UserError(f"{error}; give --template NAME or FILE") from error
+        for each in names:
+            template = conversation.TEMPLATES[each]
+            if not compare_templates(template, tokenizer, prompts_only=True):
+                return each, f"template: {each}, equal in prompts; {error}"
         return name, f"template: {name}, by its control tokens; {error}"
     differs = f"; {name} differs: {difference}" if name else ""
     return TOKENIZER, f"template: the tokenizer's chat template{differs}"
@@ -290,11 +308,40 @@ def _conversations(*, with_system: bool) -> list[list[dict[str, str]]]:
 def _render(
     tokenizer: tokenization.HFTokenizer, turns: Sequence[Mapping[str, str]], *, is_open: bool
 ) -> str:
-    """Returns what the chat template writes. Raises ValueError if it refuses the conversation."""
+    """Returns what the chat template writes. Raises ValueError if it refuses the conversation.
+
+    A template of a processor reads the content of a message as parts; it gets such messages if it
+    does not write the texts of others.
+    """
+    texts = [turn["value"].strip() for turn in turns]
+    messages = [{"role": _ROLES[turn["from"]], "content": turn["value"]} for turn in turns]
+    of_parts = [
+        {**message, "content": [{"type": "text", "text": message["content"]}]}
+        for message in messages
+    ]
+
+    # Where neither gives all texts, the result is that of messages of text, the usual ones.
+    results: list[str | ValueError] = []
+    for form in (messages, of_parts):
+        try:
+            written = _apply(tokenizer, form, is_open=is_open)
+        except ValueError as error:
+            results.append(error)
+            continue
+        if all(text in written for text in texts):
+            return written
+        results.append(written)
+    if isinstance(results[0], ValueError):
+        raise results[0]
+    return results[0]
+
+
+def _apply(
+    tokenizer: tokenization.HFTokenizer, messages: list[dict[str, Any]], *, is_open: bool
+) -> str:
+    """Returns what the chat template writes of messages. Raises ValueError if it refuses them."""
     import jinja2
 
-    roles = {"system": "system", "human": "user", "gpt": "assistant"}
-    messages = [{"role": roles[turn["from"]], "content": turn["value"]} for turn in turns]
     options: dict[str, Any] = {"tokenize": False, "date_string": _DATE}
     try:
         return tokenizer.apply_chat_template(messages, add_generation_prompt=is_open, **options)

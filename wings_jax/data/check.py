@@ -1,241 +1,126 @@
 """Reports which samples a training run would skip, before the run.
 
     python -m wings_jax.data.check FILE.json --images DIR
+    python -m wings_jax.data.check FILE.json --images DIR --config configs/stage2.py:qwen1_5_7b
     python -m wings_jax.data.check FILE.json --images DIR \\
         --tokenizer DIR --sequence-length 2048 --image-slots 729
 
 Every sample goes through the code of training: its turns, its markers, every image decoded, and
-with a tokenizer its length. Exit status 0 if all are good, 1 if any is bad, 2 if the file cannot
-be read.
+with a config or a tokenizer its length. `--fix` writes the good records to a new file. Exit status
+0 if all are good, 1 if any is bad, 2 if the file cannot be read.
 """
 
 from __future__ import annotations
 
 import argparse
-import collections
-import concurrent.futures
-import dataclasses
-import os
+import json
 import pathlib
+import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-import tqdm
-
-from wings_jax import cli, errors, files
-from wings_jax.data import chat_template, examples, images, samples, settings, sources, turns
-
-_CHUNK = 256  # samples handed to the threads at a time
-
-
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """The result of one sample.
-
-    id      the sample's
-    images  number of its images
-    slots   slots it takes before truncation; None without a tokenizer, or if it is bad
-    reason  why it is bad, or None
-    form    name of the record's form (`records.FORMS`), None if it has none
-    modes   PIL modes of its images
-    pixels  of its largest image; 0 without images
-    word    whether it has no image, but the word `<image>` in a question, which is text then
-    """
-
-    id: str
-    images: int = 0
-    slots: int | None = None
-    reason: samples.BadSample | None = None
-    form: str | None = None
-    modes: tuple[str, ...] = ()
-    pixels: int = 0
-    word: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageSlots:
-    """A `VisionFormat` for measuring lengths: only the number of slots is used.
-
-    num_patches  P, slots of an image
-    image_size   height and width in pixels; not used
-    mean         color of the padding, in 0..1; not used
-    """
-
-    num_patches: int
-    image_size: int = 1
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-
-
-def inspect_sample(
-    source: sources.SampleSource, index: int, recipe: examples.Recipe | None
-) -> Finding:
-    """Returns why a sample is bad, or its size; slots are counted only with a recipe."""
-    finding = Finding(f"#{index}")
-    try:
-        sample = source[index]
-        finding = Finding(sample.id, len(sample.images), form=sample.form)
-
-        # The same functions in the same order as in training (`examples.make_example`).
-        slots = None
-        conversation = turns.normalize_sample(sample)
-        has_word = any(turns.ESCAPED_MARKER in turn["value"] for turn in conversation)
-        if recipe is not None:
-            encoded = examples.encode_sample(sample, recipe)
-            slots = len(encoded.ids) + finding.images * (recipe.vision.num_patches - 1)
-            examples.truncate(encoded, recipe)
-
-        modes, pixels = [], 0
-        for image in sample.images:
-            opened = images.open_image(image)
-            images.to_rgb(opened)
-            modes.append(opened.mode)
-            pixels = max(pixels, opened.width * opened.height)
-        word = has_word and not sample.images
-        return dataclasses.replace(
-            finding, slots=slots, modes=tuple(modes), pixels=pixels, word=word
-        )
-    except samples.BadSample as reason:
-        identity = reason.sample_id or finding.id
-        return dataclasses.replace(finding, id=identity, reason=reason)
-
-
-def inspect_source(
-    source: sources.SampleSource, recipe: examples.Recipe | None = None, *, threads: int = 8
-) -> list[Finding]:
-    """Returns the findings of all samples in order, with a progress bar on a terminal."""
-    findings: list[Finding] = []
-    with (
-        concurrent.futures.ThreadPoolExecutor(threads) as executor,
-        tqdm.tqdm(total=len(source), desc="checking samples", disable=None) as progress,
-    ):
-        for first in range(0, len(source), _CHUNK):
-            indices = range(first, min(first + _CHUNK, len(source)))
-            findings += executor.map(lambda index: inspect_sample(source, index, recipe), indices)
-            progress.update(len(indices))
-    return findings
-
-
-def summarize(
-    name: str, findings: Sequence[Finding], recipe: examples.Recipe | None
-) -> dict[str, Any]:
-    """Returns the report: forms, counts by cause with all ids, images per sample, lengths."""
-    # Bad samples by cause, with the ids of all of them.
-    bad_samples = [
-        (finding.id, finding.reason) for finding in findings if finding.reason is not None
-    ]
-    tally = samples.Tally()
-    tally.add(len(findings), bad_samples)
-    counts = tally.as_dict()
-
-    report = {"file": name, "samples": tally.seen, "bad": tally.bad, "causes": counts["causes"]}
-    for cause, entry in report["causes"].items():
-        entry["ids"] = [identity for identity, reason in bad_samples if reason.cause == cause]
-
-    forms = collections.Counter(finding.form or "none" for finding in findings)
-    report["forms"] = dict(forms.most_common())
-    report["images"] = _image_statistics(findings)
-    words = [finding.id for finding in findings if finding.word]
-    report["image_word_without_images"] = {"count": len(words), "first": words[:5]}
-    image_counts = np.bincount([finding.images for finding in findings]).tolist()
-    report["images_per_sample"] = {
-        str(number): count for number, count in enumerate(image_counts) if count
-    }
-
-    slots = np.array([finding.slots for finding in findings if finding.slots is not None])
-    if recipe is not None and len(slots):
-        report["slots"] = _slot_statistics(slots, recipe.length)
-    return report
-
-
-def _image_statistics(findings: Sequence[Finding]) -> dict[str, Any]:
-    """Returns how many images have more than 8 bits per channel, and the largest image.
-
-    A thread that loads an image holds its file, its pixels of 3 bytes and a copy of them.
-    """
-    modes = collections.Counter(mode for finding in findings for mode in finding.modes)
-    deep = {mode: modes[mode] for mode in sorted(modes) if mode == "F" or mode.startswith("I")}
-    largest = max(findings, key=lambda finding: finding.pixels)
-    return {
-        "scaled_to_8_bit": deep,
-        "largest_pixels": largest.pixels,
-        "largest_id": largest.id if largest.pixels else None,
-        "bytes_per_thread": 6 * largest.pixels,
-    }
-
-
-def _slot_statistics(slots: np.ndarray, length: int) -> dict[str, int | float]:
-    """Returns quantiles of the samples' slots, and how many samples are longer than `length`."""
-    return {
-        "least": int(slots.min()),
-        "median": int(np.median(slots)),
-        "mean": round(float(slots.mean()), 1),
-        "95%": int(np.quantile(slots, 0.95)),
-        "99%": int(np.quantile(slots, 0.99)),
-        "most": int(slots.max()),
-        "sequence_length": length,
-        "cut": int((slots > length).sum()),
-    }
-
-
-def as_table(report: dict[str, Any]) -> str:
-    """Returns the report as text for the terminal."""
-    lines = [f"{report['file']}: {report['samples']:,} samples, {report['bad']:,} bad"]
-    lines.append("record form        " + _join_counts(report["forms"]))
-    for cause, entry in report["causes"].items():
-        lines.append(f"  {entry['count']:>9,}  {cause}")
-        lines += [f"{'':13}{example}" for example in entry["first"]]
-
-    lines.append("images per sample")
-    lines += [f"  {count:>9,}  x {number}" for number, count in report["images_per_sample"].items()]
-
-    # What is not wrong, but worth knowing.
-    word = report["image_word_without_images"]
-    if word["count"]:
-        lines.append(
-            f"<image> as a word  {word['count']:,} samples without images (first: "
-            f"{word['first'][0]}); is their image under another key?"
-        )
-    image_report = report["images"]
-    if image_report["scaled_to_8_bit"]:
-        lines.append("scaled to 8 bits   " + _join_counts(image_report["scaled_to_8_bit"]))
-    if image_report["largest_pixels"]:
-        pixels, need = image_report["largest_pixels"], image_report["bytes_per_thread"]
-        line = f"largest image      {pixels:,} pixels ({image_report['largest_id']})"
-        if need >= 1e6:
-            line += f", {need / 1e6:,.0f} MB of memory in each thread that loads it"
-        lines.append(line)
-
-    slots = report.get("slots")
-    if slots:
-        shown = ("least", "median", "mean", "95%", "99%", "most")
-        lines.append("slots per sample   " + "   ".join(f"{key} {slots[key]:,}" for key in shown))
-        limit = slots["sequence_length"]
-        lines.append(f"  {slots['cut']:>9,}  longer than {limit:,}, truncated")
-    return "\n".join(lines)
-
-
-def _join_counts(counts: Mapping[str, int]) -> str:
-    return "   ".join(f"{name} {count:,}" for name, count in counts.items())
+from wings_jax import cli, config_files, errors, files
+from wings_jax.data import (
+    chat_template,
+    examples,
+    inspection,
+    inspection_figure,
+    parallel,
+    settings,
+    sources,
+)
 
 
 def main() -> None:
     """Checks a data file and prints the report; exits with status 1 if a sample is bad."""
-    arguments = _parse_args()
-    recipe = _recipe_from_args(arguments) if arguments.tokenizer else None
-    source = sources.open_source(arguments.file, images=arguments.images, split=arguments.split)
-    findings = inspect_source(source, recipe, threads=arguments.threads)
+    arguments, changes = _parse_args()
+    recipe = None
+    if arguments.config:
+        recipe = _recipe_from_config([f"--config={arguments.config}", *changes])
+    elif arguments.tokenizer:
+        recipe = _recipe_from_tokenizer(arguments)
+    if arguments.fix and pathlib.Path(arguments.fix).exists():
+        raise errors.UserError(f"--fix {arguments.fix} exists; remove it or give another name")
 
-    report = summarize(arguments.file, findings, recipe)
-    print(as_table(report))
+    source = sources.open_source(arguments.file, images=arguments.images, split=arguments.split)
+    if arguments.fix and not hasattr(source, "record"):
+        raise errors.UserError(
+            f"--fix: {arguments.file} is a prepared directory, which has no bad samples to remove"
+        )
+    workers = arguments.workers
+    if workers is None:
+        workers = parallel.default_workers(len(source))
+    findings = inspection.inspect_source(source, recipe, workers=workers)
+
+    report = inspection.summarize(arguments.file, findings, recipe)
+    print(inspection.as_table(report))
     if arguments.output:
         files.write_json(arguments.output, report)
+    if arguments.figure:
+        inspection_figure.write_figure(arguments.figure, findings, report)
+    if arguments.fix:
+        write_good_records(source, findings, arguments.fix)
+        images = arguments.images or str(pathlib.Path(arguments.file).parent)
+        print(
+            f"{report['samples'] - report['bad']:,} good records: {arguments.fix} (its images: "
+            f"--images {shlex.quote(images)})"
+        )
     if report["bad"]:
         sys.exit(1)
 
 
-def _recipe_from_args(arguments: argparse.Namespace) -> examples.Recipe:
+def write_good_records(
+    source: Any, findings: Sequence[inspection.Finding], path: str | pathlib.Path
+) -> None:
+    """Writes the records without a reason to `path`: a JSON list, or one per line for .jsonl.
+
+    Raises:
+      UserError: a record holds what JSON cannot, such as the bytes of an image.
+    """
+    is_by_line = pathlib.Path(path).suffix.lower() in (".jsonl", ".ndjson")
+    begin, between, end = ("", "\n", "\n") if is_by_line else ("[\n", ",\n", "\n]\n")
+    with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        separator = begin
+        for index, finding in enumerate(findings):
+            if finding.reason is not None:
+                continue
+            try:
+                text = json.dumps(source.record(index), ensure_ascii=False)
+            except TypeError as error:
+                raise errors.UserError(
+                    f"--fix: record {finding.id} cannot be written as JSON ({error}); "
+                    "python -m wings_jax.data.prepare --skip-bad writes the good samples"
+                ) from error
+            file.write(separator + text)
+            separator = between
+        file.write(end)
+
+
+def _recipe_from_config(argv: Sequence[str]) -> examples.Recipe:
+    """Returns the recipe of a training run: its tokenizer, template, tower and limits."""
+    # These modules import JAX, and are only needed here.
+    from wings_jax import checkpoint
+    from wings_jax import config as config_lib
+    from wings_jax.training import arguments
+    from wings_jax.weights import starting
+
+    options = arguments.parse(config_files.resolve_flags(argv))
+    assert options.config is not None  # parse raises without --config
+    config = config_lib.from_config_dict(options.config)
+    arch = starting.resolve_arch(config.model, starting.saved_arch(config))
+    # The checkpoint to start from may not be trained yet; its tokenizer is that of the LLM.
+    source = checkpoint.newest_step(config.init_from) if config.init_from else None
+    tokenizer_files = starting.tokenizer_files(config, source)
+    return examples.make_recipe(
+        config.data,
+        checkpoint.open_tokenizer(tokenizer_files),
+        arch.vision,
+        prompt_length=arch.semantics.prompt_length,
+    )
+
+
+def _recipe_from_tokenizer(arguments: argparse.Namespace) -> examples.Recipe:
     import transformers  # slow to import, and only needed here
 
     if not pathlib.Path(arguments.tokenizer).is_dir():
@@ -252,7 +137,8 @@ def _recipe_from_args(arguments: argparse.Namespace) -> examples.Recipe:
         sequence_length=arguments.sequence_length,
         images_per_row=arguments.images_per_row,
     )
-    return examples.make_recipe(data, tokenizer, ImageSlots(arguments.image_slots))
+    slots = inspection.ImageSlots(arguments.image_slots)
+    return examples.make_recipe(data, tokenizer, slots)
 
 
 def _at_least(least: int) -> Callable[[str], int]:
@@ -264,7 +150,8 @@ def _at_least(least: int) -> Callable[[str], int]:
     return parse_number
 
 
-def _parse_args() -> argparse.Namespace:
+def _parse_args() -> tuple[argparse.Namespace, list[str]]:
+    """Returns the flags, and the changes of config leaves among the arguments."""
     parser = argparse.ArgumentParser(
         prog=cli.program_name("wings_jax.data.check"), description=__doc__.splitlines()[0]
     )
@@ -279,15 +166,35 @@ def _parse_args() -> argparse.Namespace:
     add_argument("--split", default="train", help="split of a prepared directory")
 
     # Lengths depend on the tokenizer and the model.
+    add_argument(
+        "--config",
+        help="training config, FILE[:PRESET]: lengths are checked with its tokenizer, template, "
+        "tower and limits; --config.KEY=VALUE changes its leaves",
+    )
     add_argument("--tokenizer", help="directory of a tokenizer: lengths are checked too")
     add_argument("--template", choices=chat_template.NAMES, help="default: the tokenizer's")
     add_argument("--sequence-length", type=_at_least(1), default=2048, help="slots of a row")
     add_argument("--image-slots", type=_at_least(1), default=729, help="slots of one image")
     add_argument("--images-per-row", type=_at_least(0), default=8, help="most images of a sample")
     add_argument("--output", help="write the report, with all ids, as JSON")
-    add_argument("--threads", type=_at_least(1), default=os.cpu_count() or 1)
+    add_argument("--figure", help="write histograms of slots and images as PNG")
+    add_argument("--fix", help="write the good records to this .json or .jsonl file")
+    add_argument(
+        "--workers",
+        "--threads",
+        type=_at_least(0),
+        help="processes that share the work, 0 for none (default: all cores for 5,000 samples or "
+        "more)",
+    )
     add_argument("--debug", action="store_true", help="show tracebacks")
-    return parser.parse_args()
+
+    arguments, changes = parser.parse_known_args()
+    unknown = [text for text in changes if not text.startswith("--config.")]
+    if unknown or (changes and not arguments.config):
+        parser.error(f"unrecognized arguments: {' '.join(unknown or changes)}")
+    if arguments.config and arguments.tokenizer:
+        parser.error("--tokenizer: the config has one, --config.data.tokenizer")
+    return arguments, changes
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from wings_jax.data.samples import MALFORMED, BadSample
 from wings_jax.data.templates import TEMPLATES as TEMPLATES
 from wings_jax.data.templates import Template as Template
 from wings_jax.data.templates import TurnMarkup as TurnMarkup
-from wings_jax.data.templates import find_template_name as find_template_name
+from wings_jax.data.templates import find_template_names as find_template_names
 from wings_jax.data.templates import get_template as get_template
 from wings_jax.data.templates import get_template_for as get_template_for
 from wings_jax.data.turns import Turns, parse_turn, split_markers

@@ -35,6 +35,11 @@ class VisionFormat(Protocol):
         ...
 
     @property
+    def resample(self) -> str:
+        """How images are resized: bicubic or bilinear."""
+        ...
+
+    @property
     def num_patches(self) -> int:
         """Slots of one image (P)."""
         ...
@@ -150,8 +155,15 @@ def make_example(sample: samples.Sample, recipe: Recipe) -> Example:
     slots = truncate(encode_sample(sample, recipe), recipe)
 
     # Truncation may have removed the last images.
-    squares = [
-        images.prepare_image(images.load_image(image), recipe.vision.image_size, recipe.vision.mean)
-        for image in sample.images[: slots.images]
-    ]
+    squares = [load_square(image, recipe.vision) for image in sample.images[: slots.images]]
     return Example(sample.id, slots.tokens, slots.modality, slots.targets, squares)
+
+
+def load_square(source: images.ImageSource, vision: VisionFormat) -> np.ndarray:
+    """Returns u8[h,w,3], an image as the vision tower reads it.
+
+    Raises:
+      BadSample: as `images.load_image`.
+    """
+    image = images.load_image(source)
+    return images.prepare_image(image, vision.image_size, vision.mean, resample=vision.resample)

@@ -1,7 +1,7 @@
 """Images from files to the square of bytes that the vision tower reads.
 
 The steps are those of LLaVA's "pad" mode followed by Hugging Face's SigLIP or CLIP processor:
-RGB, padding to a square with the processor's mean color, bicubic resize. Division by 255 and
+RGB, padding to a square with the processor's mean color, resize. Division by 255 and
 normalization happen on the device, so that pixels are transferred as bytes.
 """
 
@@ -22,7 +22,8 @@ from wings_jax.data import samples
 
 MAX_SQUARE_PIXELS = 1 << 24  # of a padded square in memory; larger ones are resized in strips
 STRIP_PIXELS = 1 << 22  # of one strip
-_BICUBIC_SUPPORT = 2  # pixels of the output that one pixel contributes to, on each side
+# Name of a filter -> PIL's; the pixels of the output that one pixel contributes to, per side.
+_FILTERS = {"bicubic": (Image.Resampling.BICUBIC, 2), "bilinear": (Image.Resampling.BILINEAR, 1)}
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"  # how a pointer file begins
 
 ImageSource = str | os.PathLike | bytes | np.ndarray | Image.Image
@@ -179,32 +180,40 @@ def pad_to_square(image: Image.Image, mean: Sequence[float]) -> Image.Image:
     return square
 
 
-def prepare_image(image: Image.Image, size: int, mean: Sequence[float]) -> np.ndarray:
-    """Returns u8[size,size,3]: padded to a square with the mean color, resized bicubically."""
+def prepare_image(
+    image: Image.Image, size: int, mean: Sequence[float], *, resample: str = "bicubic"
+) -> np.ndarray:
+    """Returns u8[size,size,3]: padded to a square with the mean color, resized.
+
+    `resample` is bicubic or bilinear.
+    """
     side = max(image.size)
     if side * side > MAX_SQUARE_PIXELS:
-        square = _resize_in_strips(image, size, mean)
+        square = _resize_in_strips(image, size, mean, resample)
     else:
         square = pad_to_square(image, mean)
         if side != size:
-            square = square.resize((size, size), Image.Resampling.BICUBIC)
+            square = square.resize((size, size), _FILTERS[resample][0])
     return np.asarray(square, np.uint8)
 
 
-def _resize_in_strips(image: Image.Image, size: int, mean: Sequence[float]) -> Image.Image:
+def _resize_in_strips(
+    image: Image.Image, size: int, mean: Sequence[float], resample: str
+) -> Image.Image:
     """Returns the resized square of `pad_to_square`, without that square in memory.
 
     PIL resizes the rows first and then the columns. Rows do not depend on each other, so they are
     padded and resized in strips, and only the part of each row that the image reaches: padding
     has one color before and after.
     """
+    pil_filter, support = _FILTERS[resample]
     width, height = image.size
     side = max(width, height)
     left, top = (side - width) // 2, (side - height) // 2
 
     # Output columns that any pixel of the image contributes to, and the pixels that they need.
     scale = side / size
-    reach = _BICUBIC_SUPPORT * scale
+    reach = support * scale
     first_column = max(0, math.floor((left - reach) / scale) - 1)
     last_column = min(size, math.ceil((left + width + reach) / scale) + 1)
     start = max(0, math.floor(first_column * scale - reach))
@@ -220,11 +229,11 @@ def _resize_in_strips(image: Image.Image, size: int, mean: Sequence[float]) -> I
         strip.paste(image.crop((0, first, width, first + count)), (left - start, 0))
         resized = strip.resize(
             (last_column - first_column, count),
-            Image.Resampling.BICUBIC,
+            pil_filter,
             box=(first_column * scale - start, 0, box_end - start, count),
         )
         columns.paste(resized, (first_column, top + first))
-    return columns.resize((size, size), Image.Resampling.BICUBIC)
+    return columns.resize((size, size), pil_filter)
 
 
 def _padding_color(mean: Sequence[float]) -> tuple[int, ...]:

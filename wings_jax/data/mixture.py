@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import concurrent.futures
 import hashlib
 import json
-import multiprocessing
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
-import tqdm
 
 from wings_jax import files
-from wings_jax.data import examples, samples, sources
+from wings_jax.data import examples, parallel, samples, sources
 from wings_jax.errors import UserError
-
-_CHUNK = 256  # samples that a worker measures at a time
 
 Bad = tuple[str, samples.BadSample]  # id of a sample, and why it is bad
 
@@ -40,6 +35,13 @@ class Mixture:
     def __getitem__(self, number: int) -> samples.Sample:
         part, index = self._locate(number)
         return self._parts[part][index]
+
+    def sample_id(self, number: int) -> str:
+        """Returns the id of a sample, or source and index if it cannot be read."""
+        try:
+            return self[number].id
+        except samples.BadSample as reason:
+            return reason.sample_id or self._default_id(number)
 
     def make_example(self, number: int, recipe: examples.Recipe) -> examples.Example | Bad:
         """Returns the example of a sample, or its id and the reason why it is bad."""
@@ -101,58 +103,26 @@ def measure_mixture(
 
     # Rows of bad samples stay 0, 0.
     sizes, tally = np.zeros((len(mixture), 2), np.int32), samples.Tally()
-    with tqdm.tqdm(total=len(mixture), desc="measuring samples", disable=None) as progress:
-        for first, measured in _chunks(mixture, recipe, workers):
-            bad_samples = []
-            for number, size in enumerate(measured, start=first):
-                if isinstance(size[1], samples.BadSample):
-                    bad_samples.append(size)
-                else:
-                    sizes[number] = size
-            tally.add(len(measured), bad_samples)
-            progress.update(len(measured))
+    chunks = parallel.map_samples(
+        _measure, (mixture, recipe), len(mixture), workers=workers, title="measuring samples"
+    )
+    for first, measured in chunks:
+        bad_samples = []
+        for number, size in enumerate(measured, start=first):
+            if isinstance(size[1], samples.BadSample):
+                bad_samples.append(size)
+            else:
+                sizes[number] = size
+        tally.add(len(measured), bad_samples)
 
     if stored is not None:
         _write_sizes(stored, sizes, tally)
     return sizes, tally
 
 
-def _chunks(
-    mixture: Mixture, recipe: examples.Recipe, workers: int
-) -> Iterator[tuple[int, list[tuple[int, int] | Bad]]]:
-    """Yields the number of a first sample, and the sizes from there on."""
-    starts = range(0, len(mixture), _CHUNK)
-    if not workers:
-        for first in starts:
-            yield first, _measure_chunk(mixture, recipe, first)
-        return
-
-    with concurrent.futures.ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),  # JAX's threads do not survive a fork
-        initializer=_receive,
-        initargs=(mixture, recipe),
-    ) as pool:
-        yield from zip(starts, pool.map(_measure_received, starts), strict=True)
-
-
-def _measure_chunk(
-    mixture: Mixture, recipe: examples.Recipe, first: int
-) -> list[tuple[int, int] | Bad]:
-    last = min(first + _CHUNK, len(mixture))
-    return [mixture.measure(number, recipe) for number in range(first, last)]
-
-
-_received: list = []  # in a worker process: the mixture and the recipe, sent once
-
-
-def _receive(*parts) -> None:
-    _received[:] = parts
-
-
-def _measure_received(first: int) -> list[tuple[int, int] | Bad]:
-    mixture, recipe = _received
-    return _measure_chunk(mixture, recipe, first)
+def _measure(shared: tuple[Mixture, examples.Recipe], number: int) -> tuple[int, int] | Bad:
+    mixture, recipe = shared
+    return mixture.measure(number, recipe)
 
 
 def _digest(mixture: Mixture, recipe: examples.Recipe) -> str:

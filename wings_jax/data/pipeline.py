@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 import logging
 import os
+import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -54,14 +55,25 @@ class Steps:
     def __len__(self) -> int:
         return sys.maxsize // self._batch
 
+    def sample_ids(self, step: int) -> list[str]:
+        """Returns the ids of the samples planned for this host's part of a batch, row by row."""
+        return [
+            self._mixture.sample_id(int(number))
+            for index in self._row_range(step)
+            for number in self._rows[self._order[index]]
+        ]
+
+    def _row_range(self, step: int) -> range:
+        first = step * self._batch
+        return range(first + self._part.start, first + self._part.stop)
+
     def __getitem__(self, step: int) -> tuple[layout.Batch, int, list[mixing.Bad]]:
         """Returns the batch, the number of samples planned for it, and the bad ones of them."""
         seen = 0
         bad_samples: list[mixing.Bad] = []
         rows: list[list[examples.Example]] = []
 
-        first = step * self._batch
-        for index in range(first + self._part.start, first + self._part.stop):
+        for index in self._row_range(step):
             # A row of packed data holds several samples.
             row: list[examples.Example] = []
             for number in self._rows[self._order[index]]:
@@ -185,6 +197,10 @@ class Loader:
         finally:
             iterator.close()
 
+    def sample_ids(self, step: int) -> list[str]:
+        """Returns the ids of the samples in this host's part of the batch of `step`."""
+        return self._steps.sample_ids(step)
+
     @property
     def stats(self) -> dict[str, Any]:
         """What was read so far: samples seen, bad ones by cause with the first ids.
@@ -213,7 +229,8 @@ class Loader:
         counted = max(tally.seen, min(_MIN_SEEN, self._samples))
         if tally.bad > self._data.max_bad_share * counted:
             share = f"more than max_bad_share = {self._data.max_bad_share:g}"
-            raise UserError(f"{tally.summary()}; {share}")
+            command = _check_command(self._data)
+            raise UserError(f"{tally.summary()}; {share}; to list them: {command}")
 
     def _plan_pools(
         self, mixture: mixing.Mixture, cache: str | os.PathLike | None
@@ -264,6 +281,15 @@ class Loader:
         # One pool is one epoch after another; several are drawn from in proportion to the weights.
         weights = [source.weight for source in self._data.sources.values()]
         return endless[0] if len(endless) == 1 else grain.MapDataset.mix(endless, weights)
+
+
+def _check_command(data: settings.DataConfig) -> str:
+    """Returns the commands that list the bad samples of the sources."""
+    commands = []
+    for source in data.sources.values():
+        images = ["--images", source.images] if source.images else []
+        commands.append(shlex.join(["wings", "check", source.path, *images]))
+    return "; ".join(commands)
 
 
 def _check_settings(data: settings.DataConfig, rows: int, seed: int, host: int, hosts: int) -> None:

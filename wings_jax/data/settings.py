@@ -38,8 +38,8 @@ class DataConfig:
     """Directory or hub id of the tokenizer; '' for the LLM's own."""
 
     template: str = "chatml"
-    """Conversation template: 'chatml', 'llama3', 'vicuna', or 'tokenizer' for the tokenizer's own
-    chat template."""
+    """Conversation template: 'chatml', 'qwen3', 'qwen3_no_think', 'llama3', 'mistral', 'vicuna', or
+    'tokenizer' for the tokenizer's own chat template."""
 
     system: str = ""
     """System prompt of conversations that have none; '' for the template's default, 'none' for no

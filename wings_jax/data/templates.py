@@ -48,18 +48,31 @@ class Template:
     after_system: str | None = None
 
 
+# Qwen, SmolLM2 and many others; the format of the Wings release.
+CHATML = Template(
+    controls=("<|im_start|>", "<|im_end|>"),
+    start="",
+    system="You are a helpful assistant.",
+    speakers={
+        "system": TurnMarkup("<|im_start|>system\n", "<|im_end|>"),
+        "human": TurnMarkup("<|im_start|>user\n", "<|im_end|>"),
+        "gpt": TurnMarkup("<|im_start|>assistant\n", "<|im_end|>"),
+    },
+    between="\n",
+)
+# How Qwen3 begins an answer without thoughts (enable_thinking=False).
+NO_THOUGHTS = TurnMarkup("<|im_start|>assistant\n<think>\n\n</think>\n\n", "<|im_end|>")
+
+# Of templates with the same control tokens, a tokenizer without a chat template gets the first.
 TEMPLATES: Mapping[str, Template] = {
-    # Qwen, SmolLM2 and many others; the format of the Wings release.
-    "chatml": Template(
-        controls=("<|im_start|>", "<|im_end|>"),
-        start="",
-        system="You are a helpful assistant.",
-        speakers={
-            "system": TurnMarkup("<|im_start|>system\n", "<|im_end|>"),
-            "human": TurnMarkup("<|im_start|>user\n", "<|im_end|>"),
-            "gpt": TurnMarkup("<|im_start|>assistant\n", "<|im_end|>"),
-        },
-        between="\n",
+    "chatml": CHATML,
+    # Qwen3: prompts as with thinking, and earlier answers as its template writes them, without
+    # their thoughts.
+    "qwen3": dataclasses.replace(CHATML, system=""),
+    # Qwen3 without thinking. Its own template drops the empty thoughts of earlier answers; here
+    # they stay, so that a conversation's prefix never changes.
+    "qwen3_no_think": dataclasses.replace(
+        CHATML, system="", speakers={**CHATML.speakers, "gpt": NO_THOUGHTS}
     ),
     # Llama 3 and 3.1 without tools; the published template trims every turn.
     "llama3": Template(
@@ -72,6 +85,19 @@ TEMPLATES: Mapping[str, Template] = {
             "gpt": TurnMarkup("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
         },
         strip=True,
+    ),
+    # Mistral 7B v0.3, whose [INST] is a control token; a system text begins the first question.
+    "mistral": Template(
+        controls=("<s>", "</s>", "[INST]", "[/INST]"),
+        start="<s>",
+        system="",
+        speakers={
+            "system": TurnMarkup("[INST] ", "\n\n"),
+            "human": TurnMarkup("[INST] ", "[/INST]"),
+            "gpt": TurnMarkup("", "</s>"),
+        },
+        lead=" ",
+        after_system="",
     ),
     # Vicuna 1.1 and 1.5, LLaVA "v1".
     "vicuna": Template(
@@ -106,24 +132,25 @@ def get_template(name: str, *, system: str | None = None) -> Template:
     return template if system is None else dataclasses.replace(template, system=system)
 
 
-def find_template_name(tokenizer: tokenization.AnyTokenizer) -> str | None:
-    """Returns the name of the first template whose control tokens the tokenizer has, or None."""
+def find_template_names(tokenizer: tokenization.AnyTokenizer) -> list[str]:
+    """Returns the names of the templates whose control tokens the tokenizer has."""
     vocabulary = tokenization.as_text_tokenizer(tokenizer)
-    for name, template in TEMPLATES.items():
-        if all(vocabulary.id_of(control) is not None for control in template.controls):
-            return name
-    return None
+    return [
+        name
+        for name, template in TEMPLATES.items()
+        if all(vocabulary.id_of(control) is not None for control in template.controls)
+    ]
 
 
 def get_template_for(tokenizer: tokenization.AnyTokenizer) -> str:
-    """Returns the same as `find_template_name`.
+    """Returns the first of `find_template_names`.
 
     Raises:
       UserError: the tokenizer fits no template.
     """
-    name = find_template_name(tokenizer)
-    if name is not None:
-        return name
+    names = find_template_names(tokenizer)
+    if names:
+        return names[0]
 
     controls = (f"{name}: {' '.join(known.controls)}" for name, known in TEMPLATES.items())
     raise UserError(

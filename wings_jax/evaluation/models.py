@@ -16,7 +16,7 @@ from wings_jax.errors import UserError
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model import layers, parameters
-from wings_jax.weights import starting
+from wings_jax.weights import adapter, starting
 
 IMPORT_STAGE = "import"  # of the config that `python -m wings_jax.convert import` writes
 MEMORY_ADVICE = "lower --batch-size, use --dtype bfloat16, or share the model with --mesh"
@@ -79,13 +79,37 @@ def parse_model(
       UserError: there is no checkpoint, or the name cannot be part of a file's name.
     """
     name, _, directory = text.rpartition("=")
-    model = _read_model(directory, flag, loading)
+    return _rename(_read_model(directory, flag, loading), name, flag)
+
+
+def _rename(model: LazyModel, name: str, flag: str) -> LazyModel:
+    """Returns the model under another name, or as it is for ''. Raises UserError naming `flag`."""
     if not name:
         return model
-
     if not name.replace("-", "").replace("_", "").replace(".", "").isalnum():
         raise UserError(f"{flag}: the name {name!r} has other characters than letters, digits, -_.")
     return dataclasses.replace(model, name=name)
+
+
+def adapted_model(text: str, base: LazyModel, *, flag: str = "--adapter") -> LazyModel:
+    """Returns the model of an adapter `[NAME=]FILE` on a base; the default name is the file's.
+
+    Raises:
+      UserError: the file is not an adapter. Whether it belongs to the base is known when both are
+        loaded.
+    """
+    name, _, file = text.rpartition("=")
+    opened = adapter.open_adapter(file, flag=flag)
+    loading = base.loading
+
+    def load() -> checkpoint.Checkpoint:
+        return adapter.load_adapted(
+            base.origin, file, adapter_flag=flag, dtype=loading.dtype, mesh=loading.mesh
+        )
+
+    origin = f"{base.origin} + {file}"
+    model = LazyModel(opened.file.stem, origin, opened.step, opened.config, load, loading)
+    return _rename(model, name, flag)
 
 
 def _read_model(directory: str, flag: str, loading: LoadOptions) -> LazyModel:
@@ -108,20 +132,29 @@ def find_models(
     *,
     with_base: bool,
     base: str | None = None,
+    adapters: Sequence[str] = (),
     loading: LoadOptions = LoadOptions(),
 ) -> list[LazyModel]:
     """Returns the models of `[NAME=]DIR`s in their order; `with_base` puts a base in front.
 
-    The base is that of the first model, or the `[NAME=]DIR` in `base`.
+    The base is that of the first model, or the `[NAME=]DIR` in `base`. With `adapters`, each
+    `[NAME=]FILE` on the one checkpoint is a model, and the checkpoint alone is none.
 
     Raises:
-      UserError: as `parse_model` and `base_model`, or two have the same name.
+      UserError: as `parse_model` and `base_model`, two have the same name, or there are adapters
+        for several checkpoints.
     """
     models = [parse_model(text, loading=loading) for text in checkpoints]
+    if adapters and len(models) > 1:
+        raise UserError(f"--adapter: goes with one --checkpoint, there are {len(models)}")
+    first = models[0]
+    if adapters:
+        models = [adapted_model(text, first) for text in adapters]
+
     if base:
         models.insert(0, parse_model(base, flag="--base", loading=loading))
     elif with_base:
-        models.insert(0, base_model(models[0]))
+        models.insert(0, base_model(first))
 
     # Names are headings of columns and parts of file names.
     names = [model.name for model in models]

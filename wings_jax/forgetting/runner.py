@@ -103,10 +103,10 @@ def execute_job(job: Job) -> str:
         )
         try:
             status = process.wait()
-        except BaseException:
-            process.terminate()
-            process.wait()
-            raise
+        finally:  # a signal ended the waiting: the job may save, and ends too
+            if process.poll() is None:
+                process.terminate()
+                process.wait()
 
     if status:
         return f"exit status {status}, see {job.log}: {_failure_line(job, log_start)}"

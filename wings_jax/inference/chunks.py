@@ -151,14 +151,19 @@ def seen_tokens(rows: Sequence[PromptSlots], arch: WingsArch) -> np.ndarray:
     return is_seen
 
 
-def bucket(length: int) -> int:
+def bucket(length: int, smallest: int = 16) -> int:
     """Returns the next of 16, 24, 32, 48, 64, 96, ...: few shapes, so few compilations.
+
+    Args:
+      smallest: the first of the sizes, an even power of two such as 2, 16 or 128.
 
     >>> [bucket(length) for length in (1, 16, 17, 25, 33, 100)]
     [16, 16, 24, 32, 48, 128]
+    >>> [bucket(length, smallest=2) for length in (1, 3, 4, 5, 9)]
+    [2, 3, 4, 6, 12]
     """
     # Powers of two, and the number half-way to the next one.
-    size = 16
+    size = smallest
     while size < length:
         is_power = size & (size - 1) == 0
         size = size * 3 // 2 if is_power else size * 4 // 3

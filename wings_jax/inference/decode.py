@@ -80,7 +80,7 @@ def prefill(
     """
     chunk = axes.shard_leading_axis(chunk, spec.mesh)
     cache, hidden = engine.prefill(spec, weights, chunk, features, dict(slots))
-    logits = engine.logits(spec, weights, _last_states(chunk, hidden))
+    logits = engine.logits(spec, weights, last_states(chunk, hidden))
     return kv_cache.shard_cache(cache, spec.mesh), logits
 
 
@@ -90,7 +90,7 @@ def forward(
 ) -> jax.Array:
     """Returns the logits f32[B,V] after each conversation's last slot, without a KV cache."""
     hidden = engine.forward(spec, weights, chunk, features)
-    return engine.logits(spec, weights, _last_states(chunk, hidden))
+    return engine.logits(spec, weights, last_states(chunk, hidden))
 
 
 @functools.partial(jax.jit, static_argnames=("spec",), donate_argnames=("cache",))
@@ -100,11 +100,11 @@ def extend(
     """Returns the KV cache with a chunk appended and the logits f32[B,V] after each last slot."""
     chunk = axes.shard_leading_axis(chunk, spec.mesh)
     cache, hidden = engine.extend(spec, weights, cache, chunk, features)
-    logits = engine.logits(spec, weights, _last_states(chunk, hidden))
+    logits = engine.logits(spec, weights, last_states(chunk, hidden))
     return kv_cache.shard_cache(cache, spec.mesh), logits
 
 
-def _last_states(chunk: Chunk, hidden: jax.Array) -> jax.Array:
+def last_states(chunk: Chunk, hidden: jax.Array) -> jax.Array:
     """Returns the states [B,D] of each row's last used slot, of [B,T,D]."""
     # Rows are right-padded; an empty row takes slot 0.
     slot_counts = (chunk.modality != PADDING).sum(1)

@@ -54,12 +54,12 @@ def cache_bytes(spec: ModelSpec, rows: int, slots: Mapping[str, int]) -> int:
     """Returns the bytes of the keys and values of `rows` conversations, `slots` by attention."""
     llm = spec.arch.decoder
 
-    # Learners have a key head for each query head; the main attention has K of them.
+    # Learners have a key head for each of their query heads; the main attention has K of them.
     head_slots = 0
     for layer in range(llm.num_layers):
         head_slots += llm.num_kv_heads * slots["main"]
         for learner in spec.learners_of(layer):
-            head_slots += llm.num_heads * slots.get(learner, 0)
+            head_slots += llm.learner_heads * slots.get(learner, 0)
 
     keys_and_values = 2 * rows * head_slots * llm.head_dim
     return keys_and_values * jnp.dtype(spec.dtype).itemsize

@@ -21,7 +21,7 @@ from wings_jax.inference import kv_cache
 from wings_jax.inference.kv_cache import KVCache
 from wings_jax.model import attention
 from wings_jax.model.context import Cache, KVInputs, LayerContext, rope_tables, ungated_tokens
-from wings_jax.model.decoder import DecoderLayer
+from wings_jax.model.decoder import DecoderLayer, layer_switch
 from wings_jax.model.layers import RMSNorm, is_matrix
 from wings_jax.model.layout import IMAGE, LEARNERS, MAIN, NEVER, PADDING, TEXT, Array, Visibility
 from wings_jax.model.presets import WingsArch
@@ -336,7 +336,9 @@ def _run_layers(
         layer_ctx = dataclasses.replace(ctx, learners=learners)
         cache = {} if caches is None else caches[index]
 
-        x, keys_values = layer.apply({"params": params}, x, (1.0, cache), layer_ctx)
+        x, keys_values = layer.apply(
+            {"params": params}, x, (layer_switch(spec.arch, index), cache), layer_ctx
+        )
         new_caches.append({**cache, **keys_values})
 
     norm = RMSNorm(spec.arch.decoder.norm_eps)

@@ -33,6 +33,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--checkpoint", required=True, metavar="DIR", help="a run's directory, or one of its steps"
     )
     parser.add_argument(
+        "--adapter",
+        metavar="FILE",
+        help="of `convert export --format adapter`, put on the checkpoint's LLM and tower",
+    )
+    parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16"),
         help="of weights and caches; default: bfloat16 on a GPU or TPU, float32 on a CPU",
@@ -67,6 +72,7 @@ def open_generator(flags: argparse.Namespace, *, rows: int) -> Generator:
     cli.use_compilation_cache()
     return loading.load_generator(
         flags.checkpoint,
+        adapter=flags.adapter,
         dtype=flags.dtype,
         mesh=flags.mesh,
         rows=rows,

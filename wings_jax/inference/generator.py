@@ -6,7 +6,9 @@ print(model.generate("What is this?", images=["cat.jpg"]))
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, overload
 
@@ -16,7 +18,16 @@ from wings_jax import checkpoint as checkpoint_lib
 from wings_jax import tree
 from wings_jax.data import chat_template, conversation, tokenization
 from wings_jax.errors import UserError
-from wings_jax.inference import chunks, engine, likelihood, prompts, scheduler, streaming
+from wings_jax.inference import (
+    adapters,
+    chunks,
+    engine,
+    likelihood,
+    prompts,
+    scheduler,
+    scoring_plan,
+    streaming,
+)
 from wings_jax.inference.chat import Chat
 from wings_jax.inference.chunks import PromptSlots
 from wings_jax.inference.dialogue import Dialogue
@@ -25,6 +36,8 @@ from wings_jax.inference.prompts import PromptProcessor, Request
 from wings_jax.inference.sampling import SamplingParams, change_params
 from wings_jax.model import parameters
 from wings_jax.model.presets import WingsArch
+from wings_jax.weights import adapter as adapter_lib
+from wings_jax.weights import digests
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,6 +101,9 @@ class Generator:
         # With a mesh, arrays get their sharding first, so that splitting keeps it.
         params = params if mesh is None else place_params(params, arch, mesh)
         self.weights = engine.split_layers(params, self.spec)
+        self._eos_ids = tuple(eos_ids)
+        # Of LLM and tower, computed once for all adapters that are put on them.
+        self._base_digests: dict[str, digests.TensorDigest] = {}
         self.sampling = sampling or SamplingParams()
         self.processor = PromptProcessor(arch, tokenizer, template, missing_parts(arch, params))
         stops = stop_tokens(tokenizer, template, eos_ids)
@@ -101,6 +117,38 @@ class Generator:
         return cls(
             restored.arch, restored.params, tokenizer, template, eos_ids=restored.eos_ids, **options
         )
+
+    def with_adapter(self, file: str | os.PathLike) -> Generator:
+        """Returns the generator of this LLM and tower with the adapter of a file on them.
+
+            base = wings_jax.load("base_7b")
+            charts, scenes = (base.with_adapter(f"{name}.safetensors") for name in names)
+
+        Nothing of the LLM and the tower is loaded or copied again; this generator stays usable.
+        Its own projector, learners, router, prefix and LoRA are not in the result.
+
+        Raises:
+          UserError: the file is not an adapter, or belongs to another base.
+        """
+        opened = adapter_lib.open_adapter(file, flag="adapter")
+        arch, tokenizer = opened.arch, self.processor.tokenizer
+        if not self._base_digests:
+            self._base_digests |= digests.digest_tensors(adapters.base_tensors(self.weights))
+        adapter_lib.check_base(
+            opened, self._base_digests, self.spec.arch, tokenizer, origin="this", flag="adapter"
+        )
+
+        # The new parts, and the template that they were trained with.
+        params = adapter_lib.read_params(opened, dtype=self.spec.dtype, mesh=self.spec.mesh)
+        result = copy.copy(self)
+        result.spec = dataclasses.replace(self.spec, arch=arch)
+        result.weights = adapters.replace_parts(self.weights, params, result.spec)
+        template = chat_template.template_from_settings(opened.config.data, tokenizer)
+        missing = missing_parts(arch, result.weights.rest)
+        result.processor = PromptProcessor(arch, tokenizer, template, missing)
+        stops = stop_tokens(tokenizer, template, self._eos_ids)
+        result.options = dataclasses.replace(self.options, stops=stops)
+        return result
 
     @overload
     def generate(
@@ -166,7 +214,7 @@ class Generator:
             if isinstance(output, UserError):
                 yield task.index, output
             else:
-                yield task.index, self._answer(output)
+                yield task.index, self.answer(output)
 
     def stream(self, request: Request) -> Iterator[str]:
         """Yields the answer to a request piece by piece.
@@ -221,10 +269,10 @@ class Generator:
             except UserError as error:
                 yield index, error
 
-        for number, likelihoods in likelihood.score(
+        for number, scored in likelihood.score(
             self.spec, self.weights, scoring_requests, self.options.rows
         ):
-            yield indices[number], likelihoods
+            yield indices[number], scored.answers
 
     def score_text(self, texts: Sequence[str]) -> list[Likelihood]:
         """Returns the likelihood of each plain text after its first token, which is not counted.
@@ -240,16 +288,16 @@ class Generator:
         ]
         # The first token of each window is the prompt, all others are the answer.
         scoring_requests = [
-            likelihood.ScoringRequest(chunks.from_ids(ids[:1], (), 1), [ids[1:]])
+            scoring_plan.ScoringRequest(chunks.from_ids(ids[:1], (), 1), [ids[1:]])
             for _, ids in windows
         ]
 
         totals = [Likelihood(0.0, 0, True)] * len(texts)
-        for number, (part,) in likelihood.score(
+        for number, scored in likelihood.score(
             self.spec, self.weights, scoring_requests, self.options.rows
         ):
             index, _ = windows[number]
-            totals[index] = totals[index] + part
+            totals[index] = totals[index] + scored.answers[0]
         return totals
 
     def _load_prompt(self, request: Request) -> PromptSlots:
@@ -260,7 +308,7 @@ class Generator:
 
     def _scoring_request(
         self, request: Request, answers: Sequence[str], with_end: bool
-    ) -> likelihood.ScoringRequest:
+    ) -> scoring_plan.ScoringRequest:
         prompt = self._load_prompt(request)
         # As in training: the answer's ids depend on the text before it.
         ids = [self.processor.answer_ids(request, answer) for answer in answers]
@@ -268,7 +316,7 @@ class Generator:
         if not with_end:
             ids = [[token for token in some if token not in self.options.stops] for some in ids]
 
-        scoring_request = likelihood.ScoringRequest(prompt, ids)
+        scoring_request = scoring_plan.ScoringRequest(prompt, ids)
         self.processor.check_length(sum(scoring_request.size))
         return scoring_request
 
@@ -288,7 +336,8 @@ class Generator:
             is_ended if params.stop else None,
         )
 
-    def _answer(self, output: scheduler.PartialOutput) -> Answer:
+    def answer(self, output: scheduler.PartialOutput) -> Answer:
+        """Returns the answer of a finished task of the scheduler."""
         # The stop token is generated, but not part of the answer.
         tokens, params = list(output.tokens), output.task.sampling
         reason = "length"

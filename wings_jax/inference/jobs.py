@@ -148,18 +148,20 @@ class Journal:
     Args:
       output: the file to write in the end.
       job: what the answers depend on; the journal of another job is not resumed.
+      flag: what error messages call the output.
 
     Raises:
       UserError: the output exists, or the journal is another job's or cannot be written.
     """
 
-    def __init__(self, output: pathlib.Path, job: Mapping[str, Any]):
+    def __init__(self, output: pathlib.Path, job: Mapping[str, Any], flag: str = "--output"):
         self._output = output
+        self._flag = flag
         self._path = output.with_name(f"{output.name}.partial")
         digest = hashlib.sha256(json.dumps(job).encode()).hexdigest()
         self._header = json.dumps({"job": digest})
         if output.exists():
-            raise UserError(f"--output: {output} exists")
+            raise UserError(f"{self._flag}: {output} exists")
 
         # Resume from the answers of an earlier run, then append to the same file.
         self.answers = self._read_answers()
@@ -169,7 +171,7 @@ class Journal:
             if not self._path.stat().st_size:
                 self._write_line(self._header)
         except OSError as error:
-            raise UserError(f"--output: {self._path}: {error.strerror}") from error
+            raise UserError(f"{self._flag}: {self._path}: {error.strerror}") from error
 
     def _read_answers(self) -> dict[int, dict[str, Any]]:
         """Returns line number -> answer of an earlier run, {} if there was none."""
@@ -178,7 +180,7 @@ class Journal:
         except FileNotFoundError:
             return {}
         except OSError as error:
-            raise UserError(f"--output: {self._path}: {error.strerror}") from error
+            raise UserError(f"{self._flag}: {self._path}: {error.strerror}") from error
 
         header, *lines = text.split("\n")
         if not lines:  # empty, or a header that was cut off
@@ -186,7 +188,7 @@ class Journal:
             return {}
         if header != self._header:
             raise UserError(
-                f"--output: {self._path} is the journal of another job (input, checkpoint or "
+                f"{self._flag}: {self._path} is the journal of another job (input, checkpoint or "
                 "sampling differ): remove it to start over"
             )
 
@@ -198,7 +200,7 @@ class Journal:
             return {entry["line"]: entry["answer"] for entry in entries}
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"--output: {self._path} is damaged: remove it to start over"
+                f"{self._flag}: {self._path} is damaged: remove it to start over"
             ) from error
 
     def _write_line(self, line: str) -> None:
@@ -222,6 +224,11 @@ class Journal:
     def close(self) -> None:
         """Closes the journal; it stays for a later run."""
         self._file.close()
+
+    def remove(self) -> None:
+        """Removes the journal, when its answers were written elsewhere."""
+        self._file.close()
+        self._path.unlink()
 
 
 def run(generator: Generator, lines: list[Line], journal: Journal) -> Iterator[dict[str, Any]]:

@@ -107,6 +107,22 @@ def grow(cache: KVCache, slots: Mapping[str, int]) -> KVCache:
     return dataclasses.replace(cache, layers=layers, visibility=visibility, positions=positions)
 
 
+def repeat_row(cache: KVCache, rows: int) -> KVCache:
+    """Returns the cache of one row, `rows` times."""
+
+    def repeat(array: jax.Array) -> jax.Array:
+        # [1, ...] -> [rows, ...], and [K, S, H] -> [rows*K, S, H]
+        return jnp.tile(array, (rows,) + (1,) * (array.ndim - 1))
+
+    return dataclasses.replace(
+        cache,
+        layers=jax.tree.map(repeat, cache.layers),
+        visibility=jax.tree.map(repeat, cache.visibility),
+        positions=repeat(cache.positions),
+        lengths=repeat(cache.lengths),
+    )
+
+
 def compact(cache: KVCache) -> KVCache:
     """Returns the cache with every row's used slots moved to the front, in their order.
 

@@ -13,6 +13,7 @@ from wings_jax.inference.likelihood import Likelihood
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model import parameters
+from wings_jax.weights import adapter as adapter_lib
 
 MEMORY_ADVICE = "use --dtype bfloat16, or share the model among devices with --mesh"
 
@@ -20,6 +21,7 @@ MEMORY_ADVICE = "use --dtype bfloat16, or share the model among devices with --m
 def load_generator(
     path: str | os.PathLike,
     *,
+    adapter: str | os.PathLike | None = None,
     dtype: str | None = None,
     mesh: Mesh | str | None = None,
     rows: int = 16,
@@ -30,21 +32,30 @@ def load_generator(
 
     Args:
       path: of a run's directory its newest step is loaded.
+      adapter: a file of `convert export --format adapter`, put on the LLM and the tower of `path`;
+        what else `path` has is not loaded. `Generator.with_adapter` switches to another one.
       dtype: "bfloat16" or "float32"; by default bfloat16 on accelerators and float32 on a CPU.
       mesh: devices that share the model, such as "data=2,tensor=4" (`axes.make_mesh`).
       rows: how many requests are answered at once.
       sampling: for requests that have none of their own; greedy by default.
-      flag: what error messages call `path`.
+      flag: what error messages call `path`; "--checkpoint" on a command line.
 
     Raises:
-      UserError: there is no checkpoint at `path`, or it does not fit the devices' memory.
+      UserError: there is no checkpoint at `path`, it does not fit the devices' memory, or the
+        adapter belongs to another base.
       MeshError: the mesh does not divide the model.
     """
     dtype = dtype or parameters.default_dtype()
     if isinstance(mesh, str):
         mesh = axes.make_mesh(axes.parse_mesh(mesh)) if mesh else None
     with errors.full_memory(MEMORY_ADVICE):
-        restored = checkpoint.load(os.fspath(path), flag=flag, dtype=dtype, mesh=mesh)
+        if adapter is None:
+            restored = checkpoint.load(os.fspath(path), flag=flag, dtype=dtype, mesh=mesh)
+        else:
+            adapter_flag = "--adapter" if flag.startswith("--") else "adapter"
+            restored = adapter_lib.load_adapted(
+                path, adapter, flag=flag, adapter_flag=adapter_flag, dtype=dtype, mesh=mesh
+            )
         return Generator.from_checkpoint(
             restored, dtype=dtype, mesh=mesh, rows=rows, sampling=sampling
         )

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from wings_jax.data import conversation, samples, tokenization
-from wings_jax.data import images as image_files
+from wings_jax.data import conversation, examples, samples, tokenization
 from wings_jax.data import turns as turns_lib
 from wings_jax.errors import UserError
 from wings_jax.inference import chunks
@@ -78,6 +77,16 @@ class PromptProcessor:
             missing = " and no ".join(self.missing_parts)
             raise UserError(f"the model is text-only: it has no {missing}")
 
+        slots = self.encode_any_length(request)
+        self.check_length(slots.count, len(request.images))
+        return slots
+
+    def encode_any_length(self, request: Request) -> chunks.PromptSlots:
+        """Returns what `encode` does, also for a prompt that is too long for the model.
+
+        Raises:
+          UserError: as `encode`, apart from the length.
+        """
         turns = self.turns(request)
         if turns[-1]["from"] == "gpt":
             raise UserError("the last turn is an answer: there is nothing to answer")
@@ -86,9 +95,7 @@ class PromptProcessor:
 
         # The header of the answer's turn is the end of the prompt.
         encoded = conversation.encode(turns, self.tokenizer, self.template, open_answer=True)
-        slots = chunks.from_ids(encoded.ids, (), self.arch.vision.num_patches)
-        self.check_length(slots.count, len(request.images))
-        return slots
+        return chunks.from_ids(encoded.ids, (), self.arch.vision.num_patches)
 
     def turns(self, request: Request) -> list[dict[str, str]]:
         """Returns the turns of a request, with as many markers as it has images.
@@ -184,11 +191,7 @@ class PromptProcessor:
         Raises:
           UserError: an image is missing, or cannot be read.
         """
-        vision = self.arch.vision
-        return tuple(
-            image_files.prepare_image(image_files.load_image(image), vision.image_size, vision.mean)
-            for image in images
-        )
+        return tuple(examples.load_square(image, self.arch.vision) for image in images)
 
 
 def as_list(images: Sequence[Any] | Any) -> list[Any]:

@@ -2,7 +2,8 @@
 
 Several kernels have one signature. `einsum` is the reference, whose results the others must equal;
 `chunked` is a flash attention (`flash.py`), whose memory is O(T x block). `merged` is `einsum` for
-few queries and keys that are in a KV cache.
+few queries and keys that are in a KV cache. `splash`, `tokamax` and `cudnn` are kernels of
+accelerators (`kernels/`).
 
 Probes: `attend` also returns the products of the attention rows with per-key values that are
 shared by all heads. The router's input (values: its weights) and the attention masses of
@@ -20,9 +21,14 @@ import jax.numpy as jnp
 from wings_jax.model import flash
 from wings_jax.model import layout as layout_lib
 from wings_jax.model.flash import MASKED, exact_einsum
+from wings_jax.model.kernels import choice
+from wings_jax.model.kernels import intervals as intervals_lib
+from wings_jax.model.kernels.intervals import KeyMask
+from wings_jax.model.kernels.sharding import over_mesh
 from wings_jax.model.layout import Visibility
 
-KERNELS = ("auto", "einsum", "chunked")  # what a caller may choose
+# What a caller may choose.
+KERNELS = ("auto", *choice.PORTABLE, *choice.ACCELERATED)
 BLOCK = 256  # slots per block of the chunked kernel
 SMALL = 256  # `auto` takes the einsum up to this many query and key slots
 FEW = 64  # `auto` takes the merged kernel up to this many query slots of a long KV cache
@@ -38,6 +44,7 @@ def attend(
     probes: jax.Array | None = None,
     kernel: str = "auto",
     block: int = BLOCK,
+    mask: KeyMask | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Returns softmax(q k^T / sqrt(H)) v, and the same attention rows times the probes.
 
@@ -50,6 +57,8 @@ def attend(
       probes: f32[B,S,C], per-key values, shared by all heads.
       kernel: one of KERNELS; 'auto' chooses by shape (`choose_kernel`).
       block: block length of the chunked kernel, in slots.
+      mask: `query` and `key` as the kernels of accelerators read them (`prepare_keys`), with the
+        keys and values in that order; made from them where it is not given.
 
     Returns:
       out: [B,T,N,H] in q's dtype; exactly 0 for a query without visible keys.
@@ -57,7 +66,9 @@ def attend(
     """
     is_cache = k.ndim == 3
     num_queries, num_keys = q.shape[1], k.shape[1]
-    kernel = choose_kernel(kernel, num_queries, num_keys, is_cache=is_cache)
+    kernel = choose_kernel(kernel, num_queries, num_keys, is_cache=is_cache, dtype=q.dtype)
+    if kernel in choice.ACCELERATED:
+        return _accelerated(kernel, q, k, v, probes, query, key, mask)
 
     if query is None or key is None:
         query = _all_visible(q.shape[0], num_queries)
@@ -83,11 +94,19 @@ def attend(
     return out, probed if has_probes else None
 
 
-def choose_kernel(kernel: str, num_queries: int, num_keys: int, *, is_cache: bool) -> str:
-    """Returns the kernel that `attend` runs: 'einsum', 'chunked' or 'merged'.
+def choose_kernel(
+    kernel: str,
+    num_queries: int,
+    num_keys: int,
+    *,
+    is_cache: bool,
+    dtype: jnp.dtype = jnp.float32,
+) -> str:
+    """Returns the kernel that `attend` runs: one of KERNELS but 'auto', or 'merged'.
 
     An explicit choice is always followed. 'auto' reads a KV cache in its own form ('merged')
-    where that is small or the queries are few, and else chooses by the number of slots.
+    where that is small or the queries are few, and else chooses by the number of slots; for many
+    it takes the best kernel of the device (`choice.best_kernel`), but 'chunked' for a KV cache.
 
     >>> choose_kernel("auto", 200, 200, is_cache=False)
     'einsum'
@@ -109,7 +128,58 @@ def choose_kernel(kernel: str, num_queries: int, num_keys: int, *, is_cache: boo
     is_small = max(num_queries, num_keys) <= SMALL
     if is_cache and (is_small or num_queries <= FEW):
         return "merged"
-    return "einsum" if is_small else "chunked"
+    if is_small:
+        return "einsum"
+    return "chunked" if is_cache else choice.best_kernel(jnp.dtype(dtype))
+
+
+def prepare_keys(
+    kernel: str, query: Visibility, key: Visibility, *, is_causal: bool
+) -> tuple[KeyMask, jax.Array | None]:
+    """Returns the mask in the form of a kernel of accelerators, and the order of its keys.
+
+    The order i32[B,S] is what keys and values are to be taken in (`intervals.take_slots`); None:
+    as they are.
+
+    Args:
+      kernel: one of `choice.ACCELERATED`.
+      query, key: the two sides of the attention mask, [B,T] and [B,S].
+      is_causal: whether the keys are the slots of the queries, each visible from its own on.
+    """
+    if not choice.ACCELERATED[kernel].packs_keys(is_causal):
+        intervals = intervals_lib.key_intervals(query, key)
+        return KeyMask(query, key, intervals, is_causal), None
+
+    order = intervals_lib.pack_order(key)
+    key = jax.tree.map(lambda x: intervals_lib.take_slots(x, order), key)
+    return KeyMask(query, key, intervals_lib.key_intervals(query, key)), order
+
+
+def _accelerated(
+    kernel: str,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    probes: jax.Array | None,
+    query: Visibility | None,
+    key: Visibility | None,
+    mask: KeyMask | None,
+) -> tuple[jax.Array, jax.Array | None]:
+    """`attend` with a kernel of `choice.ACCELERATED`."""
+    if k.ndim == 3:
+        k, v = (split_heads(x, q.shape[0]) for x in (k, v))
+    has_probes = probes is not None
+    if probes is None:
+        probes = jnp.zeros((*k.shape[:2], 0), jnp.float32)
+
+    if mask is None and query is not None and key is not None:
+        mask, order = prepare_keys(kernel, query, key, is_causal=False)
+        if order is not None:
+            k, v, probes = (intervals_lib.take_slots(x, order) for x in (k, v, probes))
+
+    run = over_mesh(choice.ACCELERATED[kernel].attend)
+    out, probed = run(q, k, v, probes, mask)
+    return out, probed if has_probes else None
 
 
 def merge_heads(x: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""The decoder (Qwen2, Llama) with its wings: learners and router in parallel to attention.
+"""The decoder (`families.FAMILIES`) with its wings: learners and router beside the attention.
 
 One layer computes (paper, equations 4 and 5):
 
@@ -10,13 +10,16 @@ One layer computes (paper, equations 4 and 5):
     x         = x + mlp(RMSNorm(x))
 
 x0 are the layer-0 features: projected image features and token embeddings. With a prefix, main is
-O(attend(...) + tanh(gate) attend(rope(Q h), K', V')), with K', V' trained. The authors' release
-differs in a few values (`presets.Semantics`), which are named where they are read.
+O(attend(...) + tanh(gate) attend(rope(Q h), K', V')), with K', V' trained. LLMs differ in values
+of `presets.DecoderArch`: some normalize each head of Q h and K h, some have layers without rope in
+the main attention. The authors' release differs in a few values (`presets.Semantics`), which are
+named where they are read.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +34,16 @@ from wings_jax.model.context import (
     make_context,
     update_cache,
 )
-from wings_jax.model.layers import INIT, GatedMlp, Prefix, Projection, RMSNorm, partitioned, rope
+from wings_jax.model.layers import (
+    INIT,
+    GatedMlp,
+    Prefix,
+    Projection,
+    RMSNorm,
+    partitioned,
+    rope,
+    switch_rope,
+)
 from wings_jax.model.layout import Array, Layout
 from wings_jax.model.learners import Learner, Router
 from wings_jax.model.presets import WingsArch
@@ -42,6 +54,17 @@ REMAT = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
+
+
+class LayerSwitches(NamedTuple):
+    """What differs between layers: one value each, or [L] stacked for the scan.
+
+    learners  multiplies the learners' outputs: 1 where a layer has learners, else 0
+    rope      1 where the main attention has rope, else 0; None where all layers have it
+    """
+
+    learners: jax.Array | float
+    rope: jax.Array | float | None = None
 
 
 class Attention(nn.Module):
@@ -62,6 +85,7 @@ class Attention(nn.Module):
         probes: jax.Array | None,
         cached: KeysValues | None,
         prefix: Prefix | None,
+        rope_switch: jax.Array | float | None,
     ) -> tuple[jax.Array, jax.Array | None, KeysValues]:
         """Returns the output [B,T,D] of h [B,T,D], the probed rows, and the keys and values.
 
@@ -78,9 +102,15 @@ class Attention(nn.Module):
 
         # [B, T, D] -> [B, T, N, H] and [B, T, K, H]
         bias = decoder.qkv_bias
-        q = rope(project("q", "BTD,DNH->BTNH", heads, bias=bias)(h), ctx.rope_table)
-        k = rope(project("k", "BTD,DKH->BTKH", heads, bias=bias)(h), ctx.rope_table)
+        q = project("q", "BTD,DNH->BTNH", heads, bias=bias)(h)
+        k = project("k", "BTD,DKH->BTKH", heads, bias=bias)(h)
         v = project("v", "BTD,DKH->BTKH", heads, bias=bias)(h)
+        if decoder.qk_norm:
+            q = RMSNorm(decoder.norm_eps, axis="H", name="q_norm")(q)
+            k = RMSNorm(decoder.norm_eps, axis="H", name="k_norm")(k)
+
+        table = switch_rope(ctx.rope_table, rope_switch)
+        q, k = rope(q, table), rope(k, table)
         keys_values = update_cache(cached, (k, v), ctx.main.start)
 
         heads_output, probed = attention.attend(
@@ -121,18 +151,18 @@ class DecoderLayer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x: jax.Array, layer_inputs: tuple[jax.Array, Cache | None], ctx: LayerContext
+        self, x: jax.Array, layer_inputs: tuple[LayerSwitches, Cache | None], ctx: LayerContext
     ) -> tuple[jax.Array, Cache | None]:
         """Returns the residual stream [B,T,D] after the layer, and the layer's KV cache.
 
         Args:
           x: [B,T,D], the residual stream.
-          layer_inputs: the switch (1.0 where the layer has learners, else 0.0) and the KV cache.
-            With {} the new keys and values [B,T,K,H] are returned; with None nothing is.
+          layer_inputs: the layer's switches and its KV cache. With {} the new keys and values
+            [B,T,K,H] are returned; with None nothing is.
           ctx: the inputs that all layers share.
         """
         arch, decoder = self.arch, self.arch.decoder
-        switch, cache = layer_inputs
+        switches, cache = layer_inputs
         cached = dict(cache) if cache is not None else {}
 
         # The main attention and, in the paper, the learners read the same normed stream, [B, T, D].
@@ -144,14 +174,14 @@ class DecoderLayer(nn.Module):
         if arch.prefix_length:
             prefix = Prefix(arch.prefix_length, decoder.num_kv_heads, name="prefix")
         main, probed, keys_values = Attention(arch, self.kernel, name="attn")(
-            h, ctx, self._probes(router, ctx), cached.get("main"), prefix
+            h, ctx, self._probes(router, ctx), cached.get("main"), prefix, switches.rope
         )
         fresh = {"main": keys_values}
         self.sow("intermediates", "main_norm", _norm(main))
         self._sow_masses(probed, ctx)
 
         # Router: [B, T, N, M] -> [B, T, M]
-        gates = self._gates(router, probed, switch, ctx).astype(x.dtype)
+        gates = self._gates(router, probed, switches.learners, ctx).astype(x.dtype)
 
         # Equation 5: each learner adds gate_m * learner_m. [B, T, 1] * [B, T, D]
         update = main
@@ -193,7 +223,11 @@ class DecoderLayer(nn.Module):
             self.sow("intermediates", "masses", masses.mean(2))
 
     def _gates(
-        self, router: Router, probed: jax.Array | None, switch: jax.Array, ctx: LayerContext
+        self,
+        router: Router,
+        probed: jax.Array | None,
+        switch: jax.Array | float,
+        ctx: LayerContext,
     ) -> jax.Array:
         """Returns f32[B,T,M], the factors of the learners' outputs: gate x gain x switch."""
         arch = self.arch
@@ -249,6 +283,22 @@ def learner_switches(arch: WingsArch) -> jax.Array:
     return jnp.zeros(num_layers).at[jnp.asarray(list(carriers), jnp.int32)].set(1.0)
 
 
+def layer_switches(arch: WingsArch) -> LayerSwitches:
+    """Returns the switches of all layers, f32[L]."""
+    no_rope_layers = arch.decoder.no_rope_layers
+    if not no_rope_layers:
+        return LayerSwitches(learner_switches(arch))
+    rope_switches = jnp.ones(arch.decoder.num_layers).at[jnp.asarray(no_rope_layers)].set(0.0)
+    return LayerSwitches(learner_switches(arch), rope_switches)
+
+
+def layer_switch(arch: WingsArch, layer: int) -> LayerSwitches:
+    """Returns the switches of one layer whose learners, if it has any, are used."""
+    if not arch.decoder.no_rope_layers:
+        return LayerSwitches(1.0)
+    return LayerSwitches(1.0, float(layer not in arch.decoder.no_rope_layers))
+
+
 class Decoder(nn.Module):
     """Embeddings, all layers by one scan, the final norm and the output head.
 
@@ -302,7 +352,7 @@ class Decoder(nn.Module):
         """
         ctx = make_context(self.arch, x0, rows, classes, image_slots=image_slots)
         x = axes.constrain(x0.astype(self.dtype), "BTD")
-        x, _ = self._layers(x, (learner_switches(self.arch), None), ctx)
+        x, _ = self._layers(x, (layer_switches(self.arch), None), ctx)
         return self._norm(x)
 
     def logits(self, hidden: jax.Array) -> jax.Array:

@@ -7,20 +7,52 @@ from collections.abc import Mapping
 from typing import Any
 
 from wings_jax.errors import UserError
+from wings_jax.model import families
 from wings_jax.model.config_fields import ConfigFields
 
 Vector = tuple[float, ...]  # one value per color
 
 
-def check_decoder_features(fields: ConfigFields, config: Mapping[str, Any], family: str) -> None:
+# model_type of a multimodal model -> what to do with it in place of `--llm`.
+MULTIMODAL = {
+    "llava": "import the whole model with --llava",
+    "llava_next": "images in several tiles (anyres) are not supported",
+    "wings": "import the whole model with --transformers",
+    "wings_qwen2": "import the whole model with --wings",
+    "wings_llama": "import the whole model with --wings",
+    "llava_qwen2": "import the whole model with --wings",
+    "llava_llama": "import the whole model with --wings",
+}
+
+
+def find_family(config: Mapping[str, Any], file: str) -> families.Family:
+    """Returns the family of an LLM's `config.json`.
+
+    Raises:
+      UserError: it is of another family; for a multimodal model the message names its flag.
+    """
+    name = config.get("model_type")
+    if isinstance(name, str) and name in families.FAMILIES:
+        return families.FAMILIES[name]
+    if isinstance(name, str) and (name in MULTIMODAL or "vision_config" in config):
+        advice = MULTIMODAL.get(name, "give the directory of its LLM alone")
+        raise UserError(f"{file}: model_type {name!r} is a multimodal model, not an LLM: {advice}")
+    known = ", ".join(families.FAMILIES)
+    raise UserError(f"{file}: model_type {name!r} is not one of {known}")
+
+
+def check_decoder_features(
+    fields: ConfigFields, config: Mapping[str, Any], family: families.Family
+) -> None:
     """Raises UserError naming an entry that the decoder here does not compute."""
     check_not_quantized(config, fields.file)
     fields.refuse("hidden_act", ["silu"])
-    fields.refuse("use_sliding_window", [False])
     fields.refuse("partial_rotary_factor", [1])
-    if family == "llama":
-        fields.refuse("attention_bias", [False])
-        fields.refuse("mlp_bias", [False])
+    for name, value in family.required.items():
+        if name == "sliding_window":
+            _check_window(fields)
+        else:
+            fields.refuse(name, [value])
 
     # transformers 5 lists the kind of attention per layer.
     layer_types = config.get("layer_types") or []
@@ -29,6 +61,20 @@ def check_decoder_features(fields: ConfigFields, config: Mapping[str, Any], fami
     others = [kind for kind in layer_types if kind != "full_attention"]
     if others:
         raise UserError(f"{fields.file}: layer_types {others[0]!r} is not supported")
+
+
+def _check_window(fields: ConfigFields) -> None:
+    """Raises UserError for a sliding window (Mistral 7B v0.1) that cuts the context."""
+    if not fields.has("sliding_window"):
+        return
+    window = fields.size("sliding_window")
+    positions = fields.size("max_position_embeddings", 2048)
+    if window < positions:
+        raise UserError(
+            f"{fields.file}: sliding_window {window} is not supported, only null or at least "
+            f"max_position_embeddings, {positions}: up to {window} tokens the model computes the "
+            f"same without it, so set max_position_embeddings to {window}"
+        )
 
 
 def check_not_quantized(config: Mapping[str, Any], file: str) -> None:
@@ -48,11 +94,37 @@ def check_not_quantized(config: Mapping[str, Any], file: str) -> None:
     )
 
 
+def is_clip_tower(model_type: str, file: str) -> bool:
+    """Returns whether a tower is a CLIP, else it is a SigLIP.
+
+    Raises:
+      UserError: it is neither; a SigLIP2 of any resolution (NaFlex) has its own message.
+    """
+    if model_type in ("siglip2_vision_model", "siglip2"):
+        raise UserError(
+            f"{file}: model_type {model_type!r} reads images of any shape (NaFlex), which is not "
+            "supported; give a SigLIP2 of fixed resolution, such as siglip2-so400m-patch14-384"
+        )
+    if model_type not in ("siglip_vision_model", "clip_vision_model"):
+        raise UserError(f"{file}: model_type {model_type!r} is not a SigLIP or CLIP vision model")
+    return model_type == "clip_vision_model"
+
+
+# How images are resized -> PIL's number.
+RESAMPLE = {"bicubic": 3, "bilinear": 2}
+
+
+def resample_name(steps: ConfigFields) -> str:
+    """Returns how a processor resizes, bicubic where it does not say."""
+    number = steps.integer("resample", RESAMPLE["bicubic"])
+    return next(name for name, known in RESAMPLE.items() if known == number)
+
+
 def check_image_steps(steps: ConfigFields, image_size: int) -> None:
-    """Raises UserError if a processor does more, or less, than a bicubic resize to the tower."""
+    """Raises UserError if a processor does more, or less, than a resize to the tower's side."""
     # Images are padded to squares and resized to the tower's side.
     steps.refuse("do_resize", [True])
-    steps.refuse("resample", [3])  # PIL's number for bicubic
+    steps.refuse("resample", list(RESAMPLE.values()))
     for name in ("size", "crop_size"):
         if not steps.has(name):
             continue

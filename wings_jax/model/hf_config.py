@@ -14,7 +14,7 @@ _MAX_LAYERS = 10_000
 
 
 def decoder_from_hf(config: Mapping[str, Any], *, file: str = "config.json") -> presets.DecoderArch:
-    """Returns the architecture that a Hugging Face `config.json` of a Qwen2 or Llama describes.
+    """Returns the architecture that the `config.json` of an LLM of `families.FAMILIES` describes.
 
     Reads both the layout of transformers 4 (`rope_theta`, `rope_scaling`) and that of 5
     (`rope_parameters`).
@@ -23,10 +23,9 @@ def decoder_from_hf(config: Mapping[str, Any], *, file: str = "config.json") -> 
       UserError: another family, a value of the wrong type, or a feature that is not supported.
         The message begins with `file`.
     """
-    fields = ConfigFields(config, file)
-    family = config.get("model_type")
-    if family not in ("qwen2", "llama"):
-        raise UserError(f"{file}: model_type {family!r} is neither 'qwen2' nor 'llama'")
+    ConfigFields(config, file)  # refuses what is not a JSON object
+    family = hf_checks.find_family(config, file)
+    fields = ConfigFields({**family.defaults, **_without_nulls(config)}, file)
     hf_checks.check_decoder_features(fields, config, family)
 
     width = fields.size("hidden_size")
@@ -43,11 +42,12 @@ def decoder_from_hf(config: Mapping[str, Any], *, file: str = "config.json") -> 
     # transformers 5 has all of rope in one entry.
     rope_name = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     rope = fields.object(rope_name)
-    theta = fields if fields.has("rope_theta") else rope
+    theta = rope if rope.has("rope_theta") else fields
+    layers = fields.size("num_hidden_layers", maximum=_MAX_LAYERS)
     return presets.DecoderArch(
         vocab_size=fields.size("vocab_size"),
         hidden_size=width,
-        num_layers=fields.size("num_hidden_layers", maximum=_MAX_LAYERS),
+        num_layers=layers,
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=head_dim,
@@ -56,9 +56,29 @@ def decoder_from_hf(config: Mapping[str, Any], *, file: str = "config.json") -> 
         rope_theta=theta.number("rope_theta", 1e4),
         rope_scaling=_scaling_from_hf(rope),
         max_positions=fields.size("max_position_embeddings", 2048),
-        qkv_bias=family == "qwen2",
+        qkv_bias=family.qkv_bias,
         tie_embeddings=fields.flag("tie_word_embeddings"),
+        qk_norm=family.qk_norm,
+        no_rope_layers=_no_rope_layers(fields, layers) if family.skips_rope else (),
     )
+
+
+def _without_nulls(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the entries that have a value: null is the family's default."""
+    return {name: value for name, value in config.items() if value is not None}
+
+
+def _no_rope_layers(fields: ConfigFields, layers: int) -> tuple[int, ...]:
+    """Returns the layers without rope: a list of 1 (rope) and 0, or every n-th layer."""
+    if not fields.has("no_rope_layers"):
+        interval = fields.size("no_rope_layer_interval")
+        return tuple(range(interval - 1, layers, interval))
+
+    switches = fields.value("no_rope_layers")
+    is_list = isinstance(switches, list) and len(switches) == layers
+    if not is_list or any(switch not in (0, 1) for switch in switches):
+        raise fields.error("no_rope_layers", f"a list of {layers} numbers, each 0 or 1")
+    return tuple(layer for layer, switch in enumerate(switches) if not switch)
 
 
 def _scaling_from_hf(rope: ConfigFields) -> presets.RopeScaling | None:
@@ -97,16 +117,12 @@ def vision_from_hf(
     """
     whole = ConfigFields(config, file)
     fields = whole.object("vision_config") if whole.has("vision_config") else whole
-    family = fields.value("model_type", "missing")
-    if family not in ("siglip_vision_model", "clip_vision_model"):
-        raise UserError(f"{file}: model_type {family!r} is not a SigLIP or CLIP vision model")
+    is_clip = hf_checks.is_clip_tower(fields.value("model_type", "missing"), file)
     hf_checks.check_not_quantized(config, file)
     fields.refuse("num_channels", [3])
     fields.refuse("hidden_act", ["gelu_pytorch_tanh", "quick_gelu", "gelu"])
-    # llava-hf: the features without the class token, which this tower gives too.
-    whole.refuse("vision_feature_select_strategy", ["default"])
+    whole.refuse("vision_feature_select_strategy", ["default", "full"])
 
-    is_clip = family == "clip_vision_model"
     layers = fields.size("num_hidden_layers", 12, maximum=_MAX_LAYERS)
     if feature_layer is None:
         feature_layer = _feature_layer(whole, fields, layers)
@@ -138,7 +154,17 @@ def vision_from_hf(
         mean=mean,
         std=std,
         feature_layer=feature_layer,
+        dropped_tokens=_dropped_tokens(whole, is_clip=is_clip),
+        resample=hf_checks.resample_name(steps),
     )
+
+
+def _dropped_tokens(whole: ConfigFields, *, is_clip: bool) -> int | None:
+    """Returns what llava-hf's `vision_feature_select_strategy` drops; None for the class token."""
+    strategy = whole.text("vision_feature_select_strategy", "")
+    if not strategy or strategy == ("default" if is_clip else "full"):
+        return None
+    return 1 if strategy == "default" else 0
 
 
 def _feature_layer(whole: ConfigFields, tower: ConfigFields, layers: int) -> int:

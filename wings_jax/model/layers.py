@@ -262,6 +262,14 @@ def rope(x: jax.Array, table: RopeTable) -> jax.Array:
     return rotated.astype(x.dtype)
 
 
+def switch_rope(table: RopeTable, switch: jax.Array | float | None) -> RopeTable:
+    """Returns the table where `switch` is 1 or None; where it is 0, that of no rotation."""
+    if switch is None:
+        return table
+    cos, sin = table
+    return jnp.where(switch, cos, 1.0), jnp.where(switch, sin, 0.0)
+
+
 class GatedMlp(nn.Module):
     """Returns down(silu(gate(x)) * up(x)), [B,T,D] -> [B,T,D] (HF Qwen2MLP).
 

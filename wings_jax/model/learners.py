@@ -20,8 +20,10 @@ class Learner(nn.Module):
         learner(h, x0) = softmax(q k^T / sqrt(H)) v W^O
 
     Every W is a product of two matrices of rank R. The keys and values are computed from the
-    layer-0 features x0 in every layer, with as many kv heads as query heads. The result is
-    exactly 0 at initialization (W^O = 0), and for a query without visible keys.
+    layer-0 features x0 in every layer, with as many kv heads as query heads. There are N = D / H
+    heads: those of the LLM, unless its N x H differs from D (Qwen3). They have rope in every
+    layer, and no norms. The result is exactly 0 at initialization (W^O = 0), and for a query
+    without visible keys.
 
     arch    sizes of the LLM, and the rank
     kernel  one of `attention.KERNELS`
@@ -39,7 +41,7 @@ class Learner(nn.Module):
         The keys and values are the KV cache [B*N,S,H] where there is one, else [B,S,N,H].
         """
         decoder, rank = self.arch.decoder, self.arch.rank
-        heads = {"N": decoder.num_heads, "H": decoder.head_dim}
+        heads = {"N": decoder.learner_heads, "H": decoder.head_dim}
 
         def residual(name: str, x: jax.Array) -> jax.Array:
             # x (1 + a b): [B, T, D] -> [B, T, N, H]

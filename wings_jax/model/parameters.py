@@ -43,6 +43,7 @@ def check_mesh(arch: WingsArch, mesh: Mesh, batch_size: int = 0, *, flag: str) -
             "F": decoder.ffn_size,
             "V": decoder.vocab_size,
         },
+        "the learners": {"N": decoder.learner_heads if arch.learners else 0},
         "the vision tower": {
             "E": vision.hidden_size,
             "N": vision.num_heads,

@@ -1,7 +1,7 @@
 """Architectures as data: dataclasses, named presets, and readers of Hugging Face configs.
 
-Nothing below this file branches on a model's name: Qwen2, Llama, SigLIP and CLIP are values of
-`DecoderArch` and `VisionArch`.
+Nothing below this file branches on a model's name: Qwen, Llama, Mistral, SmolLM, SigLIP and CLIP
+are values of `DecoderArch` and `VisionArch`. `families` has what a `model_type` decides.
 """
 
 from __future__ import annotations
@@ -32,14 +32,14 @@ class RopeScaling:
 
 @dataclasses.dataclass(frozen=True)
 class DecoderArch:
-    """A decoder of the Qwen2 or Llama family; the names are HF's config names, shortened.
+    """A decoder of a Llama-like family; the names are HF's config names, shortened.
 
     vocab_size      V, rows of the embedding table (may be more than the tokenizer has)
     hidden_size     D
     num_layers      L
     num_heads       N, query heads
     num_kv_heads    K, a divisor of N
-    head_dim        H
+    head_dim        H; N x H may differ from D (Qwen3)
     ffn_size        F, the width inside of the gated feed-forward network
     norm_eps        epsilon of every RMSNorm
     rope_theta      base of the rotary frequencies
@@ -47,6 +47,8 @@ class DecoderArch:
     max_positions   the longest context, in tokens, that the LLM was trained for
     qkv_bias        whether q, k and v have biases (Qwen2)
     tie_embeddings  whether the embedding table is the output head too
+    qk_norm         whether each head of q and k has an RMSNorm before rope (Qwen3)
+    no_rope_layers  indices of the layers whose main attention has no rope (SmolLM3)
     """
 
     vocab_size: int
@@ -62,6 +64,13 @@ class DecoderArch:
     max_positions: int
     qkv_bias: bool
     tie_embeddings: bool
+    qk_norm: bool = False
+    no_rope_layers: tuple[int, ...] = ()
+
+    @property
+    def learner_heads(self) -> int:
+        """Heads of a learner: D / H of width H, which is N for most models."""
+        return self.hidden_size // self.head_dim
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +92,9 @@ class VisionArch:
     mean, std      normalization of the pixels, per RGB channel, in 0..1
     feature_layer  which hidden state is read, as an index of HF's `output_hidden_states`
                    (0 = embeddings): with -2 all layers but the last are built
+    dropped_tokens  how many tokens before the features are dropped; None for the class token,
+                    where there is one (llava-hf: "default" drops 1, "full" drops 0)
+    resample       how images are resized, 'bicubic' or (SigLIP2) 'bilinear'
     """
 
     hidden_size: int
@@ -100,11 +112,18 @@ class VisionArch:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     feature_layer: int = -2
+    dropped_tokens: int | None = None
+    resample: str = "bicubic"
+
+    @property
+    def first_feature(self) -> int:
+        """The index of the first token that is a feature."""
+        return int(self.class_token) if self.dropped_tokens is None else self.dropped_tokens
 
     @property
     def num_patches(self) -> int:
-        """P, the slots that one image takes."""
-        return (self.image_size // self.patch_size) ** 2
+        """P, the slots that one image takes: one per patch, unless tokens are kept or dropped."""
+        return (self.image_size // self.patch_size) ** 2 + self.class_token - self.first_feature
 
     @property
     def built_layers(self) -> int:
@@ -178,17 +197,23 @@ class WingsArch:
     prefix_length: int = 0
 
 
-def _qwen1_5(
-    width: int, layers: int, heads: int, ffn: int, vocab: int = 151936, *, tie: bool = False
+def _qwen2(
+    width: int,
+    layers: int,
+    heads: tuple[int, int],
+    ffn: int,
+    vocab: int = 151936,
+    *,
+    tie: bool = False,
 ) -> DecoderArch:
-    """Returns a Qwen1.5 model: as many kv heads as heads, biases on q, k and v."""
+    """Returns a Qwen1.5 or Qwen2.5 model; `heads` are the query heads and the kv heads."""
     return DecoderArch(
         vocab_size=vocab,
         hidden_size=width,
         num_layers=layers,
-        num_heads=heads,
-        num_kv_heads=heads,
-        head_dim=width // heads,
+        num_heads=heads[0],
+        num_kv_heads=heads[1],
+        head_dim=width // heads[0],
         ffn_size=ffn,
         norm_eps=1e-6,
         rope_theta=1e6,
@@ -196,6 +221,28 @@ def _qwen1_5(
         max_positions=32768,
         qkv_bias=True,
         tie_embeddings=tie,
+    )
+
+
+def _qwen3(
+    width: int, layers: int, heads: int, ffn: int, vocab: int = 151936, *, tie: bool = False
+) -> DecoderArch:
+    """Returns a dense Qwen3 model: heads of width 128, 8 kv heads, norms of q and k."""
+    return DecoderArch(
+        vocab_size=vocab,
+        hidden_size=width,
+        num_layers=layers,
+        num_heads=heads,
+        num_kv_heads=8,
+        head_dim=128,
+        ffn_size=ffn,
+        norm_eps=1e-6,
+        rope_theta=1e6,
+        rope_scaling=None,
+        max_positions=40960,
+        qkv_bias=False,
+        tie_embeddings=tie,
+        qk_norm=True,
     )
 
 
@@ -211,7 +258,7 @@ def _llama(
     positions: int = 4096,
     tie: bool = False,
 ) -> DecoderArch:
-    """Returns a Llama model; `heads` are the query heads and the kv heads."""
+    """Returns a Llama or Mistral model; `heads` are the query heads and the kv heads."""
     return DecoderArch(
         vocab_size=vocab,
         hidden_size=width,
@@ -229,22 +276,41 @@ def _llama(
     )
 
 
+def _llama3(
+    width: int, layers: int, heads: tuple[int, int], ffn: int, *, factor: float, tie: bool = False
+) -> DecoderArch:
+    """Returns a Llama 3.1 or 3.2 model, with the factor of its rope scaling."""
+    scaling = RopeScaling("llama3", factor, 1.0, 4.0, 8192)
+    return _llama(
+        width, layers, heads, ffn, 128256, theta=5e5, scaling=scaling, positions=131072, tie=tie
+    )
+
+
+# Sources: the models' `config.json`.
 DECODERS: Mapping[str, DecoderArch] = {
-    "qwen1_5_0_5b": _qwen1_5(1024, 24, 16, 2816, tie=True),
-    "qwen1_5_1_8b": _qwen1_5(2048, 24, 16, 5504),
-    "qwen1_5_7b": _qwen1_5(4096, 32, 32, 11008),
+    "qwen1_5_0_5b": _qwen2(1024, 24, (16, 16), 2816, tie=True),
+    "qwen1_5_1_8b": _qwen2(2048, 24, (16, 16), 5504),
+    "qwen1_5_7b": _qwen2(4096, 32, (32, 32), 11008),
+    "qwen2_5_0_5b": _qwen2(896, 24, (14, 2), 4864, tie=True),
+    "qwen2_5_1_5b": _qwen2(1536, 28, (12, 2), 8960, tie=True),
+    "qwen2_5_7b": _qwen2(3584, 28, (28, 4), 18944, 152064),
+    "qwen3_0_6b": _qwen3(1024, 28, 16, 3072, tie=True),
+    "qwen3_1_7b": _qwen3(2048, 28, 16, 6144, tie=True),
+    "qwen3_4b": _qwen3(2560, 36, 32, 9728, tie=True),
+    "qwen3_8b": _qwen3(4096, 36, 32, 12288),
     "vicuna_7b": _llama(4096, 32, (32, 32), 11008, 32000),
-    "llama3_1_8b": _llama(
-        4096,
-        32,
-        (32, 8),
-        14336,
-        128256,
-        theta=5e5,
-        scaling=RopeScaling("llama3", 8.0, 1.0, 4.0, 8192),
-        positions=131072,
-    ),
+    "vicuna_13b": _llama(5120, 40, (40, 40), 13824, 32000),
+    "llama3_1_8b": _llama3(4096, 32, (32, 8), 14336, factor=8.0),
+    "llama3_2_1b": _llama3(2048, 16, (32, 8), 8192, factor=32.0, tie=True),
+    "llama3_2_3b": _llama3(3072, 28, (24, 8), 8192, factor=32.0, tie=True),
+    "mistral_7b": _llama(4096, 32, (32, 8), 14336, 32768, theta=1e6, positions=32768),  # v0.3
+    "tinyllama_1_1b": _llama(2048, 22, (32, 4), 5632, 32000, positions=2048),
     "smollm2_135m": _llama(576, 30, (9, 3), 1536, 49152, theta=1e5, positions=8192, tie=True),
+    "smollm3_3b": dataclasses.replace(
+        _llama(2048, 36, (16, 4), 11008, 128256, theta=5e6, positions=65536, tie=True),
+        norm_eps=1e-6,
+        no_rope_layers=tuple(range(3, 36, 4)),
+    ),
 }
 
 HALF = (0.5, 0.5, 0.5)
@@ -253,9 +319,16 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 def _siglip(
-    width: int, layers: int, heads: int, ffn: int, image_size: int, patch_size: int
+    width: int,
+    layers: int,
+    heads: int,
+    ffn: int,
+    image_size: int,
+    patch_size: int,
+    *,
+    resample: str = "bicubic",
 ) -> VisionArch:
-    """Returns a SigLIP tower."""
+    """Returns a SigLIP tower, or with bilinear resizing a SigLIP2 tower of fixed resolution."""
     return VisionArch(
         hidden_size=width,
         num_layers=layers,
@@ -271,12 +344,16 @@ def _siglip(
         patch_bias=True,
         mean=HALF,
         std=HALF,
+        resample=resample,
     )
 
 
 VISION: Mapping[str, VisionArch] = {
     "siglip_so400m_384": _siglip(1152, 27, 16, 4304, 384, 14),
     "siglip_base_224": _siglip(768, 12, 12, 3072, 224, 16),
+    "siglip2_so400m_384": _siglip(1152, 27, 16, 4304, 384, 14, resample="bilinear"),
+    "siglip2_so400m_512": _siglip(1152, 27, 16, 4304, 512, 16, resample="bilinear"),
+    "siglip2_base_224": _siglip(768, 12, 12, 3072, 224, 16, resample="bilinear"),
     "clip_large_336": VisionArch(
         hidden_size=1024,
         num_layers=24,

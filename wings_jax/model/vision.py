@@ -99,8 +99,9 @@ class VisionLayer(nn.Module):
 class VisionTower(nn.Module):
     """Returns patch features [B,P,E] of u8[B,h,w,3] in `dtype`, read at `arch.feature_layer`.
 
-    The class token (CLIP) takes part in the layers and is dropped from the result. Layers
-    after the one that is read are not built. HF: `hidden_states[feature_layer]`.
+    The class token (CLIP) takes part in the layers and is dropped from the result, unless
+    `arch.dropped_tokens` keeps it. Layers after the one that is read are not built. HF:
+    `hidden_states[feature_layer]`.
 
     arch    sizes and the family's options
     dtype   of the activations and the matmuls
@@ -142,7 +143,7 @@ class VisionTower(nn.Module):
         if arch.post_norm:
             # Not applied to the features; its parameters exist so that checkpoints have them.
             LayerNorm(arch.norm_eps, name="post_norm")(x[:, :1])
-        return x[:, 1:] if arch.class_token else x
+        return x[:, arch.first_feature :]
 
     def _param(self, name: str, dims: tuple[str | None, ...], shape: tuple[int, ...]) -> jax.Array:
         """Returns a Gaussian float32 parameter with these logical axes."""

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -14,11 +14,13 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from wings_jax import files
-from wings_jax.errors import UserError
-from wings_jax.model.layout import PADDING, Batch
-from wings_jax.training import meshes, metrics
+from wings_jax.model import flops
+from wings_jax.model.layout import Batch
+from wings_jax.training import chips, divergence, meshes, metrics
 from wings_jax.training import state as state_lib
+from wings_jax.training.profiling import Profiler
 from wings_jax.training.start import TrainingRun
+from wings_jax.training.watchdog import Watchdog
 
 # Starts to measure flat parameters, which it only reads; the result waits for the scalars.
 Watch = Callable[[Mapping[str, jax.Array]], Callable[[], Mapping[str, float]]]
@@ -38,14 +40,17 @@ def train(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
     """
     started = time.perf_counter()
     done = int(run.state.step)
-    is_preempted = _preemption()
     log = _StepLog(run, done)
     batches = run.loader.iterate(done) if done < run.steps else iter(())
 
     try:
-        with run.writer:
+        # The writer waits for its saves before a signal ends the process again.
+        watchdog = Watchdog(60 * run.config.watchdog_minutes)
+        with _preemption() as is_preempted, watchdog, run.writer:
             if done < run.steps:
-                _run_steps(run, batches, log, watch, is_preempted)
+                profiler = Profiler(run.config.profile, run.workdir, last=run.steps)
+                with profiler:
+                    _run_steps(run, batches, log, watch, is_preempted, watchdog, profiler)
             else:
                 run.writer.save(run.steps, *state_lib.to_checkpoint(run.state))
     finally:
@@ -60,22 +65,27 @@ def _run_steps(
     log: _StepLog,
     watch: Watch | None,
     is_preempted: Callable[[int], bool],
+    watchdog: Watchdog,
+    profiler: Profiler,
 ) -> None:
     """Trains from the state's step to the last. Raises SystemExit after a preemption."""
     config, first = run.config, int(run.state.step) + 1
     pending: tuple | None = None  # a step and its scalars, still on the device
 
     for step in range(first, run.steps + 1):
+        watchdog.begin(f"the batch of step {step}")
         before = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - before
+        watchdog.begin(f"step {step}")
         placed = meshes.place_batch(
             batch,
             run.mesh,
             batch_size=config.batch_size,
             accumulation=config.optimizer.accumulation,
         )
-        run.state, scalars = run.update(run.state, placed)
+        with profiler.trace_step(step):
+            run.state, scalars = run.update(run.state, placed)
 
         # The scalars of the step before: the device has the next update to work on meanwhile.
         if pending:
@@ -90,7 +100,9 @@ def _run_steps(
             jax.block_until_ready(scalars)
             log.clock.start()
         else:
-            log.clock.tick(waited=waited, tokens=_count_slots(batch) * jax.process_count())
+            log.tick(waited, batch)
+
+        profiler.end_step(step, scalars)
 
         # Log before a save, so that a run resumed from this checkpoint has every line.
         is_last = step == run.steps
@@ -98,6 +110,7 @@ def _run_steps(
         if is_stopped or is_last or step % config.checkpoint_every == 0:
             log.log_step(*pending)
             pending = None
+            watchdog.begin(f"the checkpoint of step {step}")
             run.writer.save(step, *state_lib.to_checkpoint(run.state))
         if is_stopped:
             raise SystemExit(PREEMPTED)
@@ -109,13 +122,25 @@ class _StepLog:
     def __init__(self, run: TrainingRun, done: int):
         optimizer = run.config.optimizer
         self._run = run
-        self._guard = NonFiniteGuard(
+        self._guard = divergence.NonFiniteGuard(
             optimizer.skip_limit, optimizer.skip_window, (done, int(run.state.skipped))
         )
         is_first_host = jax.process_index() == 0
         self._writer = metrics.MetricsWriter(run.workdir, start=done) if is_first_host else None
-        self.clock = metrics.Clock(run.steps)
+        chip = chips.find_chip(jax.devices()[0].device_kind)
+        if not chip and is_first_host:
+            print(chips.unknown_chip(jax.devices()[0].device_kind), flush=True)
+        self.clock = metrics.Clock(
+            run.steps, devices=run.mesh.size, peak_flops=chip.flops if chip else None
+        )
         self.history: list[dict[str, float]] = []
+
+    def tick(self, waited: float, batch: Batch) -> None:
+        """Adds to the clock a step that waited so many seconds for this host's batch."""
+        work = flops.count_workload(batch, self._run.arch)
+        operations = flops.model_flops(self._run.arch, work, self._run.state.trained)
+        hosts = jax.process_count()  # all have as many rows, and are assumed to be as full
+        self.clock.tick(waited=waited, tokens=work.slots * hosts, flops=operations * hosts)
 
     def log_step(
         self,
@@ -123,7 +148,11 @@ class _StepLog:
         on_device: Mapping[str, jax.Array],
         watched: Callable[[], Mapping[str, float]] | None,
     ) -> None:
-        """Fetches and writes the scalars of a step. Raises UserError as the guard does."""
+        """Fetches and writes the scalars of a step.
+
+        Raises:
+          UserError: too many of the last steps were not finite.
+        """
         run = self._run
         scalars = {name: float(x) for name, x in jax.device_get(on_device).items()}
         scalars |= {f"lr/{group}": float(rate(step - 1)) for group, rate in run.rates.items()}
@@ -135,26 +164,36 @@ class _StepLog:
             self._writer.write(step, scalars)
             if step % run.config.log_every == 0 or step in (1, run.steps):
                 print(metrics.format_line(step, run.steps, scalars), flush=True)
-        self._guard.check(step, scalars["skipped"])
+        skipped_steps = self._guard.check(step, scalars["skipped"])
+        if skipped_steps:
+            divergence.stop(run.workdir, skipped_steps, run.loader.sample_ids)
 
     def close(self) -> None:
         if self._writer:
             self._writer.close()
 
 
-def _preemption() -> Callable[[int], bool]:
-    """Returns a function of the step: did SIGTERM come to this host, or to any of the job?
+@contextlib.contextmanager
+def _preemption() -> Iterator[Callable[[int], bool]]:
+    """Yields a function of the step: did SIGTERM come to this host, or to any of the job?
 
-    Hosts must save together, so in a job of several it becomes true at a step they agree on.
+    Hosts must save together, so in a job of several it becomes true at a step they agree on. The
+    handler of before is restored at the end.
     """
     if jax.process_count() > 1:
-        return multihost_utils.reached_preemption_sync_point
+        yield multihost_utils.reached_preemption_sync_point
+        return
 
     # Not an Event: a second signal within its `set` would wait for its lock forever.
     received: list[int] = []
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
-    return lambda step: bool(received)
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main:
+        before = signal.signal(signal.SIGTERM, lambda number, _: received.append(number))
+    try:
+        yield lambda step: bool(received)
+    finally:
+        if is_main:  # None: a handler that is not Python's
+            signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _close(batches: Iterator[Batch]) -> None:
@@ -162,33 +201,6 @@ def _close(batches: Iterator[Batch]) -> None:
     close = getattr(batches, "close", None)
     if close is not None:
         close()
-
-
-def _count_slots(batch: Batch) -> int:
-    """Returns how many slots are not padding."""
-    return int((np.asarray(batch.layout.modality) != PADDING).sum())
-
-
-class NonFiniteGuard:
-    """Stops a run when `limit` of the last `window` steps were skipped.
-
-    `start` is (step, skipped steps until then) of the state that the run starts or resumes from.
-    """
-
-    def __init__(self, limit: int, window: int, start: tuple[int, int] = (0, 0)):
-        self._limit = limit
-        self._counts: deque[tuple[int, float]] = deque([start], maxlen=window + 1)
-
-    def check(self, step: int, skipped: float) -> None:
-        """Notes how many steps were skipped until `step`. Raises UserError at the limit."""
-        self._counts.append((step, skipped))
-        (first, before), (last, now) = self._counts[0], self._counts[-1]
-        if now - before >= self._limit:
-            raise UserError(
-                f"steps {first + 1} to {last}: loss or gradient was not finite in "
-                f"{now - before:.0f} steps, which were skipped. "
-                "Lower config.optimizer.learning_rates"
-            )
 
 
 def _summarize(run: TrainingRun, history: list[dict[str, float]], seconds: float) -> dict[str, Any]:
@@ -201,8 +213,8 @@ def _summarize(run: TrainingRun, history: list[dict[str, float]], seconds: float
         "skipped_steps": int(run.state.skipped),
         **{
             f"last_{name}": float(np.mean([scalars[name] for scalars in last]))
-            for name in ("loss", "accuracy", "tokens_per_s", "data_wait")
-            if last
+            for name in ("loss", "accuracy", "tokens_per_s", "data_wait", "step_p50_s", "mfu")
+            if last and name in last[-1]
         },
         "data": run.loader.stats,
     }

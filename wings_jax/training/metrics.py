@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import itertools
 import json
 import pathlib
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
+
+import numpy as np
 
 from wings_jax import files, formatting
 from wings_jax.errors import UserError
@@ -79,49 +83,100 @@ def _remove_lines_after(path: pathlib.Path, last: int) -> None:
     files.write_text(path, "".join(remaining))
 
 
-class Clock:
-    """Speed over the last 50 steps: tokens per second, share of time waiting for data, ETA."""
+@dataclasses.dataclass(frozen=True)
+class _Mark:
+    """The end of a step: when, and what there has been until then since the start."""
 
-    def __init__(self, steps: int):
-        """`steps` is the number of the run's last step."""
-        self._steps = steps
-        # Per step: time, seconds waited for data and slots read since the start.
-        self._marks: deque[tuple[float, float, int]] = deque(maxlen=51)
-        self._waited, self._tokens = 0.0, 0
+    time: float
+    waited: float = 0.0
+    tokens: int = 0
+    flops: float = 0.0
+
+
+class Clock:
+    """Speed over the last 50 steps: tokens and operations per second, step times, waiting, ETA.
+
+    Args:
+      steps: number of the run's last step.
+      devices: of the whole job.
+      peak_flops: operations per second that one device has at most; None if that is not known.
+    """
+
+    def __init__(self, steps: int, *, devices: int = 1, peak_flops: float | None = None):
+        self._steps, self._devices, self._peak_flops = steps, devices, peak_flops
+        self._marks: deque[_Mark] = deque(maxlen=51)
 
     def start(self) -> None:
         """Starts the first measured step."""
-        self._marks.append((time.perf_counter(), 0.0, 0))
+        self._marks.append(_Mark(time.perf_counter()))
 
-    def tick(self, *, waited: float, tokens: int) -> None:
-        """Adds a step that waited so many seconds for data and read so many slots."""
-        self._waited += waited
-        self._tokens += tokens
-        self._marks.append((time.perf_counter(), self._waited, self._tokens))
+    def tick(self, *, waited: float, tokens: int, flops: float = 0.0) -> None:
+        """Adds a step.
+
+        Args:
+          waited: seconds for data.
+          tokens: slots of the whole batch that are not padding.
+          flops: operations that the model needs for them, forward and backward.
+        """
+        last = self._marks[-1]
+        self._marks.append(
+            _Mark(
+                time.perf_counter(),
+                last.waited + waited,
+                last.tokens + tokens,
+                last.flops + flops,
+            )
+        )
 
     def read(self, step: int) -> dict[str, float]:
-        """Returns tokens_per_s, data_wait (0 to 1), step_s and eta_s (seconds)."""
-        if not self._marks:
-            return dict.fromkeys(("tokens_per_s", "data_wait", "step_s", "eta_s"), 0.0)
+        """Returns the speed until `step`, 0 before the first measured step.
 
-        first, last = self._marks[0], self._marks[-1]
-        elapsed = max(last[0] - first[0], 1e-9)
-        seconds_per_step = elapsed / max(len(self._marks) - 1, 1)
-        return {
-            "tokens_per_s": (last[2] - first[2]) / elapsed,
-            "data_wait": (last[1] - first[1]) / elapsed,
-            "step_s": seconds_per_step,
-            "eta_s": seconds_per_step * (self._steps - step),
+        tokens_per_s          slots that are not padding, of the whole job
+        tokens_per_s_device   the same per device
+        tflops_per_s_device   10^12 operations that the model needs, per second and device
+        mfu                   their share of the device's peak, 0 to 1; only if that is known
+        data_wait             share of the time that the loop waited for a batch, 0 to 1
+        step_s                mean seconds per step
+        step_p50_s, step_p95_s  the median, and what 95 % of the steps stay below
+        eta_s                 seconds until the last step
+        """
+        marks = list(self._marks) or [_Mark(0.0)]
+        first, last = marks[0], marks[-1]
+        elapsed = max(last.time - first.time, 1e-9)
+        times = [after.time - before.time for before, after in itertools.pairwise(marks)] or [0.0]
+        step_s = sum(times) / len(times)
+
+        tokens_per_s = (last.tokens - first.tokens) / elapsed
+        flops_per_s = (last.flops - first.flops) / elapsed / self._devices
+        speed = {
+            "tokens_per_s": tokens_per_s,
+            "tokens_per_s_device": tokens_per_s / self._devices,
+            "tflops_per_s_device": flops_per_s / 1e12,
+            "data_wait": (last.waited - first.waited) / elapsed,
+            "step_s": step_s,
+            "step_p50_s": float(np.percentile(times, 50)),
+            "step_p95_s": float(np.percentile(times, 95)),
+            "eta_s": step_s * (self._steps - step),
         }
+        return speed | ({"mfu": flops_per_s / self._peak_flops} if self._peak_flops else {})
 
 
 def format_line(step: int, steps: int, scalars: Mapping[str, float]) -> str:
     """Returns the line that the terminal shows for a step."""
     rates = {k.removeprefix("lr/"): v for k, v in scalars.items() if k.startswith("lr/")}
     shown_rates = " ".join(f"{name}={rate:.1e}" for name, rate in rates.items())
+    speed = f"{scalars['tokens_per_s']:,.0f} tok/s"
+    if scalars["tokens_per_s_device"] != scalars["tokens_per_s"]:
+        speed += f" ({scalars['tokens_per_s_device']:,.0f} per device)"
+    if "mfu" in scalars:
+        speed += f"  MFU {scalars['mfu']:.1%}"
+
+    if scalars["step_p50_s"]:  # not at the first step, which compiles
+        speed += f"  {scalars['step_p50_s']:.2f} s/step (p95 {scalars['step_p95_s']:.2f})"
+
     return (
         f"step {step:>{len(str(steps))}}/{steps}  loss {scalars['loss']:.4f}  "
-        f"acc {scalars['accuracy']:.3f}  grad {scalars['grad_norm']:.2f}  "
-        f"{scalars['tokens_per_s']:,.0f} tok/s  wait {scalars['data_wait']:.0%}  "
+        f"acc {scalars['accuracy']:.3f}  grad {scalars['grad_norm']:.2f}  {speed}  "
+        f"wait {scalars['data_wait']:.0%}  "
         f"ETA {formatting.format_duration(scalars['eta_s'])}  lr {shown_rates}"
     )

@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -19,9 +17,8 @@ from wings_jax.data import examples, pipeline, tokenization
 from wings_jax.errors import UserError
 from wings_jax.model import parameters
 from wings_jax.model.presets import WingsArch
-from wings_jax.model.wings import Wings
 from wings_jax.scenes import dataset
-from wings_jax.training import initial_params, meshes, optim, state, step, workdirs
+from wings_jax.training import initial_params, meshes, optim, program, state, step, workdirs
 from wings_jax.training.writer import CheckpointWriter
 from wings_jax.weights import starting
 
@@ -78,15 +75,20 @@ def _set_up(
     config: config_lib.Config, workdir: pathlib.Path, damaged: Sequence[pathlib.Path]
 ) -> TrainingRun:
     """Returns the run, resumed from the newest step that is not in `damaged`."""
+    # The checkpoint to start from.
+    own_steps = workdirs.list_steps(workdir, damaged)
+    source = own_steps[-1] if own_steps else find_source(config)
+    saved = None
+    if source is not None and starting.uses_checkpoint(config.model):
+        saved = checkpoint.read_meta(source)[1]
+
     # What the config describes, as shapes and names only.
-    arch = starting.resolve_arch(config.model)
+    arch = starting.resolve_arch(config.model, saved)
     mesh = meshes.make_run_mesh(config, arch)
     abstract = parameters.abstract_params(arch, mesh=mesh)
     labels = optim.label_groups(abstract, config.optimizer)
 
-    # The checkpoint to start from, and whether the workdir may be used.
-    own_steps = workdirs.list_steps(workdir, damaged)
-    source = own_steps[-1] if own_steps else find_source(config)
+    # Whether the workdir may be used.
     workdirs.check_workdir(workdir, config)
 
     # Tokenizer and batches.
@@ -107,7 +109,12 @@ def _set_up(
     workdirs.set_aside(damaged)
     workdirs.claim_workdir(workdir, config)
     writer = CheckpointWriter(
-        workdir, config, arch, tokenizer_files, max_checkpoints=config.max_checkpoints
+        workdir,
+        config,
+        arch,
+        tokenizer_files,
+        max_checkpoints=config.max_checkpoints,
+        keep_every_hours=config.keep_every_hours,
     )
     current = resume(writer, initial, own_steps, verify=config.verify_checkpoints)
 
@@ -120,7 +127,7 @@ def _set_up(
         loader=loader,
         steps=steps,
         state=current,
-        update=_jit_update(config, arch, optimizer, current),
+        update=program.jit_update(config, arch, optimizer, current),
         rates=optim.schedules(config.optimizer, steps),
         writer=writer,
     )
@@ -205,6 +212,8 @@ def resume(
 ) -> step.TrainState:
     """Returns the state of the newest of the workdir's steps; `initial` if there is none.
 
+    The parameters of `initial` are those of that step already: only the rest is read here.
+
     Raises:
       DamagedCheckpointError: the step cannot be read, or with `verify` its checksums differ.
     """
@@ -214,28 +223,9 @@ def resume(
     newest = int(own_steps[-1].name)
     params, extra = state.to_checkpoint(initial)
     try:
-        restored = writer.restore(newest, params, extra, verify=verify)
+        restored = writer.restore_opt_state(newest, extra, verify=verify)
     except checkpoint.DamagedCheckpointError:
         writer.close()
         raise
     print(f"resuming from step {newest}, {own_steps[-1]}", flush=True)
-    return state.from_checkpoint(initial, *restored)
-
-
-def _jit_update(
-    config: config_lib.Config,
-    arch: WingsArch,
-    optimizer: optax.GradientTransformation,
-    current: step.TrainState,
-) -> Callable[..., tuple[step.TrainState, step.Metrics]]:
-    """Returns the compiled training step; the new state has the shardings of `current`."""
-    dtype = jnp.dtype(config.compute_dtype or parameters.default_dtype())
-    model = Wings(arch, dtype, config.attention, config.remat)
-    update = step.make_train_step(
-        model,
-        optimizer,
-        loss_chunk=config.loss_chunk,
-        accumulation=config.optimizer.accumulation,
-    )
-    shardings = jax.tree.map(lambda x: x.sharding, current)
-    return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))
+    return state.from_checkpoint(initial, params, restored)

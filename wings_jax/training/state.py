@@ -20,20 +20,38 @@ def make_state(
     mesh: Mesh,
 ) -> TrainState:
     """Returns the state of step 0; moments have the shardings of their parameters."""
+    shapes = abstract_opt_state(trained, optimizer, mesh)
+    shardings = jax.tree.map(lambda x: x.sharding, shapes)
     replicated = NamedSharding(mesh, PartitionSpec())
-    abstract = jax.eval_shape(optimizer.init, trained)
-    shardings = optax.tree_map_params(
-        optimizer,
-        lambda _, parameter: parameter.sharding,
-        abstract,
-        dict(trained),
-        transform_non_params=lambda _: replicated,
-        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
-    )
 
     opt_state = jax.jit(optimizer.init, out_shardings=shardings)(dict(trained))
     step, skipped = (jax.device_put(np.zeros((), np.int32), replicated) for _ in range(2))
     return TrainState(step, skipped, dict(trained), dict(frozen), opt_state)
+
+
+def abstract_opt_state(
+    trained: Mapping[str, jax.Array | jax.ShapeDtypeStruct],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> optax.OptState:
+    """Returns the optimizer's state as shapes; moments have the shardings of their parameters."""
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    def shaped(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    def like_parameter(leaf: Any, parameter: Any) -> Any:
+        is_masked = isinstance(leaf, optax.MaskedNode)
+        return leaf if is_masked else shaped(leaf, parameter.sharding)
+
+    return optax.tree_map_params(
+        optimizer,
+        like_parameter,
+        jax.eval_shape(optimizer.init, dict(trained)),
+        dict(trained),
+        transform_non_params=lambda leaf: shaped(leaf, replicated),
+        is_leaf=lambda x: isinstance(x, optax.MaskedNode),
+    )
 
 
 def to_checkpoint(state: TrainState) -> tuple[dict[str, jax.Array], dict[str, Any]]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
 from wings_jax import checkpoint, checksums, tree
 from wings_jax import config as config_lib
@@ -30,11 +31,23 @@ class CheckpointWriter:
         tokenizer_files: Mapping[str, str],
         *,
         max_checkpoints: int,
+        keep_every_hours: float = 0.0,
     ):
+        """Opens the workdir's checkpoints.
+
+        Args:
+          max_checkpoints: how many of the newest steps are kept.
+          keep_every_hours: hours between steps that are kept beside these; 0 for none.
+        """
         self._meta = {"config": config_lib.to_dict(config), "arch": config_lib.to_dict(arch)}
         self._tokenizer = dict(tokenizer_files)
         _silence_background_errors()
-        options = ocp.CheckpointManagerOptions(max_to_keep=max_checkpoints, create=True)
+        policies: list[Any] = [preservation.LatestN(max_checkpoints)]
+        if keep_every_hours:
+            policies.append(preservation.EveryNSeconds(round(keep_every_hours * 3600)))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=preservation.AnyPreservationPolicy(policies), create=True
+        )
         self._manager = ocp.CheckpointManager(
             pathlib.Path(workdir).absolute() / checkpoint.SUBDIRECTORY,
             options=options,
@@ -63,29 +76,23 @@ class CheckpointWriter:
         with self._writing():
             self._manager.save(step, args=arguments)
 
-    def restore(
-        self, step: int, params: Mapping[str, jax.Array], opt_state: Any, *, verify: bool = True
-    ) -> tuple[dict[str, jax.Array], Any]:
-        """Returns the flat parameters and optimizer state saved at `step`.
+    def restore_opt_state(self, step: int, opt_state: Any, *, verify: bool = True) -> Any:
+        """Returns the optimizer state saved at `step`, on any mesh.
 
-        They get the shapes, dtypes and shardings of the given ones, on any mesh.
+        It gets the shapes, dtypes and shardings of the given one. The parameters of a step are read
+        by `checkpoint.read_params`.
 
         Raises:
           DamagedCheckpointError: the step cannot be read, or with `verify` its checksums differ.
         """
         directory = pathlib.Path(self._manager.directory) / str(step)
-        items = ocp.args.Composite(
-            params=_restore_args(tree.nest(params)), opt_state=_restore_args(opt_state)
-        )
+        items = ocp.args.Composite(opt_state=_restore_args(opt_state))
         with checkpoint.ReadErrors(directory):
-            restored = self._manager.restore(step, args=items)
+            restored = self._manager.restore(step, args=items)["opt_state"]
 
-        flat = tree.flatten(restored["params"])
-        opt_state = restored["opt_state"]
         if verify:
-            checkpoint.verify_arrays(directory, "params", flat)
-            checkpoint.verify_arrays(directory, "opt_state", checkpoint.flatten_state(opt_state))
-        return flat, opt_state
+            checkpoint.verify_arrays(directory, "opt_state", checkpoint.flatten_state(restored))
+        return restored
 
     def close(self) -> None:
         """Waits until everything is written. Raises UserError if something cannot be."""

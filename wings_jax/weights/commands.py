@@ -3,45 +3,49 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import dataclasses
 import pathlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
-import tqdm
 
 from wings_jax import axes, checkpoint, files, tree
 from wings_jax import config as config_lib
 from wings_jax.data import chat_template
 from wings_jax.errors import UserError
-from wings_jax.formatting import format_names
 from wings_jax.model import presets
 from wings_jax.weights import (
+    adapter_commands,
+    adapter_export,
+    export_formats,
     exports,
-    hf,
     hub,
     imports,
     inspection,
+    llava,
+    llava_export,
+    model_card,
+    peft,
     release_import,
-    release_settings,
     sources,
     tokenizer_files,
-    transformers_files,
     transformers_format,
 )
+from wings_jax.weights import command_output as output_lib
 from wings_jax.weights.rules import group_name
+from wings_jax.weights.tensors import WeightsError
 
-# Choices of --dtype; None keeps each tensor as it is stored.
-DTYPES = {
-    "stored": None,
-    "float32": np.dtype(np.float32),
-    "bfloat16": np.dtype(ml_dtypes.bfloat16),
-    "float16": np.dtype(np.float16),
+# Export format -> what plans its tensors, and raises an error for a model that it cannot hold.
+EXPORTS: Mapping[str, Callable[..., Any]] = {
+    "transformers": transformers_format.as_transformers,
+    "wings": exports.as_release,
+    "llava": llava_export.as_llava,
+    "llm": exports.as_llm,
+    "adapter": adapter_export.as_adapter,
+    "peft": peft.as_peft,
 }
 
 
@@ -49,7 +53,9 @@ def run_import(arguments: argparse.Namespace) -> None:
     """Plans and prints an import; without --dry-run writes the checkpoint."""
     spec = open_sources(arguments)
     mesh = parse_mesh(arguments.mesh)
-    steps, unfilled_paths = imports.plan_parts(spec, dtype=DTYPES[arguments.dtype], mesh=mesh)
+    steps, unfilled_paths = imports.plan_parts(
+        spec, dtype=output_lib.DTYPES[arguments.dtype], mesh=mesh
+    )
     for line in inspection.plan_lines(spec, steps, unfilled_paths):
         print(line)
 
@@ -65,13 +71,24 @@ def run_import(arguments: argparse.Namespace) -> None:
         return
 
     # Stream the tensors, then write the checkpoint; the directory appears when complete.
-    output = require_output(arguments)
+    output = output_lib.require_output(arguments)
     start_time = time.monotonic()
     with files.new_directory(output, need_bytes=imports.bytes_to_read(steps)) as temporary:
-        with progress("reading", imports.bytes_to_read(steps)) as on_read:
+        with output_lib.progress("reading", imports.bytes_to_read(steps)) as on_read:
             params = imports.load_parts(steps, on_read)
+        named = [*((part.name, part.source) for part in spec.parts)]
+        named += [("LoRA", directory) for directory in spec.merged]
         checkpoint.write_checkpoint(
-            temporary, params, config, spec.arch, tokenizer, hf_config=spec.hf_config
+            temporary,
+            params,
+            config,
+            spec.arch,
+            tokenizer,
+            hf_config=spec.hf_config,
+            sources=[
+                dataclasses.asdict(model_card.describe_source(part, source))
+                for part, source in named
+            ],
         )
 
     size = sum(array.nbytes for array in params.values())
@@ -82,6 +99,8 @@ def run_import(arguments: argparse.Namespace) -> None:
 def open_sources(arguments: argparse.Namespace) -> imports.ImportSpec:
     """Returns the import that the flags describe."""
     vision = arguments.vision and hub.find_directory(arguments.vision, "--vision")
+    if arguments.peft and not arguments.llm:
+        raise UserError("--peft: goes with --llm, the LLM that the adapter is merged into")
 
     # A Wings checkpoint holds everything but perhaps the tower.
     if arguments.wings:
@@ -90,6 +109,11 @@ def open_sources(arguments: argparse.Namespace) -> imports.ImportSpec:
         directory = hub.find_directory(arguments.wings, "--wings")
         return release_import.from_release(directory, vision, semantics=arguments.semantics)
 
+    if arguments.llava:
+        if arguments.vision or arguments.projector:
+            flag = "--vision" if arguments.vision else "--projector"
+            raise UserError(f"{flag}: the LLaVA given with --llava has its own")
+        return llava.from_llava(hub.find_directory(arguments.llava, "--llava"))
     if arguments.transformers:
         return transformers_format.from_transformers(arguments.transformers)
 
@@ -104,7 +128,29 @@ def open_sources(arguments: argparse.Namespace) -> imports.ImportSpec:
         return sources.from_gguf(
             arguments.gguf, vision, with_tokenizer=not has_tokenizer, **projector
         )
-    return sources.from_llm(hub.find_directory(arguments.llm, "--llm"), vision, **projector)
+
+    llm, lora = find_llm(arguments.llm, arguments.peft)
+    return sources.from_llm(llm, vision, lora=lora, **projector)
+
+
+def find_llm(name: str, lora: str | None) -> tuple[pathlib.Path, pathlib.Path | None]:
+    """Returns the directories of an LLM and of the PEFT adapter that is merged into it.
+
+    Where `--llm` names an adapter, the LLM is the one that its config names.
+    """
+    llm = hub.find_directory(name, "--llm")
+    if lora is not None:
+        return llm, hub.find_directory(lora, "--peft")
+    if not peft.is_peft(llm):
+        return llm, None
+
+    base = peft.open_peft(llm).base
+    if not base:
+        raise UserError(
+            f"--llm: {name} is a PEFT adapter that does not name its base: give the base as --llm "
+            f"and {name} as --peft"
+        )
+    return hub.find_directory(base, f"--llm: {name} is a PEFT adapter; its base"), llm
 
 
 def parse_mesh(text: str) -> jax.sharding.Mesh:
@@ -172,41 +218,32 @@ def preset_name(presets_by_name: Mapping[str, Any], arch: Any) -> str:
 
 
 def run_export(arguments: argparse.Namespace) -> None:
-    """Writes a checkpoint in another format."""
+    """Writes a checkpoint in another format.
+
+    Raises:
+      UserError: the format cannot hold the model, naming those that can; or nothing can be written.
+    """
     step = checkpoint.find_step(arguments.checkpoint, flag="--checkpoint")
-    train_config, arch, _ = checkpoint.read_meta(step)
-    hf_config = checkpoint.read_hf_config(step)
-    tokenizer = checkpoint.read_tokenizer_files(step)
+    try:
+        write_format(arguments, step)
+    except WeightsError as error:
+        problems = find_formats(step)
+        others = [name for name in problems if not problems[name] and name != arguments.format]
+        hint = f"; --format {' or '.join(others)} can hold the checkpoint" if others else ""
+        raise WeightsError(f"--format {arguments.format}: {error}{hint}") from error
+
+
+def write_format(arguments: argparse.Namespace, step: pathlib.Path) -> None:
+    """Writes a step in the format of the flags."""
     params = read_params(step)
-    if arguments.merge_lora:
-        params = exports.merge_lora(params, arch)
-        arch = dataclasses.replace(arch, lora_rank=0)
-    dtype = DTYPES[arguments.dtype] if arguments.dtype else exports.common_dtype(params)
+    if arguments.base and arguments.format != "adapter":
+        raise UserError("--base: only for --format adapter")
+    if arguments.format in adapter_commands.EXPORTS:
+        adapter_commands.EXPORTS[arguments.format](arguments, step, params)
+        return
 
     # The tensors are computed while they are written.
-    if arguments.format == "llm":
-        tensors, dropped_paths = exports.as_llm(params, arch, dtype=dtype)
-        config = {**hf_config, **hf.llm_config(arch.decoder)}
-        config.pop(release_settings.ENTRY, None)
-        groups = sorted({group_name(path) for path in dropped_paths})
-        print(f"left out: {format_names(groups, 6)}" if groups else "nothing is left out")
-    elif arguments.format == "transformers":
-        tensors = transformers_format.as_transformers(params, arch, dtype=dtype)
-        template = chat_template.template_from_settings(
-            train_config.data, checkpoint.open_tokenizer(tokenizer)
-        )
-        config, tokenizer = transformers_files.export_files(
-            arch, tokenizer, template, name=pathlib.Path(arguments.out or step).name
-        )
-    else:
-        tensors = exports.as_release(params, arch, dtype=dtype)
-        config = exports.release_config(arch, hf_config)
-        if arch.learners and arch.semantics == presets.PAPER:
-            print(
-                "note: trained with the paper's semantics (recorded in config.json); the release's "
-                "code computes its own"
-            )
-
+    tensors, config, text_files = export_formats.plan_format(arguments, step, params)
     size = sum(tensor.nbytes for tensor in tensors.values())
     dtypes = ", ".join(sorted({tensor.dtype.name for tensor in tensors.values()}))
     print(f"{step}: {len(tensors)} tensors, {dtypes}, {size / 1e9:.2f} GB")
@@ -214,12 +251,11 @@ def run_export(arguments: argparse.Namespace) -> None:
         print("dry run: nothing written")
         return
 
-    # The tokenizer of the source is exported as it was imported.
-    output = require_output(arguments)
+    output = output_lib.require_output(arguments)
     max_bytes = int(arguments.shard_gb * 1e9)
-    with progress("writing", size) as on_write:
+    with output_lib.progress("writing", size) as on_write:
         exports.write_export(
-            output, tensors, config, tokenizer, max_bytes=max_bytes, on_write=on_write
+            output, tensors, config, text_files, max_bytes=max_bytes, on_write=on_write
         )
     print(output)
 
@@ -249,6 +285,22 @@ def run_inspect(arguments: argparse.Namespace) -> None:
     print("\n".join(inspection.describe(path, vision)))
 
 
+def find_formats(step: pathlib.Path) -> dict[str, str]:
+    """Returns export format -> why it cannot hold a checkpoint, '' where it can."""
+    _, arch, _ = checkpoint.read_meta(step)
+    shapes = checkpoint.read_shapes(step)
+    problems = {}
+    for name, export in EXPORTS.items():
+        try:
+            export(shapes, arch)
+            if name == "adapter":
+                adapter_export.check_recorded(step)
+            problems[name] = ""
+        except UserError as error:
+            problems[name] = str(error)
+    return problems
+
+
 def checkpoint_lines(step: pathlib.Path) -> list[str]:
     """Returns the architecture, the parameters and the possible exports of a checkpoint."""
     config, arch, number = checkpoint.read_meta(step)
@@ -262,29 +314,6 @@ def checkpoint_lines(step: pathlib.Path) -> list[str]:
     dtypes = {path: str(np.dtype(meta.dtype)) for path, meta in shapes.items()}
     lines.append(tree.describe(shapes, {"group": groups, "dtype": dtypes}))
 
-    formats = {
-        "transformers": transformers_format.as_transformers,
-        "wings": exports.as_release,
-        "llm": exports.as_llm,
-    }
-    for name, export in formats.items():
-        try:
-            export(shapes, arch)
-            lines.append(f"  exports as {name}: yes")
-        except UserError as error:
-            lines.append(f"  exports as {name}: no, {error}")
+    for name, problem in find_formats(step).items():
+        lines.append(f"  exports as {name}: {f'no, {problem}' if problem else 'yes'}")
     return lines
-
-
-def require_output(arguments: argparse.Namespace) -> pathlib.Path:
-    """Returns `--out`, which is optional in a dry run only."""
-    if not arguments.out:
-        raise UserError("--out is missing")
-    return pathlib.Path(arguments.out)
-
-
-@contextlib.contextmanager
-def progress(label: str, total: int) -> Iterator[Callable[[str, int], None]]:
-    """Shows a progress bar over bytes; yields the function that advances it."""
-    with tqdm.tqdm(total=total, desc=label, unit="B", unit_scale=True, delay=1) as bar:
-        yield lambda key, size: bar.update(size)

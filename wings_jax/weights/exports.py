@@ -64,9 +64,9 @@ def as_llm(
     Raises:
       WeightsError: LoRA is not merged, or there is a part that an LLM cannot hold.
     """
-    _check_no_adapters(params, arch)
+    check_no_adapters(params, arch)
     table = rules.with_prefix(hf.decoder_rules(arch.decoder), path="decoder/")
-    _check_complete(table, params, "an LLM")
+    check_complete(table, params, "an LLM")
     tensors = transfer.export_tree(table, params, dtype=dtype, dropped=BEYOND_LLM)
     return tensors, [path for path in params if rules.any_match(BEYOND_LLM, path)]
 
@@ -79,8 +79,14 @@ def as_release(
     Raises:
       WeightsError: LoRA is not merged, or the release cannot hold a part or a size.
     """
-    _check_no_adapters(params, arch)
+    check_no_adapters(params, arch)
     # The release's code builds no other models than these.
+    decoder = arch.decoder
+    if decoder.qk_norm or decoder.no_rope_layers or decoder.learner_heads != decoder.num_heads:
+        raise WeightsError(
+            "the release has no models with norms of q and k, layers without rope, or heads that "
+            "are not as wide as the model together; --format transformers can hold them"
+        )
     if arch.learners not in ((), ("visual",), ("visual", "textual")):
         raise WeightsError(f"the release has no models with learners {arch.learners}")
     if arch.router != (len(arch.learners) == 2):
@@ -94,18 +100,18 @@ def as_release(
         )
 
     table = release.release_rules(arch)
-    _check_complete(table, params, "a checkpoint of the release")
+    check_complete(table, params, "a checkpoint of the release")
     return transfer.export_tree(table, params, dtype=dtype)
 
 
-def _check_complete(table: tuple[rules.Rule, ...], params: Mapping[str, Any], what: str) -> None:
+def check_complete(table: tuple[rules.Rule, ...], params: Mapping[str, Any], what: str) -> None:
     """Raises WeightsError if a rule of the table has no parameter."""
     missing = {rules.group_name(rule.path) for rule in table if rule.path not in params}
     if missing:
         raise WeightsError(f"{what} needs {format_names(sorted(missing))}: not in this checkpoint")
 
 
-def _check_no_adapters(params: Mapping[str, Any], arch: presets.WingsArch) -> None:
+def check_no_adapters(params: Mapping[str, Any], arch: presets.WingsArch) -> None:
     """Raises WeightsError if there is a prefix, or LoRA beside its kernel."""
     if arch.prefix_length:
         raise WeightsError(

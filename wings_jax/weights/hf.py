@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from wings_jax.model import hf_config, presets
+from wings_jax.model import families, hf_checks, hf_config, presets
 from wings_jax.weights import store, tables
 from wings_jax.weights.rules import Rule
 from wings_jax.weights.tensors import LazyTensor, WeightsError
@@ -25,7 +25,9 @@ NESTED_PROCESSOR_FILE = "processor_config.json"
 
 def decoder_rules(arch: presets.DecoderArch) -> tuple[Rule, ...]:
     """Returns the table of a decoder."""
-    rules = tables.QWEN2 if arch.qkv_bias else tables.LLAMA
+    rules = tables.LLAMA
+    rules += tables.QKV_BIAS if arch.qkv_bias else ()
+    rules += tables.QK_NORM if arch.qk_norm else ()
     if arch.tie_embeddings:
         return tuple(rule for rule in rules if not rule.path.startswith("head/"))
     return rules
@@ -83,7 +85,7 @@ def vision_tensors(tensors: Mapping[str, Any], source: str) -> dict[str, Any]:
 
 
 def read_decoder_arch(directory: str | os.PathLike) -> presets.DecoderArch:
-    """Returns the architecture of a directory with a Qwen2 or Llama.
+    """Returns the architecture of a directory with an LLM.
 
     It is that of `config.json`, except for a tied head that the weights contradict (`untie`).
     """
@@ -134,12 +136,20 @@ def read_processor(directory: str | os.PathLike) -> dict[str, Any] | None:
     return None
 
 
-def llm_config(arch: presets.DecoderArch) -> dict[str, Any]:
-    """Returns the `config.json` of a decoder, which both transformers 4 and 5 read."""
-    family = "qwen2" if arch.qkv_bias else "llama"
+def llm_config(arch: presets.DecoderArch, *, model_type: str = "") -> dict[str, Any]:
+    """Returns the `config.json` of a decoder, which both transformers 4 and 5 read.
+
+    `model_type` is that of the model's source; it is kept where it has the same layers.
+
+    Raises:
+      UserError: no family of transformers has these layers.
+    """
+    model_type = families.find_model_type(arch, model_type)
+    family = families.FAMILIES[model_type]
     config: dict[str, Any] = {
-        "architectures": ["Qwen2ForCausalLM" if arch.qkv_bias else "LlamaForCausalLM"],
-        "model_type": family,
+        **family.required,
+        "architectures": [family.class_name],
+        "model_type": model_type,
         "vocab_size": arch.vocab_size,
         "hidden_size": arch.hidden_size,
         "num_hidden_layers": arch.num_layers,
@@ -154,11 +164,10 @@ def llm_config(arch: presets.DecoderArch) -> dict[str, Any]:
         "hidden_act": "silu",
     }
 
-    # What the two families have and the other one does not.
-    if family == "llama":
-        config |= {"attention_bias": False, "mlp_bias": False}
-    else:
-        config |= {"use_sliding_window": False}
+    # What some families have and others do not.
+    if family.skips_rope:
+        layers = range(arch.num_layers)
+        config["no_rope_layers"] = [int(layer not in arch.no_rope_layers) for layer in layers]
 
     # Both transformers 4 and 5 read `rope_scaling`.
     scaling = arch.rope_scaling
@@ -193,18 +202,25 @@ def vision_config(arch: presets.VisionArch) -> dict[str, Any]:
         "num_channels": 3,
         "vision_feature_layer": -1,
     }
+    if arch.dropped_tokens is not None:
+        config["vision_feature_select_strategy"] = select_strategy(arch)
     return config if arch.class_token else {**config, "vision_use_head": False}
 
 
+def select_strategy(arch: presets.VisionArch) -> str:
+    """Returns llava-hf's `vision_feature_select_strategy` of a tower."""
+    return "default" if arch.first_feature else "full"
+
+
 def processor_config(arch: presets.VisionArch) -> dict[str, Any]:
-    """Returns the `preprocessor_config.json` of a tower: bicubic resize, mean and std."""
+    """Returns the `preprocessor_config.json` of a tower: resize, mean and std."""
     # Both families convert to RGB, resize, scale to 0..1 and normalize.
     side = arch.image_size
     config = {
         "image_processor_type": "SiglipImageProcessor",
         "do_resize": True,
         "size": {"height": side, "width": side},
-        "resample": 3,  # PIL's number for bicubic
+        "resample": hf_checks.RESAMPLE[arch.resample],
         "do_rescale": True,
         "rescale_factor": 1 / 255,
         "do_normalize": True,

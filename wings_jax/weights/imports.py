@@ -50,6 +50,7 @@ class ImportSpec:
     tokenizer_directory   directory with the tokenizer's files, or None
     tokenizer_files       tokenizer files that no directory holds: name -> content
     notes                 what to print about choices that were made for the user
+    merged                directories of adapters that are merged into a part
     """
 
     arch: presets.WingsArch
@@ -59,6 +60,7 @@ class ImportSpec:
     tokenizer_directory: pathlib.Path | None = None
     tokenizer_files: Mapping[str, str] = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    merged: tuple[str, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

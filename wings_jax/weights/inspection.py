@@ -11,8 +11,18 @@ from typing import Any
 
 from wings_jax.errors import UserError
 from wings_jax.formatting import format_names
-from wings_jax.model import parameters, presets
-from wings_jax.weights import hf, imports, release, release_import, sources, store, transfer
+from wings_jax.model import families, parameters, presets
+from wings_jax.weights import (
+    adapter,
+    hf,
+    imports,
+    llava,
+    release,
+    release_import,
+    sources,
+    store,
+    transfer,
+)
 from wings_jax.weights.rules import group_name
 from wings_jax.weights.tensors import LazyTensor, WeightsError
 
@@ -29,6 +39,9 @@ def describe(path: str | os.PathLike, vision: str | os.PathLike | None = None) -
         sizes = _size_lines(spec.parts[0].tensors)
         return [f"{path}: an LLM in a GGUF file", *sizes, *_import_lines(lambda: spec)]
 
+    if path.is_file() and adapter.is_adapter_file(path):
+        return _adapter_lines(adapter.open_adapter(path, flag="inspect"))
+
     # A directory or a file of tensors: its config decides which table reads it.
     tensors = store.open_tensors(path)
     sizes = _size_lines(tensors)
@@ -39,9 +52,11 @@ def describe(path: str | os.PathLike, vision: str | os.PathLike | None = None) -
     if family in release.FAMILIES:
         title = f"{path}: a checkpoint in the release's layout ({family})"
         return [title, *sizes, *_import_lines(lambda: release_import.from_release(path, vision))]
-    if family in ("qwen2", "llama"):
+    if family in families.FAMILIES:
         title = f"{path}: an LLM ({family})"
         return [title, *sizes, *_import_lines(lambda: sources.from_llm(path, vision))]
+    if family == "llava":
+        return [f"{path}: a llava-hf model", *sizes, *_import_lines(lambda: llava.from_llava(path))]
     if "vision_config" in config or family.endswith("_vision_model"):
         return [f"{path}: a vision tower ({family})", *sizes, *_tower_lines(path)]
     if any(release.PROJECTOR.split(".")[1] in key for key in tensors):
@@ -49,6 +64,17 @@ def describe(path: str | os.PathLike, vision: str | os.PathLike | None = None) -
 
     kind = f"model_type {family!r}" if family else "no config.json"
     return [f"{path}: weights that no table here reads ({kind})", *sizes, *_key_lines(tensors)]
+
+
+def _adapter_lines(opened: adapter.Adapter) -> list[str]:
+    """Returns what an adapter holds, and which base it belongs to."""
+    llm = sum(not name.startswith("vision/") for name in opened.base)
+    return [
+        f"{opened.file}: an adapter, stage {opened.config.stage!r}, step {opened.step}",
+        *_size_lines(opened.tensors),
+        *_indent(arch_lines(opened.arch)),
+        f"  belongs to an LLM of {llm} tensors and a tower of {len(opened.base) - llm}",
+    ]
 
 
 def _size_lines(tensors: Mapping[str, LazyTensor]) -> list[str]:

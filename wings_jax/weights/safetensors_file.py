@@ -13,6 +13,7 @@ import os
 import pathlib
 import struct
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 import ml_dtypes
@@ -37,6 +38,7 @@ DTYPES = {
 DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_HEADER_BYTES = 100 * 2**20
 MAX_DIMENSIONS = 16
+METADATA = "__metadata__"  # the header's one entry that is not a tensor
 
 
 def open_safetensors(path: pathlib.Path) -> TensorMap:
@@ -45,6 +47,25 @@ def open_safetensors(path: pathlib.Path) -> TensorMap:
     Raises:
       WeightsError: not a safetensors file, damaged, or shorter than its header requires.
     """
+    header, data_start = _read_header(path)
+    size = path.stat().st_size
+    return {
+        key: _open_entry(path, key, entry, data_start=data_start, size=size)
+        for key, entry in header.items()
+        if key != METADATA
+    }
+
+
+def read_metadata(path: pathlib.Path) -> dict[str, str]:
+    """Returns what a file says about its tensors, name -> text. Raises as `open_safetensors`."""
+    metadata = _read_header(path)[0].get(METADATA, {})
+    if not isinstance(metadata, dict):
+        raise WeightsError(f"{path} has a damaged header: {METADATA} is not an object")
+    return {name: text for name, text in metadata.items() if isinstance(text, str)}
+
+
+def _read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
+    """Returns the header of a file, and where its data begins."""
     text_files.check_not_pointer(path)
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -59,11 +80,7 @@ def open_safetensors(path: pathlib.Path) -> TensorMap:
         raise WeightsError(f"{path} has a header that is not JSON") from error
     if not isinstance(header, dict):
         raise WeightsError(f"{path} has a header that is not a JSON object")
-    return {
-        key: _open_entry(path, key, entry, data_start=8 + length, size=size)
-        for key, entry in header.items()
-        if key != "__metadata__"
-    }
+    return header, 8 + length
 
 
 def _open_entry(
@@ -123,8 +140,10 @@ def write_safetensors(
     path: str | os.PathLike,
     tensors: Mapping[str, LazyTensor],
     on_write: Callable[[str, int], None] = lambda key, size: None,
+    *,
+    metadata: Mapping[str, str] = MappingProxyType({}),
 ) -> None:
-    """Writes one file atomically, tensor by tensor.
+    """Writes one file atomically, tensor by tensor, with `metadata` in its header.
 
     Raises:
       UserError: the file cannot be written.
@@ -132,7 +151,7 @@ def write_safetensors(
     """
     # All offsets are known before the first tensor is read.
     path = pathlib.Path(path)
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {METADATA: {"format": "pt", **metadata}}
     offset = 0
     for key, tensor in tensors.items():
         end = offset + tensor.nbytes

@@ -17,7 +17,7 @@ import numpy as np
 
 from wings_jax.model import hf_config, presets
 from wings_jax.model.vision import PROJECTORS
-from wings_jax.weights import gguf_file, hf, imports, release, rules, store
+from wings_jax.weights import gguf_file, hf, imports, peft, release, rules, store
 from wings_jax.weights.imports import ImportPart, ImportSpec
 from wings_jax.weights.tensors import LazyTensor, WeightsError, check_not_quantized
 
@@ -79,21 +79,48 @@ def from_llm(
     *,
     projector: str | os.PathLike | None = None,
     projector_kind: str = "mlp2x_gelu",
+    lora: str | os.PathLike | None = None,
 ) -> ImportSpec:
     """Returns the import of an LLM's directory, and if given a tower's and a `mm_projector.bin`.
+
+    Args:
+      lora: a PEFT directory, whose LoRA is added to the LLM's weights.
 
     Raises:
       WeightsError, UserError: a source is missing, of another family, or broken.
     """
     config = store.read_config(llm)
     decoder = hf.read_decoder_arch(llm)
-    spec = _base_spec(decoder, llm_part(llm, decoder), vision, projector, projector_kind)
+    notes = tie_notes(config, decoder)
+    part = llm_part(llm, decoder)
+    if lora is not None:
+        part, lora_note = _with_lora(part, decoder, lora)
+        notes = (*notes, lora_note)
+
+    spec = _base_spec(decoder, part, vision, projector, projector_kind)
     return dataclasses.replace(
         spec,
         hf_config=config,
         tokenizer_directory=pathlib.Path(llm),
-        notes=tie_notes(config, decoder),
+        notes=notes,
+        merged=() if lora is None else (str(lora),),
     )
+
+
+def _with_lora(
+    part: ImportPart, arch: presets.DecoderArch, directory: str | os.PathLike
+) -> tuple[ImportPart, str]:
+    """Returns an LLM's part with the LoRA of a PEFT directory added, and what to print about it."""
+    lora = peft.open_peft(directory)
+    if arch.tie_embeddings and "lm_head" in lora.matrices:
+        raise WeightsError(
+            f"{directory}: LoRA of lm_head, which is the embedding of {part.source}: it cannot be "
+            "merged into one of them"
+        )
+    note = f"LoRA of {directory} is added to {len(lora.matrices)} projections of the LLM"
+    if (lora.directory / "tokenizer.json").is_file():
+        note += f"; the tokenizer is the LLM's (--tokenizer {directory} for the adapter's)"
+    return dataclasses.replace(part, tensors=peft.merge(part.tensors, lora)), note
 
 
 def from_gguf(

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib.resources
+import math
 import pathlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,8 +27,14 @@ LORA = ("/a", "/b")
 ADAPTERS = re.compile("decoder/layers/(prefix/.*|(attn|mlp)/.*/[ab])")
 
 
+# As `config.model.llm` or `.vision`: that of the checkpoint of `config.init_from`.
+CHECKPOINT = "checkpoint"
+
+
 def base_directory(name: str, half: str) -> pathlib.Path | None:
-    """Returns the directory that `config.model.llm` or `.vision` names; None for a preset.
+    """Returns the directory that `config.model.llm` or `.vision` names; None where it is none.
+
+    Presets and CHECKPOINT are not directories.
 
     Args:
       half: 'llm' or 'vision'.
@@ -38,28 +45,58 @@ def base_directory(name: str, half: str) -> pathlib.Path | None:
     if name == "tiny":
         return pathlib.Path(str(importlib.resources.files("wings_jax"))) / "assets" / "tiny" / half
     known = presets.DECODERS if half == "llm" else presets.VISION
-    if name in known:
+    if name in known or name == CHECKPOINT:
         return None
 
     path = pathlib.Path(name)
     if not path.is_dir():
-        names = ", ".join(["tiny", *known])
+        names = ", ".join(["tiny", CHECKPOINT, *known])
         raise UserError(f"config.model.{half}: {name!r} is neither a directory nor one of {names}")
     return path
 
 
-def resolve_arch(model: config_lib.ModelConfig) -> presets.WingsArch:
-    """Returns the architecture that a config describes. Raises UserError naming key or file."""
-    llm, vision = base_directory(model.llm, "llm"), base_directory(model.vision, "vision")
-    decoder = presets.DECODERS[model.llm] if llm is None else hf.read_decoder_arch(llm)
-    tower = presets.VISION[model.vision] if vision is None else hf.read_vision_arch(vision)
+def uses_checkpoint(model: config_lib.ModelConfig) -> bool:
+    """Returns whether the LLM or the tower is that of the checkpoint of `config.init_from`."""
+    return CHECKPOINT in (model.llm, model.vision)
 
-    # The learners have one head per head of the LLM, and its width.
+
+def saved_arch(config: config_lib.Config) -> presets.WingsArch | None:
+    """Returns the architecture of the checkpoint of `config.init_from`; None if it is not used."""
+    if not (uses_checkpoint(config.model) and config.init_from):
+        return None
+    step = checkpoint.newest_step(config.init_from)
+    return None if step is None else checkpoint.read_meta(step)[1]
+
+
+def resolve_arch(
+    model: config_lib.ModelConfig, saved: presets.WingsArch | None = None
+) -> presets.WingsArch:
+    """Returns the architecture that a config describes.
+
+    Args:
+      saved: of the checkpoint that the run starts from, for `uses_checkpoint`.
+
+    Raises:
+      UserError: naming the key or file that is wrong.
+    """
+    if uses_checkpoint(model) and saved is None:
+        half = "llm" if model.llm == CHECKPOINT else "vision"
+        raise UserError(
+            f"config.model.{half}: {CHECKPOINT!r} is that of config.init_from: give "
+            "--config.init_from=DIR"
+        )
+    decoder = _decoder_arch(model.llm, saved)
+    tower = _vision_arch(model.vision, saved)
+
+    # The learners divide the LLM's width into heads of its head width.
     layers = model.learner_layers
     if any(layer not in range(decoder.num_layers) for layer in layers):
         raise UserError(f"config.model.learner_layers: {layers} on {decoder.num_layers} layers")
-    if model.learners and decoder.num_heads * decoder.head_dim != decoder.hidden_size:
-        raise UserError("config.model.learners: heads x head width must equal the model's width")
+    if model.learners and decoder.hidden_size % decoder.head_dim:
+        raise UserError(
+            f"config.model.learners: learners need a width that is a multiple of the head width, "
+            f"the LLM has width {decoder.hidden_size} and head width {decoder.head_dim}"
+        )
 
     # The two ways of computing learners (docs/fidelity.md).
     semantics = presets.PAPER
@@ -81,6 +118,20 @@ def resolve_arch(model: config_lib.ModelConfig) -> presets.WingsArch:
         lora_targets=model.lora_targets,
         prefix_length=model.prefix_length,
     )
+
+
+def _decoder_arch(name: str, saved: presets.WingsArch | None) -> presets.DecoderArch:
+    if name == CHECKPOINT and saved is not None:
+        return saved.decoder
+    directory = base_directory(name, "llm")
+    return presets.DECODERS[name] if directory is None else hf.read_decoder_arch(directory)
+
+
+def _vision_arch(name: str, saved: presets.WingsArch | None) -> presets.VisionArch:
+    if name == CHECKPOINT and saved is not None:
+        return saved.vision
+    directory = base_directory(name, "vision")
+    return presets.VISION[name] if directory is None else hf.read_vision_arch(directory)
 
 
 def load_base(
@@ -152,3 +203,26 @@ def is_adapter(path: str) -> bool:
     (True, False)
     """
     return ADAPTERS.fullmatch(path) is not None
+
+
+def arch_differences(
+    one: presets.WingsArch, other: presets.WingsArch
+) -> Iterator[tuple[str, str, Any, Any]]:
+    """Yields what the LLM and the tower compute differently, also where no shape shows it.
+
+    Each is (`decoder` or `vision`, field, its value in `one`, in `other`). How long a context may
+    be (`max_positions`) changes no number.
+    """
+    for part in ("decoder", "vision"):
+        first, second = (
+            config_lib.flatten(config_lib.to_dict(getattr(arch, part))) for arch in (one, other)
+        )
+        for name in sorted((first.keys() | second.keys()) - {"max_positions"}):
+            if not _is_equal(first.get(name), second.get(name)):
+                yield part, name, first.get(name), second.get(name)
+
+
+def _is_equal(one: Any, other: Any) -> bool:
+    if isinstance(one, float) and isinstance(other, float):
+        return math.isclose(one, other, rel_tol=1e-6)
+    return one == other

@@ -116,8 +116,8 @@ def _check_not_adapter(directory: pathlib.Path) -> None:
         return
     base = text_files.read_json(directory / ADAPTER_CONFIG).get("base_model_name_or_path")
     raise WeightsError(
-        f"{directory} holds a PEFT adapter ({ADAPTER_CONFIG}), not a model: merge it into "
-        f"{base or 'its base model'} first (PeftModel.merge_and_unload) and save that"
+        f"{directory} holds a PEFT adapter ({ADAPTER_CONFIG}), not a model: import it as --peft, "
+        f"with its base {base or 'model'} as --llm"
     )
 
 

@@ -1,4 +1,4 @@
-"""Weight tables of the Hugging Face layouts: LLMs (Llama, Qwen2) and vision towers (SigLIP, CLIP).
+"""Weight tables of the Hugging Face layouts: LLMs, and vision towers (SigLIP, CLIP).
 
 Each row is `Hugging Face key, path, dimensions of the tensor <-> dimensions of the parameter`
 (`rules.table`). Keys of the towers are without the prefix `vision_model.`.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from wings_jax.weights import rules
 
-# Llama 2/3, Vicuna v1.5, SmolLM2.
+# What all families of LLMs have; Llama, Mistral and SmolLM have nothing else.
 LLAMA = rules.table("""
 model.embed_tokens.weight                           embed/embedding           V D <-> V D
 model.layers.{l}.input_layernorm.weight             layers/norm_attn/scale    D <-> D
@@ -29,11 +29,17 @@ LLAMA_IGNORABLE = (r"(.*\.)?rotary_emb\.inv_freq",)
 # A tied checkpoint may repeat its embedding as the head.
 LLAMA_IGNORABLE_TIED = (*LLAMA_IGNORABLE, r"lm_head\.weight")
 
-# Qwen1.5, Qwen2, Qwen2.5: Llama with biases in q, k and v.
-QWEN2 = LLAMA + rules.table("""
+# Qwen1.5, Qwen2, Qwen2.5
+QKV_BIAS = rules.table("""
 model.layers.{l}.self_attn.q_proj.bias    layers/attn/q/bias    (N H) <-> N H
 model.layers.{l}.self_attn.k_proj.bias    layers/attn/k/bias    (K H) <-> K H
 model.layers.{l}.self_attn.v_proj.bias    layers/attn/v/bias    (K H) <-> K H
+""")
+
+# Qwen3
+QK_NORM = rules.table("""
+model.layers.{l}.self_attn.q_norm.weight    layers/attn/q_norm/scale    H <-> H
+model.layers.{l}.self_attn.k_norm.weight    layers/attn/k_norm/scale    H <-> H
 """)
 
 # What SigLIP and CLIP have in common.

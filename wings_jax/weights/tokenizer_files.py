@@ -7,6 +7,7 @@ import os
 import pathlib
 import tempfile
 from collections.abc import Callable, Mapping
+from typing import Literal
 
 import tokenizers
 
@@ -29,7 +30,7 @@ SLOW_FILES = ("tokenizer.model", "spiece.model", "vocab.json")
 SENTENCEPIECE = ("sentencepiece", "google.protobuf")
 # Text on which a converted tokenizer has to give the same ids.
 PROBE = "The quick brown fox: 12 + 7 = 19, naïve."
-CONVERSION_ERRORS = (OSError, ValueError, ImportError, TypeError, KeyError, RuntimeError)
+CONVERSION_ERRORS = (OSError, ValueError, ImportError, TypeError, LookupError, RuntimeError)
 
 
 def read_tokenizer_files(directory: str | os.PathLike, *, flag: str) -> dict[str, str]:
@@ -120,14 +121,30 @@ def count_tokens(contents: Mapping[str, str], source: str) -> int:
     Raises:
       UserError: transformers cannot open these files; `source` names them.
     """
-    # `tokenizers` raises plain Exception for a tokenizer.json that it cannot parse, so it is the
-    # one class that catches everything here.
-    try:
+    with _OpenErrors(source):
         tokenizers.Tokenizer.from_str(contents["tokenizer.json"])
         return len(checkpoint.open_tokenizer(contents))
-    except Exception as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise UserError(f"the tokenizer of {source} cannot be opened: {reason[:200]}") from error
+
+
+class _OpenErrors:
+    """Context manager: what transformers raises for files that it cannot open is a UserError."""
+
+    def __init__(self, source: str):
+        self._source = source
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> Literal[False]:
+        # `tokenizers` raises `Exception` itself for a tokenizer.json that it cannot parse.
+        if kind is not None and (kind is Exception or issubclass(kind, CONVERSION_ERRORS)):
+            reason = (str(error).strip().splitlines() or [kind.__name__])[0]
+            raise UserError(
+                f"the tokenizer of {self._source} cannot be opened: {reason[:200]}"
+            ) from error
+        return False
 
 
 def download_tokenizer(hub_id: str, *, flag: str) -> pathlib.Path:

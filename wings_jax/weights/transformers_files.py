@@ -11,11 +11,20 @@ from typing import Any
 import tokenizers
 
 from wings_jax.data.templates import Template
-from wings_jax.model import presets
+from wings_jax.model import hf_checks, presets
 from wings_jax.weights import store
 from wings_jax.weights.transformers_format import IMAGE_TOKEN, wings_config
 
-CODE_FILES = ("configuration_wings.py", "modeling_wings.py", "processing_wings.py")
+CODE_FILES = (
+    "configuration_wings.py",
+    "decoder_wings.py",
+    "layers_wings.py",
+    "modeling_wings.py",
+    "packing_wings.py",
+    "processing_wings.py",
+    "slots_wings.py",
+    "vision_wings.py",
+)
 _DIRECTORY = importlib.resources.files("wings_jax.weights") / "transformers_code"
 
 
@@ -31,7 +40,7 @@ def export_files(
     The tokenizer gets the token `<image>`, if it does not have one: it stands for one slot of an
     image, and is never read from what people write.
     """
-    tokenizer_json, image_token_id = _with_image_token(tokenizer["tokenizer.json"])
+    tokenizer_json, image_token_id = with_image_token(tokenizer["tokenizer.json"])
     text_files = {**tokenizer, "tokenizer.json": tokenizer_json}
     tokenizer_config = json.loads(tokenizer.get("tokenizer_config.json", "{}"))
     tokenizer_config.pop("chat_template", None)
@@ -46,12 +55,13 @@ def export_files(
             "processor_class": "WingsProcessor",
             "template": dataclasses.asdict(template),
             "image_size": arch.vision.image_size,
+            "resample": hf_checks.RESAMPLE[arch.vision.resample],
             "image_mean": list(arch.vision.mean),
             "image_std": list(arch.vision.std),
             "image_seq_length": arch.vision.num_patches,
         }
     )
-    text_files["generation_config.json"] = store.dump_json(_generation_config(tokenizer, template))
+    text_files["generation_config.json"] = store.dump_json(generation_config(tokenizer, template))
 
     text_files["README.md"] = model_card(arch, name=name)
     for file in CODE_FILES:
@@ -59,7 +69,7 @@ def export_files(
     return wings_config(arch, image_token_id=image_token_id), text_files
 
 
-def _generation_config(tokenizer: Mapping[str, str], template: Template) -> dict[str, Any]:
+def generation_config(tokenizer: Mapping[str, str], template: Template) -> dict[str, Any]:
     """Returns the ids that end an answer: the template's end of turn, and the LLM's own."""
     vocabulary = tokenizers.Tokenizer.from_str(tokenizer["tokenizer.json"])
     own = json.loads(tokenizer.get("generation_config.json", "{}")).get("eos_token_id")
@@ -120,7 +130,7 @@ def chat_template(template: Template) -> str:
     return "{%- set markup = " + json.dumps(markup) + " -%}\n" + program
 
 
-def _with_image_token(tokenizer_json: str) -> tuple[str, int]:
+def with_image_token(tokenizer_json: str) -> tuple[str, int]:
     """Returns `tokenizer.json` with the token `<image>`, and its id."""
     vocabulary = tokenizers.Tokenizer.from_str(tokenizer_json).get_vocab(with_added_tokens=True)
     if IMAGE_TOKEN in vocabulary:

@@ -108,6 +108,7 @@ def wings_config(arch: presets.WingsArch, *, image_token_id: int) -> dict[str, A
         "image_token_id": image_token_id,
         "image_seq_length": arch.vision.num_patches,
         "projector": arch.projector,
+        "qk_norm": arch.decoder.qk_norm,
         "learners": list(arch.learners),
         "learner_rank": arch.rank,
         "learner_layers": None if arch.learner_layers is None else list(arch.learner_layers),

@@ -1,7 +1,6 @@
 """Configuration of Wings models for `transformers` (Wings, arXiv 2406.03496).
 
-This file, `modeling_wings.py` and `processing_wings.py` travel with an exported model. They need
-torch and transformers 5, and nothing else.
+The files `*_wings.py` travel with an exported model; they need only torch and transformers 5.
 """
 
 from __future__ import annotations
@@ -13,13 +12,15 @@ class WingsConfig(PretrainedConfig):
     """Configuration of `WingsForConditionalGeneration`.
 
     Args:
-        text_config: configuration (or its dictionary) of the LLM, Qwen2 or Llama.
+        text_config: configuration (or its dictionary) of the LLM: Qwen2, Qwen3, Llama, Mistral
+            or SmolLM3.
         vision_config: configuration of the vision tower, `siglip_vision_model` or
             `clip_vision_model`. `num_hidden_layers` counts the layers that are read: the image
             features are the last layer's output, without a final norm.
         image_token_id: id that stands for one slot of an image.
         image_seq_length: slots that one image takes.
         projector: `identity`, `linear`, `mlp2x_gelu` or `mlp3x_gelu`.
+        qk_norm: whether the heads of q and k are normalized before rope (Qwen3).
         learners: subset of `visual`, `textual`; empty for a LLaVA model.
         learner_rank: rank of the learners' low-rank matrices.
         learner_layers: layers that carry learners; None is all.
@@ -49,6 +50,7 @@ class WingsConfig(PretrainedConfig):
         image_token_id=None,
         image_seq_length=729,
         projector="mlp2x_gelu",
+        qk_norm=False,
         learners=(),
         learner_rank=64,
         learner_layers=None,
@@ -71,6 +73,7 @@ class WingsConfig(PretrainedConfig):
         self.image_token_id = image_token_id
         self.image_seq_length = image_seq_length
         self.projector = projector
+        self.qk_norm = qk_norm
         self.learners = list(learners)
         self.learner_rank = learner_rank
         self.learner_layers = None if learner_layers is None else list(learner_layers)

@@ -12,31 +12,28 @@ The router's input `sum_heads a W` and the masses of the main attention on class
 linear in the attention weights: W and the classes are appended to the values as extra columns,
 so that the weights themselves need not exist (`attn_implementation="sdpa"`).
 
-Shapes: B rows, T new slots, S cached and new slots, D width, N heads, K key-value heads, H head
-width, R rank, P slots of an image.
+The layers are in `decoder_wings.py` and `layers_wings.py`, masks and the cache in `slots_wings.py`,
+the vision tower in `vision_wings.py`.
+
+Shapes: B rows, T new slots, S cached and new slots, D width, N heads, H head width, V vocabulary,
+M learners, C classes of keys, n images, P slots of an image.
 """
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import dataclass
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 from transformers import DynamicCache, GenerationMixin, PreTrainedModel
-from transformers.activations import ACT2FN
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from .configuration_wings import WingsConfig
-
-TEXT, IMAGE, PADDING = 0, 1, 2
-NEVER = 2**30  # `visible_from` of a slot that no query may attend to
-MAIN, VISUAL, TEXTUAL = 0, 1, 2
-LEARNERS = {"visual": VISUAL, "textual": TEXTUAL}
-COLUMNS_MULTIPLE = 8  # head widths that the fused kernels take
+from .decoder_wings import Prefix, Router, WingsDecoderLayer, cached_keys_values
+from .layers_wings import LoraLinear, LowRank, RMSNorm
+from .packing_wings import PackedWeights
+from .slots_wings import WingsCache, make_slots
+from .vision_wings import Projector, VisionTower
 
 
 @dataclass
@@ -62,468 +59,6 @@ class WingsOutput(CausalLMOutputWithPast):
 CACHE = "cache" if "cache" in CausalLMOutputWithPast.__dataclass_fields__ else "past_key_values"
 
 
-@dataclass
-class Slots:
-    """What every layer reads besides the residual stream.
-
-    query_positions: i64[B,T] position of each new slot in its conversation.
-    positions: i64[B,S] of all slots of the main attention, for the router's weights.
-    visible: attention -> bool[B,1,T,S_m], which keys a query may attend to.
-    has_keys: learner -> bool[B,T], whether a query has any visible key.
-    keys_from: learner -> i64[n], the new slots that go into a learner's cache.
-    rope, learner_rope: cos and sin f32[B,T,H] at the new slots.
-    ungated: bool[B,T] where gate x gain is 1, or None.
-    classes: f32[B,S,C] to measure the attention masses of, or None.
-    """
-
-    query_positions: torch.Tensor
-    positions: torch.Tensor
-    visible: dict
-    has_keys: dict
-    keys_from: dict
-    rope: tuple
-    learner_rope: tuple
-    ungated: torch.Tensor | None
-    classes: torch.Tensor | None
-
-
-def paper_visible_from(positions: torch.Tensor, modality: torch.Tensor) -> torch.Tensor:
-    """Returns i64[3,B,T]: from which position on main, visual and textual attention read a key."""
-    readable = (modality != PADDING, modality == IMAGE, modality == TEXT)
-    return torch.stack([torch.where(keep, positions, NEVER) for keep in readable])
-
-
-def release_visible_from(
-    positions: torch.Tensor, modality: torch.Tensor, prompt_length: int
-) -> torch.Tensor:
-    """Returns i64[3,B,T] as the authors' release masks: not causal where there is an image.
-
-    Every slot attends to all image slots. The textual keys are the text slots behind the first
-    `prompt_length`, re-counted: the n-th is read from position n on, before its own. Without an
-    image, or with one at position 0, they are all slots and nothing is re-counted.
-    """
-    visible_from = paper_visible_from(positions, modality)
-    visible_from[VISUAL] = torch.where(modality == IMAGE, 0, NEVER)
-    used = modality != PADDING
-    first = torch.where(modality == IMAGE, positions, NEVER).amin(1, keepdim=True)
-    recounts = (first > 0) & (first < NEVER)
-    is_key = (modality == TEXT) & ((positions >= prompt_length) | (positions > first))
-    is_key = torch.where(recounts, is_key, used)
-    order = is_key.cumsum(1) - 1
-    visible_from[TEXTUAL] = torch.where(is_key, order, NEVER)
-    return visible_from
-
-
-def rope_table(
-    positions: torch.Tensor, width: int, parameters: dict, *, scaled: bool = True
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns cos and sin f32[B,T,H] for positions i64[B,T]; halves are paired (`rotate_half`)."""
-    exponents = torch.arange(0, width, 2, device=positions.device, dtype=torch.float32) / width
-    frequencies = float(parameters["rope_theta"]) ** -exponents
-    kind = parameters.get("rope_type", "default") if scaled else "default"
-    if kind == "linear":
-        frequencies = frequencies / parameters["factor"]
-    elif kind == "llama3":
-        low, high = parameters["low_freq_factor"], parameters["high_freq_factor"]
-        wavelengths = 2 * math.pi / frequencies
-        original = parameters["original_max_position_embeddings"]
-        smooth = ((original / wavelengths - low) / (high - low)).clamp(0.0, 1.0)
-        frequencies = (1 - smooth) * frequencies / parameters["factor"] + smooth * frequencies
-    elif kind != "default":
-        raise ValueError(f"rope_type {kind!r} is not supported")
-
-    angles = positions[..., None].float() * frequencies
-    angles = torch.cat([angles, angles], dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: torch.Tensor, table: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
-    """Returns x [B,N,T,H] rotated by the table; computed in float32."""
-    cos, sin = (part[:, None] for part in table)
-    wide = x.float()
-    first, second = wide.chunk(2, dim=-1)
-    return (wide * cos + torch.cat([-second, first], dim=-1) * sin).to(x.dtype)
-
-
-class RMSNorm(nn.Module):
-    """x / rms(x) * weight over the last axis, computed in float32."""
-
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        wide = x.float()
-        wide = wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + self.eps)
-        return (wide * self.weight.float()).to(x.dtype)
-
-
-class LoraLinear(nn.Linear):
-    """A linear layer with a LoRA pair beside its weight; rank 0 is a plain linear layer."""
-
-    def __init__(self, inputs: int, outputs: int, *, bias: bool, rank: int, alpha: float):
-        super().__init__(inputs, outputs, bias=bias)
-        self.rank, self.scale = rank, alpha / max(rank, 1)
-        if rank:
-            self.lora_a = nn.Linear(inputs, rank, bias=False)
-            self.lora_b = nn.Linear(rank, outputs, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = super().forward(x)
-        return y + self.lora_b(self.lora_a(x)) * self.scale if self.rank else y
-
-
-def lora_linear(
-    config: WingsConfig, name: str, inputs: int, outputs: int, *, bias: bool
-) -> LoraLinear:
-    """Returns a projection of the LLM, with LoRA where the configuration has it."""
-    rank = config.lora_rank if name in config.lora_targets else 0
-    return LoraLinear(inputs, outputs, bias=bias, rank=rank, alpha=config.lora_alpha)
-
-
-def attend(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    visible: torch.Tensor | None,
-    *,
-    columns: torch.Tensor | None = None,
-    eager: bool = False,
-) -> tuple[torch.Tensor, torch.Tensor | None, torch.Tensor | None]:
-    """Scaled dot-product attention, with products of the weights and extra columns.
-
-    Args:
-        q: [B,N,T,H].
-        k, v: [B,K,S,H].
-        visible: bool[B,1,T,S]; every query has at least one key. None: all keys.
-        columns: f32[B,S,C], the same for all heads.
-        eager: compute the weights [B,N,T,S] and return them.
-
-    Returns:
-        out [B,N,T,H]; the weights times the columns f32[B,N,T,C], or None; the weights or None.
-    """
-    groups = q.shape[1] // k.shape[1]
-    if groups > 1:
-        k, v = (x.repeat_interleave(groups, dim=1) for x in (k, v))
-    scale = q.shape[-1] ** -0.5
-
-    # For a few queries the weights are smaller than padded keys and values.
-    if eager or (columns is not None and q.shape[2] <= columns.shape[-1] + 2):
-        scores = (q @ k.transpose(2, 3)).float() * scale
-        if visible is not None:
-            scores = scores.masked_fill(~visible, torch.finfo(scores.dtype).min)
-        weights = scores.softmax(-1)
-        probed = None if columns is None else weights @ columns[:, None]
-        return weights.to(v.dtype) @ v, probed, weights if eager else None
-
-    if columns is None:
-        out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
-        return out, None, None
-
-    # Keys get zero columns, values the probes; all three keep the same width.
-    width = q.shape[-1]
-    extra = -(-columns.shape[-1] // COLUMNS_MULTIPLE) * COLUMNS_MULTIPLE
-    columns = F.pad(columns, (0, extra - columns.shape[-1])).to(v.dtype)
-    columns = columns[:, None].expand(-1, v.shape[1], -1, -1)
-    q, k = F.pad(q, (0, extra)), F.pad(k, (0, extra))
-    v = torch.cat([v, columns], dim=-1)
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=visible, scale=scale)
-    return out[..., :width], out[..., width:].float(), None
-
-
-class WingsAttention(nn.Module):
-    """The main attention of the LLM, with probes of its weights and a trained prefix."""
-
-    def __init__(self, config: WingsConfig, layer: int):
-        super().__init__()
-        text = config.text_config
-        self.layer = layer
-        self.heads, self.kv_heads = text.num_attention_heads, text.num_key_value_heads
-        self.width = getattr(text, "head_dim", None) or text.hidden_size // self.heads
-        bias = text.model_type == "qwen2" or getattr(text, "attention_bias", False)
-        self.q_proj = lora_linear(config, "q", text.hidden_size, self.heads * self.width, bias=bias)
-        self.k_proj = lora_linear(
-            config, "k", text.hidden_size, self.kv_heads * self.width, bias=bias
-        )
-        self.v_proj = lora_linear(
-            config, "v", text.hidden_size, self.kv_heads * self.width, bias=bias
-        )
-        self.o_proj = lora_linear(
-            config, "o", self.heads * self.width, text.hidden_size, bias=False
-        )
-        self.prefix = None
-        if config.prefix_length:
-            self.prefix = Prefix(config.prefix_length, self.heads, self.kv_heads, self.width)
-
-    def forward(self, h, slots: Slots, columns, cache, eager):
-        """Returns [B,T,D], the probes f32[B,T,N,C] or None, the weights or None."""
-        shape = (*h.shape[:2], -1, self.width)
-        # [B,T,D] -> [B,N,T,H] and [B,K,T,H]
-        q = rotate(self.q_proj(h).view(shape).transpose(1, 2), slots.rope)
-        k = rotate(self.k_proj(h).view(shape).transpose(1, 2), slots.rope)
-        v = self.v_proj(h).view(shape).transpose(1, 2)
-        if cache is not None:
-            k, v = cache.update(k, v, self.layer)
-        out, probed, weights = attend(q, k, v, slots.visible["main"], columns=columns, eager=eager)
-        if self.prefix is not None:
-            out = out + self.prefix(q)
-        out = out.transpose(1, 2).flatten(2)  # [B,N,T,H] -> [B,T,N*H]
-        probed = None if probed is None else probed.transpose(1, 2)
-        return self.o_proj(out), probed, weights
-
-
-class Prefix(nn.Module):
-    """tanh(gate) * attention over trained keys and values, with a softmax of its own."""
-
-    def __init__(self, length: int, heads: int, kv_heads: int, width: int):
-        super().__init__()
-        self.key = nn.Parameter(torch.zeros(length, kv_heads, width))
-        self.value = nn.Parameter(torch.zeros(length, kv_heads, width))
-        self.gate = nn.Parameter(torch.zeros(heads))
-
-    def forward(self, q: torch.Tensor) -> torch.Tensor:
-        # [S,K,H] -> [B,K,S,H]
-        k, v = (
-            x.to(q.dtype).transpose(0, 1).expand(len(q), -1, -1, -1) for x in (self.key, self.value)
-        )
-        out, _, _ = attend(q, k, v, None)
-        return torch.tanh(self.gate.float()).to(q.dtype)[:, None, None] * out
-
-
-class LowRank(nn.Module):
-    """x -> b(a(x)): a low-rank matrix."""
-
-    def __init__(self, inputs: int, rank: int, outputs: int):
-        super().__init__()
-        self.a = nn.Linear(inputs, rank, bias=False)
-        self.b = nn.Linear(rank, outputs, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.b(self.a(x))
-
-
-class Learner(nn.Module):
-    """A visual or textual learner (equation 4): multi-head attention with low-rank matrices.
-
-    Its keys and values are made from the layer-0 features. A query without visible keys gets 0.
-    """
-
-    def __init__(self, config: WingsConfig, layer: int, name: str):
-        super().__init__()
-        text = config.text_config
-        self.name = name
-        self.cache_layer = LEARNERS[name] * text.num_hidden_layers + layer
-        self.width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        width, rank = text.hidden_size, config.learner_rank
-        self.q, self.k, self.v = (LowRank(width, rank, width) for _ in range(3))
-        self.o = LowRank(width, rank, width)
-
-    def forward(self, query, x0, slots: Slots, cache):
-        """Returns [B,T,D] of queries and layer-0 features [B,T,D]."""
-
-        def heads(x, matrix):  # [B,T,D] -> [B,N,T,H]
-            x = x + matrix(x)
-            return x.view(*x.shape[:2], -1, self.width).transpose(1, 2)
-
-        q = rotate(heads(query, self.q), slots.learner_rope)
-        index = slots.keys_from[self.name]
-        k = v = None
-        if index.numel():
-            x0 = x0.index_select(1, index)
-            table = tuple(part.index_select(1, index) for part in slots.learner_rope)
-            k, v = rotate(heads(x0, self.k), table), heads(x0, self.v)
-        if cache is not None:
-            if k is None:
-                k = q.new_zeros(q.shape[0], q.shape[1], 0, q.shape[3])
-                v = k
-            k, v = cache.update(k, v, self.cache_layer)
-
-        has_keys = slots.has_keys[self.name]
-        if k is None or k.shape[2] == 0:
-            return torch.zeros_like(query)
-        visible = slots.visible[self.name] | ~has_keys[:, None, :, None]
-        out, _, _ = attend(q, k, v, visible)
-        out = out.transpose(1, 2).flatten(2)  # [B,N,T,H] -> [B,T,D]
-        return self.o(out * has_keys[..., None])
-
-
-class Router(nn.Module):
-    """Gates f32[B,T,M] of the learners from the main attention's rows."""
-
-    def __init__(self, config: WingsConfig):
-        super().__init__()
-        count = len(config.learners)
-        self.weight = nn.Parameter(torch.zeros(count, config.router_positions))
-        self.bias = nn.Parameter(torch.zeros(count))
-
-    def values(self, positions: torch.Tensor) -> torch.Tensor:
-        """Returns f32[B,S,M]: the weights at the keys' positions."""
-        return self.weight.float().t()[positions]
-
-    def forward(self, summed: torch.Tensor) -> torch.Tensor:
-        return F.silu(summed + self.bias.float()).softmax(-1)
-
-
-class WingsMlp(nn.Module):
-    """down(silu(gate(x)) * up(x))."""
-
-    def __init__(self, config: WingsConfig):
-        super().__init__()
-        width, inner = config.text_config.hidden_size, config.text_config.intermediate_size
-        self.gate_proj = lora_linear(config, "gate", width, inner, bias=False)
-        self.up_proj = lora_linear(config, "up", width, inner, bias=False)
-        self.down_proj = lora_linear(config, "down", inner, width, bias=False)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.down_proj(F.silu(self.gate_proj(x)) * self.up_proj(x))
-
-
-class WingsDecoderLayer(GradientCheckpointingLayer):
-    """One layer of the LLM with its learners and their router."""
-
-    def __init__(self, config: WingsConfig, layer: int):
-        super().__init__()
-        text = config.text_config
-        self.config = config
-        self.self_attn = WingsAttention(config, layer)
-        self.mlp = WingsMlp(config)
-        self.input_layernorm = RMSNorm(text.hidden_size, text.rms_norm_eps)
-        self.post_attention_layernorm = RMSNorm(text.hidden_size, text.rms_norm_eps)
-        # A layer without learners keeps their parameters, as the checkpoint does.
-        self.learners = nn.ModuleDict(
-            {name: Learner(config, layer, name) for name in config.learners}
-        )
-        self.router = Router(config) if config.router else None
-        self.active = config.learners_of(layer)
-
-    def forward(self, x, x0, slots: Slots, cache=None, eager=False):
-        """Returns the stream [B,T,D], the attention weights, the masses and the gates."""
-        h = self.input_layernorm(x)
-
-        # The main attention, probed with the router's weights and the classes of keys.
-        is_routed = self.router is not None and bool(self.active)
-        columns = [self.router.values(slots.positions)] if is_routed else []
-        columns += [] if slots.classes is None else [slots.classes.float()]
-        columns = torch.cat(columns, dim=-1) if columns else None
-        main, probed, weights = self.self_attn(h, slots, columns, cache, eager)
-        masses = None
-        if slots.classes is not None:
-            masses = probed[..., -slots.classes.shape[-1] :].mean(2)
-
-        # The learners read the same normed stream (or, as the release does, the stream behind
-        # the main attention), and are added beside the main attention.
-        query = h if self.config.learner_query == "normed" else x + main
-        gates = self._gates(x, probed, slots)
-        update = main
-        for number, name in enumerate(self.active):
-            output = self.learners[name](query, x0, slots, cache)
-            update = update + gates[..., number : number + 1].to(x.dtype) * output
-
-        x = x + update
-        x = x + self.mlp(self.post_attention_layernorm(x))
-        return x, weights, masses, gates
-
-    def _gates(self, x, probed, slots: Slots) -> torch.Tensor:
-        """Returns f32[B,T,M], with the gain."""
-        count = len(self.active)
-        if self.router is None or not count:
-            gates = x.new_ones((*x.shape[:2], count), dtype=torch.float32)
-        else:
-            gates = self.router(probed[..., :count].sum(2))
-        gates = gates * self.config.gain
-        if slots.ungated is not None:
-            gates = gates.masked_fill(slots.ungated[..., None], 1.0)
-        return gates
-
-
-class VisionLayer(nn.Module):
-    """A pre-norm encoder layer of SigLIP or CLIP, [B,P,E] -> [B,P,E]."""
-
-    def __init__(self, vision):
-        super().__init__()
-        width = vision.hidden_size
-        self.heads = vision.num_attention_heads
-        self.layer_norm1 = nn.LayerNorm(width, eps=vision.layer_norm_eps)
-        self.self_attn = nn.ModuleDict(
-            {name: nn.Linear(width, width) for name in ("q_proj", "k_proj", "v_proj", "out_proj")}
-        )
-        self.layer_norm2 = nn.LayerNorm(width, eps=vision.layer_norm_eps)
-        self.mlp = nn.ModuleDict(
-            {
-                "fc1": nn.Linear(width, vision.intermediate_size),
-                "fc2": nn.Linear(vision.intermediate_size, width),
-            }
-        )
-        self.activation = ACT2FN[vision.hidden_act]
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        h = self.layer_norm1(x)
-        q, k, v = (
-            self.self_attn[name](h).unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for name in ("q_proj", "k_proj", "v_proj")
-        )
-        out = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-        x = x + self.self_attn["out_proj"](out)
-        return x + self.mlp["fc2"](self.activation(self.mlp["fc1"](self.layer_norm2(x))))
-
-
-class VisionTower(nn.Module):
-    """SigLIP or CLIP: f32[n,3,h,w] -> patch features [n,P,E], the last layer's before any norm."""
-
-    def __init__(self, vision):
-        super().__init__()
-        self.has_class_token = vision.model_type == "clip_vision_model"
-        width, side = vision.hidden_size, vision.image_size // vision.patch_size
-        self.embeddings = nn.Module()
-        self.embeddings.patch_embedding = nn.Conv2d(
-            vision.num_channels,
-            width,
-            kernel_size=vision.patch_size,
-            stride=vision.patch_size,
-            bias=not self.has_class_token,
-        )
-        self.embeddings.position_embedding = nn.Embedding(side**2 + self.has_class_token, width)
-        if self.has_class_token:
-            self.embeddings.class_embedding = nn.Parameter(torch.zeros(width))
-            self.pre_layrnorm = nn.LayerNorm(width, eps=vision.layer_norm_eps)  # sic, as CLIP's
-        self.encoder = nn.Module()
-        self.encoder.layers = nn.ModuleList(
-            VisionLayer(vision) for _ in range(vision.num_hidden_layers)
-        )
-        # Part of the tower, never applied to patch features: kept so that nothing is lost.
-        self.post_layernorm = nn.LayerNorm(width, eps=vision.layer_norm_eps)
-
-    def forward(self, pixel_values: torch.Tensor) -> torch.Tensor:
-        patches = self.embeddings.patch_embedding
-        x = patches(pixel_values.to(patches.weight.dtype)).flatten(2).transpose(1, 2)
-        if self.has_class_token:
-            token = self.embeddings.class_embedding.expand(len(x), 1, -1)
-            x = torch.cat([token, x], dim=1)
-        x = x + self.embeddings.position_embedding.weight
-        if self.has_class_token:
-            x = self.pre_layrnorm(x)
-        for layer in self.encoder.layers:
-            x = layer(x)
-        return x[:, 1:] if self.has_class_token else x
-
-
-class Projector(nn.Module):
-    """Image features [n,P,E] -> [n,P,D]: no, one, two or three linear layers with GELU between."""
-
-    def __init__(self, config: WingsConfig):
-        super().__init__()
-        depth = {"identity": 0, "linear": 1, "mlp2x_gelu": 2, "mlp3x_gelu": 3}[config.projector]
-        width = config.text_config.hidden_size
-        sizes = [config.vision_config.hidden_size] + [width] * depth
-        self.layers = nn.ModuleList(nn.Linear(*pair) for pair in itertools.pairwise(sizes))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        for number, layer in enumerate(self.layers):
-            x = layer(F.gelu(x) if number else x)
-        return x
-
-
 class WingsPreTrainedModel(PreTrainedModel):
     """What all Wings models share with `PreTrainedModel`."""
 
@@ -535,6 +70,7 @@ class WingsPreTrainedModel(PreTrainedModel):
     _no_split_modules = ["WingsDecoderLayer", "VisionLayer"]
     _skip_keys_device_placement = ["cache", "past_key_values"]
     _supports_sdpa = True
+    _is_stateful = True  # the cached keys of the learners cannot be cut to a length of slots
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -590,7 +126,6 @@ class WingsModel(WingsPreTrainedModel):
     def embed(self, input_ids: torch.Tensor, pixel_values: torch.Tensor | None) -> torch.Tensor:
         """Returns layer-0 features [B,T,D]: image features in image slots, else embeddings."""
         is_image = input_ids == self.config.image_token_id
-        x0 = self.language_model.embed_tokens(input_ids.masked_fill(is_image, 0))
         count = int(is_image.sum())
         images = 0 if pixel_values is None else len(pixel_values)
         if count != images * self.config.image_seq_length:
@@ -599,7 +134,8 @@ class WingsModel(WingsPreTrainedModel):
                 f"{images * self.config.image_seq_length}"
             )
         if not images:
-            return x0
+            return self.language_model.embed_tokens(input_ids)
+        x0 = self.language_model.embed_tokens(input_ids.masked_fill(is_image, 0))
         features = self.get_image_features(pixel_values).to(x0.dtype)
         return x0.masked_scatter(is_image[..., None], features.flatten(0, 1))
 
@@ -640,16 +176,22 @@ class WingsModel(WingsPreTrainedModel):
         use_cache = self.config.use_cache if use_cache is None else use_cache
         use_cache = use_cache and not is_checkpointing and self.config.prompt_length is None
         if use_cache and cache is None:
-            cache = DynamicCache()
+            cache = WingsCache()
         if not use_cache:
             cache = None
 
         x0 = self.embed(input_ids, pixel_values)
-        slots = self._slots(input_ids, attention_mask, position_ids, cache, key_classes)
+        slots = make_slots(
+            self.config, input_ids, attention_mask, position_ids, cache, key_classes, x0.dtype
+        )
+        slots.packed = self._packed_weights(x0, cache)
+        if slots.packed is not None and self.config.router:
+            slots.router_values = slots.packed.router_values(slots.positions)
+        keys_values = cached_keys_values(self.language_model.layers, x0, slots, cache)
         x = x0
         states, attentions, masses, gates = [x], [], [], []
-        for layer in self.language_model.layers:
-            x, weights, mass, gate = layer(x, x0, slots, cache, eager)
+        for layer, layer_keys in zip(self.language_model.layers, keys_values, strict=True):
+            x, weights, mass, gate = layer(x, x0, slots, cache, layer_keys, eager)
             states.append(x)
             attentions.append(weights)
             masses.append(mass)
@@ -665,80 +207,18 @@ class WingsModel(WingsPreTrainedModel):
             **{CACHE: cache},
         )
 
-    def _slots(self, input_ids, attention_mask, position_ids, cache, key_classes) -> Slots:
-        """Returns positions, visibility and rope of the new slots; the cache gets the first two."""
-        config, text = self.config, self.config.text_config
-        rows, new = input_ids.shape
-        past = 0 if cache is None else cache.get_seq_length()
-        if attention_mask is None:
-            attention_mask = input_ids.new_ones((rows, past + new))
-        used = attention_mask.bool()[:, -new:]
-        if position_ids is None:
-            position_ids = (attention_mask.long().cumsum(1) - 1).clamp(min=0)[:, -new:]
-        positions = position_ids.expand(rows, -1)
-        if config.router and int(positions.max()) >= config.router_positions:
-            raise ValueError(
-                f"the router reads {config.router_positions} positions, "
-                f"the conversation has {int(positions.max()) + 1}"
-            )
+    def _packed_weights(self, x0, cache) -> PackedWeights | None:
+        """Returns the learners' matrices for a step of one token without gradients, else None.
 
-        modality = torch.where(input_ids == config.image_token_id, IMAGE, TEXT)
-        modality = modality.masked_fill(~used, PADDING)
-        if config.prompt_length is None:
-            visible_from = paper_visible_from(positions, modality)
-        else:
-            visible_from = release_visible_from(positions, modality, config.prompt_length)
-
-        # Per attention: the new slots that become keys, and all keys' `visible_from`.
-        everything = torch.arange(new, device=input_ids.device)
-        keys_from, all_from, key_positions = {}, {}, positions
-        for name, number in [("main", MAIN), *((name, LEARNERS[name]) for name in config.learners)]:
-            fresh = visible_from[number]
-            index = everything if name == "main" else (fresh < NEVER).any(0).nonzero()[:, 0]
-            fresh = fresh.index_select(1, index)
-            fresh_positions = positions.index_select(1, index)
-            if cache is not None:
-                layer = 3 * text.num_hidden_layers + number
-                pair = (fresh[:, None, :, None], fresh_positions[:, None, :, None])
-                fresh, fresh_positions = (x[:, 0, :, 0] for x in cache.update(*pair, layer))
-            keys_from[name], all_from[name] = index, fresh
-            if name == "main":
-                key_positions = fresh_positions
-
-        visible = {
-            name: key_from[:, None, None, :] <= positions[:, None, :, None]
-            for name, key_from in all_from.items()
-        }
-        has_keys = {name: mask[:, 0].any(-1) for name, mask in visible.items()}
-        # A padded query has no key in the main attention; its result is never read.
-        visible["main"] = visible["main"] | ~has_keys["main"][:, None, :, None]
-        ungated = None
-        if config.ungated_when_alone and config.learners:
-            ungated = sum(has_keys[name].long() for name in config.learners) == 1
-
-        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-        table = rope_table(positions, width, _rope_parameters(text))
-        learner_table = table
-        if not config.learner_scaled_rope:
-            learner_table = rope_table(positions, width, _rope_parameters(text), scaled=False)
-        return Slots(
-            query_positions=positions,
-            positions=key_positions,
-            visible=visible,
-            has_keys=has_keys,
-            keys_from=keys_from,
-            rope=table,
-            learner_rope=learner_table,
-            ungated=ungated,
-            classes=key_classes,
-        )
-
-
-def _rope_parameters(text) -> dict:
-    """Returns rope's parameters from a configuration of transformers 4 or 5."""
-    parameters = dict(getattr(text, "rope_parameters", None) or {})
-    parameters.setdefault("rope_theta", getattr(text, "rope_theta", 10000.0))
-    return parameters
+        They are joined once for a cache.
+        """
+        if cache is None or x0.shape[1] > 1 or torch.is_grad_enabled():
+            return None
+        packed = getattr(cache, "packed", None)
+        if packed is None:
+            layers = [layer for layer in self.language_model.layers if layer.active]
+            packed = cache.packed = PackedWeights(layers)
+        return packed if packed.is_usable else None
 
 
 class WingsForConditionalGeneration(WingsPreTrainedModel, GenerationMixin):
@@ -780,7 +260,9 @@ class WingsForConditionalGeneration(WingsPreTrainedModel, GenerationMixin):
     ) -> WingsOutput:
         """Returns logits, and the loss where `labels` i64[B,T] are given (-100: not learned).
 
-        The other arguments are those of `WingsModel.forward`.
+        Labels are token ids at their own slots, as `input_ids`; those of image slots, of padding
+        and of a row's first token have no loss. The other arguments are those of
+        `WingsModel.forward`.
         """
         count = kwargs.pop("num_items_in_batch", None)
         outputs = self.model(
@@ -796,11 +278,20 @@ class WingsForConditionalGeneration(WingsPreTrainedModel, GenerationMixin):
         if labels is not None:
             outputs.loss = self.loss_function(
                 logits=outputs.logits,
-                labels=labels,
+                labels=self._learned(labels, input_ids, attention_mask),
                 vocab_size=self.config.text_config.vocab_size,
                 num_items_in_batch=count,
             )
         return outputs
+
+    def _learned(self, labels, input_ids, attention_mask) -> torch.Tensor:
+        """Returns labels with -100 where a slot is no text, or no slot stands before it."""
+        is_learned = input_ids != self.config.image_token_id
+        if attention_mask is not None:
+            used = attention_mask.bool()
+            is_learned = is_learned & used
+            is_learned[:, 1:] &= used[:, :-1]
+        return labels.masked_fill(~is_learned, -100)
 
     def _supports_default_dynamic_cache(self) -> bool:
         """The forward pass makes its own cache: it has layers for the learners too."""
@@ -809,7 +300,7 @@ class WingsForConditionalGeneration(WingsPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids, next_sequence_length=None, is_first_iteration=False, **kwargs
     ):
-        """Sends images with the prompt only, or at every step where nothing is cached."""
+        """Sends the images of the slots that are not cached yet."""
         if self.config.prompt_length is not None:
             next_sequence_length = None  # the release's masks are not causal: no cache is exact
         inputs = super().prepare_inputs_for_generation(
@@ -818,7 +309,34 @@ class WingsForConditionalGeneration(WingsPreTrainedModel, GenerationMixin):
             is_first_iteration=is_first_iteration,
             **kwargs,
         )
-        is_cached = kwargs.get("cache") is not None or kwargs.get("past_key_values") is not None
-        if not is_cached:
-            inputs["pixel_values"] = kwargs.get("pixel_values")
+        pixel_values = kwargs.get("pixel_values")
+        if pixel_values is not None:
+            pixel_values = self._last_images(pixel_values, input_ids, inputs["input_ids"])
+        inputs["pixel_values"] = pixel_values
         return inputs
+
+    def _last_images(self, pixel_values, input_ids, new_ids) -> torch.Tensor | None:
+        """Returns the images of the last slots `new_ids` [B,T] of rows `input_ids` [B,S]."""
+        if new_ids.shape == input_ids.shape:
+            return pixel_values
+        counts, new = (
+            ((ids == self.config.image_token_id).sum(1) // self.config.image_seq_length).tolist()
+            for ids in (input_ids, new_ids)
+        )
+        if not any(new):
+            return None
+        rows = zip(pixel_values.split(counts), counts, new, strict=True)
+        return torch.cat([images[count - last :] for images, count, last in rows])
+
+    def _expand_inputs_for_generation(self, expand_size=1, input_ids=None, **kwargs):
+        """Repeats the rows for beams and several answers, each with all of its images."""
+        pixel_values = kwargs.pop("pixel_values", None)
+        if pixel_values is not None and expand_size > 1:
+            is_image = input_ids == self.config.image_token_id
+            counts = (is_image.sum(1) // self.config.image_seq_length).tolist()
+            rows = pixel_values.split(counts)
+            pixel_values = torch.cat([row for row in rows for _ in range(expand_size)])
+        input_ids, kwargs = super()._expand_inputs_for_generation(
+            expand_size=expand_size, input_ids=input_ids, **kwargs
+        )
+        return input_ids, {**kwargs, "pixel_values": pixel_values}

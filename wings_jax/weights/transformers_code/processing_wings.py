@@ -28,6 +28,7 @@ class WingsProcessor(ProcessorMixin):
             `speakers` (text before and after a turn by speaker), `lead`, `between`, `strip`,
             `always_system`, `after_system`.
         image_size: side of the prepared square in pixels.
+        resample: PIL's number of the filter that resizes, 3 for bicubic.
         image_mean, image_std: per channel, of pixels in 0 to 1.
         image_seq_length: slots that one image takes.
     """
@@ -39,6 +40,7 @@ class WingsProcessor(ProcessorMixin):
         tokenizer=None,
         template=None,
         image_size=384,
+        resample=3,
         image_mean=(0.5, 0.5, 0.5),
         image_std=(0.5, 0.5, 0.5),
         image_seq_length=729,
@@ -46,6 +48,7 @@ class WingsProcessor(ProcessorMixin):
     ):
         self.template = template
         self.image_size = image_size
+        self.resample = resample
         self.image_mean = list(image_mean)
         self.image_std = list(image_std)
         self.image_seq_length = image_seq_length
@@ -116,7 +119,7 @@ class WingsProcessor(ProcessorMixin):
             square.paste(image, ((side - width) // 2, (side - height) // 2))
             image = square
         if image.size != (self.image_size, self.image_size):
-            image = image.resize((self.image_size, self.image_size), Image.Resampling.BICUBIC)
+            image = image.resize((self.image_size, self.image_size), self.resample)
         pixels = np.asarray(image, np.uint8).astype(np.float32) * np.float32(1 / 255)
         pixels = (pixels - np.float32(self.image_mean)) / np.float32(self.image_std)
         return pixels.transpose(2, 0, 1)

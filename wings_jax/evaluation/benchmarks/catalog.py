@@ -1,0 +1,60 @@
+"""Names of tasks: benchmarks, suites, and the tasks that the package embeds."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+
+from wings_jax import formatting
+from wings_jax.errors import UserError
+from wings_jax.evaluation.benchmarks.record import Benchmark
+from wings_jax.evaluation.benchmarks.records import BENCHMARKS
+from wings_jax.evaluation.tasks import TASKS
+
+SUITES = ("wings",)
+
+
+def split_names(names: str | None, suite: str | None) -> tuple[str, list[Benchmark]]:
+    """Returns the embedded tasks, as a comma-separated list, and the benchmarks of both flags.
+
+    Raises:
+      UserError: there is no task or suite of a name.
+    """
+    chosen = find_suite(suite) if suite is not None else []
+    embedded = []
+    for name in [name.strip() for name in (names or "").split(",")]:
+        if name in TASKS:
+            embedded.append(name)
+        elif name in BENCHMARKS:
+            chosen += [] if BENCHMARKS[name] in chosen else [BENCHMARKS[name]]
+        elif name:
+            raise UserError(_unknown_name(name))
+
+    if names is not None and not embedded and not chosen:
+        raise UserError(f"--tasks: {names!r} has no name of a task; there are {', '.join(TASKS)}")
+    return ",".join(embedded), chosen
+
+
+def _unknown_name(name: str) -> str:
+    near = difflib.get_close_matches(name, [*TASKS, *BENCHMARKS], n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    listed = ", ".join([*TASKS, *BENCHMARKS])
+    return f"--tasks: no such task: {name!r}; {hint}there are {listed}"
+
+
+def find_suite(name: str) -> list[Benchmark]:
+    """Returns the benchmarks of a suite. Raises UserError if there is none of that name."""
+    if name not in SUITES:
+        raise UserError(f"--suite: no suite {name!r}; there is {', '.join(SUITES)}")
+    return [benchmark for benchmark in BENCHMARKS.values() if benchmark.in_paper]
+
+
+def text_catalog() -> str:
+    """Returns a table of the benchmarks: what they are, and where their files come from."""
+    cells: list[Sequence[str]] = [("task", "protocols", "items", "files", "license")]
+    for name, benchmark in BENCHMARKS.items():
+        size = str(benchmark.size) if benchmark.size else "?"
+        protocols = ", ".join(benchmark.protocols)
+        cells.append((name, protocols, size, benchmark.source, benchmark.license))
+    embedded = ", ".join(TASKS)
+    return f"{formatting.text_table(cells)}\n\nembedded, without files: {embedded}"

@@ -1,0 +1,310 @@
+"""Evaluates models on benchmarks: from names of tasks to reports, resuming what was stopped."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import pathlib
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from wings_jax import errors, files
+from wings_jax.errors import UserError
+from wings_jax.evaluation import models, tasks
+from wings_jax.evaluation.benchmarks import paired, readers, results, runner, tables
+from wings_jax.evaluation.benchmarks.record import PROTOCOLS, Benchmark, DataSet
+from wings_jax.evaluation.benchmarks.results import BenchmarkResult
+from wings_jax.evaluation.benchmarks.runner import BenchmarkTask, Shard
+from wings_jax.inference.generator import Generator
+from wings_jax.inference.jobs import Journal
+
+FLAG = "--out"
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchmarkOptions:
+    """What a command asks for, beside the models and the benchmarks."""
+
+    # Directory that the files of the data sets lie in.
+    data_root: pathlib.Path | None
+    # Directory for results, None for the terminal only; such a run cannot be resumed.
+    out: pathlib.Path | None = None
+    # Protocols, None for all of each benchmark.
+    protocols: tuple[str, ...] | None = None
+    # Solved examples, None for the number of each benchmark.
+    shots: int | None = None
+    # About how many items of each benchmark, None for all.
+    limit: int | None = None
+    # How many prompts are computed at once.
+    rows: int = 64
+    # Which part of the batches this process computes.
+    shard: Shard = dataclasses.field(default_factory=Shard)
+
+
+class MemoryStore:
+    """Entries of a run that writes no files."""
+
+    def __init__(self) -> None:
+        self.answers: dict[int, dict[str, Any]] = {}
+
+    def add(self, number: int, answer: Mapping[str, Any]) -> None:
+        """Adds an entry."""
+        self.answers[number] = dict(answer)
+
+
+def parse_protocols(text: str) -> tuple[str, ...]:
+    """Returns the protocols of a comma-separated list. Raises UserError.
+
+    >>> parse_protocols("ppl, generate")
+    ('ppl', 'generate')
+    """
+    names = tuple(name.strip() for name in text.split(",") if name.strip())
+    unknown = [name for name in names if name not in PROTOCOLS]
+    if unknown or not names:
+        shown = unknown[0] if unknown else text
+        raise UserError(f"--protocols: no protocol {shown!r}; there are {', '.join(PROTOCOLS)}")
+    return names
+
+
+def parse_shard(text: str) -> Shard:
+    """Returns the shard of I/N. Raises UserError.
+
+    >>> parse_shard("1/4")
+    Shard(index=1, count=4)
+    """
+    index, _, count = text.partition("/")
+    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
+        raise UserError(f"--shard: {text!r} is not I/N with I from 0 to N - 1")
+    return Shard(int(index), int(count))
+
+
+def evaluate_benchmarks(
+    lazy_models: Sequence[models.LazyModel],
+    benchmarks: Sequence[Benchmark],
+    options: BenchmarkOptions,
+    *,
+    is_suite: bool = False,
+    compare: bool = False,
+) -> None:
+    """Prints and writes the scores of every model; with `compare` their changes from the first.
+
+    Of a suite, benchmarks whose files are missing or that a model cannot be asked are listed.
+
+    Raises:
+      UserError: a data set is missing, does not fit a model, or a result cannot be written.
+    """
+    # Everything that can be wrong is checked before the first model is loaded.
+    if options.data_root is None:
+        names = ", ".join(benchmark.name for benchmark in benchmarks[:3])
+        raise UserError(f"--data-root is missing: the directory with the files of {names}")
+    if options.out:
+        files.check_writable(options.out, FLAG)
+    missing: list[str] = []
+    asked = read_tasks(benchmarks, options.data_root, options, missing if is_suite else None)
+    if not asked:
+        raise UserError(f"--data-root: {options.data_root} has none of the data sets: {missing[0]}")
+
+    # Models are loaded one after the other, as several may not fit in memory.
+    found: dict[str, list[BenchmarkResult]] = {task.benchmark.name: [] for task in asked}
+    for model in lazy_models:
+        for result in run_model(model, asked, options, missing if is_suite else None):
+            found[result.benchmark.name].append(result)
+    if options.shard.count > 1:
+        print(
+            f"part {options.shard.index} of {options.shard.count} is done; when all are, the same "
+            "command without --shard writes the report"
+        )
+        return
+
+    complete = {
+        name: of_models for name, of_models in found.items() if len(of_models) == len(lazy_models)
+    }
+    print(tables.text_report(complete, missing))
+    paths = tables.write_report(options.out, complete, missing) if options.out else []
+    if compare:
+        paths += print_changes(complete, options.out)
+    if paths:
+        print("\nwritten: " + ", ".join(map(str, paths)))
+
+
+def print_changes(found: tables.Results, out: pathlib.Path | None) -> list[pathlib.Path]:
+    """Prints the changes from the first model to each other; returns the paths written."""
+    compared: dict[str, list[paired.PairedChange]] = {}
+    for task, (before, *others) in found.items():
+        for after in others:
+            changes = paired.compare_lines(task, before.lines, after.lines)
+            compared.setdefault(f"{before.model} -> {after.model}", []).extend(changes)
+    print("\n" + paired.text_changes(compared))
+    return paired.write_changes(out, compared, stem="forgetting") if out else []
+
+
+def read_tasks(
+    benchmarks: Sequence[Benchmark],
+    data_root: pathlib.Path,
+    options: BenchmarkOptions,
+    missing: list[str] | None,
+) -> list[BenchmarkTask]:
+    """Returns the tasks whose files are there.
+
+    Args:
+      missing: gets a line per data set that is not there; None to raise instead.
+
+    Raises:
+      UserError: a data set is missing or malformed.
+    """
+    asked = []
+    for benchmark in benchmarks:
+        try:
+            data = readers.read_data_set(benchmark, data_root)
+        except readers.MissingDataError as error:
+            if missing is None:
+                raise
+            missing.append(str(error))
+            continue
+        asked.append(make_task(benchmark, data, options))
+    return asked
+
+
+def make_task(benchmark: Benchmark, data: DataSet, options: BenchmarkOptions) -> BenchmarkTask:
+    """Returns a benchmark as the options ask it. Raises UserError if it has not the protocols."""
+    protocols = options.protocols or benchmark.protocols
+    kept = tuple(name for name in protocols if name in benchmark.protocols)
+    if not kept:
+        raise UserError(
+            f"--protocols: {benchmark.name} has {', '.join(benchmark.protocols)}, none of "
+            f"{', '.join(protocols)}"
+        )
+    shots = benchmark.shots.count if options.shots is None else options.shots
+    if shots and not data.shots:
+        raise UserError(f"--shots: {benchmark.name} has no split that shots come from")
+    limited = dataclasses.replace(data, items=limit_items(data, options.limit))
+    return BenchmarkTask(benchmark, limited, kept, shots)
+
+
+def limit_items(data: DataSet, limit: int | None) -> list[Any]:
+    """Returns all items, or about `limit` of them, spread evenly; clusters are kept whole."""
+    clusters: dict[str, list[Any]] = {}
+    for index, item in enumerate(data.items):
+        clusters.setdefault(item.cluster or f"\0{index}", []).append(item)
+    groups = list(clusters.values())
+    if not limit or limit >= len(data.items):
+        return list(data.items)
+
+    count = max(1, limit * len(groups) // len(data.items))
+    chosen = {id(item) for i in tasks.spread_indices(len(groups), count) for item in groups[i]}
+    return [item for item in data.items if id(item) in chosen]
+
+
+def run_model(
+    model: models.LazyModel,
+    asked: Sequence[BenchmarkTask],
+    options: BenchmarkOptions,
+    missing: list[str] | None,
+) -> Iterator[BenchmarkResult]:
+    """Yields the results of one model; nothing is yielded for a shard.
+
+    Raises:
+      UserError: the model cannot be loaded, or a task does not fit it.
+    """
+    generator, model_hash = open_generator(model, options.rows)
+
+    # What cannot be asked is found before the first answer is computed.
+    for task in asked:
+        try:
+            runner.check_sight(model.name, task, generator)
+        except UserError as error:
+            if missing is None:
+                raise
+            missing.append(str(error))
+            continue
+        result = run_task(model.name, generator, model_hash, task, options)
+        if result is not None:
+            yield result
+
+
+def open_generator(model: models.LazyModel, rows: int) -> tuple[Generator, str]:
+    """Returns a model that answers `rows` prompts at once, and the hash of its parameters.
+
+    Raises:
+      UserError: the model cannot be loaded.
+    """
+    with errors.full_memory(models.MEMORY_ADVICE):
+        opened = model.open()
+        model_hash = results.hash_model(opened)
+        generator = Generator.from_checkpoint(
+            opened, rows=rows, dtype=model.loading.dtype, mesh=model.loading.mesh
+        )
+    return generator, model_hash
+
+
+def run_task(
+    name: str, generator: Generator, model_hash: str, task: BenchmarkTask, options: BenchmarkOptions
+) -> BenchmarkResult | None:
+    """Returns the result of one task; None for a shard, whose entries stay in its journal."""
+    spec = generator.spec
+    provenance = results.make_provenance(
+        task, model_hash=model_hash, rows=options.rows, dtype=spec.dtype, kernel=spec.kernel
+    )
+    title, out = f"{name}: {task.benchmark.name}", options.out
+    started = time.perf_counter()
+    if out is None:
+        store = MemoryStore()
+        runner.run_task(generator, task, store, title)
+        lines = runner.collect_lines(task, store.answers)
+        return results.make_result(name, task, provenance, lines, time.perf_counter() - started)
+
+    finished = results.read_finished(out, name, task.benchmark.name, provenance)
+    if finished is not None:
+        return results.make_result(name, task, provenance, finished, 0.0)
+    with open_journal(out, name, task, provenance, options.shard) as journal:
+        runner.run_task(generator, task, journal, title, options.shard)
+        if options.shard.count > 1:
+            return None
+        lines = runner.collect_lines(task, journal.answers)
+
+        # The journal is removed last: a run that is killed before is finished by the next one.
+        result = results.make_result(name, task, provenance, lines, time.perf_counter() - started)
+        results.write_result(out, result)
+        for part in part_journals(out, name, task, provenance):
+            part.remove()
+        journal.remove()
+    return result
+
+
+@contextlib.contextmanager
+def open_journal(
+    out: pathlib.Path, name: str, task: BenchmarkTask, provenance: Mapping[str, Any], shard: Shard
+) -> Iterator[Journal]:
+    """Yields the journal of a task, with the entries of an earlier run and of other processes."""
+    lines_path, _ = results.result_paths(out, name, task.benchmark.name)
+    if shard.count > 1:
+        lines_path = lines_path.with_name(part_name(task, shard))
+    # Lines without scores are of a run that was killed while it wrote.
+    lines_path.unlink(missing_ok=True)
+
+    journal = Journal(lines_path, provenance, FLAG)
+    try:
+        if shard.count == 1:
+            for part in part_journals(out, name, task, provenance):
+                journal.answers.update(part.answers)
+                part.close()
+        yield journal
+    finally:
+        journal.close()
+
+
+def part_name(task: BenchmarkTask, shard: Shard) -> str:
+    """Returns the name of the output that a shard's journal belongs to."""
+    return f"{task.benchmark.name}.part-{shard.index}-of-{shard.count}"
+
+
+def part_journals(
+    out: pathlib.Path, name: str, task: BenchmarkTask, provenance: Mapping[str, Any]
+) -> list[Journal]:
+    """Returns the journals that shards have written. Raises UserError if one is another run's."""
+    pattern = f"{task.benchmark.name}.part-*-of-*.partial"
+    return [
+        Journal(path.with_suffix(""), provenance, FLAG)
+        for path in sorted((out / name).glob(pattern))
+    ]

@@ -1,0 +1,301 @@
+"""Declarations of multimodal multiple choice: MMMU, MMBench, ScienceQA, SEED-Bench, AI2D.
+
+Prompts are those of VLMEvalKit (`build_prompt` of its `image_mcq.py`), except where `notes` says
+otherwise; answers are extracted by its rules without a judge. The paper used VLMEvalKit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from wings_jax.evaluation.benchmarks.record import Benchmark, FilePattern, Prompt
+
+TSV = {"delimiter": "\t"}
+
+_CHOICE = (
+    "{hint_line}Question: {question}\nOptions:\n{options}\n"
+    "Please select the correct answer from the options above. \n"
+)
+_DIRECT = (
+    "{hint_line}{question}\n{options}\n"
+    "Answer with the option's letter from the given choices directly."
+)
+
+
+def choice_prompts(context: str, extraction: str = "option") -> dict[str, Prompt]:
+    """Returns the prompts of multiple choice: likelihood of the letters, and generation."""
+    return {
+        "ppl": Prompt(context, "{letter}", chat=True),
+        "ll": Prompt(context, "{letter}", chat=True),
+        "generate": Prompt(context, chat=True, extraction=extraction),
+    }
+
+
+def _tsv_fields(group: str = "category?", **more: Any) -> Mapping[str, Any]:
+    """Returns the columns of VLMEvalKit's multiple choice; empty options are left out."""
+    return {
+        "id": "index",
+        "question": "question",
+        "options": ["A", "B", "C?", "D?", "E?", "F?", "G?", "H?", "I?"],
+        "answer": "answer",
+        "group": group,
+        "images": "image",
+        "hint": "hint?",
+        **more,
+    }
+
+
+def _mmmu_files(split: str, parquet: str, tsv: str) -> tuple[FilePattern, ...]:
+    """Returns the forms of a split of MMMU."""
+    fields = {
+        "id": "id",
+        "question": "question",
+        "options": "options",
+        "answer": "answer?",
+        "group": "subject",
+        "images": "images",
+        "choices_block": "choices_block",
+        "question_type": "question_type?",
+    }
+    table = {**fields, "id": "index"}
+    options = {"answers": "letter or text", "rewrite": "mmmu"}
+    # One TSV holds dev and validation, by its column `split`.
+    rows = {**options, **TSV, "where": {"split": (parquet,)}}
+    return (
+        FilePattern("huggingface", f"*/{parquet}-*.parquet", "parquet", split, fields, options),
+        FilePattern("huggingface", f"**/{parquet}/*.arrow", "arrow", split, fields, options),
+        FilePattern("vlmevalkit", tsv, "csv", split, table, rows),
+        FilePattern("huggingface", "*.parquet", "parquet", split, fields, options),
+    )
+
+
+def _mmmu(name: str, title: str, split: str, size: int, tsv: str, notes: str) -> Benchmark:
+    context = "Question: {question}\n{choices_block}"
+    return Benchmark(
+        name=name,
+        title=title,
+        kind="choice",
+        modality="image",
+        language="en",
+        files=_mmmu_files(split, {"val": "validation", "test": "test"}[split], tsv),
+        directories=("MMMU", "mmmu", "hf_arrow/mmmu"),
+        prompts=choice_prompts(context, "option or text"),
+        split=split,
+        headline="generate",
+        grouping="subject",
+        size=size,
+        source="MMMU/MMMU at Hugging Face, or VLMEvalKit's MMMU_DEV_VAL.tsv and MMMU_TEST.tsv",
+        license="Apache-2.0",
+        notes=notes,
+        in_paper=split == "val",
+    )
+
+
+MMMU = _mmmu(
+    "mmmu",
+    "MMMU (val)",
+    "val",
+    900,
+    "MMMU_DEV_VAL.tsv",
+    "Open questions count as right if the answer's text is contained in a short answer.",
+)
+MMMU_TEST = _mmmu(
+    "mmmu_test",
+    "MMMU (test)",
+    "test",
+    10500,
+    "MMMU_TEST.tsv",
+    "Answers are withheld: the answers are written for submission to EvalAI.",
+)
+
+
+def _mmbench(name: str, title: str, language: str, tsvs: tuple[str, ...]) -> Benchmark:
+    """Returns MMBench dev in one language; a question is right if all its rotations are."""
+    fields = _tsv_fields(circular="circular", cluster="circular", l2="l2-category?")
+    options = {
+        **TSV,
+        "rewrite": "mmbench",
+        "index": "index",
+        "where": {"split": ("dev",)},
+    }
+    code = "en" if language == "en" else "cn"
+    return Benchmark(
+        name=name,
+        title=title,
+        kind="choice",
+        modality="image",
+        language=language,
+        files=(
+            *(FilePattern("vlmevalkit", tsv, "csv", "dev", fields, options) for tsv in tsvs),
+            FilePattern("huggingface", f"{code}/dev-*.parquet", "parquet", "dev", fields, options),
+        ),
+        directories=(f"mmbench_{code}", f"MMBench_{code.upper()}", "MMBench", "mmbench"),
+        prompts=choice_prompts(_CHOICE),
+        split="dev",
+        headline="generate",
+        metric="circular",
+        grouping="category",
+        size=None,
+        source=f"VLMEvalKit's {tsvs[0]}, or lmms-lab/MMBench at Hugging Face",
+        license="Apache-2.0",
+        notes="Circular evaluation of the 1,164 questions of dev: every rotation must be right.",
+    )
+
+
+MMBENCH_EN = _mmbench(
+    "mmbench_en",
+    "MMBench EN (dev)",
+    "en",
+    (
+        "MMBench_DEV_EN.tsv",
+        "mmbench_dev_en.tsv",
+        "mmbench_dev_20230712.tsv",
+        "MMBench_DEV_EN_V11.tsv",
+        "MMBench.tsv",
+        "MMBench_form*.tsv",
+    ),
+)
+MMBENCH_CN = _mmbench(
+    "mmbench_cn",
+    "MMBench CN (dev)",
+    "zh",
+    (
+        "MMBench_DEV_CN.tsv",
+        "mmbench_dev_cn.tsv",
+        "mmbench_dev_cn_20231003.tsv",
+        "MMBench_DEV_CN_V11.tsv",
+        "MMBench_CN.tsv",
+    ),
+)
+
+SCIENCE_QA_FIELDS = {
+    "question": "question",
+    "options": "choices",
+    "answer": "answer",
+    "group": "subject",
+    "images": "image",
+    "hint": "hint?",
+}
+SCIENCE_QA = Benchmark(
+    name="scienceqa",
+    title="ScienceQA (test)",
+    kind="choice",
+    modality="image",
+    language="en",
+    files=(
+        FilePattern(
+            "original",
+            "problems.json",
+            "science_qa",
+            "test",
+            {"id": "pid", **SCIENCE_QA_FIELDS},
+            {"answers": "index", "subset": "test", "image_dirs": ("images", ".")},
+        ),
+        FilePattern(
+            "original",
+            "data/scienceqa/problems.json",
+            "science_qa",
+            "test",
+            {"id": "pid", **SCIENCE_QA_FIELDS},
+            {"answers": "index", "subset": "test", "image_dirs": ("images", ".")},
+        ),
+        FilePattern(
+            "huggingface",
+            "**/test-*.parquet",
+            "parquet",
+            "test",
+            SCIENCE_QA_FIELDS,
+            {"answers": "index"},
+        ),
+        FilePattern("vlmevalkit", "ScienceQA_TEST.tsv", "csv", "test", _tsv_fields(), TSV),
+    ),
+    directories=("ScienceQA", "scienceqa", "hf_arrow/scienceqa"),
+    prompts=choice_prompts(_DIRECT),
+    split="test",
+    headline="generate",
+    metric="with_image",
+    grouping="subject",
+    size=4241,
+    source="lupantech/ScienceQA, derek-thomas/ScienceQA at Hugging Face, or VLMEvalKit's "
+    "ScienceQA_TEST.tsv (2,017 questions, all with an image)",
+    license="CC BY-NC-SA 4.0",
+    notes="LLaVA's prompt. Accuracy of all questions and of those with an image are reported; "
+    "the paper's column fits neither number of questions.",
+)
+
+SEED_BENCH = Benchmark(
+    name="seedbench",
+    title="SEED-Bench (image)",
+    kind="choice",
+    modality="image",
+    language="en",
+    files=(
+        FilePattern(
+            "original",
+            "SEED-Bench.json",
+            "json",
+            "test",
+            {
+                "id": "question_id",
+                "question": "question",
+                "options": ["choice_a", "choice_b", "choice_c", "choice_d"],
+                "answer": "answer",
+                "group": "question_type_id",
+                "images": "data_id",
+                "cluster": "data_id",
+            },
+            {
+                "rows": "questions",
+                "where": {"data_type": ("image",)},
+                "image_dirs": ("SEED-Bench-image",),
+            },
+        ),
+        FilePattern("vlmevalkit", "SEEDBench_IMG.tsv", "csv", "test", _tsv_fields(), TSV),
+    ),
+    directories=("SEED-Bench", "seed_bench", "seedbench", "SEEDBench"),
+    prompts=choice_prompts(_CHOICE),
+    split="test",
+    headline="generate",
+    grouping="category",
+    size=None,
+    source="AILab-CVC/SEED-Bench, or VLMEvalKit's SEEDBench_IMG.tsv",
+    license="CC BY-NC 4.0",
+    notes="The questions about images only, about 14,200.",
+)
+
+AI2D = Benchmark(
+    name="ai2d",
+    title="AI2D (test)",
+    kind="choice",
+    modality="image",
+    language="en",
+    files=(
+        FilePattern(
+            "vlmevalkit",
+            "AI2D_TEST.tsv",
+            "csv",
+            "test",
+            _tsv_fields(),
+            TSV,
+        ),
+        FilePattern("vlmevalkit", "AI2D_TEST_NO_MASK.tsv", "csv", "test", _tsv_fields(), TSV),
+        FilePattern(
+            "huggingface",
+            "**/test-*.parquet",
+            "parquet",
+            "test",
+            {"question": "question", "options": "options", "answer": "answer", "images": "image"},
+            {"answers": "index"},
+        ),
+    ),
+    directories=("AI2D", "ai2d"),
+    prompts=choice_prompts(_CHOICE),
+    split="test",
+    headline="generate",
+    grouping="category",
+    size=3088,
+    source="VLMEvalKit's AI2D_TEST.tsv (labels masked) or AI2D_TEST_NO_MASK.tsv",
+    license="CC BY-SA 4.0",
+    notes="The masked images, if both files are there.",
+)

@@ -1,0 +1,214 @@
+"""Two models on the same items: differences of paired credits, and McNemar's test."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from wings_jax import files, formatting
+from wings_jax.errors import UserError
+from wings_jax.evaluation.benchmarks import results, summary
+from wings_jax.formatting import Interval
+
+HEADING = ("", "n", "before", "after", "change", "lost", "gained", "p")
+LEGEND = (
+    "Scores in % (mean over items); the change in points with its 95 % interval (paired "
+    "bootstrap); lost: right only before, gained: only after; p: McNemar's exact test."
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedChange:
+    """The change of one benchmark's score under one protocol."""
+
+    # Name of the benchmark.
+    task: str
+    # The protocol.
+    protocol: str
+    # Items that both models were asked and that have an answer.
+    count: int
+    # Mean credit of the first model.
+    before: float
+    # Mean credit of the second model.
+    after: float
+    # 95 % interval of the difference; None for fewer than two items.
+    interval: Interval | None
+    # Items with more credit before.
+    lost: int
+    # Items with more credit after.
+    gained: int
+    # Two-sided p-value of McNemar's exact test.
+    p_value: float
+
+    @property
+    def change(self) -> float:
+        """Returns the difference of the means."""
+        return self.after - self.before
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as they are written to JSON."""
+        return {
+            "task": self.task,
+            "protocol": self.protocol,
+            "n": self.count,
+            "before": formatting.round_for_json(self.before),
+            "after": formatting.round_for_json(self.after),
+            "change": formatting.round_for_json(self.change),
+            "interval95": formatting.round_interval(self.interval),
+            "lost": self.lost,
+            "gained": self.gained,
+            "mcnemar_p": formatting.round_for_json(self.p_value),
+        }
+
+
+def compare_lines(
+    task: str, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> list[PairedChange]:
+    """Returns the change under every protocol that both have.
+
+    Raises:
+      UserError: they are results of different items.
+    """
+    if [line["id"] for line in before] != [line["id"] for line in after]:
+        raise UserError(
+            f"{task}: the two results have different items ({len(before)} and {len(after)}): "
+            "compare runs with the same files and --limit"
+        )
+    common = [name for name in before[0]["credit"] if name in after[0]["credit"]] if before else []
+    changes = []
+    for protocol in common:
+        rows = [
+            (first["credit"][protocol], second["credit"][protocol], first.get("cluster", ""))
+            for first, second in zip(before, after, strict=True)
+            if first["credit"][protocol] is not None and second["credit"][protocol] is not None
+        ]
+        if rows:
+            changes.append(_compare_credits(task, protocol, rows))
+    return changes
+
+
+def _compare_credits(
+    task: str, protocol: str, rows: Sequence[tuple[float, float, str]]
+) -> PairedChange:
+    """Returns the change of (credit before, credit after, cluster) of every item."""
+    from scipy import stats  # takes a second to import
+
+    before, after = (np.array([row[i] for row in rows], float) for i in (0, 1))
+    clusters = [row[2] or f"\0{index}" for index, row in enumerate(rows)]
+    draws = summary.resample_means(after - before, clusters, seed=summary.SEED)
+    interval = summary.percentile_interval(draws)
+
+    # Under the null hypothesis a difference is a loss or a gain with the same probability.
+    lost, gained = int((after < before).sum()), int((after > before).sum())
+    p_value = stats.binomtest(gained, lost + gained).pvalue if lost + gained else 1.0
+    return PairedChange(
+        task,
+        protocol,
+        len(rows),
+        float(before.mean()),
+        float(after.mean()),
+        interval,
+        lost,
+        gained,
+        float(p_value),
+    )
+
+
+def change_cells(changes: Sequence[PairedChange]) -> list[Sequence[str]]:
+    """Returns the table of changes, a row per benchmark and protocol."""
+    cells: list[Sequence[str]] = [HEADING]
+    for change in changes:
+        before, after = (
+            formatting.format_number(value, scale=100) for value in (change.before, change.after)
+        )
+        difference = formatting.format_estimate(change.change, change.interval, scale=100, sign="+")
+        p_value = "< 0.001" if change.p_value < 0.001 else f"{change.p_value:.3f}"
+        name = f"{change.task} ({change.protocol})"
+        counts = (str(change.lost), str(change.gained))
+        cells.append((name, str(change.count), before, after, difference, *counts, p_value))
+    return cells
+
+
+def compare_directories(directories: Sequence[pathlib.Path]) -> dict[str, list[PairedChange]]:
+    """Returns "A -> B" -> changes, from the first directory of results to each other one.
+
+    Raises:
+      UserError: a directory has no results, or two have no benchmark in common.
+    """
+    found = [_find_results(directory) for directory in directories]
+    names = [_result_name(path) for path in directories]
+    compared = {}
+    for directory, name, other in zip(directories[1:], names[1:], found[1:], strict=True):
+        common = [task for task in found[0] if task in other]
+        if not common:
+            raise UserError(
+                f"--compare: {directories[0]} and {directory} have no benchmark in common"
+            )
+        changes = [
+            change
+            for task in common
+            for change in compare_lines(
+                task, results.read_lines(found[0][task]), results.read_lines(other[task])
+            )
+        ]
+        compared[f"{names[0]} -> {name}"] = changes
+    return compared
+
+
+def _result_name(directory: pathlib.Path) -> str:
+    return directory.resolve().name
+
+
+def _find_results(directory: pathlib.Path) -> dict[str, pathlib.Path]:
+    """Returns task -> file of lines in a model's directory of results. Raises UserError."""
+    finished = {
+        path.stem: path
+        for path in sorted(directory.glob("*.jsonl"))
+        if path.with_suffix(".json").exists()
+    }
+    if finished:
+        return finished
+
+    # The --out of an evaluation has a directory per model.
+    models = sorted(path.name for path in directory.glob("*/") if list(path.glob("*.jsonl")))
+    hint = f"; did you mean {directory / models[0]}?" if models else ""
+    raise UserError(f"--compare: {directory} has no results (TASK.jsonl and TASK.json){hint}")
+
+
+def text_changes(compared: Mapping[str, Sequence[PairedChange]]) -> str:
+    """Returns the tables for a terminal."""
+    parts = [LEGEND]
+    parts += [
+        f"{name}\n{formatting.text_table(change_cells(changes))}"
+        for name, changes in compared.items()
+    ]
+    return "\n\n".join(parts)
+
+
+def write_changes(
+    directory: pathlib.Path, compared: Mapping[str, Sequence[PairedChange]], *, stem: str
+) -> list[pathlib.Path]:
+    """Writes STEM.md and STEM.json; returns the paths."""
+    markdown = [f"# {stem.capitalize()}", "", LEGEND]
+    for name, changes in compared.items():
+        markdown += ["", f"## {name}", "", formatting.markdown_table(change_cells(changes))]
+    content = {name: [change.to_dict() for change in changes] for name, changes in compared.items()}
+    return [
+        files.write_text(directory / f"{stem}.md", "\n".join(markdown) + "\n"),
+        files.write_text(directory / f"{stem}.json", formatting.json_text(content)),
+    ]
+
+
+def print_comparison(directories: Sequence[pathlib.Path], out: pathlib.Path | None) -> None:
+    """Prints, and writes to `out`, the changes between finished results. Raises UserError."""
+    if len(directories) < 2:
+        raise UserError("--compare: needs two or more directories of results")
+    compared = compare_directories(directories)
+    print(text_changes(compared))
+    if out:
+        paths = write_changes(out, compared, stem="comparison")
+        print("\nwritten: " + ", ".join(map(str, paths)))

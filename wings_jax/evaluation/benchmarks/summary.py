@@ -1,0 +1,173 @@
+"""Scores of a benchmark with intervals, from the credits of its items. Pure functions.
+
+Intervals are percentile bootstraps with a fixed seed. Items of one cluster (questions about one
+article or image) are drawn together, since they are not independent.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from wings_jax import formatting
+from wings_jax.evaluation.benchmarks import metrics
+from wings_jax.evaluation.benchmarks.record import Benchmark, Item, MetricValue
+from wings_jax.formatting import Interval
+
+RESAMPLES, SEED = 1000, 0  # of the bootstrap
+STEP = 50  # resamples that are drawn at a time
+ACCURACY = "accuracy"
+
+
+@dataclasses.dataclass(frozen=True)
+class Mean:
+    """A mean credit with its interval."""
+
+    # Mean, NaN without items.
+    value: float
+    # 95 % interval, None for fewer than two items or clusters.
+    interval: Interval | None
+    # How many items.
+    count: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as they are written to JSON."""
+        return {
+            "value": formatting.round_for_json(self.value),
+            "interval95": formatting.round_interval(self.interval),
+            "n": self.count,
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class ProtocolScore:
+    """The scores of one benchmark under one protocol."""
+
+    # Mean over items.
+    micro: Mean
+    # Mean of the groups' means; None without groups.
+    macro: Mean | None
+    # Group -> mean, in the order of the items.
+    groups: Mapping[str, Mean]
+    # Numbers of the benchmark's own metric; () if it is accuracy.
+    metrics: Sequence[MetricValue]
+
+    def headline(self, benchmark: Benchmark) -> Mean:
+        """Returns the number that stands for the benchmark, 0 to 1.
+
+        It is the first of its own metric, or else the macro or micro mean, as the benchmark says.
+        """
+        if self.metrics:
+            first = self.metrics[0]
+            return Mean(first.value / first.scale, None, first.count)
+        return self.macro if benchmark.average == "macro" and self.macro else self.micro
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as they are written to JSON."""
+        return {
+            "micro": self.micro.to_dict(),
+            "macro": self.macro.to_dict() if self.macro else None,
+            "groups": {name: mean.to_dict() for name, mean in self.groups.items()},
+            "metrics": [
+                {**dataclasses.asdict(value), "value": formatting.round_for_json(value.value)}
+                for value in self.metrics
+            ],
+        }
+
+
+def score_protocols(
+    benchmark: Benchmark, items: Sequence[Item], lines: Sequence[Mapping[str, Any]]
+) -> dict[str, ProtocolScore]:
+    """Returns protocol -> scores, of the result line of every item.
+
+    Items whose answers are withheld do not count; a protocol without any scored item is left out.
+    """
+    scores = {}
+    protocols = lines[0]["credit"] if lines else {}
+    for protocol in protocols:
+        credits = [line["credit"][protocol] for line in lines]
+        scored = [
+            (item, float(credit))
+            for item, credit in zip(items, credits, strict=True)
+            if credit is not None
+        ]
+        if scored:
+            kept, values = zip(*scored, strict=True)
+            scores[protocol] = score_credits(benchmark, kept, np.array(values))
+    return scores
+
+
+def score_credits(
+    benchmark: Benchmark, items: Sequence[Item], credits: np.ndarray
+) -> ProtocolScore:
+    """Returns the scores of credits f64[n]."""
+    clusters = [item.cluster or f"\0{index}" for index, item in enumerate(items)]
+    groups: dict[str, list[int]] = {}
+    for index, item in enumerate(items):
+        groups.setdefault(item.group, []).append(index)
+
+    # Each group has draws of its own, so that they can be averaged.
+    means, draws = {}, []
+    for number, (name, members) in enumerate(groups.items()):
+        cluster_names = [clusters[i] for i in members]
+        resampled = resample_means(credits[members], cluster_names, seed=SEED + number)
+        means[name] = Mean(
+            float(credits[members].mean()), percentile_interval(resampled), len(members)
+        )
+        draws.append(resampled if resampled is not None else np.full(RESAMPLES, means[name].value))
+
+    macro = None
+    if len(groups) > 1:
+        macro_draws = np.mean(draws, axis=0)
+        macro_value = float(np.mean([mean.value for mean in means.values()]))
+        macro = Mean(macro_value, percentile_interval(macro_draws), len(items))
+
+    micro_draws = resample_means(credits, clusters, seed=SEED)
+    micro = Mean(float(credits.mean()), percentile_interval(micro_draws), len(items))
+    own = (
+        []
+        if benchmark.metric == ACCURACY
+        else metrics.METRICS[benchmark.metric](items, credits.tolist())
+    )
+    return ProtocolScore(micro, macro, means if len(groups) > 1 else {}, own)
+
+
+def resample_means(values: np.ndarray, clusters: Sequence[str], *, seed: int) -> np.ndarray | None:
+    """Returns f64[RESAMPLES], means of resampled clusters; None for fewer than two clusters."""
+    _, cluster_of = np.unique(np.asarray(clusters, dtype=object).astype(str), return_inverse=True)
+    count = int(cluster_of.max()) + 1 if len(values) else 0
+    if count < 2:
+        return None
+
+    # A mean is the ratio of two sums over clusters, drawn together.
+    sums = np.bincount(cluster_of, weights=values, minlength=count)
+    sizes = np.bincount(cluster_of, minlength=count)
+    random = np.random.default_rng(seed)
+    means = []
+    for _ in range(RESAMPLES // STEP):
+        drawn = random.integers(0, count, (STEP, count))
+        means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
+    return np.concatenate(means)
+
+
+def percentile_interval(draws: np.ndarray | None) -> Interval | None:
+    """Returns the 95 % percentile interval of resampled values."""
+    if draws is None:
+        return None
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def format_mean(mean: Mean) -> str:
+    """Returns a mean in % with its interval.
+
+    >>> format_mean(Mean(0.5, (0.4, 0.6), 10)), format_mean(Mean(math.nan, None, 0))
+    ('50.0 [40.0, 60.0]', '-')
+    """
+    if math.isnan(mean.value):
+        return "-"
+    return formatting.format_estimate(mean.value, mean.interval, scale=100)

@@ -1,0 +1,191 @@
+"""Reports of benchmarks: tables for the terminal and Markdown, JSON, and a bar chart."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from wings_jax import files, formatting
+from wings_jax.evaluation.benchmarks import results, summary
+from wings_jax.evaluation.benchmarks.results import BenchmarkResult
+from wings_jax.evaluation.benchmarks.summary import ProtocolScore
+
+LEGEND = "Scores in % [95 % interval, bootstrap]; * is the paper's protocol."
+GROUPS_SHOWN = 80  # rows of a table per group
+
+# Task -> a result per model, in the order of the models.
+Results = Mapping[str, Sequence[BenchmarkResult]]
+
+
+def score_cells(found: Results) -> list[list[str]]:
+    """Returns the main table: a row per benchmark, protocol and average, a column per model."""
+    models = [result.model for result in next(iter(found.values()))]
+    cells = [["", "n", *models]]
+    for task, of_models in found.items():
+        first = of_models[0]
+        for protocol, score in first.scores.items():
+            mark = "*" if protocol == first.benchmark.headline else ""
+            scores = [result.scores[protocol] for result in of_models]
+            for name in _row_names(score):
+                values = [_row_value(one, name) for one in scores]
+                cells.append([f"{task} {protocol}{mark}{name}", str(score.micro.count), *values])
+    return cells
+
+
+def _row_names(score: ProtocolScore) -> list[str]:
+    """Returns the suffixes of a protocol's rows: its mean, the macro mean, its own metrics."""
+    macro = [", macro"] if score.macro else []
+    return ["", *macro, *(f", {value.name}" for value in score.metrics)]
+
+
+def _row_value(score: ProtocolScore, name: str) -> str:
+    """Returns the cell of a row."""
+    if not name:
+        return summary.format_mean(score.micro)
+    if name == ", macro" and score.macro:
+        return summary.format_mean(score.macro)
+    (value,) = (value for value in score.metrics if f", {value.name}" == name)
+    if value.scale == 1:
+        return formatting.format_number(value.value, scale=100)
+    return f"{formatting.format_number(value.value)} of {value.scale:g}"
+
+
+def group_cells(of_models: Sequence[BenchmarkResult], protocol: str) -> list[list[str]]:
+    """Returns the table of a benchmark's groups, a column per model."""
+    first = of_models[0]
+    cells = [[first.benchmark.grouping or "group", "n", *(result.model for result in of_models)]]
+    for name, mean in list(first.scores[protocol].groups.items())[:GROUPS_SHOWN]:
+        values = [summary.format_mean(result.scores[protocol].groups[name]) for result in of_models]
+        cells.append([name, str(mean.count), *values])
+    return cells
+
+
+def text_report(found: Results, missing: Sequence[str] = ()) -> str:
+    """Returns the main table for a terminal, with what could not be asked."""
+    parts = [LEGEND, formatting.text_table(score_cells(found))] if found else []
+    parts += notes(found)
+    if missing:
+        parts.append("not run:\n  " + "\n  ".join(missing))
+    return "\n".join(parts)
+
+
+def notes(found: Results) -> list[str]:
+    """Returns a line for everything that a reader of the scores should know."""
+    lines = []
+    for task, of_models in found.items():
+        benchmark, provenance = of_models[0].benchmark, of_models[0].provenance
+        asked = provenance["items"]
+        if benchmark.size and asked != benchmark.size:
+            lines.append(f"{task}: {asked} items, the whole split has {benchmark.size}")
+        for cause, count in provenance["skipped"].items():
+            lines.append(f"{task}: {count} rows left out: {cause}")
+        for result in of_models:
+            for cause, count in result.errors.items():
+                lines.append(f"{task}: {result.model}: {count} items count as wrong: {cause}")
+    return lines
+
+
+def markdown_report(found: Results, missing: Sequence[str] = ()) -> str:
+    """Returns the whole report in Markdown."""
+    lines = ["# Benchmarks", "", LEGEND, ""]
+    if found:
+        lines += [formatting.markdown_table(score_cells(found))]
+    lines += ["", *(f"- {note}" for note in notes(found))]
+
+    for task, of_models in found.items():
+        first = of_models[0]
+        lines += ["", f"## {first.benchmark.title}", ""]
+        lines += provenance_lines(of_models)
+        protocol = first.headline_protocol
+        if protocol and first.scores[protocol].groups:
+            cells = group_cells(of_models, protocol)
+            lines += ["", f"{task} {protocol}:", "", formatting.markdown_table(cells)]
+
+    if missing:
+        lines += ["", "## Not run", "", *(f"- {line}" for line in missing)]
+    return "\n".join(lines) + "\n"
+
+
+def provenance_lines(of_models: Sequence[BenchmarkResult]) -> list[str]:
+    """Returns a Markdown list of what the scores of a benchmark depend on."""
+    first = of_models[0]
+    benchmark, provenance = first.benchmark, first.provenance
+    lines = [
+        f"- data: {provenance['data_form']} form, SHA-256 `{provenance['data_sha256'][:16]}`, "
+        f"{provenance['items']} items, {benchmark.license}",
+        f"- prompts: `{provenance['prompt_hash']}`, {provenance['shots']} shots",
+    ]
+    lines += [
+        f"- {result.model}: `{result.provenance['model_hash']}`, {result.provenance['dtype']}"
+        for result in of_models
+    ]
+    if benchmark.notes:
+        lines.append(f"- {benchmark.notes}")
+    return lines
+
+
+def report_to_dict(found: Results, missing: Sequence[str] = ()) -> dict[str, Any]:
+    """Returns all scores as they are written to JSON."""
+    return {
+        "tasks": {
+            task: [results.to_dict(result) for result in of_models]
+            for task, of_models in found.items()
+        },
+        "missing": list(missing),
+    }
+
+
+def write_report(
+    directory: pathlib.Path, found: Results, missing: Sequence[str] = ()
+) -> list[pathlib.Path]:
+    """Writes report.md, report.json, report.png and timing.json; returns the paths."""
+    paths = [
+        files.write_text(directory / "report.md", markdown_report(found, missing)),
+        files.write_text(
+            directory / "report.json", formatting.json_text(report_to_dict(found, missing))
+        ),
+    ]
+    if found:
+        paths.append(draw_bars(directory / "report.png", found))
+
+    # Seconds differ from run to run: they have a file of their own.
+    seconds = {
+        task: {result.model: round(result.seconds, 2) for result in of_models}
+        for task, of_models in found.items()
+    }
+    return [*paths, files.write_text(directory / "timing.json", formatting.json_text(seconds))]
+
+
+def draw_bars(path: pathlib.Path, found: Results) -> pathlib.Path:
+    """Writes a bar chart of the headline scores: a group of bars per benchmark, one per model."""
+    from matplotlib import figure  # slow to import
+
+    tasks = [task for task, of_models in found.items() if of_models[0].scores]
+    models = [result.model for result in next(iter(found.values()))]
+    drawing = figure.Figure(figsize=(2.5 + 0.9 * len(tasks) * max(len(models), 1) ** 0.5, 4))
+    axis = drawing.subplots()
+
+    width = 0.8 / len(models)
+    for number, model in enumerate(models):
+        heights, low, high = [], [], []
+        for task in tasks:
+            result = found[task][number]
+            mean = result.scores[result.headline_protocol].headline(result.benchmark)
+            ends = mean.interval or (mean.value, mean.value)
+            heights.append(100 * mean.value)
+            low.append(100 * max(mean.value - ends[0], 0))
+            high.append(100 * max(ends[1] - mean.value, 0))
+        places = [index + (number - (len(models) - 1) / 2) * width for index in range(len(tasks))]
+        axis.bar(places, heights, width, yerr=(low, high), label=model, capsize=2)
+
+    labels = [f"{task}\n{found[task][0].headline_protocol}" for task in tasks]
+    axis.set_xticks(range(len(tasks)), labels, fontsize=8)
+    axis.set_ylabel("score in %")
+    axis.set_ylim(0, 100)
+    axis.legend(fontsize=8)
+    with files.replacing(path) as temporary:
+        drawing.savefig(
+            temporary, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None}
+        )
+    return path

@@ -1,0 +1,244 @@
+"""Declarations of English text benchmarks: HellaSwag, SIQA, PIQA, GSM8K, MBPP.
+
+Prompts are those of OpenCompass and lm-eval, as in `text`.
+"""
+
+from __future__ import annotations
+
+from wings_jax.evaluation.benchmarks import worked_examples
+from wings_jax.evaluation.benchmarks.record import Benchmark, FilePattern, Prompt, Shots
+
+HELLASWAG_FIELDS = {
+    "id": "ind?",
+    "question": "passage",
+    "options": "options",
+    "answer": "label",
+    "query": "query",
+    "group": "activity_label?",
+    "cluster": "source_id?",
+}
+HELLASWAG_QUERY = {"question": "passage", "options": "choices", "answer": "gold", "query": "query"}
+HELLASWAG_OPTIONS = {"answers": "index", "rewrite": "hellaswag"}
+HELLASWAG = Benchmark(
+    name="hellaswag",
+    title="HellaSwag",
+    kind="choice",
+    modality="text",
+    language="en",
+    files=(
+        *(
+            FilePattern(form, pattern, reader, "val", HELLASWAG_FIELDS, HELLASWAG_OPTIONS)
+            for form, pattern, reader in (
+                ("original", "hellaswag_val.jsonl", "json"),
+                ("huggingface", "**/validation-*.parquet", "parquet"),
+                ("huggingface", "**/validation/*.arrow", "arrow"),
+            )
+        ),
+        FilePattern(
+            "opencompass",
+            "hellaswag.jsonl",
+            "json",
+            "val",
+            HELLASWAG_QUERY,
+            {"answers": "index", "rewrite": "hellaswag_query"},
+        ),
+    ),
+    directories=("hellaswag", "hf_arrow/hellaswag"),
+    prompts={"ppl": Prompt("{question}"), "ll": Prompt("{query}")},
+    split="val",
+    size=10042,
+    source="rowanz/hellaswag, or Rowan/hellaswag at Hugging Face",
+    license="MIT",
+    notes="OpenCompass hellaswag_ppl_47bff9. [title] and [step] marks are removed as lm-eval does.",
+)
+
+SIQA_FIELDS = {
+    "question": "question",
+    "options": ["answerA", "answerB", "answerC"],
+    "answer": "label",
+    "context": "context",
+}
+SIQA = Benchmark(
+    name="siqa",
+    title="SIQA",
+    kind="choice",
+    modality="text",
+    language="en",
+    files=(
+        *(
+            FilePattern(
+                "original",
+                pattern,
+                "json",
+                "dev",
+                SIQA_FIELDS,
+                {"answers": "number", "labels": {"file": "dev-labels.lst", "reader": "lines"}},
+            )
+            for pattern in ("dev.jsonl", "socialiqa-train-dev/dev.jsonl")
+        ),
+        FilePattern(
+            "huggingface",
+            "**/validation-*.parquet",
+            "parquet",
+            "dev",
+            SIQA_FIELDS,
+            {"answers": "number"},
+        ),
+        FilePattern(
+            "huggingface",
+            "**/validation/*.arrow",
+            "arrow",
+            "dev",
+            SIQA_FIELDS,
+            {"answers": "number"},
+        ),
+    ),
+    directories=("siqa", "socialiqa", "social_i_qa", "socialiqa-train-dev", "hf_arrow/siqa"),
+    prompts={
+        "ppl": Prompt("{context}\nQuestion: {question}\nAnswer:"),
+        "ll": Prompt("Q: {context} {question}\nA:"),
+    },
+    split="dev",
+    size=1954,
+    source="AI2's socialiqa-train-dev.zip, or allenai/social_i_qa at Hugging Face",
+    license="CC BY 4.0",
+    notes="OpenCompass siqa_ppl_ced5f6.",
+)
+
+PIQA_FIELDS = {"question": "goal", "options": ["sol1", "sol2"], "answer": "label"}
+PIQA = Benchmark(
+    name="piqa",
+    title="PIQA",
+    kind="choice",
+    modality="text",
+    language="en",
+    files=(
+        *(
+            FilePattern(
+                "original",
+                pattern,
+                "json",
+                "val",
+                PIQA_FIELDS,
+                {"answers": "index", "labels": {"file": labels, "reader": "lines"}},
+            )
+            for pattern, labels in (
+                ("valid.jsonl", "valid-labels.lst"),
+                ("physicaliqa-train-dev/dev.jsonl", "dev-labels.lst"),
+                ("dev.jsonl", "dev-labels.lst"),
+            )
+        ),
+        FilePattern(
+            "huggingface",
+            "**/validation-*.parquet",
+            "parquet",
+            "val",
+            PIQA_FIELDS,
+            {"answers": "index"},
+        ),
+        FilePattern(
+            "huggingface",
+            "**/validation/*.arrow",
+            "arrow",
+            "val",
+            PIQA_FIELDS,
+            {"answers": "index"},
+        ),
+    ),
+    directories=("piqa", "physicaliqa-train-dev", "hf_arrow/piqa"),
+    prompts={
+        "ppl": Prompt("The following makes sense: \nQ: {question}\nA:", " {option}\n"),
+        "ll": Prompt("Question: {question}\nAnswer:"),
+    },
+    split="val",
+    size=1838,
+    source="ybisk/ybisk.github.io (piqa/data), or ybisk/piqa at Hugging Face",
+    license="AFL-3.0",
+    notes="OpenCompass piqa_ppl_1cf9f0.",
+)
+
+GSM8K_FIELDS = {"question": "question", "answer": "number", "solution": "solution"}
+GSM8K_OPTIONS = {"answers": "text", "rewrite": "gsm8k"}
+GSM8K = Benchmark(
+    name="gsm8k",
+    title="GSM8K",
+    kind="generate",
+    modality="text",
+    language="en",
+    files=tuple(
+        FilePattern(form, pattern, reader, "test", GSM8K_FIELDS, GSM8K_OPTIONS)
+        for form, pattern, reader in (
+            ("original", "test.jsonl", "json"),
+            ("huggingface", "main/test-*.parquet", "parquet"),
+            ("huggingface", "**/test-*.parquet", "parquet"),
+            ("huggingface", "**/test/*.arrow", "arrow"),
+        )
+    ),
+    directories=("gsm8k", "GSM8K", "hf_arrow/gsm8k"),
+    prompts={
+        "generate": Prompt(
+            "Question: {question}\nLet's think step by step\nAnswer:",
+            " {solution}",
+            examples=worked_examples.GSM8K,
+            stop=("Question:",),
+            max_new_tokens=512,
+            extraction="number",
+        ),
+    },
+    split="test",
+    headline="generate",
+    size=1319,
+    source="openai/grade-school-math, or openai/gsm8k at Hugging Face",
+    license="MIT",
+    notes="OpenCompass gsm8k_gen_1d7fe4: four worked examples; the last number of the answer "
+    "counts. Commas between thousands are removed, which OpenCompass does not do.",
+)
+
+
+def _mbpp_files(split: str, first: int, last: int) -> tuple[FilePattern, ...]:
+    """Returns the forms of the tasks `first` to `last`."""
+    fields = {
+        "id": "task_id",
+        "question": "text",
+        "answer": "code",
+        "tests": "tests",
+        "test_lines": "test_lines",
+        "setup": "setup",
+    }
+    options = {"answers": "text", "rewrite": "mbpp", "between": {"task_id": (first, last)}}
+    return (
+        FilePattern("original", "mbpp.jsonl", "json", split, fields, options),
+        FilePattern("huggingface", f"full/{split}-*.parquet", "parquet", split, fields, options),
+        FilePattern("huggingface", f"**/{split}-*.parquet", "parquet", split, fields, options),
+        FilePattern("huggingface", f"**/{split}/*.arrow", "arrow", split, fields, options),
+    )
+
+
+MBPP = Benchmark(
+    name="mbpp",
+    title="MBPP",
+    kind="code",
+    modality="text",
+    language="en",
+    files=(*_mbpp_files("test", 11, 510), *_mbpp_files("prompt", 1, 10)),
+    directories=("mbpp", "MBPP", "hf_arrow/mbpp"),
+    prompts={
+        "generate": Prompt(
+            "You are an expert Python programmer, and here is your task: {question} Your code "
+            "should pass these tests:\n\n {test_lines}  \n[BEGIN]\n",
+            " '{answer}' \n[DONE] \n\n ",
+            separator="\n",
+            stop=("[DONE]",),
+            max_new_tokens=512,
+            extraction="code",
+        ),
+    },
+    split="test",
+    shots=Shots(3, "prompt", (1, 2, 3)),
+    headline="generate",
+    size=500,
+    source="google-research/google-research (mbpp/mbpp.jsonl), or "
+    "google-research-datasets/mbpp at Hugging Face",
+    license="CC BY 4.0",
+    notes="OpenCompass mbpp_gen_830460: tasks 2, 3 and 4 as examples; pass@1 of one greedy answer.",
+)

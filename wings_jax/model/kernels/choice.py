@@ -1,0 +1,60 @@
+"""Which attention kernel runs where: what 'auto' takes, and why another one cannot run."""
+
+from __future__ import annotations
+
+import functools
+import logging
+
+import jax
+import jax.numpy as jnp
+
+from wings_jax.errors import UserError
+from wings_jax.model.kernels import cudnn, splash, tokamax
+
+# Kernel -> module, in the order in which 'auto' prefers them.
+ACCELERATED = {"splash": splash, "tokamax": tokamax, "cudnn": cudnn}
+# Kernels that run on any device.
+PORTABLE = ("einsum", "chunked")
+
+_log = logging.getLogger(__name__)
+
+
+class KernelError(UserError):
+    """The chosen attention kernel cannot run on this machine."""
+
+
+def check_kernel(kernel: str, dtype: jnp.dtype, *, key: str = "config.attention") -> None:
+    """Checks, before anything runs, that this machine's devices can run the chosen kernel.
+
+    Args:
+      kernel: 'auto' or a kernel's name.
+      dtype: of the matmuls.
+      key: what the user set, for the message.
+
+    Raises:
+      KernelError: naming the kernel, and what it needs.
+    """
+    if kernel not in ACCELERATED:
+        return
+    device = jax.devices()[0]
+    missing = ACCELERATED[kernel].requirement(device, jnp.dtype(dtype))
+    if missing:
+        raise KernelError(f"{key}: {kernel} {missing}; this is {device.device_kind}")
+
+
+@functools.cache
+def best_kernel(dtype: jnp.dtype) -> str:
+    """Returns the fastest kernel for large shapes on the default device, and logs it once."""
+    device = jax.devices()[0]
+    missing = {}
+    for name, module in ACCELERATED.items():
+        reason = module.requirement(device, dtype)
+        if reason is None:
+            _log.info("attention on %s in %s: %s", device.device_kind, dtype, name)
+            return name
+        missing[name] = reason
+
+    if device.platform != "cpu":
+        reasons = "; ".join(f"{name} {reason}" for name, reason in missing.items())
+        _log.warning("attention on %s in %s: chunked (%s)", device.device_kind, dtype, reasons)
+    return "chunked"

@@ -1,0 +1,176 @@
+"""Attention on NVIDIA Hopper and later: tokamax's Mosaic GPU kernels, bfloat16.
+
+Masks are intervals of keys per query, whose blocks outside are skipped, and values may be wider
+than keys, so the probes are columns of the values (`columns.py`). tokamax is optional: it is in
+the `gpu` extra of the package.
+
+This uses modules below `tokamax._src`: its public function takes no intervals. Run with tokamax
+0.0.12 and 0.0.17.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from wings_jax.model.kernels import columns
+from wings_jax.model.kernels import intervals as intervals_lib
+from wings_jax.model.kernels.intervals import Intervals, KeyMask
+
+# Implementations of tokamax: "mosaic_gpu" on a device, "xla" for tests on any backend.
+IMPLEMENTATION = "mosaic_gpu"
+QUERIES = 128  # the number of query slots is a multiple of this: two blocks of 64
+KEYS = 64  # that of key slots of this, one block
+COLUMNS = 16  # that of value columns of this, the narrowest tile in shared memory
+
+
+def requirement(device: jax.Device, dtype: jnp.dtype) -> str | None:
+    """Returns what is missing for this kernel, in a few words; None where it runs."""
+    capability = float(getattr(device, "compute_capability", 0) or 0)
+    if device.platform != "gpu" or not 9.0 <= capability < 11.0:
+        return "needs an NVIDIA GPU of compute capability 9.0 to 10.x (H100, H200, B200)"
+    if dtype != jnp.bfloat16:
+        return "computes in bfloat16 (config.compute_dtype)"
+    if importlib.util.find_spec("tokamax") is None:
+        return "needs tokamax: pip install 'wings_jax[gpu]'"
+    return None
+
+
+def packs_keys(is_causal: bool) -> bool:
+    """Returns whether never visible keys must be at the end (`intervals.pack_order`)."""
+    return True
+
+
+def attend(
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    probes: jax.Array,
+    mask: KeyMask | None,
+    *,
+    implementation: str | None = None,
+    out_dtype: jnp.dtype | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Returns out [B,T,N,H] in q's dtype, and probed f32[B,T,N,C].
+
+    Args:
+      q: [B,T,N,H]
+      k, v: [B,S,K,H]
+      probes: f32[B,S,C]; C may be 0.
+      mask: its intervals are the keys that each query attends to; None: all.
+      implementation: of tokamax, IMPLEMENTATION by default.
+      out_dtype: in which the kernel writes its rows, q's by default. With float32 the probed rows
+        are not rounded to bfloat16, and the kernel writes twice as much.
+    """
+    (num_queries, width), num_probes = (q.shape[1], q.shape[3]), probes.shape[-1]
+    wide = columns.add_columns(v, probes if num_probes else None, COLUMNS if num_probes else 1)
+    if mask is None:
+        every = jnp.zeros((q.shape[0], num_queries), jnp.int32)
+        visible = Intervals(every, every + k.shape[1])
+    else:
+        visible = intervals_lib.without_empty(mask.intervals)
+
+    # The kernel reads slots in blocks, so some are added; no query attends to an added key.
+    padding, key_padding = -num_queries % QUERIES, -k.shape[1] % KEYS
+    starts, stops = (
+        jnp.pad(x, ((0, 0), (0, padding)), mode="edge")[:, None]
+        for x in (visible.start, visible.stop)
+    )
+    q = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
+    k, wide = (jnp.pad(x, ((0, 0), (0, key_padding), (0, 0), (0, 0))) for x in (k, wide))
+
+    settings = (implementation or IMPLEMENTATION, jnp.dtype(out_dtype or q.dtype))
+    out = _attention(settings, q, k, wide, starts, stops)
+    out, probed = columns.split_columns(out[:, :num_queries], width, num_probes, v.dtype)
+    if mask is None:
+        return out, probed
+
+    has_keys = jnp.asarray(mask.intervals.has_keys)[..., None, None]
+    return jnp.where(has_keys, out, 0), jnp.where(has_keys, probed, 0.0)
+
+
+# Implementation of tokamax, and dtype of the kernel's output.
+Settings = tuple[str, jnp.dtype]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(
+    settings: Settings,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    starts: jax.Array,
+    stops: jax.Array,
+) -> jax.Array:
+    """Returns [B,T,N,W] of values [B,S,K,W] and intervals i32[B,1,T]."""
+    return _forward(settings, q, k, v, starts, stops)[0]
+
+
+def _forward(
+    settings: Settings,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    starts: jax.Array,
+    stops: jax.Array,
+) -> tuple[jax.Array, tuple]:
+    """Returns the output, and what the backward pass reads.
+
+    Output and residuals are named, so that a rematerialization policy can keep them and the
+    backward pass needs no second run of the kernel (`decoder.REMAT`).
+    """
+    implementation, out_dtype = settings
+    operation, _ = _operations(implementation)
+    precision = None
+    if out_dtype != q.dtype:
+        # The output has the dtype of the queries; they are multiplied in bfloat16 all the same.
+        precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32
+    out, (highest, total) = operation(
+        q.astype(out_dtype),
+        k,
+        v,
+        mask=_mask(starts, stops),
+        logits_scale=_scale(q),
+        precision=precision,
+        return_residuals=True,
+    )
+    out, highest, total = (checkpoint_name(x, "attention") for x in (out, highest, total))
+    return out, (q, k, v, starts, stops, out, highest, total)
+
+
+def _backward(settings: Settings, residuals: tuple, d_out: jax.Array) -> tuple:
+    """Returns the gradients of q, k and v in their dtypes."""
+    q, k, v, starts, stops, out, highest, total = residuals
+    operation, gradient = _operations(settings[0])
+    bound = operation.bind(q, k, v, mask=_mask(starts, stops), logits_scale=_scale(q))
+    options = {name: x for name, x in bound.kwargs.items() if name != "return_residuals"}
+    grads = gradient((highest, total), out, d_out.astype(v.dtype), q, k, v, **options)
+    d_q, d_k, d_v = (grads[name] for name in "qkv")
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _scale(q: jax.Array) -> float:
+    return 1 / math.sqrt(q.shape[-1])
+
+
+def _mask(starts: jax.Array, stops: jax.Array | None) -> Any:
+    from tokamax._src.ops.attention import base
+
+    return base.Mask(k_start=starts, k_end=stops)
+
+
+def _operations(implementation: str) -> tuple[Any, Any]:
+    """Returns tokamax's forward and backward operation."""
+    from tokamax._src.ops.attention import api, base
+
+    operation = api.IMPLEMENTATIONS[implementation]
+    return operation, operation.vjp or base.DotProductAttentionVjp()
