@@ -34,6 +34,7 @@ from wings_jax.model.context import (
     make_context,
     update_cache,
 )
+from wings_jax.model.flash import SAVED
 from wings_jax.model.layers import (
     INIT,
     GatedMlp,
@@ -53,6 +54,8 @@ REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    # The results of every attention, so that the backward pass does not run it a second time.
+    "save_attn": jax.checkpoint_policies.save_only_these_names(SAVED),
 }
 
 
