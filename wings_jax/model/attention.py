@@ -29,6 +29,7 @@ from wings_jax.model.layout import Visibility
 
 # What a caller may choose.
 KERNELS = ("auto", *choice.PORTABLE, *choice.ACCELERATED)
+ACCELERATED = tuple(choice.ACCELERATED)  # kernels that need an accelerator
 BLOCK = 256  # slots per block of the chunked kernel
 SMALL = 256  # `auto` takes the einsum up to this many query and key slots
 FEW = 64  # `auto` takes the merged kernel up to this many query slots of a long KV cache

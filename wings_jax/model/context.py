@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from wings_jax.model import attention, layout
+from wings_jax.model.kernels.intervals import KeyMask, key_intervals, take_slots
 from wings_jax.model.layers import RopeTable, rope_table
 from wings_jax.model.layout import Array, Layout, Visibility
 from wings_jax.model.presets import WingsArch
@@ -38,12 +39,15 @@ class KVInputs:
     x0          f32[B,F,D]        layer-0 features of a learner's new keys; None where there are
                                   none, and for the main attention, which reads the stream
     rope_table  f32[B,F,H/2] x 2  cos and sin at the positions of x0
+    mask        KeyMask [B,S]     the attention mask as an accelerator's kernel reads it; None:
+                                  attend() makes it where it is needed
     """
 
     visibility: Visibility
     start: jax.Array | None = None
     x0: jax.Array | None = None
     rope_table: RopeTable | None = None
+    mask: KeyMask | None = None
 
 
 @jax.tree_util.register_dataclass
@@ -78,6 +82,7 @@ def make_context(
     classes: jax.Array | None = None,
     *,
     image_slots: int | None = None,
+    kernel: str = "einsum",
 ) -> LayerContext:
     """Returns the context of whole rows [B,T], whose keys are the same slots as the queries.
 
@@ -86,6 +91,8 @@ def make_context(
       classes: f32[B,T,C], see `LayerContext`.
       image_slots: an upper bound of the image slots in a row. The visual learner then has so many
         keys instead of T, and with 0 it is left out; the layers' results are the same.
+      kernel: what will run (`attention.choose_kernel`). The masks of an accelerator's kernels are
+        made here, once for all layers, and learners' keys are put into the order it needs.
     """
     llm_table, learner_table = rope_tables(arch, rows.positions)
 
@@ -103,10 +110,22 @@ def make_context(
         learners["visual"] = _pack_images(learners["visual"], rows, image_slots)
 
     query = layout.query_visibility(rows)
+    main = KVInputs(layout.key_visibility(rows, layout.MAIN))
+    if kernel in attention.ACCELERATED:
+        # The slots of a conversation are adjacent, so the main attention needs no order.
+        intervals = key_intervals(query, main.visibility)
+        main = dataclasses.replace(
+            main, mask=KeyMask(query, main.visibility, intervals, is_causal=True)
+        )
+        learners = {
+            name: _with_mask(kernel, query, kv_inputs, is_causal=_is_causal(arch, rows, kv_inputs))
+            for name, kv_inputs in learners.items()
+        }
+
     return LayerContext(
         rope_table=llm_table,
         query=query,
-        main=KVInputs(layout.key_visibility(rows, layout.MAIN)),
+        main=main,
         positions=rows.positions,
         learners=learners,
         classes=classes,
@@ -161,13 +180,24 @@ def update_cache(
     return write(cached[0], fresh[0]), write(cached[1], fresh[1])
 
 
+def _is_causal(arch: WingsArch, rows: Layout, kv_inputs: KVInputs) -> bool:
+    """Returns whether the keys are the slots of the rows, and visible from their own on."""
+    has_all_slots = kv_inputs.visibility.segments.shape == rows.segments.shape
+    return has_all_slots and arch.semantics.prompt_length is None
+
+
+def _with_mask(kernel: str, query: Visibility, kv_inputs: KVInputs, *, is_causal: bool) -> KVInputs:
+    """Returns a learner's inputs with the kernel's mask, their keys in the kernel's order."""
+    mask, order = attention.prepare_keys(kernel, query, kv_inputs.visibility, is_causal=is_causal)
+    if order is not None:
+        kv_inputs = jax.tree.map(lambda x: take_slots(x, order), kv_inputs)
+    return dataclasses.replace(kv_inputs, mask=mask)
+
+
 def _pack_images(visual: KVInputs, rows: Layout, count: int) -> KVInputs:
     """Returns the visual learner's keys without text slots: its first `count` image slots."""
     is_other = (rows.modality != layout.IMAGE).astype(jnp.int32)
     index = jnp.argsort(is_other, axis=1, stable=True)[:, :count]
 
-    def take(x: jax.Array) -> jax.Array:
-        # [B, T, ...] -> [B, count, ...]
-        return jnp.take_along_axis(x, index.reshape(*index.shape, *[1] * (x.ndim - 2)), axis=1)
-
-    return jax.tree.map(take, visual)
+    # [B, T, ...] -> [B, count, ...]
+    return jax.tree.map(lambda x: take_slots(x, index), visual)

@@ -50,6 +50,7 @@ from wings_jax.model.learners import Learner, Router
 from wings_jax.model.presets import WingsArch
 
 # Name of a rematerialization policy -> what the forward pass saves for the backward pass.
+# `save_attn` saves what the attention kernels name: their results and log-sum-exponentials.
 REMAT = {
     "none": None,
     "full": jax.checkpoint_policies.nothing_saveable,
@@ -123,6 +124,7 @@ class Attention(nn.Module):
             key=ctx.main.visibility,
             probes=probes,
             kernel=self.kernel,
+            mask=ctx.main.mask,
         )
         if prefix is not None:
             heads_output = heads_output + prefix(q, ctx.query)
@@ -353,7 +355,11 @@ class Decoder(nn.Module):
         `classes` f32[B,T,C] are probes of the main attention; `image_slots` is an upper bound of
         the image slots in a row, which saves work and changes no result (`context.make_context`).
         """
-        ctx = make_context(self.arch, x0, rows, classes, image_slots=image_slots)
+        slots = x0.shape[1]
+        kernel = attention.choose_kernel(
+            self.kernel, slots, slots, is_cache=False, dtype=jnp.dtype(self.dtype)
+        )
+        ctx = make_context(self.arch, x0, rows, classes, image_slots=image_slots, kernel=kernel)
         x = axes.constrain(x0.astype(self.dtype), "BTD")
         x, _ = self._layers(x, (layer_switches(self.arch), None), ctx)
         return self._norm(x)

@@ -61,7 +61,12 @@ class Learner(nn.Module):
             raise ValueError("a learner needs layer-0 features or a KV cache")
 
         heads_output, _ = attention.attend(
-            q, *keys_values, query=ctx.query, key=kv_inputs.visibility, kernel=self.kernel
+            q,
+            *keys_values,
+            query=ctx.query,
+            key=kv_inputs.visibility,
+            kernel=self.kernel,
+            mask=kv_inputs.mask,
         )
 
         # [B, T, N, H] -> [B, T, D]

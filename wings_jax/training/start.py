@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
@@ -16,6 +17,7 @@ from wings_jax import config as config_lib
 from wings_jax.data import examples, pipeline, tokenization
 from wings_jax.errors import UserError
 from wings_jax.model import parameters
+from wings_jax.model.kernels import choice
 from wings_jax.model.presets import WingsArch
 from wings_jax.scenes import dataset
 from wings_jax.training import initial_params, meshes, optim, program, state, step, workdirs
@@ -84,6 +86,9 @@ def _set_up(
 
     # What the config describes, as shapes and names only.
     arch = starting.resolve_arch(config.model, saved)
+    choice.check_kernel(
+        config.attention, jnp.dtype(config.compute_dtype or parameters.default_dtype())
+    )
     mesh = meshes.make_run_mesh(config, arch)
     abstract = parameters.abstract_params(arch, mesh=mesh)
     labels = optim.label_groups(abstract, config.optimizer)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +18,7 @@ ACCELERATED = {"splash": splash, "tokamax": tokamax, "cudnn": cudnn}
 # Kernels that run on any device.
 PORTABLE = ("einsum", "chunked")
 
+_targets: list[jax.Device] = []  # of `compiling_for`
 _log = logging.getLogger(__name__)
 
 
@@ -36,16 +39,33 @@ def check_kernel(kernel: str, dtype: jnp.dtype, *, key: str = "config.attention"
     """
     if kernel not in ACCELERATED:
         return
-    device = jax.devices()[0]
+    device = _device()
     missing = ACCELERATED[kernel].requirement(device, jnp.dtype(dtype))
     if missing:
         raise KernelError(f"{key}: {kernel} {missing}; this is {device.device_kind}")
 
 
-@functools.cache
+@contextlib.contextmanager
+def compiling_for(device: jax.Device) -> Iterator[None]:
+    """Chooses kernels for a device that is not here, in ahead-of-time compilation."""
+    _targets.append(device)
+    try:
+        yield
+    finally:
+        _targets.pop()
+
+
 def best_kernel(dtype: jnp.dtype) -> str:
     """Returns the fastest kernel for large shapes on the default device, and logs it once."""
-    device = jax.devices()[0]
+    return _best_kernel(_device(), dtype)
+
+
+def _device() -> jax.Device:
+    return _targets[-1] if _targets else jax.devices()[0]
+
+
+@functools.cache
+def _best_kernel(device: jax.Device, dtype: jnp.dtype) -> str:
     missing = {}
     for name, module in ACCELERATED.items():
         reason = module.requirement(device, dtype)

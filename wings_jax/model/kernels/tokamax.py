@@ -13,10 +13,12 @@ from __future__ import annotations
 import functools
 import importlib.util
 import math
+import sys
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from absl import flags
 from jax.ad_checkpoint import checkpoint_name
 
 from wings_jax.model.kernels import columns
@@ -170,6 +172,9 @@ def _mask(starts: jax.Array, stops: jax.Array | None) -> Any:
 
 def _operations(implementation: str) -> tuple[Any, Any]:
     """Returns tokamax's forward and backward operation."""
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS(sys.argv[:1])  # else tokamax 0.0.12 reads the program's own arguments
+
     from tokamax._src.ops.attention import api, base
 
     operation = api.IMPLEMENTATIONS[implementation]
