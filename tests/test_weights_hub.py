@@ -84,7 +84,7 @@ def repositories(tmp_path_factory) -> dict[str, pathlib.Path]:
     template += "{{ part.text }}{% endfor %}<|im_end|>\n{% endfor %}"
     template += "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
     (llava / "chat_template.json").write_text(json.dumps({"chat_template": template}))
-    (llava / "README.md").write_bytes(JUNK)
+    (llava / "tf_model.h5").write_bytes(JUNK)
     repositories = {VICUNA: vicuna, CLIP: clip, QWEN: qwen, SIGLIP: siglip, WINGS: wings}
     return repositories | {LLAVA: llava}
 
@@ -107,7 +107,7 @@ def run_command(
         (("--llm", VICUNA, "--vision", CLIP, "--template", "vicuna"), ("tf_model.h5",)),
         (("--llm", QWEN, "--vision", SIGLIP), ("consolidated.00.pth", "params.json", "LICENSE")),
         (("--wings", WINGS, "--vision", SIGLIP), ("infer_args.json",)),
-        (("--llava", LLAVA), ("README.md",)),
+        (("--llava", LLAVA), ("tf_model.h5",)),
     ],
 )
 def test_repositories_are_imported(arguments, not_downloaded, repositories, tmp_path):

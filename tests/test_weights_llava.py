@@ -19,6 +19,7 @@ from weights_cases import run
 import wings_jax
 from wings_jax import checkpoint, tree
 from wings_jax.data import chat_template, conversation, images
+from wings_jax.errors import UserError
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model import hf_config, layout, parameters, presets, wings
@@ -269,6 +270,19 @@ def test_what_is_not_computed_is_refused_by_name(copied, entries, message, tmp_p
     assert "config.json" in line
     assert re.search(message, line)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_text_config_without_a_window_has_that_of_transformers(tmp_path):
+    """Older files leave out what is the default of transformers, for Mistral a window of 4096."""
+    text_config = {"model_type": "mistral", "max_position_embeddings": 32768}
+    config = {"model_type": "llava", "text_config": {**text_config, "sliding_window": None}}
+    whole = llava.read_text_config(config, "config.json", has_head=True)
+    assert hf_config.decoder_from_hf(whole).max_positions == 32768
+
+    config["text_config"] = text_config
+    whole = llava.read_text_config(config, "config.json", has_head=True)
+    with pytest.raises(UserError, match="sliding_window 4096 is not supported"):
+        hf_config.decoder_from_hf(whole)
 
 
 def test_a_llava_given_as_an_llm_is_refused(tmp_path, capsys):

@@ -80,7 +80,7 @@ FAMILIES: Mapping[str, Family] = {
         "MistralForCausalLM",
         required={"sliding_window": None},
         defaults={"num_key_value_heads": 8},
-        nested=_sizes(32000, 14336, 131072),
+        nested=_sizes(32000, 14336, 131072, sliding_window=4096),
     ),
     # Qwen3, the dense models
     "qwen3": Family(

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from wings_jax.errors import UserError
+from wings_jax.weights import store
 
 EMBEDDERS = ("auto", "wordllama", "tfidf")
 WEIGHTS = "weights/l2_supercat_256.safetensors"
@@ -75,16 +76,15 @@ def _wordllama_directory() -> pathlib.Path | None:
 @functools.cache
 def _load_wordllama() -> tuple[np.ndarray, Any]:
     """Returns the vectors f32[tokens, 256] and the tokenizer."""
-    from safetensors.numpy import load_file
     from tokenizers import Tokenizer
 
     directory = _wordllama_directory()
     assert directory is not None  # `choose_embedder` looked
-    (table,) = load_file(directory / WEIGHTS).values()
+    (table,) = store.open_tensors(directory / WEIGHTS).values()
     tokenizer = Tokenizer.from_file(str(directory / TOKENIZER))
     tokenizer.no_padding()
     tokenizer.enable_truncation(MAX_TEXT_TOKENS)
-    return table.astype(np.float32), tokenizer
+    return np.asarray(table, np.float32), tokenizer
 
 
 def _embed_wordllama(texts: Sequence[str]) -> np.ndarray:
