@@ -226,11 +226,11 @@ def _flash_backward(
     zeros = [jnp.zeros_like(x, jnp.float32).swapaxes(-1, -2) for x in (k, *values)]
     blocks = (q, query, lse, delta, cotangents, *_key_block_spans(query, key))
     (d_k, d_values), d_q = jax.lax.scan(add_query_block, (zeros[0], tuple(zeros[1:])), blocks)
-    d_k, *d_values = (
+    d_k, *d_rest = (
         total.swapaxes(-1, -2).astype(x.dtype)
         for total, x in zip((d_k, *d_values), (k, *values), strict=True)
     )
-    return d_q, d_k, tuple(d_values), None, None
+    return d_q, d_k, tuple(d_rest), None, None
 
 
 _flash.defvjp(_flash_forward, _flash_backward)
