@@ -1,18 +1,22 @@
-"""Seconds and peak memory of importing and exporting a synthetic LLM, against its size.
+"""Seconds and peak memory of importing and exporting a synthetic Wings model, against its size.
 
-    python benchmarks/convert.py [--llm qwen1_5_1_8b] [--directory DIR]
+    python benchmarks/convert.py [--llm qwen1_5_1_8b] [--directory DIR] [--formats llm wings ...]
 
-Writes random bfloat16 weights in shards of 2 GB, imports them, exports them again and compares
-the two byte for byte. Needs three times the model's size on disk. Peak memory is the high-water
-mark that Linux records for each command's process (VmHWM).
+Writes a directory of the transformers format with random bfloat16 weights, in shards of 2 GB, and
+imports it. For each format: exports the checkpoint, imports the result, and compares it with the
+first import by the checksums of all arrays that it holds; the transformers format also with the
+source, byte for byte. Needs four times the model's size on disk. Peak memory is the high-water mark
+that Linux records for each command's process (VmHWM).
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -23,58 +27,99 @@ import numpy as np
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # from a clone
 
+from wings_jax import checkpoint
+from wings_jax.data import conversation
 from wings_jax.model import parameters, presets
-from wings_jax.weights import hf, rules, sources, store
+from wings_jax.weights import exports, sources, store, transformers_files, transformers_format
 from wings_jax.weights.tensors import LazyTensor
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = ROOT / "wings_jax" / "assets" / "tiny" / "llm"
+# Format -> the flags that import its directory.
+IMPORTS = {
+    "transformers": ("--transformers",),
+    "wings": ("--template", "chatml", "--wings"),
+    "llm": ("--template", "chatml", "--llm"),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--llm", default="qwen1_5_1_8b", choices=presets.DECODERS)
     parser.add_argument("--directory", help="where to work; default: a temporary directory")
+    parser.add_argument("--formats", nargs="+", default=list(IMPORTS), choices=IMPORTS)
     arguments = parser.parse_args()
 
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
-        measure(presets.DECODERS[arguments.llm], arguments.llm, pathlib.Path(directory))
+        arch = presets.WingsArch(
+            presets.DECODERS[arguments.llm],
+            sources.DEFAULT_TOWER,
+            learners=("visual", "textual"),
+            router=True,
+        )
+        measure(arch, arguments.llm, arguments.formats, pathlib.Path(directory))
 
 
-def measure(arch: presets.DecoderArch, name: str, directory: pathlib.Path) -> None:
-    """Prints one row per command, and compares the export with its source."""
-    size = write_random(arch, directory / "hf")
-    print(f"{name}: {size / 1e9:.2f} GB in bfloat16; {os.cpu_count()} cores")
-    print("| command | seconds | peak RSS, GB | peak RSS / file size |")
-    print("|---|---|---|---|")
+def measure(
+    arch: presets.WingsArch, name: str, formats: list[str], directory: pathlib.Path
+) -> None:
+    """Prints one row per command."""
+    source, imported = directory / "source", directory / "imported"
+    size = write_random(arch, source)
+    print(f"{name} with a tower and wings: {size / 1e9:.2f} GB; {os.cpu_count()} cores")
+    print("| command | GB | seconds | peak RSS, GB | peak RSS / size |")
+    print("|---|---|---|---|---|")
 
     # The first row is what Python and its imports cost.
     run_command("nothing loaded", size, "inspect", TINY)
-    source = ("--llm", directory / "hf", "--tokenizer", TINY, "--template", "chatml")
-    run_command("import", size, "import", *source, "--out", directory / "imported")
-    checkpoint = ("--checkpoint", directory / "imported", "--shard-gb", "2")
-    target = ("--format", "llm", "--out", directory / "exported")
-    run_command("export", size, "export", *checkpoint, *target)
+    run_command(
+        "import --transformers", size, "import", "--transformers", source, "--out", imported
+    )
+    checksums = read_checksums(imported)
 
-    # Tensor by tensor, as bits: NaN and -0.0 would count too.
-    original = store.open_tensors(directory / "hf")
-    exported = store.open_tensors(directory / "exported")
-    assert original.keys() == exported.keys()
+    for form in formats:
+        exported, back = directory / "exported", directory / "back"
+        target = ("--format", form, "--shard-gb", "2", "--out", exported)
+        run_command(f"export --format {form}", size, "export", "--checkpoint", imported, *target)
+        held = sum(file.stat().st_size for file in exported.glob("*.safetensors"))
+        if form == "transformers":
+            compare_bits(source, exported)
+        run_command(
+            f"import {IMPORTS[form][-1]}", held, "import", *IMPORTS[form], exported, "--out", back
+        )
+
+        # A format may hold fewer arrays, but those exactly.
+        found = read_checksums(back)
+        assert found, form
+        assert all(checksums[path] == value for path, value in found.items()), form
+        print(f"{form}: {len(found)} of {len(checksums)} arrays, each bit for bit", flush=True)
+        shutil.rmtree(exported)
+        shutil.rmtree(back)
+
+
+def compare_bits(source: pathlib.Path, exported: pathlib.Path) -> None:
+    """Asserts that two directories have the same tensors, as bits: NaN and -0.0 would count too."""
+    original, other = store.open_tensors(source), store.open_tensors(exported)
+    assert original.keys() == other.keys()
     for key, tensor in original.items():
         bits = np.asarray(tensor).view(np.uint16)
-        assert np.array_equal(bits, np.asarray(exported[key]).view(np.uint16)), key
-    print("the export equals the source, bit for bit")
+        assert np.array_equal(bits, np.asarray(other[key]).view(np.uint16)), key
 
 
-def write_random(arch: presets.DecoderArch, directory: pathlib.Path) -> int:
-    """Writes a model in Hugging Face's layout; returns its bytes."""
+def read_checksums(workdir: pathlib.Path) -> dict[str, dict]:
+    """Returns the checksums of the arrays of a checkpoint."""
+    step = checkpoint.find_step(workdir, flag="")
+    return json.loads((step / "meta" / "metadata").read_text())["checksums"]["params"]
+
+
+def write_random(arch: presets.WingsArch, directory: pathlib.Path) -> int:
+    """Writes a model in the transformers format; returns its bytes."""
     rng = np.random.default_rng(0)
-    whole = presets.WingsArch(arch, sources.DEFAULT_TOWER)
-    abstract = parameters.abstract_params(whole)
     dtype = np.dtype(ml_dtypes.bfloat16)
+    abstract = parameters.abstract_params(arch)
 
     tensors = {}
-    for rule in rules.with_prefix(hf.decoder_rules(arch), path="decoder/"):
+    for rule in transformers_format.wings_rules(arch):
         shape = abstract[rule.path].shape
         hf_shape = rule.hf_shape(shape)
 
@@ -84,9 +129,13 @@ def write_random(arch: presets.DecoderArch, directory: pathlib.Path) -> int:
         for key in rule.hf_keys(shape):
             tensors[key] = LazyTensor(hf_shape, dtype, load)
 
-    directory.mkdir()
-    store.write_shards(directory, tensors, max_bytes=2 * 10**9)
-    store.write_config(directory, hf.llm_config(arch))
+    tokenizer = {
+        file: (TINY / file).read_text(encoding="utf-8")
+        for file in ("tokenizer.json", "tokenizer_config.json")
+    }
+    template = conversation.get_template("chatml")
+    config, text_files = transformers_files.export_files(arch, tokenizer, template, name="random")
+    exports.write_export(directory, tensors, config, text_files, max_bytes=2 * 10**9)
     return sum(tensor.nbytes for tensor in tensors.values())
 
 
@@ -104,7 +153,8 @@ def run_command(label: str, size: int, *arguments: object) -> None:
     seconds = time.monotonic() - start_time
     if process.returncode:
         raise SystemExit(f"{label} failed: {' '.join(command)}")
-    print(f"| {label} | {seconds:.1f} | {peak / 1e9:.2f} | {peak / size:.2f} |", flush=True)
+    row = f"{size / 1e9:.2f} | {seconds:.1f} | {peak / 1e9:.2f} | {peak / size:.2f}"
+    print(f"| {label} | {row} |", flush=True)
 
 
 def high_water_mark(pid: int) -> int:

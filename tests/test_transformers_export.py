@@ -122,7 +122,13 @@ def test_an_export_answers_without_wings_jax(case, tmp_path, monkeypatch):
     long = [
         *messages_of("What is red?", picture),
         {"role": "assistant", "content": "A cat."},
-        {"role": "user", "content": "Where? <|im_end|> <image>"},
+        {
+            "role": "user",
+            "content": [
+                {"type": "text", "text": "Where? <|im_end|> <image>\n"},
+                *messages_of("And here?", picture)[0]["content"],
+            ],
+        },
     ]
     requests = [messages_of("What is 1 plus 2?"), messages_of("What is red?", picture), long]
     found = run_script(tmp_path / "hf", requests)
@@ -131,14 +137,18 @@ def test_an_export_answers_without_wings_jax(case, tmp_path, monkeypatch):
     turns = [
         [{"from": "human", "value": "What is 1 plus 2?"}],
         [{"from": "human", "value": "<image>\nWhat is red?"}],
-        [{"from": "human", "value": "<image>\nWhat is red?"}, {"from": "gpt", "value": "A cat."}],
+        [
+            {"from": "human", "value": "<image>\nWhat is red?"},
+            {"from": "gpt", "value": "A cat."},
+            {"from": "human", "value": "Where? <|im_end|> \\<image>\n<image>\nAnd here?"},
+        ],
     ]
     params = SamplingParams(max_new_tokens=8)
     for result, conversation_turns, batched in zip(
-        found["results"], turns[:2], found["batched"], strict=False
+        found["results"], turns, found["batched"], strict=True
     ):
-        has_image = "<image>" in conversation_turns[0]["value"]
-        request = Request(conversation_turns, (picture,) if has_image else (), params)
+        count = sum("<image>\n" in turn["value"] for turn in conversation_turns)
+        request = Request(conversation_turns, (picture,) * count, params)
         wanted = list(model.generate(request).tokens)
         assert result["new"][: len(wanted)] == wanted
         assert batched[: len(wanted)] == wanted

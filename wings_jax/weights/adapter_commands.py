@@ -6,8 +6,6 @@ import argparse
 import pathlib
 from collections.abc import Callable, Mapping
 
-import numpy as np
-
 from wings_jax import checkpoint, files
 from wings_jax.errors import UserError
 from wings_jax.formatting import format_names
@@ -22,9 +20,10 @@ from wings_jax.weights import (
     store,
 )
 from wings_jax.weights.rules import group_name
+from wings_jax.weights.stored_params import StoredArray
 from wings_jax.weights.tensors import WeightsError
 
-Params = Mapping[str, np.ndarray]
+Params = Mapping[str, StoredArray]
 
 
 def export_adapter(arguments: argparse.Namespace, step: pathlib.Path, params: Params) -> None:

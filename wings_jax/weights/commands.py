@@ -31,6 +31,7 @@ from wings_jax.weights import (
     peft,
     release_import,
     sources,
+    stored_params,
     tokenizer_files,
     transformers_format,
 )
@@ -235,7 +236,7 @@ def run_export(arguments: argparse.Namespace) -> None:
 
 def write_format(arguments: argparse.Namespace, step: pathlib.Path) -> None:
     """Writes a step in the format of the flags."""
-    params = read_params(step)
+    params = stored_params.open_params(step)
     if arguments.base and arguments.format != "adapter":
         raise UserError("--base: only for --format adapter")
     if arguments.format in adapter_commands.EXPORTS:
@@ -258,17 +259,6 @@ def write_format(arguments: argparse.Namespace, step: pathlib.Path) -> None:
             output, tensors, config, text_files, max_bytes=max_bytes, on_write=on_write
         )
     print(output)
-
-
-def read_params(step: pathlib.Path) -> dict[str, np.ndarray]:
-    """Returns a checkpoint's flat parameters in this host's memory, also beside accelerators."""
-    host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
-    targets = {
-        path: jax.ShapeDtypeStruct(meta.shape, meta.dtype, sharding=host)
-        for path, meta in checkpoint.read_shapes(step).items()
-    }
-    params = checkpoint.read_params(step, targets)
-    return {path: np.asarray(array) for path, array in params.items()}
 
 
 def run_inspect(arguments: argparse.Namespace) -> None:

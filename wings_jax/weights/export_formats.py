@@ -8,8 +8,6 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-
 from wings_jax import checkpoint
 from wings_jax.data import chat_template
 from wings_jax.formatting import format_names
@@ -28,7 +26,7 @@ from wings_jax.weights.tensors import LazyTensor
 
 
 def plan_format(
-    arguments: argparse.Namespace, step: pathlib.Path, params: Mapping[str, np.ndarray]
+    arguments: argparse.Namespace, step: pathlib.Path, params: Mapping[str, Any]
 ) -> tuple[Mapping[str, LazyTensor], Mapping[str, Any], Mapping[str, str]]:
     """Returns the tensors, `config.json` and the text files of a format of whole models or LLMs."""
     train_config, arch, _ = checkpoint.read_meta(step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import pathlib
 from collections.abc import Mapping
@@ -27,26 +28,40 @@ MODEL_TYPES = {  # (has learners, qkv bias) -> model_type
 }
 
 
-def merge_lora(params: Mapping[str, Any], arch: presets.WingsArch) -> dict[str, Any]:
-    """Returns the parameters with every LoRA pair added to its kernel, in the kernel's dtype.
+class MergedKernel:
+    """A kernel with its LoRA pair added to it, computed when it is read, layer by layer.
 
-    kernel + a b alpha / rank, with a [L, ..., R], b [L, R, ...]; the sum is computed in float32.
+    kernel + a b alpha / rank, with a [L, ..., R], b [L, R, ...]; the sum is computed in float32 and
+    rounded once, to the kernel's dtype.
     """
+
+    def __init__(self, kernel: Any, a: np.ndarray, b: np.ndarray, alpha: float):
+        self._kernel, self._a, self._b = kernel, a, b
+        self._scale = alpha / a.shape[-1]
+        self.shape, self.dtype = tuple(kernel.shape), np.dtype(kernel.dtype)
+        self.nbytes = math.prod(self.shape) * self.dtype.itemsize
+
+    def __getitem__(self, layer: int) -> np.ndarray:
+        kernel = np.asarray(self._kernel[layer])
+        a, b = (half[layer].astype(np.float32) for half in (self._a, self._b))
+        # [in, R] @ [R, out] -> [in, out]
+        rank = a.shape[-1]
+        update = a.reshape(-1, rank) @ b.reshape(rank, -1)
+        total = kernel.astype(np.float32) + update.reshape(kernel.shape) * self._scale
+        return total.astype(kernel.dtype)
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        return np.stack([self[layer] for layer in range(self.shape[0])]).astype(dtype or self.dtype)
+
+
+def merge_lora(params: Mapping[str, Any], arch: presets.WingsArch) -> dict[str, Any]:
+    """Returns the parameters with every LoRA pair added to its kernel, in the kernel's dtype."""
     merged = dict(params)
     for path in params:
         stem, _, name = path.rpartition("/")
-        if name != "kernel" or f"{stem}/a" not in params:
-            continue
-
-        # Computed in float32 and rounded once.
-        kernel = np.asarray(params[path])
-        a, b = (np.asarray(merged.pop(f"{stem}/{half}"), np.float32) for half in ("a", "b"))
-        rank = a.shape[-1]
-        # [L, in, R] @ [L, R, out] -> [L, in, out]
-        update = a.reshape(len(a), -1, rank) @ b.reshape(len(b), rank, -1)
-        scale = arch.lora_alpha / rank
-        total = kernel.astype(np.float32) + update.reshape(kernel.shape) * scale
-        merged[path] = total.astype(kernel.dtype)
+        if name == "kernel" and f"{stem}/a" in params:
+            a, b = (np.asarray(merged.pop(f"{stem}/{half}")) for half in ("a", "b"))
+            merged[path] = MergedKernel(params[path], a, b, arch.lora_alpha)
     return merged
 
 

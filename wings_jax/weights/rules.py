@@ -20,6 +20,7 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from wings_jax.weights import copies
 from wings_jax.weights.tensors import WeightsError
 
 LAYER = "{l}"
@@ -116,7 +117,7 @@ class Rule:
         return split.transpose(pattern.permutation)
 
     def to_hf(self, array: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-        """Returns one Hugging Face tensor; the reverse of `from_hf`.
+        """Returns one contiguous Hugging Face tensor; the reverse of `from_hf`.
 
         >>> rule = Rule("embed.weight", "kernel", "(N H) D <-> D N H")
         >>> rule.to_hf(np.array([[[0, 2], [4, 6]], [[1, 3], [5, 7]]]), (2, 2, 2)).tolist()
@@ -124,7 +125,12 @@ class Rule:
         """
         # [D, N, H] -> [N, H, D] -> [N*H, D]
         pattern, _ = self._bind(shape)
-        return array.transpose(np.argsort(pattern.permutation)).reshape(self.hf_shape(shape))
+        view = array.transpose(np.argsort(pattern.permutation))
+        if not view.flags.c_contiguous:
+            contiguous = np.empty(view.shape, view.dtype)
+            copies.copy_into(contiguous, view)
+            view = contiguous
+        return view.reshape(self.hf_shape(shape))
 
     def _bind(self, shape: Sequence[int]) -> tuple[Pattern, dict[str, int]]:
         """Returns the pattern and the size of each name for a parameter of this shape."""

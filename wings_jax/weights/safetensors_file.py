@@ -12,7 +12,8 @@ import math
 import os
 import pathlib
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from concurrent import futures
 from types import MappingProxyType
 from typing import Any
 
@@ -168,9 +169,27 @@ def write_safetensors(
 
     with files.replacing(path) as temporary, temporary.open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
-        for key, tensor in tensors.items():
-            array = np.ascontiguousarray(np.asarray(tensor))
+        for key, tensor, array in _computed_ahead(tensors):
             if array.nbytes != tensor.nbytes:
                 raise WeightsError(f"{key} changed its size while {path} was written")
             file.write(array.reshape(-1).view(np.uint8).data)
             on_write(key, array.nbytes)
+
+
+def _computed_ahead(
+    tensors: Mapping[str, LazyTensor],
+) -> Iterator[tuple[str, LazyTensor, np.ndarray]]:
+    """Yields key, tensor and its contiguous array; the next one is computed meanwhile."""
+
+    def load(tensor: LazyTensor) -> np.ndarray:
+        return np.ascontiguousarray(np.asarray(tensor))
+
+    with futures.ThreadPoolExecutor(1) as pool:
+        waiting: list[tuple[str, LazyTensor, futures.Future]] = []
+        for key, tensor in tensors.items():
+            waiting.append((key, tensor, pool.submit(load, tensor)))
+            if len(waiting) > 1:
+                first_key, first, job = waiting.pop(0)
+                yield first_key, first, job.result()
+        for last_key, last, job in waiting:
+            yield last_key, last, job.result()

@@ -6,18 +6,23 @@ a shape that differs stops the work before any tensor is read, with the names in
 
 from __future__ import annotations
 
+import concurrent.futures
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 import numpy as np
 
 from wings_jax.formatting import format_names
+from wings_jax.weights import copies
 from wings_jax.weights.rules import Rule, any_match
 from wings_jax.weights.tensors import LazyTensor, WeightsError, check_finite
 
 Progress = Callable[[str, int], None]
+Store = Callable[[int, np.ndarray], None]
+WORKERS = min(4, os.cpu_count() or 1)  # threads that read and copy tensors
 
 
 class HasShape(Protocol):
@@ -132,8 +137,8 @@ def import_tree(
 ) -> dict[str, np.ndarray | jax.Array]:
     """Returns path -> array for every path of `params` that the checkpoint fills.
 
-    Reads tensor by tensor straight into the final dtype: the host never holds more than the
-    result and one source tensor. Where an entry of `params` carries a sharding, its array is
+    Reads a few tensors at a time straight into the final dtype: the host never holds more than
+    the result and these. Where an entry of `params` carries a sharding, its array is
     placed on the devices as soon as it is complete, so the host holds one array at a time.
 
     Args: as for `plan_import`; on_read is called with each key and its bytes.
@@ -142,65 +147,86 @@ def import_tree(
       WeightsError: as `plan_import`, and for a tensor that holds NaN or infinity.
     """
     plan = plan_import(rules, tensors, params, ignorable=ignorable, fresh=fresh, source=source)
-    # One generator of layers per parameter: a tensor is read when its place is allocated.
+
+    def fill(store: Store, layer: int, rule: Rule, hf_key: str, shape) -> tuple[str, int]:
+        array = np.asarray(tensors[hf_key])
+        check_finite(hf_key, array, source)
+        store(layer, rule.from_hf(array, shape))
+        return hf_key, array.nbytes
+
+    # Layers are read and copied side by side: reading and numpy's copies hold no lock.
     arrays: dict[str, np.ndarray | jax.Array] = {}
-    for path, (rule, hf_keys) in plan.matches.items():
-        struct = params[path]
-
-        def layer_arrays(rule=rule, hf_keys=hf_keys, shape=struct.shape) -> Iterator[np.ndarray]:
-            for hf_key in hf_keys:
-                array = np.asarray(tensors[hf_key])
-                check_finite(hf_key, array, source)
-                on_read(hf_key, array.nbytes)
-                yield rule.from_hf(array, shape)
-
-        # A sharding places the array on devices; without, it stays in host memory.
-        if getattr(struct, "sharding", None) is None:
-            arrays[path] = _assemble_on_host(struct, layer_arrays(), is_stacked=rule.is_stacked)
-        else:
-            arrays[path] = _assemble_on_devices(struct, layer_arrays(), is_stacked=rule.is_stacked)
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        for path, (rule, hf_keys) in plan.matches.items():
+            # A sharding places the array on devices; without, it stays in host memory.
+            struct = params[path]
+            is_on_host = getattr(struct, "sharding", None) is None
+            assembly = (_HostArray if is_on_host else _DeviceArray)(struct, rule.is_stacked)
+            jobs = [
+                pool.submit(fill, assembly.store, layer, rule, hf_key, struct.shape)
+                for layer, hf_key in enumerate(hf_keys)
+            ]
+            try:
+                for job in jobs:
+                    on_read(*job.result())
+            finally:
+                for job in jobs:
+                    job.cancel()
+            arrays[path] = assembly.finish()
     return arrays
 
 
-def _assemble_on_host(
-    struct: jax.ShapeDtypeStruct, layer_arrays: Iterable[np.ndarray], *, is_stacked: bool
-) -> np.ndarray:
-    """Returns the array of `struct`, filled layer by layer."""
-    whole = np.empty(struct.shape, struct.dtype)
-    for layer, array in enumerate(layer_arrays):
-        whole[layer if is_stacked else ...] = array
-    return whole
+class _HostArray:
+    """An array in host memory that is filled layer by layer."""
+
+    def __init__(self, struct: jax.ShapeDtypeStruct, is_stacked: bool):
+        self.whole = np.empty(struct.shape, struct.dtype)
+        self.is_stacked = is_stacked
+
+    def store(self, layer: int, array: np.ndarray) -> None:
+        """Copies one layer's array, or the whole one, to its place."""
+        copies.copy_into(self.whole[layer] if self.is_stacked else self.whole, array)
+
+    def finish(self) -> np.ndarray:
+        """Returns the array."""
+        return self.whole
 
 
-def _assemble_on_devices(
-    struct: jax.ShapeDtypeStruct, layer_arrays: Iterable[np.ndarray], *, is_stacked: bool
-) -> jax.Array:
-    """Returns the array of `struct` at its sharding; this host fills its own shards only."""
-    device_index = struct.sharding.addressable_devices_indices_map(struct.shape)
+class _DeviceArray:
+    """An array at its sharding that is filled layer by layer; this host fills its own shards."""
 
-    # Devices that hold the same slice share one host buffer.
-    shards: dict[tuple, tuple[tuple, np.ndarray]] = {}
-    for index in device_index.values():
-        ranges = [range(*cut.indices(n)) for cut, n in zip(index, struct.shape, strict=True)]
-        shards[_slice_bounds(index)] = (index, np.empty([len(r) for r in ranges], struct.dtype))
+    def __init__(self, struct: jax.ShapeDtypeStruct, is_stacked: bool):
+        self.struct, self.is_stacked = struct, is_stacked
+        self.device_index = struct.sharding.addressable_devices_indices_map(struct.shape)
 
-    # Each layer's array is cut once for every distinct shard.
-    for layer, array in enumerate(layer_arrays):
-        for index, shard in shards.values():
-            if not is_stacked:
-                shard[...] = array[index]
+        # Devices that hold the same slice share one host buffer.
+        self.shards: dict[tuple, tuple[tuple, np.ndarray]] = {}
+        for index in self.device_index.values():
+            ranges = [range(*cut.indices(n)) for cut, n in zip(index, struct.shape, strict=True)]
+            buffer = np.empty([len(r) for r in ranges], struct.dtype)
+            self.shards[_slice_bounds(index)] = (index, buffer)
+
+    def store(self, layer: int, array: np.ndarray) -> None:
+        """Cuts one layer's array, or the whole one, once for every distinct shard."""
+        for index, shard in self.shards.values():
+            if not self.is_stacked:
+                copies.copy_into(shard, array[index])
                 continue
-            layers = range(*index[0].indices(struct.shape[0]))
+            layers = range(*index[0].indices(self.struct.shape[0]))
             if layer in layers:
-                shard[layers.index(layer)] = array[index[1:]]
+                copies.copy_into(shard[layers.index(layer)], array[index[1:]])
 
-    # Wait for the copies: the host buffers are freed when this function returns.
-    on_devices = [
-        jax.device_put(shards[_slice_bounds(index)][1], device)
-        for device, index in device_index.items()
-    ]
-    jax.block_until_ready(on_devices)
-    return jax.make_array_from_single_device_arrays(struct.shape, struct.sharding, on_devices)
+    def finish(self) -> jax.Array:
+        """Returns the array on its devices."""
+        # Wait for the copies: the host buffers are freed with this object.
+        on_devices = [
+            jax.device_put(self.shards[_slice_bounds(index)][1], device)
+            for device, index in self.device_index.items()
+        ]
+        jax.block_until_ready(on_devices)
+        return jax.make_array_from_single_device_arrays(
+            self.struct.shape, self.struct.sharding, on_devices
+        )
 
 
 def _slice_bounds(index: tuple[slice, ...]) -> tuple:
@@ -254,7 +280,6 @@ def export_tree(
 def _tensor_loader(rule: Rule, array: Any, layer: int, dtype: np.dtype) -> Callable[[], np.ndarray]:
     def load() -> np.ndarray:
         layer_array = np.asarray(array[layer] if rule.is_stacked else array)
-        hf_array = rule.to_hf(layer_array, array.shape)
-        return np.ascontiguousarray(hf_array.astype(dtype, copy=False))
+        return rule.to_hf(layer_array, array.shape).astype(dtype, copy=False)
 
     return load
