@@ -74,6 +74,25 @@ def results(kernel: str, rows: layout.Layout, which: int, kv_heads: int, dtype: 
     return run(layout.query_visibility(rows), layout.key_visibility(rows, which))
 
 
+def test_cudnn_gets_no_query_without_keys(monkeypatch):
+    """Its gradient of such a query is NaN, on the GPU only: rows and padding get a key."""
+    masks = []
+
+    def record(q, k, v, *, mask, **options):
+        masks.append(np.asarray(mask))
+        return q
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    rows = random_rows(5)
+    query, key = layout.query_visibility(rows), layout.key_visibility(rows, layout.VISUAL)
+    assert not np.asarray(layout.visible(query, key)).any(2).all(), "some have none"
+    q = jnp.ones((2, T, 4, H))
+    attention.attend(q, q, q, kernel="cudnn", query=query, key=key)
+    (mask,) = masks
+    assert mask.shape == (2, 1, 64, 64)
+    assert mask.any(-1).all()
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(
