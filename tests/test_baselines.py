@@ -29,7 +29,8 @@ from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model import layout, parameters, presets
 from wings_jax.model.wings import Wings
 from wings_jax.scenes import skills
-from wings_jax.training import loop, meshes, optim, step
+from wings_jax.training import loop, meshes, optim
+from wings_jax.training import loss as loss_lib
 from wings_jax.weights import exports, rules, starting
 
 # config -> what of the model trains; WINGS in the paper is stage1 and stage2
@@ -236,7 +237,7 @@ def test_baselines_start_with_the_loss_of_llava(aligned, tmp_path):
         @jax.jit
         def loss(params, model=model, batch=batch):
             hidden = model.apply({"params": tree.nest(params)}, batch)
-            return step.token_loss(model, tree.nest(params), hidden, batch.targets, 64)[0]
+            return loss_lib.token_loss(model, tree.nest(params), hidden, batch.targets, 64)[0]
 
         losses[name] = float(loss({**ready.state.frozen, **ready.state.trained}))
     expected = losses.pop("llava")

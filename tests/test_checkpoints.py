@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import training_cases as cases
 
-from wings_jax import axes, checkpoint, checksums, errors, train
+from wings_jax import axes, checkpoint, checksums, cli, convert, errors, train
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.training import loop, meshes, start, state
@@ -79,6 +79,23 @@ def test_damaged_checkpoint_is_an_error_for_inference(kind, workdir):
     assert message.endswith(f"; the one before is {workdir}/checkpoints/2")
     assert "\n" not in message
     assert checkpoint.load(workdir / "checkpoints/2").step == 2
+
+
+def test_inspect_verifies_every_array(workdir, capsys, monkeypatch):
+    """Parameters and optimizer state have checksums; a damaged one is named, with exit status 2."""
+    verified = checkpoint.verify_step(workdir / "checkpoints/4")
+    run = cases.set_up(workdir, "stage1", **RUN)
+    params, opt_state = state.to_checkpoint(run.state)
+    run.writer.close()
+    assert verified == len(params) + len(checkpoint.flatten_state(opt_state))
+
+    flip(array_files(workdir / "checkpoints/4", "opt_state")[0])
+    arguments = ["convert", "inspect", "--verify", str(workdir)]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        cli.run_main("wings convert", convert.main)
+    assert ended.value.code == 2
+    assert "checkpoints/4: the checkpoint is damaged (" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("item", ["params", "opt_state"])

@@ -54,6 +54,7 @@ def test_full_disk_ends_the_process_with_one_line(flags, message, tmp_path):
     assert done.returncode == 2, done.stderr
     assert "Traceback" not in done.stderr
     errors = [line for line in done.stderr.splitlines() if not line.startswith("WARNING:")]
-    (line,) = errors
+    assert len(errors) == 1, done.stderr
+    line = errors[0]
     assert line.startswith("python -m wings_jax.train: --workdir: ")
     assert line.endswith(message)

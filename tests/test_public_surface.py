@@ -122,3 +122,24 @@ def test_convert_from_python(tmp_path):
         wings_jax.convert.import_model(llm=exported, visoin="x", out=tmp_path / "x")
     with pytest.raises(UserError, match="required: --format"):
         wings_jax.convert.export_model(checkpoint="run", out=tmp_path / "x")
+
+
+def test_no_warning_that_torch_is_missing(tmp_path):
+    """transformers says so at its first import, unless it is told not to."""
+    script = """
+import sys
+sys.modules["torch"] = None  # as if it were not installed
+import importlib.util as util
+find = util.find_spec
+util.find_spec = lambda name, *rest: None if name == "torch" else find(name, *rest)
+import wings_jax, transformers
+assert not transformers.utils.is_torch_available()
+transformers.PreTrainedTokenizerFast
+"""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TRANSFORMERS")}
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(
+        command, capture_output=True, text=True, env=environment, cwd=tmp_path, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "PyTorch" not in done.stderr

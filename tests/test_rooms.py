@@ -37,6 +37,7 @@ MAY_IMPORT = {
         "scenes",
         "weights",
     },
+    "planning": {*BASE, "config", "model", "training"},
     "inference": {*BASE, "checkpoint", "model", "data", "weights"},
     "evaluation": {
         *BASE,
@@ -53,7 +54,7 @@ MAY_IMPORT = {
     "forgetting": {*BASE, "checkpoint", "scenes", "evaluation"},
 }
 # Entry points: one file each, or `__main__` of a room. They may import from every room.
-ENTRIES = {"train", "convert", "generate", "chat", "evaluate", "analyze"}
+ENTRIES = {"train", "plan", "convert", "generate", "chat", "evaluate", "analyze"}
 # Command lines inside of a room, which use `cli` too.
 COMMANDS = {"data/check.py", "data/prepare.py", "inference/flags.py"}
 # Of these, the ones that are entry points: they may import from every room too.

@@ -97,13 +97,6 @@ def test_user_error_config_does_not_exist(capsys, monkeypatch):
     assert len(line) < 300
 
 
-def test_user_error_workdir_in_a_bucket(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    line = fails([*command(tmp_path)[:-1], "--workdir=gs://bucket/run"], capsys, monkeypatch)
-    assert "--workdir: gs://bucket/run is not a directory" in line
-    assert not list(tmp_path.iterdir())
-
-
 def test_checkpoint_of_another_model_or_with_adapters(tmp_path, capsys):
     """What no shape shows: the LLM's rope, LoRA that would be dropped, ignored parameters."""
     cases.run(tmp_path / "lora", "lora", steps=1)

@@ -19,7 +19,8 @@ from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.model import layout
 from wings_jax.model.wings import Wings
-from wings_jax.training import divergence, loop, meshes, metrics, optim, step
+from wings_jax.training import divergence, loop, meshes, metrics, optim
+from wings_jax.training import loss as loss_lib
 
 GOLDEN = pathlib.Path(__file__).with_name("golden_training.json")
 
@@ -181,7 +182,7 @@ def test_chunked_loss_equals_the_loss_of_all_logits():
     log_z = np.log(np.exp(logits - top).sum(-1)) + top[..., 0]
     picked = np.take_along_axis(logits, np.where(chosen, rows.targets, 0)[..., None], -1)[..., 0]
     for chunk in (3, 8, 100):
-        loss, right = step.token_loss(model, params, hidden, jnp.asarray(rows.targets), chunk)
+        loss, right = loss_lib.token_loss(model, params, hidden, jnp.asarray(rows.targets), chunk)
         np.testing.assert_allclose(loss, (log_z - picked)[chosen].sum(), rtol=1e-5)
         assert int(right) == ((logits.argmax(-1) == rows.targets) & chosen).sum()
 

@@ -10,7 +10,7 @@ import tiny_model
 from wings_jax import tree
 from wings_jax.model import layout
 from wings_jax.model.wings import Wings
-from wings_jax.training import step
+from wings_jax.training import loss as loss_lib
 from wings_jax.weights import transformers_format
 
 pytest.importorskip("torch")
@@ -57,7 +57,7 @@ def test_loss_and_gradients_equal_those_of_training():
 
     def mean_loss(params):
         hidden = model.apply({"params": params}, batch)
-        total, _ = step.token_loss(model, params, hidden, batch.targets, chunk=8)
+        total, _ = loss_lib.token_loss(model, params, hidden, batch.targets, chunk=8)
         return total / (targets != layout.IGNORE).sum()
 
     wanted, gradients = jax.jit(jax.value_and_grad(mean_loss))(params)

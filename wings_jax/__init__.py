@@ -23,7 +23,12 @@ __version__     the version of the installed package
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
+
+# transformers is used for tokenizers and configs. Without torch, which is not needed here, it
+# would print at every start that there are no models.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 if TYPE_CHECKING:
     from wings_jax import chat, convert

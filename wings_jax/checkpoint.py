@@ -25,9 +25,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 
-from wings_jax import checksums, tree
+from wings_jax import checksums, files, tree
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.model import layers, parameters, presets
@@ -115,6 +116,33 @@ def verify_arrays(step: pathlib.Path, item: str, arrays: Mapping[str, Any]) -> N
         raise DamagedCheckpointError(step, f"{damaged[0]} differs from its checksum")
 
 
+def verify_step(step: pathlib.Path) -> int:
+    """Reads all that a step holds and compares it with the checksums.
+
+    Returns:
+      How many arrays have a checksum; 0 for a checkpoint of version 0.1.0.
+
+    Raises:
+      DamagedCheckpointError: something cannot be read, or differs.
+    """
+    check_complete(step)
+    read_tokenizer_files(step)
+    params = read_params(step)
+    saved = _read_json_item(step, "meta").get("checksums", {})
+    if not (step / "opt_state").is_dir():
+        return len(saved.get("params", {}))
+
+    # As host arrays: this machine may not have the devices that it was written from.
+    del params
+    with ReadErrors(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
+        saved_tree = reader.metadata(step / "opt_state").item_metadata.tree
+        on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved_tree)
+        restore = ocp.args.PyTreeRestore(restore_args=on_host)
+        opt_state = reader.restore(step / "opt_state", args=restore)
+    verify_arrays(step, "opt_state", flatten_state(opt_state))
+    return len(saved.get("params", {})) + len(saved.get("opt_state", {}))
+
+
 def flatten_state(opt_state: Any) -> dict[str, jax.Array]:
     """Returns the arrays of an optimizer state by their path."""
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
@@ -127,7 +155,8 @@ def _number(step: pathlib.Path) -> int:
 
 def list_steps(workdir: str | pathlib.Path) -> list[pathlib.Path]:
     """Returns the directories of a workdir's steps, oldest first."""
-    entries = (pathlib.Path(workdir).absolute() / SUBDIRECTORY).glob("*")
+    directory = files.absolute_path(workdir) / SUBDIRECTORY
+    entries = directory.iterdir() if directory.is_dir() else ()
     return sorted((entry for entry in entries if entry.name.isdigit()), key=_number)
 
 
@@ -137,7 +166,7 @@ def newest_step(directory: str | pathlib.Path) -> pathlib.Path | None:
     Raises:
       DamagedCheckpointError: the newest step is not complete.
     """
-    path = pathlib.Path(directory).absolute()
+    path = files.absolute_path(directory)
     if (path / "params").is_dir() and (path / "meta").is_dir():
         return path
     steps = list_steps(path)
@@ -156,14 +185,15 @@ def check_complete(step: pathlib.Path) -> None:
 
 def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
     """Returns `newest_step(directory)`. Raises UserError naming `flag` when there is none."""
+    files.check_bucket(directory, flag)
     step = newest_step(directory)
     if step is not None:
         return step
 
-    path = pathlib.Path(directory)
-    files = [path] if path.is_file() else list(path.glob("*")) if path.is_dir() else []
+    path = files.absolute_path(directory)
+    entries = [path] if path.is_file() else list(path.iterdir()) if path.is_dir() else []
     hint = ""
-    if any(file.suffix in OTHER_FORMATS for file in files):
+    if any(entry.suffix in OTHER_FORMATS for entry in entries):
         hint = " of wings_jax; import it first: python -m wings_jax.convert import"
     elif not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(directory)):
         command = f"python -m wings_jax.convert import --llm {directory} --out DIR"
@@ -300,8 +330,9 @@ def load(
     targets = _targets(step, arch, dtype, mesh)
     chosen = {path: struct for path, struct in targets.items() if is_read(path)}
     flat = read_params(step, chosen, verify=verify)
-    files = read_tokenizer_files(step)
-    tokenizer, eos_ids = open_tokenizer(files), read_eos_ids(files, str(step))
+    tokenizer_files = read_tokenizer_files(step)
+    tokenizer = open_tokenizer(tokenizer_files)
+    eos_ids = read_eos_ids(tokenizer_files, str(step))
     return Checkpoint(config, arch, tree.nest(flat), tokenizer, step, number, eos_ids)
 
 
@@ -370,6 +401,6 @@ def write_checkpoint(
         meta=ocp.args.JsonSave(meta),
         tokenizer=ocp.args.JsonSave(dict(tokenizer_files)),
     )
-    path = pathlib.Path(workdir).absolute() / SUBDIRECTORY
+    path = files.absolute_path(workdir) / SUBDIRECTORY
     with ocp.CheckpointManager(path, options=options, item_handlers=handlers) as manager:
         manager.save(0, args=arguments)

@@ -32,6 +32,10 @@ PIPE_CLOSED = 141  # exit status after SIGPIPE, as shells report it
 # Subcommand -> its module, and one line for --help.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "train": ("wings_jax.train", "train a stage from a config"),
+    "plan": (
+        "wings_jax.plan",
+        "memory, operations and time of a step, without running it",
+    ),
     "convert": ("wings_jax.convert", "import, export or inspect weights"),
     "generate": ("wings_jax.generate", "answer one request, or a file of them"),
     "chat": ("wings_jax.chat", "chat in the terminal"),

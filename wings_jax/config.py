@@ -213,6 +213,7 @@ class ConfigTree(config_dict.ConfigDict):
         return super().__getitem__(current_name(self._kind, key))
 
     def __setitem__(self, key: str, value: Any) -> None:
+        # A renamed key sets the leaf with the new name.
         key = current_name(self._kind, key)
         before = self._fields.get(key)
         if isinstance(before, ConfigTree) and not isinstance(value, ConfigTree):
@@ -242,6 +243,7 @@ def to_tree(config: Config) -> config_dict.ConfigDict:
 
 
 def _to_tree(value: Any) -> Any:
+    # Free names: the order of the entries has a meaning.
     if isinstance(value, Mapping):  # groups are matched in their order
         return config_dict.ConfigDict(to_dict(value), sort_keys=False)
     if not dataclasses.is_dataclass(value):
@@ -267,6 +269,7 @@ def differences(old: Config, new: Config) -> list[str]:
     >>> differences(Config(seed=1), Config(seed=2, log_every=5))
     ['seed: 1 -> 2']
     """
+    # A leaf that only one of them has counts as changed.
     before, after = flatten(to_dict(old)), flatten(to_dict(new))
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
@@ -310,6 +313,7 @@ def from_dict(kind: Any, value: Any, key: str) -> Any:
     if dataclasses.is_dataclass(kind):
         return _dataclass_from_dict(kind, value, key)
 
+    # Optional values, then containers, then plain values.
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):  # X | None
         return None if value is None else from_dict(arguments[0], value, key)
@@ -338,6 +342,7 @@ def _dataclass_from_dict(kind: Any, value: Any, key: str) -> Any:
     renamed = RENAMED_FIELDS.get(kind.__name__, {})
     value = {current_name(kind, renamed.get(name, name)): item for name, item in value.items()}
 
+    # All keys are checked before any value is built.
     hints = typing.get_type_hints(kind)
     unknown = sorted(set(value) - set(hints))
     if unknown:
@@ -360,6 +365,7 @@ def field_docs(kind: type) -> dict[str, str]:
     (declared,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(declared, ast.ClassDef)
 
+    # A field is documented by the string literal below it.
     docs = {}
     for field, below in zip(declared.body, declared.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):

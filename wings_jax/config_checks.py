@@ -70,6 +70,7 @@ def parse_profile(text: str) -> tuple[int, int]:
 
 def _check_choices(config: Config) -> None:
     model, optimizer = config.model, config.optimizer
+    # Key -> its value and the allowed ones.
     one_of = {
         "config.remat": (config.remat, tuple(decoder.REMAT)),
         "config.attention": (config.attention, attention.KERNELS),
@@ -86,6 +87,7 @@ def _check_choices(config: Config) -> None:
 
     if model.learners not in LEARNERS:
         raise UserError(f"config.model.learners: {model.learners} is not one of {LEARNERS}")
+    # The targets of LoRA are a set of names.
     unknown = sorted(set(model.lora_targets) - set(LORA_TARGETS))
     if unknown:
         raise UserError(
@@ -95,6 +97,7 @@ def _check_choices(config: Config) -> None:
 
 def _check_bounds(config: Config) -> None:
     model, optimizer = config.model, config.optimizer
+    # Key -> its value and the least allowed one.
     at_least = {
         "config.batch_size": (config.batch_size, 1),
         "config.steps": (config.steps, -1),
@@ -123,6 +126,7 @@ def _check_bounds(config: Config) -> None:
         if not value >= least:
             raise UserError(f"{key}: {value} is less than {least}")
 
+    # Key -> its value, a share of 1.
     shares = {
         "config.optimizer.warmup_ratio": optimizer.warmup_ratio,
         "config.optimizer.b1": optimizer.b1,
@@ -137,6 +141,7 @@ def _check_bounds(config: Config) -> None:
         raise UserError(
             f"config.profile: {config.profile} begins after the last step, {config.steps}"
         )
+    # numpy and grain take seeds of 32 bits.
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed: {config.seed} is not at least 0 and less than 2**32")
     if config.steps < 0 and not config.epochs > 0:
@@ -157,12 +162,14 @@ def _check_fit(config: Config) -> None:
             f"config.model.router_positions, {model.router_positions}"
         )
 
+    # Every group needs a learning rate, 0 for frozen.
     if set(optimizer.groups) != set(optimizer.learning_rates):
         unpaired = sorted(set(optimizer.groups) ^ set(optimizer.learning_rates))
         raise UserError(
             f"config.optimizer: {unpaired[0]!r} is not in both groups and learning_rates"
         )
 
+    # Micro-batches have the same size.
     if config.batch_size % optimizer.accumulation:
         raise UserError(
             f"config.batch_size: {config.batch_size} is not a multiple of "

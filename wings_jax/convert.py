@@ -10,7 +10,7 @@
     python -m wings_jax.convert export --checkpoint DIR --format adapter --out FILE.safetensors
     python -m wings_jax.convert export --checkpoint DIR --format peft --out DIR
     python -m wings_jax.convert push DIR|FILE --repo OWNER/NAME --checkpoint DIR
-    python -m wings_jax.convert inspect DIR|FILE
+    python -m wings_jax.convert inspect [--verify] DIR|FILE
 
 `--dry-run` prints what would happen and writes nothing. docs/fidelity.md lists what is tested.
 """
@@ -71,6 +71,9 @@ def make_parser() -> argparse.ArgumentParser:
     inspect = subparsers.add_parser("inspect", help="describe a directory or file of weights")
     inspect.add_argument("path")
     inspect.add_argument("--vision", help="directory or hub id of the tower, where needed")
+    inspect.add_argument(
+        "--verify", action="store_true", help="read a checkpoint and compare it with its checksums"
+    )
     for command in subparsers.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser

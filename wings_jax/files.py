@@ -1,25 +1,90 @@
-"""Writing files so that nobody ever finds half of one.
+"""Writing files so that nobody ever finds half of one, on a disk or in a bucket.
 
-Everything is written under a temporary name in the same directory and renamed when it is whole:
-a reader finds the old file or the new one, also after a crash or on a full disk.
+On a disk, everything is written under a temporary name in the same directory and renamed when it
+is whole: a reader finds the old file or the new one, also after a crash or on a full disk. In a
+bucket (`gs://`) an object appears when it is whole, so a file is written locally and uploaded.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.util
 import json
 import os
 import pathlib
 import shutil
+import tempfile
 from collections.abc import Iterator
 from typing import Any
 
 from wings_jax.errors import UserError
 
 
+def is_url(path: str | os.PathLike) -> bool:
+    """Returns whether a path is in a bucket.
+
+    >>> is_url("gs://bucket/runs/stage1"), is_url("runs/stage1")
+    (True, False)
+    """
+    return "://" in str(path)
+
+
+def as_path(path: str | os.PathLike, flag: str = "") -> pathlib.Path:
+    """Returns a local path, or the `etils.epath` of a bucket, which has its methods.
+
+    Raises:
+      UserError: naming `flag`, for a bucket that cannot be reached or is of an unknown kind.
+    """
+    if not is_url(path):
+        return pathlib.Path(path)
+
+    prefix = f"{flag}: " if flag else ""
+    if not str(path).startswith("gs://"):
+        raise UserError(f"{prefix}{path}: only local paths and gs:// are supported")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError(f"{prefix}{path}: gs:// needs gcsfs: pip install 'wings_jax[gcs]'")
+    from etils import epath  # slow to import, and only needed here
+
+    remote: Any = epath.Path(str(path))
+    return remote
+
+
+def absolute_path(path: str | os.PathLike) -> pathlib.Path:
+    """Returns `as_path(path)`, absolute if it is local."""
+    return as_path(path) if is_url(path) else pathlib.Path(path).absolute()
+
+
+def check_bucket(path: str | os.PathLike, flag: str) -> None:
+    """Raises UserError naming `flag` if a bucket cannot be read; local paths pass."""
+    if not is_url(path):
+        return
+
+    as_path(path, flag)  # a URL of another kind is refused as a whole
+    bucket = as_path("/".join(str(path).split("/")[:3]), flag)
+    import aiohttp  # gcsfs needs them; local paths do not
+    import gcsfs.retry
+    import google.auth.exceptions as auth
+
+    failures = (OSError, aiohttp.ClientError, gcsfs.retry.HttpError, auth.GoogleAuthError)
+    try:
+        is_there = bucket.exists()
+    except failures as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{flag}: {bucket} cannot be reached: {reason[:200]}") from error
+    if not is_there:
+        raise UserError(f"{flag}: the bucket {bucket} does not exist, or it may not be read")
+
+
 def check_writable(directory: str | os.PathLike, flag: str) -> None:
-    """Raises UserError naming `flag` if nothing can be written below a present or new directory."""
+    """Raises UserError naming `flag` if nothing can be written below a present or new directory.
+
+    In a bucket only its existence is checked: there are no directories.
+    """
+    if is_url(directory):
+        check_bucket(directory, flag)
+        return
+
     existing = pathlib.Path(directory).absolute()
     while not existing.exists():
         existing = existing.parent
@@ -36,6 +101,13 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     Raises:
       UserError: the file cannot be written; the message names `path`.
     """
+    if is_url(path):
+        with tempfile.TemporaryDirectory(prefix="wings-") as directory:
+            local = pathlib.Path(directory) / str(path).rpartition("/")[2]
+            yield local
+            upload(local, path)
+        return
+
     path = pathlib.Path(path)
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
@@ -49,11 +121,19 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             temporary.unlink(missing_ok=True)
 
 
+def upload(local: pathlib.Path, path: str | os.PathLike) -> None:
+    """Copies a local file into a bucket. Raises UserError naming `path` if that fails."""
+    try:
+        as_path(path).write_bytes(local.read_bytes())
+    except OSError as error:  # gcsfs's errors are OSErrors
+        raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
 def write_text(path: str | os.PathLike, text: str) -> pathlib.Path:
     """Writes UTF-8 text atomically and returns the path. Raises UserError as `replacing` does."""
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    return pathlib.Path(path)
+    return as_path(path) if is_url(path) else pathlib.Path(path)
 
 
 def write_json(path: str | os.PathLike, content: Any) -> pathlib.Path:
@@ -69,6 +149,8 @@ def new_directory(path: str | os.PathLike, *, need_bytes: int = 0) -> Iterator[p
       UserError: `path` exists and is not empty, cannot be written, or the disk has less than
         `need_bytes` free.
     """
+    if is_url(path):
+        raise UserError(f"{path}: a local directory is needed; copy it to the bucket afterwards")
     path = pathlib.Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already; give another output or remove it")

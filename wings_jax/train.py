@@ -15,14 +15,13 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import pathlib
 import socket
 import sys
 from collections.abc import Iterator
 
 import jax
 
-from wings_jax import cli, config_checks, config_files, errors, formatting
+from wings_jax import cli, config_checks, config_files, errors, files, formatting
 from wings_jax import config as config_lib
 from wings_jax.analysis import shift_metric
 from wings_jax.errors import UserError
@@ -44,14 +43,14 @@ def main() -> None:
 
     workdir = options.workdir or config.workdir
     config_checks.check_text("--workdir", workdir)
-    _check_local("--workdir", workdir)
-    _check_local("config.init_from", config.init_from)
+    files.check_bucket(workdir, "--workdir")
+    files.check_bucket(config.init_from, "config.init_from")
     cli.use_compilation_cache()
     if options.distributed:
         join_job(config.host_timeout)
 
     with errors.full_memory(memory_advice(config)), _lost_hosts(config.host_timeout):
-        run = start.set_up(config, pathlib.Path(workdir))
+        run = start.set_up(config, files.as_path(workdir, "--workdir"))
         metric = None
         if config.laws_every:
             metric = shift_metric.make_metric(config, run.arch, run.tokenizer, run.mesh)
@@ -93,12 +92,6 @@ def memory_advice(config: config_lib.Config) -> str:
         "the parameters over more devices with config.mesh.fsdp, or train fewer of them "
         "(configs/frozen_llm.py, configs/lora.py)"
     )
-
-
-def _check_local(key: str, path: str) -> None:
-    """Raises UserError for a URL."""
-    if "://" in path:
-        raise UserError(f"{key}: {path} is not a directory; mount the bucket and give its path")
 
 
 def join_job(timeout: int) -> None:

@@ -11,7 +11,8 @@ class SourceConfig:
     """One data file or data directory."""
 
     path: str = ""
-    """JSON, JSONL, CSV, TSV, parquet or arrow file, or a directory of tables or prepared data."""
+    """JSON, JSONL, CSV, TSV, parquet, arrow or tar file, or a directory of tables, tar shards
+    (WebDataset) or prepared data."""
 
     images: str = ""
     """Directory that the records' image paths are relative to; '' for the data file's own."""

@@ -15,6 +15,7 @@ from wings_jax.data import samples, table_source
 from wings_jax.data.json_source import JsonSource
 from wings_jax.data.prepared import PreparedSource
 from wings_jax.data.table_source import ArrowSource
+from wings_jax.data.tar_source import TarSource
 from wings_jax.errors import UserError
 
 
@@ -38,11 +39,13 @@ class FileFormat:
     by_line    whether every line is a JSON record; else the file is one list
     delimiter  between the cells of a text table, "" for other files
     is_table   whether it is an arrow or parquet table
+    is_tar     whether it is a shard of a WebDataset
     """
 
     by_line: bool = False
     delimiter: str = ""
     is_table: bool = False
+    is_tar: bool = False
 
 
 # Suffix in lower case -> format; JSON and text tables may be compressed (.jsonl.gz).
@@ -54,6 +57,7 @@ FORMATS = {
     ".tsv": FileFormat(delimiter="\t"),
     ".parquet": FileFormat(is_table=True),
     ".arrow": FileFormat(is_table=True),
+    ".tar": FileFormat(is_tar=True),
 }
 
 
@@ -64,7 +68,7 @@ def open_source(
 
     Args:
       path: a file of one of `FORMATS`, a directory that tensorflow-datasets wrote in array_record,
-        or one with arrow or parquet files. Files with another suffix are read as JSON lists.
+        or one with arrow, parquet or tar files. Files with another suffix are read as JSON lists.
       images: the directory that the records' image paths are relative to; by default the file's.
       split: the split of a directory, e.g. "train" or, for tensorflow-datasets, "train[:10%]".
 
@@ -102,6 +106,8 @@ def _open_file(path: pathlib.Path, images: pathlib.Path) -> SampleSource:
     file_format = FORMATS.get(suffix[0], FileFormat())
     if file_format.is_table:
         return ArrowSource(path, [path], images)
+    if file_format.is_tar:
+        return TarSource(path, [path], images)
 
     # Text tables are converted to JSONL, so that there is one reader of records.
     content = table_source.decompress(path) if is_compressed else path
@@ -112,7 +118,7 @@ def _open_file(path: pathlib.Path, images: pathlib.Path) -> SampleSource:
 
 
 def _open_directory(path: pathlib.Path, images: pathlib.Path, split: str) -> SampleSource:
-    """Returns the samples of a directory of tables or of tensorflow-datasets."""
+    """Returns the samples of a directory of tables, tar shards or of tensorflow-datasets."""
     if (path / "dataset_dict.json").is_file():  # several data sets, as `datasets` saves them
         path = path / split
         if not path.is_dir():
@@ -121,7 +127,11 @@ def _open_directory(path: pathlib.Path, images: pathlib.Path, split: str) -> Sam
     shards = sorted([*path.glob("*.arrow"), *path.glob("*.parquet")])
     for shard in shards:
         _refuse_lfs_pointer(shard)
-    return ArrowSource(path, shards, images) if shards else PreparedSource(path, split)
+    if shards:
+        return ArrowSource(path, shards, images)
+
+    tar_files = sorted(path.glob("*.tar"))
+    return TarSource(path, tar_files, images) if tar_files else PreparedSource(path, split)
 
 
 def _refuse_lfs_pointer(path: pathlib.Path) -> None:

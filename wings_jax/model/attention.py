@@ -31,7 +31,7 @@ from wings_jax.model.layout import Visibility
 KERNELS = ("auto", *choice.PORTABLE, *choice.ACCELERATED)
 ACCELERATED = tuple(choice.ACCELERATED)  # kernels that need an accelerator
 BLOCK = 256  # slots per block of the chunked kernel
-SMALL = 512  # `auto` takes the einsum up to this many query and key slots
+SMALL = 256  # `auto` takes the einsum up to this many query and key slots
 FEW = 64  # `auto` takes the merged kernel up to this many query slots of a long KV cache
 
 
@@ -109,7 +109,7 @@ def choose_kernel(
     where that is small or the queries are few, and else chooses by the number of slots; for many
     it takes the best kernel of the device (`choice.best_kernel`), but 'chunked' for a KV cache.
 
-    >>> choose_kernel("auto", 300, 300, is_cache=False)
+    >>> choose_kernel("auto", 200, 200, is_cache=False)
     'einsum'
     >>> choose_kernel("auto", 2048, 2048, is_cache=False)
     'chunked'

@@ -43,6 +43,8 @@ PARTS = (
     "head and loss",
 )
 
+PROMPT = 14  # slots before the images of `full_rows`, as of the release's prompt
+
 # Remat policy -> what the backward pass computes again, kinds of `Product`. "values" are a v
 # where only a frozen projection reads it: if that one's output is saved, nobody needs it again.
 RECOMPUTED: Mapping[str, tuple[str, ...]] = {
@@ -60,26 +62,13 @@ class Workload:
     slots   query slots
     images  images that the tower encodes
     keys    learner -> slots whose keys and values it computes
-    pairs   "main", "visual", "textual" -> (query, key) pairs of its attention
+    pairs   "main", "visual", "textual" -> (query, key) pairs of its attention in one layer
     """
 
     slots: int
     images: int
     keys: Mapping[str, int]
     pairs: Mapping[str, int]
-
-    def __add__(self, other: Workload) -> Workload:
-        """Returns the workload of both."""
-
-        def add(a: Mapping[str, int], b: Mapping[str, int]) -> dict[str, int]:
-            return {name: a[name] + b[name] for name in a}
-
-        return Workload(
-            self.slots + other.slots,
-            self.images + other.images,
-            add(self.keys, other.keys),
-            add(self.pairs, other.pairs),
-        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,6 +151,27 @@ def _count_pairs(rows: layout_lib.Layout, attention: int) -> int:
     until = np.concatenate([[0], np.cumsum(new_keys)])
     is_query = segments > 0
     return int((until[slots + 1] - until[first_slots])[is_query].sum())
+
+
+def full_rows(arch: WingsArch, rows: int, slots: int, images: int) -> Workload:
+    """Returns the workload of rows [rows, slots] without padding: a prompt, images, then text.
+
+    Args:
+      images: images per row; those that do not fit are left out.
+    """
+    patches = arch.vision.num_patches
+    images = min(images, max(0, slots - PROMPT) // patches)
+    modality = np.full((1, slots), TEXT)
+    modality[:, PROMPT : PROMPT + images * patches] = IMAGE
+    row = layout_lib.make_layout(modality, modality, prompt_length=arch.semantics.prompt_length)
+
+    work = count_workload(Batch(row, row.tokens, np.zeros((1, images, 1, 1, 3), np.uint8)), arch)
+    return Workload(
+        slots=rows * work.slots,
+        images=rows * work.images,
+        keys={name: rows * count for name, count in work.keys.items()},
+        pairs={name: rows * count for name, count in work.pairs.items()},
+    )
 
 
 def padded_workload(arch: WingsArch, rows: int, slots: int, images: int) -> Workload:

@@ -74,6 +74,7 @@ class Album:
 
     def add(self, *, with_kind: str | None = None) -> tuple[str, Scene]:
         """Returns (file name, objects) of a new image about which `with_kind` can be asked."""
+        # Not every image has an answer to every kind of question.
         while True:
             scene = questions.make_objects(self.rng, self.glyphs)
             if with_kind is None or questions.ask(self.rng, scene, with_kind) is not None:
@@ -103,6 +104,7 @@ def make_record(
         conversations.append({"from": "human", "value": markers + turn.question})
         conversations.append({"from": "gpt", "value": turn.answer})
 
+    # LLaVA's key is `image` for one image and for several.
     record: Record = {"id": name}
     if images:
         record["image"] = images[0] if len(images) == 1 else list(images)
@@ -127,6 +129,7 @@ def training_records(album: Album, settings: SceneSettings) -> dict[str, list[Re
     captions, answered, mixed = [], [], []
     images = [album.add() for _ in range(settings.pictures)]
     for number, (image, scene) in enumerate(images):
+        # Stage 1: every image has a caption.
         caption = QuestionTurn("caption", questions.DESCRIBE, questions.describe(rng, scene))
         captions.append(make_record(f"caption-{number}", "single", [caption], [image]))
 
@@ -139,6 +142,7 @@ def training_records(album: Album, settings: SceneSettings) -> dict[str, list[Re
             answered.append(make_record(f"asked-{number}", "several", turns, pair))
             continue
 
+        # One of eight images follows text-only questions, as its own record too.
         if number % 8 == 6:
             text = text_turns(rng, skills.REPLAYED, "train", rng.randint(1, 3))
             turns = text + questions.ask_turns(rng, [scene], settings.turns // 2)
@@ -166,6 +170,7 @@ def test_records(album: Album, settings: SceneSettings) -> dict[str, list[Record
         *_several_tests(album, settings.test_each),
         *_interleaved_tests(album, settings.test_each),
     ]
+    # Text: every skill alone, the replayed and the never replayed ones.
     text = []
     for name in skills.SKILLS:
         for number in range(settings.test_each):
@@ -236,6 +241,7 @@ def write_scenes(
         _check_same(directory, settings)
         return directory
 
+    # All or nothing: a training run reads what exists.
     with files.new_directory(directory) as temporary:
         (temporary / "images").mkdir()
         _write_files(temporary, settings or SceneSettings())
@@ -248,6 +254,7 @@ def _check_same(directory: pathlib.Path, settings: SceneSettings | None) -> None
     if not note.is_file():
         raise errors.UserError(f"{directory}: exists and is not a scenes data set")
 
+    # The settings stand for the whole content.
     written = json.loads(note.read_text(encoding="utf-8"))["settings"]
     if settings is None:
         return
@@ -263,6 +270,7 @@ def _write_files(directory: pathlib.Path, settings: SceneSettings) -> None:
     """Writes images, records and the settings."""
     counts = {}
     for split, make_records in (("train", training_records), ("test", test_records)):
+        # A seed of its own for each split: one can change without the other.
         album = Album(split, random.Random(f"{settings.seed}-{split}"))
         for name, records in make_records(album, settings).items():
             _write_records(directory / f"{name}.json", records)

@@ -79,6 +79,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     Raises:
       UserError: naming the flag, the config file or the key, and what is allowed.
     """
+    # Leaves first: argparse does not know their names.
     changes, rest = _split_changes(argv)
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", "-config", default="")
@@ -89,6 +90,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     parser.add_argument("--help", "-h", action="store_true")
     flags = parser.parse_args(rest)
 
+    # `--help` alone lists the keys with their defaults.
     if not flags.config:
         if not flags.help:
             raise UserError("--config is missing: for instance --config=configs/stage1.py")
@@ -122,6 +124,7 @@ def _split_changes(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
             rest.append(argument)
             continue
 
+        # --config.KEY=TEXT, --config.KEY TEXT, --config.KEY (true), --noconfig.KEY (false)
         negated, key, equals, text = match.groups()
         if not equals and not negated and arguments and not arguments[0].startswith("--"):
             text = arguments.pop(0)
@@ -139,6 +142,7 @@ def load_config(flag: str) -> tuple[config_dict.ConfigDict, tuple[str, ...]]:
     """
     name, _, preset = flag.partition(":")
     path = pathlib.Path(name)
+    # The config of an earlier run.
     if path.is_dir():
         path = path / "config.json"
     if path.suffix == ".json":
@@ -146,6 +150,7 @@ def load_config(flag: str) -> tuple[config_dict.ConfigDict, tuple[str, ...]]:
     if not path.is_file():
         raise UserError(f"--config: {name} does not exist")
 
+    # A Python file is executed: it may raise anything that its author did.
     spec = importlib.util.spec_from_file_location(f"config_{path.stem}", path)
     if spec is None or spec.loader is None:
         raise UserError(f"--config: {name} is not a Python or JSON file")
@@ -159,6 +164,7 @@ def load_config(flag: str) -> tuple[config_dict.ConfigDict, tuple[str, ...]]:
     if not isinstance(config, config_dict.ConfigDict):
         raise UserError(f"--config: {name}: get_config() returned {type(config).__name__}")
 
+    # Presets are of the file itself, or of the base that it edits.
     shared = getattr(module, "base", None)
     return config, tuple(getattr(module, "PRESETS", getattr(shared, "PRESETS", ())))
 
@@ -184,6 +190,7 @@ def parse_data(text: str) -> tuple[str, dict[str, Any]]:
       UserError: there is no name or no file.
     """
     name, _, location = text.partition("=")
+    # The weight is after the last @, since a path may have one.
     weighted = re.fullmatch(r"(.*)@([0-9.eE+-]+)", location, re.DOTALL)
     weight = 0.0
     if weighted:
@@ -233,6 +240,7 @@ def apply_changes(
                 node = node[name]
             node[leaf] = value
 
+        # Sources of the scenes follow them to another directory.
         for name, source in config.data.sources.items():
             changed = {leaf for leaf in source if f"data.sources.{name}.{leaf}" in values}
             if "path" in changed and "images" not in changed:
@@ -266,6 +274,7 @@ def find_leaf(key: str) -> tuple[str, Any]:
     kind: Any = config_lib.Config
     names: list[str] = []
     for name in key.split("."):
+        # A field of a dataclass, or any name in a mapping (sources, groups).
         if dataclasses.is_dataclass(kind):
             name = config_lib.current_name(typing.cast(type, kind), name)
             hints = typing.get_type_hints(kind)
@@ -315,6 +324,7 @@ def format_help(program: str, arguments: Arguments) -> str:
         presets = textwrap.fill(", ".join(arguments.presets), 96, initial_indent="  ")
         lines += ["Presets, --config=FILE:PRESET:", textwrap.indent(presets, "  "), ""]
 
+    # Every leaf with its current value, and below it its documentation.
     lines.append("Keys of the config, --config.KEY=VALUE:")
     for key, value, doc in list_leaves(config_lib.Config, config.to_dict()):
         lines.append(f"  {key} = {value!r}")
@@ -330,6 +340,7 @@ def list_leaves(
     leaves: list[tuple[str, Any, str]] = []
     for field in dataclasses.fields(kind):
         key, value, hint = f"{prefix}{field.name}", values[field.name], hints[field.name]
+        # A mapping whose values are dataclasses, such as data.sources.
         is_mapping = typing.get_origin(hint) is collections.abc.Mapping
         entry: Any = typing.get_args(hint)[1] if is_mapping else None
 
@@ -337,6 +348,7 @@ def list_leaves(
             leaves += list_leaves(hint, value, f"{key}.")
         elif dataclasses.is_dataclass(entry):
             leaves.append((f"{key}.NAME", ", ".join(value), docs[field.name]))
+            # The leaves of its first entry stand for those of all.
             for name in list(value)[:1]:
                 leaves += list_leaves(entry, value[name], f"{key}.{name}.")
         else:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import jax
 import numpy as np
@@ -16,16 +17,18 @@ from wings_jax.model.layout import IGNORE, Batch, make_layout
 from wings_jax.model.presets import WingsArch
 
 
-def make_run_mesh(config: config_lib.Config, arch: WingsArch) -> Mesh:
-    """Returns the mesh of all devices.
+def make_run_mesh(
+    config: config_lib.Config, arch: WingsArch, devices: Sequence[jax.Device] | None = None
+) -> Mesh:
+    """Returns the mesh of all devices, or of the given ones.
 
     Raises:
       MeshError: naming the flag; the mesh does not fit the devices, the model or the hosts.
     """
     flag = "--config.mesh"
-    shape = mesh_shape(config.mesh, arch, jax.device_count())
+    shape = mesh_shape(config.mesh, arch, len(devices) if devices else jax.device_count())
     try:
-        mesh = axes.make_mesh(shape)
+        mesh = axes.make_mesh(shape, devices) if devices else axes.make_mesh(shape)
         rows = padded_batch_size(mesh, config.batch_size, config.optimizer.accumulation)
         axes.check_hosts(mesh, rows)
     except axes.MeshError as error:

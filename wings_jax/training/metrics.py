@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 import json
 import pathlib
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator, Mapping
@@ -16,12 +17,16 @@ import numpy as np
 from wings_jax import files, formatting
 from wings_jax.errors import UserError
 
+_UPLOAD_SECONDS = 60.0
+
 
 class MetricsWriter:
     """Appends scalars by step to `workdir/metrics.jsonl` and to TensorBoard's event files.
 
     Both are written by the caller's thread. (tensorboardX's SummaryWriter has a thread of its own;
-    it ends at the first error, and whoever fills its queue after that waits forever.)
+    it ends at the first error, and whoever fills its queue after that waits forever.) An object of
+    a bucket cannot be appended to: there both files are written to a local directory, which is
+    uploaded every `_UPLOAD_SECONDS` and at the end.
     """
 
     def __init__(self, workdir: str | pathlib.Path, *, start: int):
@@ -34,11 +39,18 @@ class MetricsWriter:
         from tensorboardX import event_file_writer
         from tensorboardX.proto import event_pb2
 
-        self._path = pathlib.Path(workdir) / "metrics.jsonl"
-        board = pathlib.Path(workdir) / "tensorboard"
+        self._workdir = workdir
+        self._mirror, self._uploaded = None, time.monotonic()
+        directory = pathlib.Path(workdir)
+        if files.is_url(workdir):
+            self._mirror = tempfile.TemporaryDirectory(prefix="wings-metrics-")
+            directory = pathlib.Path(self._mirror.name)
+        self._path, board = directory / "metrics.jsonl", directory / "tensorboard"
+
         with self._writing():
-            if self._path.is_file():
-                _remove_lines_after(self._path, start)
+            earlier = files.as_path(workdir) / "metrics.jsonl"
+            if earlier.exists():
+                _copy_lines_until(earlier, start, self._path)
             self._lines = self._path.open("a", encoding="utf-8", buffering=1)
             board.mkdir(parents=True, exist_ok=True)
             self._events = event_file_writer.EventsWriter(str(board / "events"))
@@ -58,12 +70,40 @@ class MetricsWriter:
                 event = event_pb2.Event(wall_time=time.time(), step=step, summary=point)
                 self._events.write_event(event)
             self._events.flush()
+            if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+                self._upload()
 
     def close(self) -> None:
         """Closes both files. Raises UserError if what is buffered cannot be written."""
         with self._writing():
-            self._lines.close()
+            try:
+                self._lines.close()
+            finally:
+                self._close_events()
+            self._upload()
+            if self._mirror:
+                self._mirror.cleanup()
+
+    def _close_events(self) -> None:
+        """Closes the event file also where it cannot be flushed, which tensorboardX does not.
+
+        Python would report such a file once more when it is deleted.
+        """
+        records = self._events._py_recordio_writer
+        try:
             self._events.close()
+        except OSError:
+            with contextlib.suppress(OSError):
+                records.close()
+            raise
+
+    def _upload(self) -> None:
+        """Copies both files into the bucket, if the workdir is in one."""
+        self._uploaded = time.monotonic()
+        if self._mirror:
+            root = pathlib.Path(self._mirror.name)
+            for path in sorted(path for path in root.rglob("*") if path.is_file()):
+                files.upload(path, f"{self._workdir}/{path.relative_to(root).as_posix()}")
 
     @contextlib.contextmanager
     def _writing(self) -> Iterator[None]:
@@ -71,16 +111,16 @@ class MetricsWriter:
             yield
         except OSError as error:
             raise UserError(
-                f"--workdir: {self._path.parent}: metrics cannot be written: {error.strerror}"
+                f"--workdir: {self._workdir}: metrics cannot be written: {error.strerror}"
             ) from error
 
 
-def _remove_lines_after(path: pathlib.Path, last: int) -> None:
-    """Removes the lines of steps after `last` from a JSONL file, and a line that is not whole."""
-    lines = path.read_text(encoding="utf-8").splitlines()
+def _copy_lines_until(source: pathlib.Path, last: int, target: pathlib.Path) -> None:
+    """Copies the lines of a JSONL file up to step `last`, without a line that is not whole."""
+    lines = source.read_text(encoding="utf-8").splitlines()
     whole = [line for line in lines if line.endswith("}")]
     remaining = [line + "\n" for line in whole if json.loads(line)["step"] <= last]
-    files.write_text(path, "".join(remaining))
+    files.write_text(target, "".join(remaining))
 
 
 @dataclasses.dataclass(frozen=True)

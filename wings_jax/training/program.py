@@ -6,7 +6,7 @@ the inputs are shapes with dtypes and shardings, from which the step can be lowe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,6 @@ from wings_jax.model.wings import Wings
 from wings_jax.training import meshes, optim, state, step
 
 Abstract = dict[str, jax.ShapeDtypeStruct]
-Update = Callable[..., tuple[step.TrainState, step.Metrics]]
 
 
 def split_params(
@@ -84,7 +83,7 @@ def jit_update(
     arch: WingsArch,
     optimizer: optax.GradientTransformation,
     current: step.TrainState,
-) -> Update:
+) -> jax.stages.Wrapped:
     """Returns the jitted training step (state, batch) -> (state, metrics), which donates the state.
 
     The new state has the shardings of `current`, whose leaves may be arrays or shapes.

@@ -1,18 +1,19 @@
-"""The loss and one update, pure functions of state and batch."""
+"""One update, a pure function of state and batch."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 
-from wings_jax import axes, tree
+from wings_jax import tree
 from wings_jax.model.layout import IGNORE, Batch
 from wings_jax.model.wings import Wings
+from wings_jax.training import loss as loss_lib
 
 Flat = dict[str, jax.Array]
 Metrics = dict[str, jax.Array]
@@ -33,47 +34,6 @@ class TrainState:
     """Flat tree of the other parameters."""
     opt_state: optax.OptState
     """Of `optim.make_optimizer`."""
-
-
-def token_loss(
-    model: Wings, params: Mapping, hidden: jax.Array, targets: jax.Array, chunk: int
-) -> tuple[jax.Array, jax.Array]:
-    """Returns f32[] sums over all targets: cross-entropy in nats, and correct predictions.
-
-    The T slots of hidden [B,T,D] and targets i32[B,T] are taken in chunks of C = `chunk`, forward
-    and backward, so that logits exist as f32[B,C,V] only.
-    """
-    slots = targets.shape[1]
-    chunk = min(chunk, slots)
-    padding = -slots % chunk
-    hidden = jnp.pad(hidden, ((0, 0), (0, padding), (0, 0)))
-    targets = jnp.pad(targets, ((0, 0), (0, padding)), constant_values=IGNORE)
-
-    @jax.checkpoint
-    def chunk_loss(hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, jax.Array]:
-        # [B, C, D] -> [B, C, V]
-        logits: Any = model.apply({"params": params}, hidden, method=Wings.logits)
-        logits = axes.constrain(logits, "BTV")
-
-        # [B, C, V] -> [B, C]: -log p(target) = logsumexp(logits) - logits[target]
-        is_target = targets != IGNORE
-        index = jnp.where(is_target, targets, 0)[..., None]
-        target_logits = jnp.take_along_axis(logits, index, axis=-1)[..., 0]
-        loss = jax.nn.logsumexp(logits, axis=-1) - target_logits
-
-        right = (logits.argmax(-1) == targets) & is_target
-        return jnp.where(is_target, loss, 0.0).sum(), right.sum().astype(jnp.float32)
-
-    def add_chunk(sums, chunk_inputs):
-        loss, right = chunk_loss(*chunk_inputs)
-        return (sums[0] + loss, sums[1] + right), None
-
-    def to_chunks(x: jax.Array) -> jax.Array:
-        # [B, T, ...] -> [T / C, B, C, ...]
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, chunk, *x.shape[2:]), 1, 0)
-
-    zero = jnp.zeros((), jnp.float32)
-    return jax.lax.scan(add_chunk, (zero, zero), (to_chunks(hidden), to_chunks(targets)))[0]
 
 
 def split_micro_batches(batch: Batch, count: int) -> Batch:
@@ -103,7 +63,7 @@ def make_train_step(
     def sums(trained: Flat, frozen: Flat, batch: Batch) -> tuple[jax.Array, jax.Array]:
         params = tree.nest({**frozen, **trained})
         hidden: Any = model.apply({"params": params}, batch)
-        return token_loss(model, params, hidden, jnp.asarray(batch.targets), loss_chunk)
+        return loss_lib.token_loss(model, params, hidden, jnp.asarray(batch.targets), loss_chunk)
 
     def gradient(trained: Flat, frozen: Flat, batch: Batch) -> tuple[Flat, jax.Array, jax.Array]:
         (loss, right), grads = jax.value_and_grad(sums, has_aux=True)(trained, frozen, batch)

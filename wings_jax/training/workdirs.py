@@ -48,7 +48,8 @@ def check_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
     """
     files.check_writable(workdir, "--workdir")
     checkpoints = workdir / checkpoint.SUBDIRECTORY
-    if checkpoints.exists() and not (checkpoints.is_dir() and os.access(checkpoints, os.W_OK)):
+    is_local = not files.is_url(workdir)
+    if is_local and checkpoints.exists() and not _is_writable_directory(checkpoints):
         raise UserError(f"--workdir: {checkpoints} is not a directory that can be written to")
 
     # Read in any case: a file that cannot be read cannot be replaced either.
@@ -57,6 +58,7 @@ def check_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
     if not checkpoint.list_steps(workdir):
         return
 
+    # Only keys that change the numbers of the run matter.
     if earlier_config is not None:
         key = str(workdir / CONFIG_FILE)
         earlier = config_lib.from_dict(config_lib.Config, earlier_config, key)
@@ -66,8 +68,13 @@ def check_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
                 f"--workdir: {workdir} holds a run of another config ({'; '.join(changed[:4])}): "
                 "give another --workdir, or remove it"
             )
+    # Content counts, not where the files are.
     if earlier_data is not None and not config.accept_changed_data:
         _check_data(earlier_data, fingerprint_data(config.data))
+
+
+def _is_writable_directory(path: pathlib.Path) -> bool:
+    return path.is_dir() and os.access(path, os.W_OK)
 
 
 def _read_json(path: pathlib.Path) -> Any:
@@ -88,8 +95,8 @@ def fingerprint_data(data: settings.DataConfig) -> dict[str, dict[str, str]]:
     """
     fingerprints = {}
     for name, source in data.sources.items():
-        path = pathlib.Path(source.path)
-        fingerprints[name] = {"path": str(path.absolute()), "digest": _digest(path)}
+        path = files.absolute_path(source.path)
+        fingerprints[name] = {"path": str(path), "digest": _digest(path)}
     return fingerprints
 
 
@@ -100,6 +107,7 @@ def _digest(path: pathlib.Path) -> str:
         if not path.is_dir():
             with path.open("rb") as file:
                 return hashlib.file_digest(file, lambda: digest).hexdigest()
+        # Names and sizes of a directory's files; content of its notes only.
         for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
             digest.update(f"{file_path.relative_to(path)} {file_path.stat().st_size}\n".encode())
             if file_path.suffix == ".json":
@@ -114,6 +122,7 @@ def _check_data(
 ) -> None:
     """Raises UserError naming the first source whose content is not what the run started with."""
     for name in sorted(earlier.keys() & current.keys()):
+        # Sources are compared by name; a new one is a change of the config.
         before, now = earlier[name], current[name]
         if before["digest"] != now["digest"]:
             raise UserError(
@@ -129,7 +138,8 @@ def claim_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
     if jax.process_index():
         return
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        if not files.is_url(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir: cannot write to {workdir}: {error.strerror}") from error
     files.write_json(workdir / CONFIG_FILE, config_lib.to_dict(config))

@@ -14,7 +14,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
-from wings_jax import checkpoint, checksums, tree
+from wings_jax import checkpoint, checksums, files, tree
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.model import presets
@@ -49,7 +49,7 @@ class CheckpointWriter:
             preservation_policy=preservation.AnyPreservationPolicy(policies), create=True
         )
         self._manager = ocp.CheckpointManager(
-            pathlib.Path(workdir).absolute() / checkpoint.SUBDIRECTORY,
+            files.absolute_path(workdir) / checkpoint.SUBDIRECTORY,
             options=options,
             item_names=checkpoint.ITEMS,
         )
@@ -63,6 +63,7 @@ class CheckpointWriter:
         if step in self._manager.all_steps():
             return
 
+        # Computed on the devices, before the arrays are copied.
         sums = {
             "params": checksums.checksum_arrays(params),
             "opt_state": checksums.checksum_arrays(checkpoint.flatten_state(opt_state)),
@@ -85,7 +86,8 @@ class CheckpointWriter:
         Raises:
           DamagedCheckpointError: the step cannot be read, or with `verify` its checksums differ.
         """
-        directory = pathlib.Path(self._manager.directory) / str(step)
+        # Read with the shardings of this run's mesh, whatever wrote it.
+        directory = files.absolute_path(self._manager.directory) / str(step)
         items = ocp.args.Composite(opt_state=_restore_args(opt_state))
         with checkpoint.ReadErrors(directory):
             restored = self._manager.restore(step, args=items)["opt_state"]

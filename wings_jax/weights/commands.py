@@ -261,12 +261,20 @@ def write_format(arguments: argparse.Namespace, step: pathlib.Path) -> None:
     print(output)
 
 
+NO_CHECKSUMS = "  verified: everything can be read; a checkpoint of version 0.1.0 has no checksums"
+
+
 def run_inspect(arguments: argparse.Namespace) -> None:
     """Prints what a file or directory is."""
     step = checkpoint.newest_step(arguments.path)
     if step is not None:
         print("\n".join(checkpoint_lines(step)))
+        if arguments.verify:
+            count = checkpoint.verify_step(step)
+            print(f"  verified: {count} arrays equal their checksums" if count else NO_CHECKSUMS)
         return
+    if arguments.verify:
+        raise UserError(f"--verify: {arguments.path} holds no checkpoint of wings_jax")
 
     path = pathlib.Path(arguments.path)
     if not path.is_file():

@@ -1,0 +1,69 @@
+#!/usr/bin/env bash
+# Runs the benchmarks that suit this machine and writes one page:
+#
+#   ./benchmarks/all.sh [PAGE]           default: benchmarks.md
+#   MINUTES=10 ./benchmarks/all.sh       less time for each (default 25 in all)
+#   PRESET=qwen1_5_7b ./benchmarks/all.sh    another size of the training step (default 1.8B; CPU: tiny)
+#
+# A GPU or TPU gets the training step of PRESET beside LLaVA's, decoding, the attention kernels and
+# what the device reaches at most; a CPU gets small sizes. A benchmark that fails or is out of time
+# is a row of the page and does not end the others.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+page=${1:-benchmarks.md}
+seconds=$((${MINUTES:-25} * 60))
+python=${PYTHON:-python}
+export PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_MEM_FRACTION="${XLA_PYTHON_CLIENT_MEM_FRACTION:-.95}"
+platform=$($python -c 'import jax; print(jax.devices()[0].platform)' | tail -1) || exit 2
+
+# name | share of the time in percent | command
+if [ "$platform" = cpu ]; then
+    preset=${PRESET:-tiny}
+    list="device|5|benchmarks/ceilings.py --size=1024 --gib=0.25
+training step|35|benchmarks/train.py --preset=$preset --batch=8 --steps=5 --compare=llava
+attention|20|benchmarks/attention.py --slots=512,1024,2048
+decoding|30|benchmarks/decode.py --prompts=128,512 --batches=1,4"
+else
+    preset=${PRESET:-qwen1_5_1_8b}
+    variants=${VARIANTS:-save_attn:4,none:4,full:16}
+    list="device|4|benchmarks/ceilings.py
+training step, stage 2|36|benchmarks/train.py --preset=$preset --seq=2048 --variants=$variants --compare=llava --minutes=@MINUTES
+training step, stage 1|16|benchmarks/train.py --preset=$preset --stage=stage1 --seq=2048 --variants=full:16 --minutes=@MINUTES
+attention kernels|20|benchmarks/kernels.py
+decoding|20|benchmarks/decode.py --size=1.8b --dtype=bfloat16 --prompts= --batches=1,8,32"
+fi
+
+log=$(mktemp)
+{
+    echo "# Benchmarks"
+    echo
+    $python -c 'import jax; d = jax.devices(); print(f"{len(d)} x {d[0].device_kind}, jax {jax.__version__}")' | tail -1
+    echo
+    echo "$(git rev-parse --short HEAD 2>/dev/null || echo 'no git'), $(date -u +%Y-%m-%d)"
+} >"$page"
+
+failed=0
+while IFS='|' read -r name share command; do
+    limit=$((seconds * share / 100))
+    command=${command//@MINUTES/$((limit / 120 + 1))} # no variant starts after half of its time
+    echo "$name: $command (at most $limit s)"
+    start=$SECONDS
+    # shellcheck disable=SC2086 # the command is words
+    timeout "$limit" $python $command >"$log" 2>"$log.err" </dev/null
+    status=$?
+    {
+        printf '\n## %s\n\n`python %s`, %s s\n\n' "$name" "$command" $((SECONDS - start))
+        grep -v '^\[ *[0-9.]* s\]' "$log" # without lines of progress
+        if [ $status = 124 ]; then
+            printf '\n**Not finished in %s s.**\n' "$limit"
+        elif [ $status != 0 ]; then
+            printf '\n**Failed with status %s:** %s\n' $status "$(tail -1 "$log.err" | cut -c1-300)"
+        fi
+    } >>"$page"
+    if [ $status != 0 ]; then
+        failed=$((failed + 1))
+        tail -3 "$log.err"
+    fi
+done <<<"$list"
+rm -f "$log" "$log.err"
+echo "$page ($failed failed)"

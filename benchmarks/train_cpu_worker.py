@@ -1,0 +1,151 @@
+"""One model's training steps, one per line of standard input; `train_cpu.py` runs it.
+
+    python benchmarks/train_cpu_worker.py wings --slots=512 --stage=2 --remat=none
+
+Each answer is a line of JSON: CPU-seconds, loss and peak memory in MiB. Which wings_jax is measured
+is said by PYTHONPATH, so that two commits can take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable
+
+import numpy as np
+
+# 13 M parameters with both learners; the tower gives 64 image slots.
+VOCAB, WIDTH, LAYERS, HEADS, FFN, RANK = 8192, 256, 8, 8, 688, 64
+IMAGE_SLOTS = 64
+
+
+def wings_step(slots: int, stage: int, remat: str) -> Callable[[], float]:
+    """Returns a function that runs one training step of Wings and returns the loss."""
+    import dataclasses
+
+    import jax
+
+    from configs import stage1, stage2
+    from wings_jax import config as config_lib
+    from wings_jax import tree
+    from wings_jax.model import layout, parameters, presets
+    from wings_jax.model.wings import Wings
+    from wings_jax.training import optim, step
+
+    decoder = dataclasses.replace(
+        presets.DECODERS["qwen1_5_1_8b"],
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        num_layers=LAYERS,
+        num_heads=HEADS,
+        num_kv_heads=HEADS,
+        head_dim=WIDTH // HEADS,
+        ffn_size=FFN,
+    )
+    tower = dataclasses.replace(
+        presets.VISION["siglip_base_224"],
+        hidden_size=64,
+        num_layers=2,
+        num_heads=2,
+        ffn_size=128,
+        image_size=128,
+    )
+
+    # The stage's learners and groups, with AdamW.
+    config = (stage1 if stage == 1 else stage2).get_config("tiny")
+    config.optimizer.name = "adamw"
+    config = config_lib.from_config_dict(config)
+    learners, router = config.model.learners, config.model.router
+    arch = presets.WingsArch(decoder, tower, learners=learners, router=router, rank=RANK)
+    abstract = parameters.abstract_params(arch)
+    labels = optim.label_groups(abstract, config.optimizer)
+    params = parameters.initialize_params(arch, list(abstract), abstract, 0)
+    trained, frozen = tree.split(
+        params, lambda path: optim.is_trained(labels, config.optimizer, path)
+    )
+    optimizer = optim.make_optimizer(trained, labels, config.optimizer, 1000)
+
+    # One row: text, an image, text, all of which is target.
+    rng = np.random.default_rng(0)
+    modality = np.full((1, slots), layout.TEXT)
+    modality[:, 10 : 10 + IMAGE_SLOTS] = layout.IMAGE
+    rows = layout.make_layout(rng.integers(0, VOCAB, (1, slots)), modality)
+    targets = np.where(modality == layout.TEXT, np.roll(rows.tokens, -1, axis=1), layout.IGNORE)
+    images = rng.integers(0, 256, (1, 1, 128, 128, 3), np.uint8)
+    batch = layout.Batch(rows, targets.astype(np.int32), images)
+
+    model = Wings(arch, remat=remat)
+    update = step.make_train_step(
+        model, optimizer, loss_chunk=config_lib.Config().loss_chunk, accumulation=1
+    )
+    done, skipped = (jax.device_put(np.zeros((), np.int32)) for _ in range(2))
+    state = step.TrainState(done, skipped, trained, frozen, jax.jit(optimizer.init)(trained))
+    compiled = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
+
+    def run() -> float:
+        nonlocal state
+        state, metrics = compiled(state, batch)
+        return float(metrics["loss"])
+
+    return run
+
+
+def torch_step(slots: int, stage: int, remat: str) -> Callable[[], float]:
+    """Returns the same for a Qwen2 of transformers in torch, without learners and images."""
+    import torch
+    import transformers
+
+    torch.set_num_threads(1)
+    config = transformers.Qwen2Config(
+        vocab_size=VOCAB,
+        hidden_size=WIDTH,
+        intermediate_size=FFN,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS,
+        num_key_value_heads=HEADS,
+        max_position_embeddings=4096,
+        tie_word_embeddings=False,
+        use_cache=False,
+    )
+    model = transformers.Qwen2ForCausalLM(config).train()
+    if remat != "none":
+        model.gradient_checkpointing_enable()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
+    ids = torch.randint(0, VOCAB, (1, slots))
+
+    def run() -> float:
+        loss = model(ids, labels=ids).loss
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        return loss.item()
+
+    return run
+
+
+def main() -> None:
+    """Answers each line of standard input with one step's figures."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("model", choices=("wings", "torch"))
+    parser.add_argument("--slots", type=int, required=True)
+    parser.add_argument("--stage", type=int, default=2)
+    parser.add_argument("--remat", default="none")
+    flags = parser.parse_args()
+
+    make = {"wings": wings_step, "torch": torch_step}[flags.model]
+    run = make(flags.slots, flags.stage, flags.remat)
+    for _ in sys.stdin:
+        start = time.process_time()
+        loss = run()
+        seconds = time.process_time() - start
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        answer = {"seconds": seconds, "loss": loss, "peak": peak}
+        print(json.dumps(answer), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,229 @@
+"""What the text of a compiled program says: collectives with their bytes, and large temporaries.
+
+A program is computations of instructions; loops, fusions and asynchronous operations call others.
+The trip count of a loop, which the compiler writes beside it or in its condition, makes what is in
+its body count as often as it runs. (XLA's own `cost_analysis` counts the body of a loop once.)
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterator, Mapping
+
+COLLECTIVES = (
+    "all-gather",
+    "all-reduce",
+    "reduce-scatter",
+    "all-to-all",
+    "collective-permute",
+)
+# Operations whose result is not an array of its own.
+_NO_BUFFER = ("parameter", "tuple", "get-tuple-element", "bitcast", "while", "constant", "call")
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "bf16": 16, "f16": 16}
+_BITS |= {"s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64, "c64": 64}
+
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.$-]+) \(.*\{$")
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?([\w.$-]+) = (.*?) ([a-z][\w-]*)\((.*)$")
+_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,]*)\]")
+_CALLS = re.compile(r"\b(?:calls|body|condition|to_apply)=%?([\w.$-]+)")
+_BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_CONDITION = re.compile(r"\bcondition=%?([\w.$-]+)")
+# The three forms of a collective's groups of devices: {{0,1},{2,3}}, [2,4]<=[8], mesh['a'=8] {'a'}.
+_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_IOTA_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]")
+_MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_NAME = re.compile(r'op_name="([^"]*)"')
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a computation.
+
+    name    of its result
+    shape   text of the result's shape, a tuple in parentheses
+    opcode  e.g. "fusion"
+    rest    operands and attributes
+    """
+
+    name: str
+    shape: str
+    opcode: str
+    rest: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Traffic:
+    """Collectives of one kind in a step, per device.
+
+    kind   one of COLLECTIVES
+    count  how often they run
+    bytes  that a device sends, by the ring algorithm
+    """
+
+    kind: str
+    count: int
+    bytes: float
+
+
+@dataclasses.dataclass(frozen=True)
+class LargeArray:
+    """A result of an instruction.
+
+    shape  e.g. "f32[8,512,151936]"
+    bytes  of one device
+    source what of the model it comes from, as far as the compiler notes it
+    """
+
+    shape: str
+    bytes: float
+    source: str
+
+
+def parse_program(text: str) -> tuple[dict[str, list[Instruction]], str]:
+    """Returns computation -> instructions, and the name of the entry computation."""
+    computations: dict[str, list[Instruction]] = {}
+    entry, current = "", ""
+    for line in text.splitlines():
+        header = _COMPUTATION.match(line)
+        if header:
+            current = header[2]
+            computations[current] = []
+            entry = current if header[1] else entry
+            continue
+        match = _INSTRUCTION.match(line)
+        if match and current:
+            computations[current].append(Instruction(*match.groups()))
+    return computations, entry
+
+
+def count_runs(computations: Mapping[str, list[Instruction]], entry: str) -> dict[str, int]:
+    """Returns computation -> how often a step runs it; a loop without a trip count counts once."""
+    runs = dict.fromkeys(computations, 0)
+
+    def visit(name: str, times: int) -> None:
+        runs[name] += times
+        for instruction in computations[name]:
+            inner = _CALLS.findall(instruction.rest)
+            branches = _BRANCHES.search(instruction.rest)
+            inner += re.findall(r"[\w.$-]+", branches[1].replace("%", "")) if branches else []
+            is_loop = instruction.opcode == "while"
+            trips = _trip_count(computations, instruction) if is_loop else 1
+            for called in inner:
+                if called in computations:
+                    visit(called, times * trips)
+
+    visit(entry, 1)
+    return runs
+
+
+def _trip_count(computations: Mapping[str, list[Instruction]], loop: Instruction) -> int:
+    """Returns how often a loop runs: as noted, else the constant that its condition compares with.
+
+    The loops of a scan count from 0 in steps of 1. A loop without either counts once.
+    """
+    noted = _TRIPS.search(loop.rest)
+    if noted:
+        return int(noted[1])
+    condition = _CONDITION.search(loop.rest)
+    constants = [
+        int(digits[0])
+        for instruction in computations.get(condition[1] if condition else "", [])
+        if instruction.opcode == "constant" and instruction.shape.startswith(("s32[]", "u32[]"))
+        if (digits := re.match(r"\d+", instruction.rest))
+    ]
+    return max(constants, default=1)
+
+
+def _group_size(attributes: str, devices: int) -> int:
+    """Returns how many devices take part in a collective; `devices` where it names no groups."""
+    if explicit := _GROUPS.search(attributes):
+        return len(explicit[1].split(","))
+    if iota := _IOTA_GROUPS.search(attributes):
+        return int(iota[1])
+    if mesh := _MESH_GROUPS.search(attributes):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
+        return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
+    return devices
+
+
+def shape_bytes(shape: str) -> float:
+    """Returns the bytes of all arrays in a shape's text.
+
+    >>> shape_bytes("(f32[2,3]{1,0}, bf16[8]{0})")
+    40.0
+    """
+    return sum(
+        _BITS.get(dtype, 32) / 8 * math.prod(int(n) for n in dims.split(",") if n)
+        for dtype, dims in _SHAPE.findall(shape)
+    )
+
+
+def list_collectives(text: str, devices: int) -> list[Traffic]:
+    """Returns the collectives of a program for so many devices, by kind."""
+    computations, entry = parse_program(text)
+    runs = count_runs(computations, entry)
+    totals = dict.fromkeys(COLLECTIVES, (0, 0.0))
+    for name, instructions in computations.items():
+        for instruction in instructions:
+            kind = instruction.opcode.removesuffix("-start")
+            if kind not in totals or not runs[name]:
+                continue
+            count, sent = totals[kind]
+            per_run = _sent_bytes(kind, instruction, devices)
+            totals[kind] = count + runs[name], sent + runs[name] * per_run
+    return [Traffic(kind, *total) for kind, total in totals.items() if total[0]]
+
+
+def _sent_bytes(kind: str, instruction: Instruction, devices: int) -> float:
+    """Returns the bytes that a device sends in one collective."""
+    # The asynchronous forms have operands, results and scalars in one tuple.
+    shapes = re.findall(r"[a-z]\w*\[[\d,]*\]", instruction.shape)
+    if instruction.opcode.endswith("-start") and kind != "all-reduce":
+        arrays = [shape for shape in shapes if not shape.endswith("[]")]
+        shapes = arrays[len(arrays) // 2 :]
+    size = sum(map(shape_bytes, shapes))
+
+    group = _group_size(instruction.rest, devices)
+    share = (group - 1) / group
+    factors = {
+        "all-gather": share,
+        "all-reduce": 2 * share,
+        "reduce-scatter": group - 1,  # `size` is the result's, 1/n of the operand's
+        "all-to-all": share,
+        "collective-permute": 1.0,
+    }
+    return size * factors[kind]
+
+
+def list_large_arrays(text: str, count: int = 5) -> list[LargeArray]:
+    """Returns the largest results of instructions outside of fusions, each shape once."""
+    computations, entry = parse_program(text)
+    largest: dict[str, LargeArray] = {}
+    for instruction in _buffers(computations, entry):
+        (dtype, dims), *more = _SHAPE.findall(instruction.shape) or [("", "")]
+        if more or not dtype:
+            continue
+        shape = f"{dtype}[{dims}]"
+        source = _NAME.search(instruction.rest)
+        largest.setdefault(
+            shape, LargeArray(shape, shape_bytes(shape), source[1] if source else "")
+        )
+    return sorted(largest.values(), key=lambda array: -array.bytes)[:count]
+
+
+def _buffers(computations: Mapping[str, list[Instruction]], entry: str) -> Iterator[Instruction]:
+    """Yields the instructions of the entry and of loop bodies whose results are arrays."""
+    pending, seen = [entry], set()
+    while pending:
+        name = pending.pop()
+        if name in seen or name not in computations:
+            continue
+        seen.add(name)
+        for instruction in computations[name]:
+            if instruction.opcode in ("while", "call", "conditional"):
+                pending += _CALLS.findall(instruction.rest)
+            if instruction.opcode not in _NO_BUFFER:
+                yield instruction

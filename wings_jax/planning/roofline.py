@@ -1,0 +1,105 @@
+"""The time that a step takes at least on a chip: operations, memory traffic, links.
+
+    compute  executed operations / peak rate
+    memory   bytes read and written / bandwidth of the memory
+    links    bytes sent in collectives / rate of the links
+
+If all three overlap perfectly the step takes the longest of them; if they do not, their sum. A
+real step lies between, and matrix products themselves reach 70 to 90 % of the peak.
+
+The memory traffic is an estimate. Per parameter that trains: AdamW reads and writes the parameter
+and both moments, and the gradient is written and read, in float32. Each pass (forward, backward,
+with rematerialization once more) reads the weights of its device's share of the batch in the
+compute dtype, and activations of 20 x T x D values per layer, 12 more for the visual learner and
+19 more for the textual one: the count of unfused reads and writes in a layer at 7B.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import jax.numpy as jnp
+
+from wings_jax import config as config_lib
+from wings_jax.model.flops import PartFlops
+from wings_jax.model.presets import WingsArch
+from wings_jax.planning import hlo
+from wings_jax.training.chips import Chip
+
+_VALUES_PER_SLOT = {"layer": 20, "visual": 12, "textual": 19}
+_OPTIMIZER_BYTES = 4 * (3 + 3 + 2)  # per trained parameter: p, m, v read and written, g twice
+
+
+@dataclasses.dataclass(frozen=True)
+class Times:
+    """Seconds that a step takes at least on one device, and the MFU that they imply.
+
+    compute     at the peak rate
+    memory      at the memory's bandwidth; an estimate
+    links       at the links' rate; 0 on one device
+    overlapped  the longest of the three
+    serial      their sum
+    mfu         of `overlapped`: an upper bound
+    mfu_serial  of `serial`
+    """
+
+    compute: float
+    memory: float
+    links: float
+    overlapped: float
+    serial: float
+    mfu: float
+    mfu_serial: float
+
+
+def estimate_memory_traffic(
+    config: config_lib.Config,
+    arch: WingsArch,
+    *,
+    trained: int,
+    weights: int,
+    rows: float,
+) -> float:
+    """Returns bytes that one device reads and writes in a step.
+
+    Args:
+      trained: trained parameters that the device holds.
+      weights: parameters of the LLM that it computes with (not divided by fsdp).
+      rows: rows of its share of the batch.
+    """
+    width = jnp.dtype(config.compute_dtype or "bfloat16").itemsize
+    passes = 2 + (config.remat != "none")
+
+    values = _VALUES_PER_SLOT["layer"] + sum(_VALUES_PER_SLOT[name] for name in arch.learners)
+    slots = rows * config.data.sequence_length * arch.decoder.num_layers
+    activations = slots * arch.decoder.hidden_size * values * width * (passes + 1)
+    # A micro-batch reads all weights.
+    read = weights * width * passes * config.optimizer.accumulation
+    return trained * _OPTIMIZER_BYTES + read + activations
+
+
+def estimate_times(
+    chip: Chip,
+    parts: Mapping[str, PartFlops],
+    collectives: Sequence[hlo.Traffic],
+    *,
+    devices: int,
+    memory_traffic: float,
+) -> Times:
+    """Returns the times of a step whose operations `parts` are shared equally by the devices."""
+    executed = sum(part.executed for part in parts.values()) / devices
+    needed = sum(part.model for part in parts.values()) / devices
+
+    compute, memory = executed / chip.flops, memory_traffic / chip.bandwidth
+    links = sum(traffic.bytes for traffic in collectives) / chip.link
+    overlapped, serial = max(compute, memory, links), compute + memory + links
+    return Times(
+        compute,
+        memory,
+        links,
+        overlapped,
+        serial,
+        needed / chip.flops / overlapped,
+        needed / chip.flops / serial,
+    )
