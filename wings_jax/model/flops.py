@@ -201,7 +201,7 @@ def count_flops(
       trained: paths of the parameters that train.
       remat: a key of `RECOMPUTED`.
     """
-    recomputed = (*RECOMPUTED[remat], "loss")
+    recomputed = RECOMPUTED[remat]
     totals = dict.fromkeys(PARTS, PartFlops())
     for product in list_products(arch, work, trained):
         has_backward = product.wgrad or product.dgrad
@@ -240,7 +240,7 @@ def list_products(arch: WingsArch, work: Workload, trained: Collection[str]) -> 
     head = "decoder/embed/" if decoder.tie_embeddings else "decoder/head/"
     macs = work.slots * decoder.hidden_size * decoder.vocab_size
     has_gradient = stream or trains("decoder/norm/")
-    yield Product("head and loss", macs, trains(head), has_gradient, "loss")
+    yield Product("head and loss", macs, trains(head), has_gradient, "")
 
 
 def _vision_products(
