@@ -123,5 +123,7 @@ def test_every_leaf_of_the_tree_is_read(tmp_path, monkeypatch):
     monkeypatch.undo()
     fields = {(kind, f) for kind in kinds for f in getattr(config_lib, kind).__dataclass_fields__}
     main = pathlib.Path(train.__file__).read_text()
-    assert "config.workdir" in main  # which the flag may replace
-    assert fields - read == {("Config", "workdir")}
+    # The flag may replace the workdir; hosts are joined before anything else.
+    assert "config.workdir" in main
+    assert "config.host_timeout" in main
+    assert fields - read == {("Config", "workdir"), ("Config", "host_timeout")}

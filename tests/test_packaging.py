@@ -27,12 +27,17 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 # Import name -> distribution, where they differ.
 DISTRIBUTIONS = {
     "absl": "absl-py",
+    "google": "google-auth",
     "orbax": "orbax-checkpoint",
     "PIL": "pillow",
     "sklearn": "scikit-learn",
 }
-# Imported below a function that says how to install it, or by a user's `.bin` files only.
-OPTIONAL = {"lm-eval", "torch", "gguf", "tensorflow"}
+# Imported below a function that says how to install it, or by a user's `.bin` files only. aiohttp
+# and google-auth come with gcsfs.
+OPTIONAL = {
+    *("lm-eval", "torch", "gguf", "tensorflow", "tokamax"),
+    *("gcsfs", "aiohttp", "google-auth"),
+}
 # Needed without an import of ours: array_record is what tensorflow-datasets reads shards with,
 # jinja2 renders chat templates, and sentencepiece with protobuf reads `tokenizer.model`, both
 # inside transformers.
