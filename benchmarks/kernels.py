@@ -15,6 +15,7 @@ import dataclasses
 import functools
 import json
 import pathlib
+import signal
 import subprocess
 import sys
 import tempfile
@@ -316,9 +317,8 @@ def run_one(kernel: str, quick: bool, path: pathlib.Path) -> None:
             run_kernel(kernel, quick, write)
 
 
-def run_all(kernels: list[str], quick: bool) -> list[dict[str, Any]]:
-    """Returns all rows; every kernel in a process of its own."""
-    rows = []
+def run_all(kernels: list[str], quick: bool, rows: list[dict[str, Any]]) -> None:
+    """Appends all rows; every kernel in a process of its own."""
     for kernel in ("matmul", *kernels):
         with tempfile.NamedTemporaryFile(suffix=".jsonl") as file:
             command = [sys.executable, __file__, "--one", kernel, "--json", file.name]
@@ -330,9 +330,10 @@ def run_all(kernels: list[str], quick: bool) -> list[dict[str, Any]]:
                 failure = f"exit status {status}" if status else ""
             except subprocess.TimeoutExpired:
                 failure = f"took more than {SECONDS} s"
-            rows += [json.loads(line) for line in pathlib.Path(file.name).read_text().splitlines()]
+            finally:
+                lines = pathlib.Path(file.name).read_text().splitlines()
+                rows += [json.loads(line) for line in lines]
             rows += [{"kernel": kernel, "failure": failure}] if failure else []
-    return rows
 
 
 def print_tables(rows: list[dict[str, Any]]) -> None:
@@ -385,10 +386,16 @@ def main() -> None:
     if flags.one:
         run_one(flags.one, flags.quick, pathlib.Path(flags.json))
         return
-    rows = run_all(flags.kernels.split(","), flags.quick)
-    print_tables(rows)
-    if flags.json:
-        pathlib.Path(flags.json).write_text(json.dumps(rows, indent=1))
+
+    # What was measured is printed also where `timeout` ends the run.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    rows: list[dict[str, Any]] = []
+    try:
+        run_all(flags.kernels.split(","), flags.quick, rows)
+    finally:
+        print_tables(rows)
+        if flags.json:
+            pathlib.Path(flags.json).write_text(json.dumps(rows, indent=1))
 
 
 if __name__ == "__main__":

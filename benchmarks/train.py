@@ -25,6 +25,7 @@ import dataclasses
 import importlib
 import json
 import pathlib
+import signal
 import statistics
 import sys
 import time
@@ -309,28 +310,32 @@ def main() -> None:
         f"{peak / 1e12:.1f} TFLOP/s, copy {bandwidth / 1e9:.0f} GB/s"
     )
 
+    # What was measured is printed also where `timeout` ends the run.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     rows: list[Row] = []
-    for variant in parse_variants(flags):
-        if time.perf_counter() - START > 60 * flags.minutes:
-            rows.append(Row(variant, problem="not run: --minutes are over"))
-            continue
-        rows.append(try_variant(variant, flags, peak))
-        log(f"{rows[-1]}")
+    try:
+        for variant in parse_variants(flags):
+            if time.perf_counter() - START > 60 * flags.minutes:
+                rows.append(Row(variant, problem="not run: --minutes are over"))
+                continue
+            rows.append(try_variant(variant, flags, peak))
+            log(f"{rows[-1]}")
 
-    baseline = compare(rows, flags, peak) if flags.compare else None
-    rows += [baseline] if baseline else []
-    print_table(rows, kind)
-    if flags.json:
-        content = {
-            "device": kind,
-            "devices": jax.device_count(),
-            "jax": jax.__version__,
-            "matmul_flops_per_s": peak,
-            "copy_bytes_per_s": bandwidth,
-            "flags": vars(flags),
-            "rows": [dataclasses.asdict(row) for row in rows],
-        }
-        pathlib.Path(flags.json).write_text(json.dumps(content, indent=2) + "\n")
+        baseline = compare(rows, flags, peak) if flags.compare else None
+        rows += [baseline] if baseline else []
+    finally:
+        print_table(rows, kind)
+        if flags.json:
+            content = {
+                "device": kind,
+                "devices": jax.device_count(),
+                "jax": jax.__version__,
+                "matmul_flops_per_s": peak,
+                "copy_bytes_per_s": bandwidth,
+                "flags": vars(flags),
+                "rows": [dataclasses.asdict(row) for row in rows],
+            }
+            pathlib.Path(flags.json).write_text(json.dumps(content, indent=2) + "\n")
 
 
 START = time.perf_counter()

@@ -6,6 +6,7 @@ splash runs in interpret mode, tokamax and cuDNN by their XLA implementations.
 from __future__ import annotations
 
 import functools
+import logging
 
 import jax
 import jax.numpy as jnp
@@ -72,6 +73,14 @@ def compiled(kernel: str, kv_heads: int, dtype: str):
 def results(kernel: str, rows: layout.Layout, which: int, kv_heads: int, dtype: str = "float32"):
     run = compiled(kernel, kv_heads, dtype)
     return run(layout.query_visibility(rows), layout.key_visibility(rows, which))
+
+
+def test_tokamax_does_not_warn_of_shapes_that_nobody_tuned(caplog):
+    tokamax._hide_missing_tunings()
+    logger = logging.getLogger("absl")
+    logger.warning("Autotuning cache miss for %s", "a kernel")
+    logger.warning("another warning")
+    assert [record.message for record in caplog.records] == ["another warning"]
 
 
 def test_cudnn_gets_no_query_without_keys(monkeypatch):

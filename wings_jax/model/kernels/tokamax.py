@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import logging
 import math
 import sys
 from typing import Any
@@ -170,6 +171,17 @@ def _mask(starts: jax.Array, stops: jax.Array | None) -> Any:
     return base.Mask(k_start=starts, k_end=stops)
 
 
+@functools.cache  # once per process
+def _hide_missing_tunings() -> None:
+    """Hides tokamax's warning, of a thousand characters, for every shape that nobody has tuned.
+
+    It then takes its default block sizes.
+    """
+    logging.getLogger("absl").addFilter(
+        lambda record: not str(record.msg).startswith("Autotuning cache miss")
+    )
+
+
 def _operations(implementation: str) -> tuple[Any, Any]:
     """Returns tokamax's forward and backward operation."""
     if not flags.FLAGS.is_parsed():
@@ -177,5 +189,6 @@ def _operations(implementation: str) -> tuple[Any, Any]:
 
     from tokamax._src.ops.attention import api, base
 
+    _hide_missing_tunings()
     operation = api.IMPLEMENTATIONS[implementation]
     return operation, operation.vjp or base.DotProductAttentionVjp()
