@@ -268,3 +268,13 @@ def test_command_line(tmp_path):
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
     assert str(tmp_path / "out") in done.stderr
+
+
+def test_digits_are_those_of_scikit_learn():
+    """They are shipped, because importing scikit-learn takes seconds at every start."""
+    from sklearn import datasets
+
+    digits = datasets.load_digits()
+    images, labels = drawings._digits()
+    np.testing.assert_array_equal(images, digits.images)
+    np.testing.assert_array_equal(labels, digits.target)

@@ -23,7 +23,6 @@ import jax
 
 from wings_jax import cli, config_checks, config_files, errors, files, formatting
 from wings_jax import config as config_lib
-from wings_jax.analysis import shift_metric
 from wings_jax.errors import UserError
 from wings_jax.training import arguments, loop, start
 
@@ -53,6 +52,8 @@ def main() -> None:
         run = start.set_up(config, files.as_path(workdir, "--workdir"))
         metric = None
         if config.laws_every:
+            from wings_jax.analysis import shift_metric  # slow to import, and rarely used
+
             metric = shift_metric.make_metric(config, run.arch, run.tokenizer, run.mesh)
         with jax.set_mesh(run.mesh):
             summary = loop.train(run, metric)

@@ -1,7 +1,7 @@
 """Real handwriting and real drawings in color: the images of the embedded data set.
 
 An image has 64 x 64 pixels, four cells of 32 x 32 (top left, top right, bottom left, bottom
-right). A cell is empty or holds one object: a handwritten digit (scikit-learn, 8 x 8 gray) or a
+right). A cell is empty or holds one object: a handwritten digit (UCI, 8 x 8 gray) or a
 drawing of one of 20 things (`assets/drawings`, 28 x 28 gray), scaled, jittered and colored on a
 dark background. Training and test use disjoint sets of digits and drawings.
 """
@@ -15,7 +15,6 @@ from collections.abc import Sequence
 
 import numpy as np
 from PIL import Image
-from sklearn import datasets
 
 IMAGE_SIZE, CELL = 64, 32  # pixels
 GROUND = (16, 16, 24)
@@ -93,12 +92,10 @@ def load_glyphs(split: str) -> Glyphs:
         raise ValueError(f"split {split!r}: expected one of {', '.join(SPLITS)}")
     is_training = split == "train"
 
-    digits = datasets.load_digits()
-    chosen = [
-        index for index in range(len(digits.target)) if (index < TRAINING_DIGITS) == is_training
-    ]
-    shapes = [_enlarge(digits.images[index]) for index in chosen]
-    names = [DIGITS[digits.target[index]] for index in chosen]
+    images, targets = _digits()
+    chosen = [index for index in range(len(targets)) if (index < TRAINING_DIGITS) == is_training]
+    shapes = [_enlarge(images[index]) for index in chosen]
+    names = [DIGITS[targets[index]] for index in chosen]
     ids = [f"digit-{index}" for index in chosen]
 
     # The number of a drawing among those of the same thing decides its split.
@@ -115,9 +112,19 @@ def load_glyphs(split: str) -> Glyphs:
 
 
 def _enlarge(digit: np.ndarray) -> np.ndarray:
-    """Returns u8[28,28] of a handwritten digit f[8,8] in 0..16, smoothly enlarged."""
+    """Returns u8[28,28] of a handwritten digit u8[8,8] in 0..16, smoothly enlarged."""
     gray = Image.fromarray(np.round(digit * (255 / 16)).astype(np.uint8))
     return np.asarray(gray.resize((28, 28), Image.Resampling.BICUBIC))
+
+
+def _digits() -> tuple[np.ndarray, np.ndarray]:
+    """Returns images u8[1797,8,8] (0..16) and digits u8[1797], ordered by writer.
+
+    They are those of `sklearn.datasets.load_digits`, which takes seconds to import.
+    """
+    path = importlib.resources.files("wings_jax") / "assets" / "drawings" / "digits.npz"
+    with path.open("rb") as file, np.load(file) as stored:
+        return stored["images"], stored["labels"]
 
 
 def _drawings() -> tuple[np.ndarray, np.ndarray]:
