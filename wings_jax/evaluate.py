@@ -88,7 +88,6 @@ def main() -> None:
         paired.print_comparison(flags.compare, flags.out)
         return
 
-    # Embedded tasks and benchmarks of papers have separate runners and reports.
     embedded, benchmarks = catalog.split_names(flags.tasks, flags.suite)
     evaluate_models(flags, embedded, benchmarks)
 
@@ -107,8 +106,6 @@ def evaluate_models(flags: argparse.Namespace, embedded: str, benchmarks: Sequen
     from wings_jax.model import parameters
 
     mesh = axes.make_mesh(axes.parse_mesh(flags.mesh)) if flags.mesh else None
-
-    # Found here, loaded later: one model at a time is in memory.
     lazy_models = models.find_models(
         flags.checkpoint,
         with_base=flags.base is not None,
@@ -116,7 +113,6 @@ def evaluate_models(flags: argparse.Namespace, embedded: str, benchmarks: Sequen
         adapters=flags.adapter,
         loading=models.LoadOptions(flags.dtype or parameters.default_dtype(), mesh),
     )
-
     if flags.mode == LANGUAGE:
         commands.evaluate_language(
             lazy_models,
@@ -218,8 +214,6 @@ def parse_anchors(text: str) -> dict[str, int]:
     parts = split_list(text)
     if not 1 <= len(parts) <= 2 or not all(part.isdecimal() and int(part) for part in parts):
         raise UserError(f"--anchors: {text!r} is not a number, or two separated by a comma")
-
-    # One number is for English alone.
     return dict(zip(("en", "zh"), map(int, parts), strict=False))
 
 
@@ -232,11 +226,9 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     # A suite or a manifest names its questions itself.
     if flags.tasks is None and flags.suite is None and not flags.manifest:
         flags.tasks = DEFAULT_TASKS.get(flags.mode)
-
     # By default, forgetting is measured against the model before any training.
     if flags.mode == "forgetting" and flags.base is None:
         flags.base = ""
-
     if not (flags.checkpoint or flags.compare or flags.list or flags.action):
         raise UserError("--checkpoint is missing: which model is to be evaluated?")
 
@@ -257,13 +249,9 @@ def check_mode(flags: argparse.Namespace) -> None:
     for name in TASK_FLAGS if is_language else LANGUAGE_FLAGS:
         if getattr(flags, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} {problem}")
-
     check_iit_flags(flags)
-
     if flags.compare and (flags.checkpoint or flags.tasks or flags.suite):
         raise UserError("--compare: reads finished results, without --checkpoint, --tasks, --suite")
-
-    # The parts are put together from a common directory.
     if flags.shard and not flags.out:
         raise UserError("--shard: needs --out, a directory that all processes write to")
 
@@ -273,7 +261,6 @@ def check_iit_flags(flags: argparse.Namespace) -> None:
     is_build = flags.action == BUILD
     if is_build and flags.mode != "iit":
         raise UserError(f"{BUILD}: is for `iit` only: evaluate iit {BUILD}")
-
     for name in BUILD_FLAGS:
         if getattr(flags, name) is not None and not is_build:
             raise UserError(f"--{name}: is for `iit {BUILD}` only")
@@ -285,13 +272,11 @@ def check_iit_flags(flags: argparse.Namespace) -> None:
         raise UserError("--history: needs --manifest")
     if flags.manifest and flags.tasks:
         raise UserError("--tasks: not with --manifest, which says what is asked")
-
     # A manifest is built from files alone, without a model.
     if is_build:
         unused = [name for name in ("checkpoint", "tasks") if getattr(flags, name)]
         if unused:
             raise UserError(f"--{unused[0]}: is not for `iit {BUILD}`, which asks no model")
-
         for name in ("data_root", "out"):
             if getattr(flags, name) is None:
                 raise UserError(f"--{name.replace('_', '-')} is missing: `iit {BUILD}` needs it")
@@ -304,7 +289,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("mode", nargs="?", choices=(*DEFAULT_TASKS, LANGUAGE), default="tasks")
-
     add("action", nargs="?", choices=(BUILD,), help="`iit build`: make a manifest")
 
     # Models.
@@ -323,8 +307,6 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="[NAME=]DIR",
         help="first column: this checkpoint or, without a DIR, the model before any training",
     )
-
-    # Devices and precision.
     add("--mesh", help="devices that share each model, e.g. data=2,tensor=4")
     add("--dtype", choices=("float32", "bfloat16"), help="of the matmuls")
 
@@ -335,8 +317,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--protocols", help="of each benchmark, separated by commas; default: all that it has")
     add("--shots", type=int, help="solved examples before a question; default: each benchmark's")
     add("--shard", metavar="I/N", help="compute part I of N, each part in a process of its own")
-
-    # Actions without a model.
     add("--list", action="store_true", help="list the benchmarks, with what they read")
     add(
         "--compare",
@@ -345,12 +325,8 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="compare finished results, OUT/NAME of each model, with the first",
     )
-
-    # Files of `language`.
     add("--text", type=pathlib.Path, metavar="FILE.txt", help="`language`: text to score")
     add("--choices", type=pathlib.Path, metavar="FILE.jsonl", help="`language`: questions")
-
-    # Size of the run, in every mode.
     add("--limit", type=int, help="use only about this many questions of each task, or passages")
     add("--batch-size", type=int, default=64, help="default: %(default)s")
 
@@ -366,7 +342,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--out", type=pathlib.Path, help="directory for the report and the answers")
     add("--figure", type=pathlib.Path, metavar="FILE.png", help="some questions with their images")
     add("--picture", type=pathlib.Path, dest="figure", help=argparse.SUPPRESS)  # the old name
-
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser
 

@@ -214,7 +214,7 @@ class WingsLM(TemplateLM):
             for key, found in members.items()
         ]
 
-        # Groups may end in another order than the requests, so that each score is put at its index.
+        # Groups may end in another order than the requests: each score is put at its index.
         scores: list[tuple[float, bool]] = [(0.0, True)] * len(encoded)
         groups = list(members.values())
         found = likelihood.score(

@@ -94,7 +94,6 @@ def _arc(name: str, level: str, title: str, size: int) -> Benchmark:
 
     # Abbreviation of the level in folders and in OpenCompass' names of configurations.
     short = "e" if level == "Easy" else "c"
-
     # The answer key is a label of the choices: a letter, or a digit in some questions.
     by_label = {"answers": "label"}
 
@@ -174,7 +173,6 @@ def _openbookqa_files(with_fact: bool) -> tuple[FilePattern, ...]:
     )
     fact = {"fact1": "fact1"} if with_fact else {}
 
-    # AI2's lines nest the stem and the choices in the key "question".
     original = {
         "id": "id",
         "question": "question.stem",
@@ -183,8 +181,6 @@ def _openbookqa_files(with_fact: bool) -> tuple[FilePattern, ...]:
         "answer": "answerKey",
         **fact,
     }
-
-    # Hugging Face's rows hold the choices as parallel lists.
     rows = {
         **original,
         "question": "question_stem",
@@ -201,7 +197,6 @@ def _openbookqa_files(with_fact: bool) -> tuple[FilePattern, ...]:
         "answer": "Answer Key",
         **({"fact1": "Fact1"} if with_fact else {}),
     }
-
     by_label = {"answers": "label"}
     # A quotation mark in the TSV belongs to the text.
     tsv = {**by_label, "delimiter": "\t", "quotes": False, "rewrite": "split_lettered"}
@@ -222,7 +217,6 @@ def _openbookqa_files(with_fact: bool) -> tuple[FilePattern, ...]:
 def _openbookqa(name: str, title: str, with_fact: bool) -> Benchmark:
     """Returns OpenBookQA; `with_fact` states the science fact before the question."""
     beginning = "Given the fact: {fact1}\n" if with_fact else ""
-
     # `ppl` and `letter` show the options with letters; `ll` scores the text of each option.
     lettered = Prompt(
         f"{beginning}Question: {{question}}\n{{options}}\nAnswer:",
@@ -274,7 +268,6 @@ def _race(level: str, size: int) -> Benchmark:
     lines = {**fields, "id": "id?"}
     # An original file is one article with the lists of its questions.
     article = {"rewrite": "split_article"}
-
     prompt = Prompt(
         "Read the article, and answer the question by replying A, B, C or D.\n\n"
         "Article:\n{article}\n\nQ: {question}\n\n{options}\nA:",
