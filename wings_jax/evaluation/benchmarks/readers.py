@@ -216,7 +216,7 @@ def _add_labels(rows: list[Row], labels: Mapping[str, Any]) -> tuple[list[Row], 
     if not rows:
         return rows, []
 
-    # Each value of the column "by" has a file of answers.
+    # The column that "by" names has a file of answers for each of its values.
     if "by" in labels:
         groups: dict[str, list[Row]] = {}
         for row in rows:

@@ -123,7 +123,7 @@ def _read_outcome(output: bytes, token: str, status: int) -> CodeOutcome:
     if is_own:
         return CodeOutcome(not result["reason"], result["reason"])
 
-    # `unshare` returns 128 plus the number of the signal.
+    # A signal is a negative status, or 128 plus its number where another process reports it.
     number = -status if status < 0 else status - 128
     if number == signal.SIGXCPU or number == signal.SIGKILL:
         return CodeOutcome(False, "timeout: out of CPU time")
