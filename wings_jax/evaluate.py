@@ -223,13 +223,16 @@ def parse_flags(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     cli.check_text(flags)
     check_mode(flags)
 
+    # A suite or a manifest names its questions itself.
     if flags.tasks is None and flags.suite is None and not flags.manifest:
         flags.tasks = DEFAULT_TASKS.get(flags.mode)
+    # By default, forgetting is measured against the model before any training.
     if flags.mode == "forgetting" and flags.base is None:
         flags.base = ""
     if not (flags.checkpoint or flags.compare or flags.list or flags.action):
         raise UserError("--checkpoint is missing: which model is to be evaluated?")
 
+    # No shots is a setting; no questions or an empty batch is a mistake.
     least = {"limit": 1, "batch_size": 1, "shots": 0}
     for name, smallest in least.items():
         value = getattr(flags, name)
@@ -269,6 +272,7 @@ def check_iit_flags(flags: argparse.Namespace) -> None:
         raise UserError("--history: needs --manifest")
     if flags.manifest and flags.tasks:
         raise UserError("--tasks: not with --manifest, which says what is asked")
+    # A manifest is built from files alone, without a model.
     if is_build:
         unused = [name for name in ("checkpoint", "tasks") if getattr(flags, name)]
         if unused:
@@ -285,7 +289,6 @@ def make_parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     add("mode", nargs="?", choices=(*DEFAULT_TASKS, LANGUAGE), default="tasks")
-
     add("action", nargs="?", choices=(BUILD,), help="`iit build`: make a manifest")
 
     # Models.

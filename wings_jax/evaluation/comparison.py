@@ -39,6 +39,7 @@ def compare_answers(
 def text_comparison(before: TaskResult, after: TaskResult, changes: Changes) -> str:
     """Returns a table per task, for a terminal."""
     sections = [f"{before.name} -> {after.name}. {LEGEND}"]
+
     for task_name, rows in changes.items():
         sections.append(
             f"{TASKS[task_name].title}\n{formatting.text_table(_change_cells(task_name, rows))}"
@@ -54,6 +55,7 @@ def markdown_comparison(before: TaskResult, compared: Sequence[tuple[TaskResult,
         for result in (before, *(after for after, _ in compared))
     ]
 
+    # A section per model and task.
     for after, changes in compared:
         for task_name, rows in changes.items():
             markdown_lines += [
@@ -61,6 +63,7 @@ def markdown_comparison(before: TaskResult, compared: Sequence[tuple[TaskResult,
                 f"## {before.name} -> {after.name}: {TASKS[task_name].title}",
                 "",
             ]
+
             markdown_lines.append(formatting.markdown_table(_change_cells(task_name, rows)))
     return "\n".join(markdown_lines) + "\n"
 
@@ -82,6 +85,7 @@ def comparison_to_dict(
     before: TaskResult, compared: Sequence[tuple[TaskResult, Changes]]
 ) -> dict[str, Any]:
     """Returns counts, changes and intervals as they are written to JSON."""
+    # One entry per model that is compared: task -> row -> change.
     models = [
         {
             "name": after.name,
@@ -124,6 +128,7 @@ def _change_cells(task_name: str, rows: Mapping[str, PairedScore]) -> list[Seque
             formatting.format_number(score.accuracy, scale=100)
             for score in (paired.before, paired.after)
         )
+
         counts = (str(paired.lost), str(paired.gained))
         # The order of HEADING.
         name, total = report.row_title(task_name, row_name), str(paired.total)

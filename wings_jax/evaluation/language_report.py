@@ -44,6 +44,7 @@ def _text_table(text: Text, results: Sequence[LanguageResult]) -> Table:
         ratios = (_format_ratio(likelihood, first_likelihood) for likelihood in others)
         table_cells.append([f"ratio to {results[0].name}", "", *ratios])
 
+    # Checksum of the text: perplexities of different texts are not comparable.
     size, checksum = len(text.passages), text.sha256[:12]
     title = f"Plain text: {text.source}, {size} passages, SHA-256 {checksum}... [95 %]"
     return title, table_cells
@@ -61,6 +62,7 @@ def _format_ratio(likelihood: TextLikelihood, before: TextLikelihood) -> str:
 def _choice_table(results: Sequence[LanguageResult]) -> Table:
     # row -> right or wrong, for each model
     by_model = [language.right_by_row(result.decisions) for result in results]
+
     table_cells = [["", "n", *(result.name for result in results)]]
     for row_name, first_marks in by_model[0].items():
         scores = (Score(sum(marks[row_name]), len(marks[row_name])) for marks in by_model)
@@ -72,10 +74,12 @@ def _choice_table(results: Sequence[LanguageResult]) -> Table:
 def _change_table(first_result: LanguageResult, *others: LanguageResult) -> Table:
     # row -> paired score, for each model but the first
     by_model = [language.paired_by_row(first_result, other) for other in others]
+
     table_cells = [["", *(other.name for other in others)]]
     for row_name in by_model[0]:
         changes = (comparison.format_change(rows[row_name]) for rows in by_model)
         table_cells.append([_row_title(row_name), *changes])
+
     title = f"Change from {first_result.name} in points [95 % interval, paired, Newcombe]"
     return title, table_cells
 

@@ -66,7 +66,11 @@ class WingsLM(TemplateLM):
         **options: Any,
     ):
         super().__init__()
+
+        # lm-eval passes a number or "auto".
         is_number = str(batch_size).isdecimal()
+
+        # In --model_args a comma separates arguments, so that a mesh is written with "+".
         self._generator = loading.load_generator(
             checkpoint,
             dtype=dtype,
@@ -74,6 +78,7 @@ class WingsLM(TemplateLM):
             rows=int(str(batch_size)) if is_number else DEFAULT_ROWS,
             flag="checkpoint",
         )
+
         self._name = checkpoint
         self._max_length = int(max_length or self._processor.max_slots)
         self._max_gen_toks = int(max_gen_toks)
@@ -116,6 +121,7 @@ class WingsLM(TemplateLM):
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
         """Returns messages of role and content as text of the checkpoint's template."""
+        # LLaVA's names of the speakers, which templates use.
         speakers = {"system": "system", "user": "human", "assistant": "gpt"}
         turns = [
             {"from": speakers[message["role"]], "value": message["content"]}
@@ -134,6 +140,7 @@ class WingsLM(TemplateLM):
         """
         tokenizer = self._processor.tokenizer.backend_tokenizer
         ids = tokenizer.encode(string, add_special_tokens=False).ids
+
         start = list(plain_text.start_ids(self._processor))
         has_start = ids[: len(start)] == start
         return ids if has_start or add_special_tokens is False else [*start, *ids]
@@ -144,10 +151,12 @@ class WingsLM(TemplateLM):
         """Returns (log-likelihood, whether it is greedy) of each continuation after its context."""
         encoded = []
         for request in requests:
+            # Tasks with images have them in a third argument.
             context, continuation, *rest = request.args
             images = tuple(rest[0]["visual"]) if rest else ()
             ids, answer = self._encode_request(context, continuation, has_images=bool(images))
             encoded.append((ids, answer, images, request.task_name or ""))
+
         return self._score_pairs(encoded, disable_tqdm)
 
     def _encode_request(
@@ -155,12 +164,14 @@ class WingsLM(TemplateLM):
     ) -> tuple[list[int], list[int]]:
         """Returns the ids of context and continuation."""
         if has_images:
+            # Spaces at the end of the context are scored with the continuation.
             stripped, tail = plain_text.split_spaces(context, continuation)
             ids, whole = self._encode_images(stripped), self._encode_images(stripped + tail)
             return ids, whole[len(ids) :]
         if context:
             return self._encode_pair(context, continuation)
 
+        # Without a context, the continuation is conditioned on the prefix token.
         ids = self.tok_encode(continuation, add_special_tokens=False)
         has_prefix = ids[:1] == [self.prefix_token_id]
         return (ids[:1], ids[1:]) if has_prefix else ([self.prefix_token_id], ids)
@@ -188,6 +199,7 @@ class WingsLM(TemplateLM):
         # Continuations of one context are scored together.
         members: dict[tuple, list[int]] = {}
         for index, (ids, answer, images, task) in enumerate(encoded):
+            # A context of text that is too long loses its beginning; one with images is not cut.
             room = self.max_length - len(answer)
             context = ids if images else ids[-max(room, 1) :]
             key = (tuple(context), tuple(map(id, images)), task)
@@ -201,11 +213,14 @@ class WingsLM(TemplateLM):
             )
             for key, found in members.items()
         ]
+
+        # Groups may end in another order than the requests: each score is put at its index.
         scores: list[tuple[float, bool]] = [(0.0, True)] * len(encoded)
         groups = list(members.values())
         found = likelihood.score(
             self._generator.spec, self._generator.weights, scoring, self._generator.options.rows
         )
+
         progress = tqdm.tqdm(found, total=len(scoring), disable=disable_tqdm, desc="loglikelihood")
         for number, scored in progress:
             for index, answer in zip(groups[number], scored.answers, strict=True):
@@ -217,6 +232,7 @@ class WingsLM(TemplateLM):
         if images and self._processor.missing_parts:
             missing = " and no ".join(self._processor.missing_parts)
             raise UserError(f"{self._name} is text-only: it has no {missing}")
+
         loaded = self._processor.load_images(images) if images else ()
         return chunks.from_ids(ids, loaded, self._processor.arch.vision.num_patches)
 
@@ -226,6 +242,7 @@ class WingsLM(TemplateLM):
         """Returns the log-likelihood of each whole text, in windows of the model's length."""
         encoded, owners = [], []
         for index, request in enumerate(requests):
+            # Each token is scored once; a window is conditioned on the token before it.
             windows = utils.get_rolling_token_windows(
                 token_list=self.tok_encode(request.args[0]),
                 prefix_token=self.prefix_token_id,
@@ -250,9 +267,12 @@ class WingsLM(TemplateLM):
             context, arguments, *rest = request.args
             images = tuple(rest[0]["visual"]) if rest else ()
             params = self._sampling(arguments)
+
+            # Text that is too long loses its beginning, so that the new tokens fit.
             ids = self._encode_images(context) if images else self.tok_encode(context)
             if not images:
                 ids = ids[-max(self.max_length - params.max_new_tokens, 1) :]
+
             slots = self._slots(ids, ())
             self._processor.check_length(slots.count, len(images))
             wanted.append((slots, images, params))
@@ -270,8 +290,11 @@ class WingsLM(TemplateLM):
         """Returns lm-eval's generation arguments as `SamplingParams`. Raises UserError."""
         until = arguments.get("until") or ()
         stop = (until,) if isinstance(until, str) else tuple(until)
+
+        # Tasks use either name for the number of new tokens.
         tokens = arguments.get("max_gen_toks", arguments.get("max_new_tokens", self.max_gen_toks))
         sampled = {name: arguments[name] for name in SAMPLING if name in arguments}
+
         # Greedy unless it is asked for, whatever the temperature.
         if not arguments.get("do_sample", sampled.get("temperature", 0.0) > 0):
             sampled = {}

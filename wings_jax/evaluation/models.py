@@ -147,10 +147,13 @@ def find_models(
     models = [parse_model(text, loading=loading) for text in checkpoints]
     if adapters and len(models) > 1:
         raise UserError(f"--adapter: goes with one --checkpoint, there are {len(models)}")
+
     first = models[0]
+    # With adapters, the checkpoint is their base and is not evaluated itself.
     if adapters:
         models = [adapted_model(text, first) for text in adapters]
 
+    # The base is the first column of every table.
     if base:
         models.insert(0, parse_model(base, flag="--base", loading=loading))
     elif with_base:
@@ -231,6 +234,7 @@ def _open_imported(model: LazyModel) -> checkpoint.Checkpoint:
     if "vision" not in opened.params:
         return opened
 
+    # Only the projector may be missing: its parameters are newly initialized.
     abstract = parameters.abstract_params(opened.arch, mesh=model.loading.mesh or _first_device())
     missing = [path for path in abstract if path.startswith("projector/") and path not in flat]
     new = parameters.initialize_params(opened.arch, missing, abstract, opened.config.seed)
@@ -247,6 +251,7 @@ def _open_parts(config: config_lib.Config, loading: LoadOptions) -> checkpoint.C
     mesh = loading.mesh or _first_device()
     abstract = parameters.abstract_params(arch, mesh=mesh)
 
+    # Matrices have the dtype of the flag, other parameters float32.
     def dtype_of(path: str) -> str:
         return loading.dtype if loading.dtype and layers.is_matrix(path) else "float32"
 

@@ -76,6 +76,7 @@ def _task_cells(task_name: str, results: Sequence[TaskResult]) -> list[list[str]
 def text_report(results: Sequence[TaskResult]) -> str:
     """Returns tables for a terminal: accuracy in %, with its 95 % interval."""
     sections = []
+
     for task_name in results[0].scores:
         title = f"{TASKS[task_name].title}: right answers in % [95 % interval]"
         sections.append(f"{title}\n{formatting.text_table(_task_cells(task_name, results))}")
@@ -120,6 +121,7 @@ def score_to_dict(score: Score) -> dict[str, Any]:
 
 def report_to_dict(results: Sequence[TaskResult]) -> dict[str, Any]:
     """Returns counts, accuracies and intervals as they are written to JSON."""
+    # One entry per model: task -> row -> score.
     models = [
         {
             "name": result.name,
@@ -161,6 +163,7 @@ def _answer_records(
 ) -> Iterator[dict[str, Any]]:
     """Yields every question of every task with the model's answer."""
     for task_name, answers in result.answers.items():
+        # Answers are in the order of the questions.
         for question, answer in zip(questions[task_name], answers, strict=True):
             yield {
                 "task": task_name,

@@ -105,6 +105,7 @@ class PairedScore:
 
         scipy's phi (`stats.contingency.association`) has neither the sign nor this correction.
         """
+        # Cells of the 2 x 2 table, row by row.
         a, b, c, d = self.both, self.lost, self.gained, self.neither
         margins = (a + b) * (c + d) * (a + c) * (b + d)
         if not margins:
@@ -161,6 +162,7 @@ def score_pairs(
         for row_name in question.labels:
             outcomes[row_name].append(outcome)
 
+    # A task may declare rows that no question of this run counts in.
     return {
         row_name: count_pairs(row_outcomes)
         for row_name, row_outcomes in outcomes.items()

@@ -162,6 +162,7 @@ def spread_indices(count: int, limit: int | None) -> Sequence[int]:
 
 def _question(task: Task, sample: samples.Sample, file: str) -> Question:
     """Returns the question that the last two turns of a sample are. Raises UserError."""
+    # The last turn is the true answer, the one before it the question.
     turns = list(sample.conversations)
     try:
         labels = task.labels(sample.extra)

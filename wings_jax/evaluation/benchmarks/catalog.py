@@ -21,7 +21,9 @@ def split_names(names: str | None, suite: str | None) -> tuple[str, list[Benchma
       UserError: there is no task or suite of a name.
     """
     chosen = find_suite(suite) if suite is not None else []
+
     embedded = []
+    # A benchmark of the suite that is named as well is asked once.
     for name in [name.strip() for name in (names or "").split(",")]:
         if name in TASKS:
             embedded.append(name)
@@ -56,5 +58,6 @@ def text_catalog() -> str:
         size = str(benchmark.size) if benchmark.size else "?"
         protocols = ", ".join(benchmark.protocols)
         cells.append((name, protocols, size, benchmark.source, benchmark.license))
+
     embedded = ", ".join(TASKS)
     return f"{formatting.text_table(cells)}\n\nembedded, without files: {embedded}"

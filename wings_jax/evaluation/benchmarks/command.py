@@ -100,6 +100,7 @@ def evaluate_benchmarks(
         raise UserError(f"--data-root is missing: the directory with the files of {names}")
     if options.out:
         files.check_writable(options.out, FLAG)
+
     missing: list[str] = []
     asked = read_tasks(benchmarks, options.data_root, options, missing if is_suite else None)
     if not asked:
@@ -110,6 +111,8 @@ def evaluate_benchmarks(
     for model in lazy_models:
         for result in run_model(model, asked, options, missing if is_suite else None):
             found[result.benchmark.name].append(result)
+
+    # The scores of a part alone would be misleading.
     if options.shard.count > 1:
         print(
             f"part {options.shard.index} of {options.shard.count} is done; when all are, the same "
@@ -117,11 +120,13 @@ def evaluate_benchmarks(
         )
         return
 
+    # Only benchmarks that every model was asked have a row.
     complete = {
         name: of_models for name, of_models in found.items() if len(of_models) == len(lazy_models)
     }
     print(tables.text_report(complete, missing))
     paths = tables.write_report(options.out, complete, missing) if options.out else []
+
     if compare:
         paths += print_changes(complete, options.out)
     if paths:
@@ -135,6 +140,7 @@ def print_changes(found: tables.Results, out: pathlib.Path | None) -> list[pathl
         for after in others:
             changes = paired.compare_lines(task, before.lines, after.lines)
             compared.setdefault(f"{before.model} -> {after.model}", []).extend(changes)
+
     print("\n" + paired.text_changes(compared))
     return paired.write_changes(out, compared, stem="forgetting") if out else []
 
@@ -175,15 +181,18 @@ def make_task(benchmark: Benchmark, data: DataSet, options: BenchmarkOptions) ->
             f"--protocols: {benchmark.name} has {', '.join(benchmark.protocols)}, none of "
             f"{', '.join(protocols)}"
         )
+
     shots = benchmark.shots.count if options.shots is None else options.shots
     if shots and not data.shots:
         raise UserError(f"--shots: {benchmark.name} has no split that shots come from")
+
     limited = dataclasses.replace(data, items=limit_items(data, options.limit))
     return BenchmarkTask(benchmark, limited, kept, shots)
 
 
 def limit_items(data: DataSet, limit: int | None) -> list[Any]:
     """Returns all items, or about `limit` of them, spread evenly; clusters are kept whole."""
+    # An item without a cluster is a cluster of its own.
     clusters: dict[str, list[Any]] = {}
     for index, item in enumerate(data.items):
         clusters.setdefault(item.cluster or f"\0{index}", []).append(item)
@@ -191,6 +200,7 @@ def limit_items(data: DataSet, limit: int | None) -> list[Any]:
     if not limit or limit >= len(data.items):
         return list(data.items)
 
+    # As many clusters as give about `limit` items.
     count = max(1, limit * len(groups) // len(data.items))
     chosen = {id(item) for i in tasks.spread_indices(len(groups), count) for item in groups[i]}
     return [item for item in data.items if id(item) in chosen]
@@ -218,6 +228,7 @@ def run_model(
                 raise
             missing.append(str(error))
             continue
+
         result = run_task(model.name, generator, model_hash, task, options)
         if result is not None:
             yield result
@@ -248,15 +259,19 @@ def run_task(
     )
     title, out = f"{name}: {task.benchmark.name}", options.out
     started = time.perf_counter()
+
+    # Without --out there is nothing to resume.
     if out is None:
         store = MemoryStore()
         runner.run_task(generator, task, store, title)
         lines = runner.collect_lines(task, store.answers)
         return results.make_result(name, task, provenance, lines, time.perf_counter() - started)
 
+    # A result of the same model, data and settings is not computed again.
     finished = results.read_finished(out, name, task.benchmark.name, provenance)
     if finished is not None:
         return results.make_result(name, task, provenance, finished, 0.0)
+
     with open_journal(out, name, task, provenance, options.shard) as journal:
         runner.run_task(generator, task, journal, title, options.shard)
         if options.shard.count > 1:
@@ -285,6 +300,7 @@ def open_journal(
 
     journal = Journal(lines_path, provenance, FLAG)
     try:
+        # Without --shard, the entries of all parts are put together.
         if shard.count == 1:
             for part in part_journals(out, name, task, provenance):
                 journal.answers.update(part.answers)

@@ -56,6 +56,8 @@ def extract_option(answer: str, options: Mapping[str, str]) -> str | None:
     """
     if any(refusal in answer for refusal in REFUSALS):
         return REFUSED
+
+    # The rules in VLMEvalKit's order: a letter, the text of an option, a phrase.
     letter = extract_letter(answer, options)
     if letter:
         return letter
@@ -79,6 +81,7 @@ def extract_letter(answer: str, letters: Mapping[str, str] | Sequence[str]) -> s
     found = [letter for letter in letters if letter in words]
     if not found:
         return REFUSED if REFUSED in words else None
+
     if len(found) > 1:
         return None
 
@@ -93,6 +96,7 @@ def extract_option_text(answer: str, options: Mapping[str, str]) -> str | None:
     """
     if len(answer) > 2 * sum(len(text) for text in options.values()):
         return None
+
     lowered = answer.lower()
     found = [letter for letter, text in options.items() if text and text.lower() in lowered]
     return found[0] if len(found) == 1 else None
@@ -118,6 +122,8 @@ def parse_accepted(answer: str) -> list[str]:
     """
     if not answer.startswith("["):
         return [answer]
+
+    # A text may begin with a bracket without being a list.
     try:
         parsed = ast.literal_eval(answer)
     except (ValueError, SyntaxError):
@@ -133,6 +139,7 @@ def extract_yes_no(answer: str) -> str:
     """
     words = vqa.remove_punctuation(answer.lower()).split()
     has_yes, has_no = "yes" in words, "no" in words
+
     if has_yes == has_no:
         return UNKNOWN
     return YES if has_yes else NO
@@ -182,11 +189,13 @@ def extract_code(answer: str) -> str:
     >>> extract_code("[BEGIN]\n 'def f():\n  return 1' \n[DONE]\nmore")
     'def f():\n  return 1'
     """
+    # The solved examples have their code between [BEGIN] and [DONE].
     code = _BEGIN.split(answer, maxsplit=1)[-1]
     fence = _FENCE.search(code)
     if fence:
         code = fence.group(1)
 
+    # Text after the code is cut off; a backslash before "_" is Markdown.
     code = _DONE.split(code, maxsplit=1)[0].split("```")[0].replace("\\_", "_").strip()
     if code.startswith("'") and not code.startswith("'''"):
         code = code[1:].removesuffix("'").strip()
@@ -204,6 +213,7 @@ def judge_answer(name: str, item: Item, text: str) -> Judgment:
 def _judge_option(item: Item, text: str) -> Judgment:
     options = dict(zip(LETTERS, item.options, strict=False))
     letter = extract_option(text.strip(), options)
+    # A refusal is none of the letters.
     is_right = letter in options and LETTERS.index(letter) == item.answer
     return Judgment(float(is_right), letter or "")
 
@@ -211,6 +221,8 @@ def _judge_option(item: Item, text: str) -> Judgment:
 def _judge_option_or_text(item: Item, text: str) -> Judgment:
     if item.options:
         return _judge_option(item, text)
+
+    # An open question; without an answer there is nothing to compare.
     accepted = (item.answer,) if isinstance(item.answer, str) else item.answer
     if not isinstance(accepted, tuple):
         return Judgment(0.0, text.strip())

@@ -58,10 +58,14 @@ def _mmmu_files(split: str, parquet: str, tsv: str) -> tuple[FilePattern, ...]:
         "choices_block": "choices_block",
         "question_type": "question_type?",
     }
+
+    # VLMEvalKit identifies a row by its index.
     table = {**fields, "id": "index"}
+
     options = {"answers": "letter or text", "rewrite": "mmmu"}
     # One TSV holds dev and validation, by its column `split`.
     rows = {**options, **TSV, "where": {"split": (parquet,)}}
+
     return (
         FilePattern("huggingface", f"*/{parquet}-*.parquet", "parquet", split, fields, options),
         FilePattern("huggingface", f"**/{parquet}/*.arrow", "arrow", split, fields, options),
@@ -71,7 +75,9 @@ def _mmmu_files(split: str, parquet: str, tsv: str) -> tuple[FilePattern, ...]:
 
 
 def _mmmu(name: str, title: str, split: str, size: int, tsv: str, notes: str) -> Benchmark:
+    # `choices_block` is empty for an open question.
     context = "Question: {question}\n{choices_block}"
+
     return Benchmark(
         name=name,
         title=title,
@@ -112,14 +118,19 @@ MMMU_TEST = _mmmu(
 
 def _mmbench(name: str, title: str, language: str, tsvs: tuple[str, ...]) -> Benchmark:
     """Returns MMBench dev in one language; a question is right if all its rotations are."""
+    # Rotations of a question are one cluster, which intervals resample as a whole.
     fields = _tsv_fields(circular="circular", cluster="circular", l2="l2-category?")
+
+    # The image of a row may be the index of the row that has it.
     options = {
         **TSV,
         "rewrite": "mmbench",
         "index": "index",
         "where": {"split": ("dev",)},
     }
+
     code = "en" if language == "en" else "cn"
+
     return Benchmark(
         name=name,
         title=title,

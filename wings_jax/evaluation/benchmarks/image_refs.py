@@ -32,6 +32,8 @@ def find_images(
     """
     if value is None or value == "":
         return ()
+
+    # A value that is not text.
     if isinstance(value, Blob):
         return _expand_blob(value, row)
     if isinstance(value, Mapping):  # Hugging Face's struct in JSON
@@ -48,6 +50,7 @@ def find_images(
         return find_images(_parse_list(text, row), row, directories, index)
     if _FILE_NAME.search(text) and len(text) < 1000:
         return (_file_ref(text, row, directories),)
+    # One step only: the row that is named must have the image itself.
     if len(text) <= SHORT_TEXT and text in index:
         return find_images(index[text], row, directories, {})
     if len(text) <= SHORT_TEXT and directories:  # SEED-Bench's files have no suffix
@@ -87,6 +90,7 @@ def as_bytes(value: Any, name: str) -> bytes:
         return value
     if isinstance(value, str):
         return decode_base64(value, name)
+
     raise UserError(f"{name}: the image has no bytes")
 
 
@@ -100,6 +104,7 @@ def decode_base64(text: str, name: str) -> bytes:
 
 def _file_ref(text: str, row: Row, directories: Sequence[str]) -> ImageRef:
     """Returns an image file: the first that exists, relative to the file's directory."""
+    # A missing file is an error only when the image is read.
     base = row.path.parent
     candidates = [base / directory / text for directory in (*directories, ".")]
     found = next((path for path in candidates if path.is_file()), candidates[0])
@@ -108,6 +113,7 @@ def _file_ref(text: str, row: Row, directories: Sequence[str]) -> ImageRef:
         if not found.is_file():
             places = ", ".join(dict.fromkeys(str(path.parent) for path in candidates))
             raise UserError(f"{row.place}: no image {pathlib.Path(text).name} in {places}")
+
         text_files.check_not_pointer(found)
         try:
             return found.read_bytes()

@@ -30,8 +30,10 @@ def mmmu(row: Row) -> Iterator[Row]:
         options = _parse_options(row)
     else:
         options = [values[letter] for letter in "ABCDEFGHI" if values.get(letter)]
+
     question = values["question"]
 
+    # Markers count from 1; the column of an image may be empty.
     numbers = [int(number) for number in MARKER.findall(" ".join([question, *options]))]
     stored = _stored_images(values)
     outside = [number for number in numbers if number > len(stored) or stored[number - 1] is None]
@@ -43,6 +45,7 @@ def mmmu(row: Row) -> Iterator[Row]:
     block = f"Options:\n{lines}{SELECT}" if options else ""
     subject = values.get("category") or "_".join(str(values.get("id", "")).split("_")[1:-1])
 
+    # The model gets an image per marker, so that one with two markers comes twice.
     ordered = [stored[number - 1] for number in numbers] or [
         image for image in stored if image is not None
     ]
@@ -60,6 +63,7 @@ def _stored_images(values: Mapping[str, Any]) -> list[Any]:
     """Returns the images by number: Hugging Face has columns, VLMEvalKit a list as a string."""
     if "image_1" in values:
         return [values.get(name) for name in IMAGE_COLUMNS[1:]]
+
     image = values.get("image")
     if isinstance(image, Blob) and image.count:
         return [Blob(_read_entry(image, position)) for position in range(image.count)]
@@ -76,6 +80,7 @@ def _parse_options(row: Row) -> list[str]:
         return list(value or ())
     if not value.strip():
         return []
+
     try:
         parsed = ast.literal_eval(value)
     except (ValueError, SyntaxError) as error:
@@ -91,11 +96,14 @@ def hallusion(row: Row) -> Iterator[Row]:
         _, _, _, set_id, figure_id, question_id = values["index"].split("_")
         identifier = values["index"]
     else:
+        # Other forms have the parts in columns.
         subcategory = f"{values['category']}_{values['subcategory']}"
         set_id, figure_id, question_id = (
             str(values[name]) for name in ("set_id", "figure_id", "question_id")
         )
         identifier = f"{subcategory}_{values['visual_input']}_{set_id}_{figure_id}_{question_id}"
+
+    # `figure` names the image that several questions are about.
     yield with_values(
         row,
         id=identifier,
@@ -133,10 +141,13 @@ def mme_answers(row: Row) -> Iterator[Row]:
     # code_reasoning/0020.txt, or artwork/questions_answers_YN/12.txt beside artwork/images/.
     directory = row.path.parent
     category = directory.parent.name if directory.name == "questions_answers_YN" else directory.name
+
+    # A missing image is reported under its name with .jpg.
     image = next(
         (f"{row.path.stem}{suffix}" for suffix in (".jpg", ".png") if _has_image(row, suffix)),
         f"{row.path.stem}.jpg",
     )
+
     yield with_values(
         row,
         question=question.strip(),
@@ -156,6 +167,7 @@ def _has_image(row: Row, suffix: str) -> bool:
 
 def mme_key(category: str, stem: str, question: str) -> str:
     """Returns what a question of MME is found by, in the folders and in LLaVA's question file."""
+    # The two files differ in instructions and spaces.
     text = question.replace("Please answer yes or no.", "").replace(SHORT_ANSWER, "")
     return f"{category}/{stem}: {_SPACES.sub(' ', text).strip()}"
 
@@ -172,6 +184,8 @@ def llava_mme(row: Row) -> Iterator[Row]:
 def textvqa(row: Row) -> Iterator[Row]:
     """LLaVA's question file of TextVQA: an image has several questions, found by their text."""
     question = row.values["text"].replace(SHORT_ANSWER, "").strip()
+
+    # Further lines are the OCR tokens, which the annotations lack.
     bare = question.partition("\n")[0].strip().lower()
     yield with_values(row, question=question, key=f"{row.values['question_id']}: {bare}")
 
@@ -202,6 +216,7 @@ def nlvr(row: Row) -> Iterator[Row]:
 def vqav2(row: Row) -> Iterator[Row]:
     """VQAv2's questions: the name of the image file from its number and the file's name."""
     split = next((name for name in ("val2014", "test2015") if name in row.path.name), "val2014")
+    # COCO's names have twelve digits.
     image = f"COCO_{split}_{int(row.values['image_id']):012d}.jpg"
     yield with_values(row, image=image)
 

@@ -60,6 +60,7 @@ def option_scores(
     if protocol == "letter":
         return np.array([one.first for one in likelihoods])
 
+    # What a sum over tokens is divided by, so that long options are not at a disadvantage.
     divisors = {
         "ll": [1] * len(answers),
         "ll_chars": [len(answer) for answer in answers],
@@ -76,10 +77,12 @@ def judge_likelihoods(
     answers: Sequence[str],
 ) -> dict[str, Any]:
     """Returns what is written about an item of a likelihood pass: likelihoods, chosen, credit."""
+    # Of equal scores, the first option is chosen.
     chosen = {
         protocol: int(option_scores(protocol, likelihoods, answers).argmax())
         for protocol in one.protocols
     }
+
     has_answer = isinstance(item.answer, int)
     return {
         "likelihoods": [option.to_list() for option in likelihoods],
@@ -112,11 +115,13 @@ def merge_entries(item: Item, entries: Mapping[str, Mapping[str, Any]]) -> dict[
     if item.cluster:
         line["cluster"] = item.cluster
 
+    # Credits of all passes are together; what else a pass found is under its key.
     line["credit"] = {
         protocol: credit
         for entry in entries.values()
         for protocol, credit in entry["credit"].items()
     }
+
     for key, entry in entries.items():
         line[key] = {name: value for name, value in entry.items() if name != "credit"}
     return line

@@ -34,6 +34,7 @@ def score_circular(items: Sequence[Item], credits: Sequence[float]) -> list[Metr
     """Returns MMBench's share of questions with every rotation right, and that of base rows."""
     groups = [item.extra["circular"] for item in items]
     scores = ratings.rate_circular(groups, _hits(credits))
+    # `n` counts questions, not their rotations.
     count = len(set(groups))
     return [MetricValue(name, value / 100, 1.0, count) for name, value in scores.items()]
 
@@ -42,12 +43,16 @@ def score_mme(items: Sequence[Item], credits: Sequence[float]) -> list[MetricVal
     """Returns MME's perception (of 2000), reasoning (of 800), total, and sub-tasks (of 200)."""
     categories = [item.group for item in items]
     scores = ratings.rate_mme(categories, [item.cluster for item in items], _hits(credits))
+
+    # A sub-task has accuracy and acc+ of 100 each; the sums have those of their sub-tasks.
     scales = {"perception": 2000.0, "reasoning": 800.0, "total": 2800.0}
+
     members = {
         "perception": ratings.MME_PERCEPTION,
         "reasoning": ratings.MME_REASONING,
         "total": (*ratings.MME_PERCEPTION, *ratings.MME_REASONING),
     }
+
     return [
         MetricValue(
             name,
@@ -63,6 +68,7 @@ def score_hallusion(items: Sequence[Item], credits: Sequence[float]) -> list[Met
     """Returns HallusionBench's aAcc, fAcc, qAcc and their mean."""
     keys = ("set_id", "figure_id", "question_id")
     set_ids, figure_ids, question_ids = ([item.extra[key] for item in items] for key in keys)
+
     groups = [item.group for item in items]
     scores = ratings.rate_hallusion(groups, set_ids, figure_ids, question_ids, _hits(credits))
     return [MetricValue(name, value / 100, 1.0, len(items)) for name, value in scores.items()]
@@ -75,11 +81,14 @@ def score_pope(items: Sequence[Item], credits: Sequence[float]) -> list[MetricVa
     """
     names = (extraction.YES, extraction.NO)
     truths = [names[int(item.answer)] for item in items if isinstance(item.answer, int)]
+
+    # A credit is enough to know the answer: right, or the other of two.
     answers = [
         names[int(item.answer) if hit else 1 - int(item.answer)]
         for item, hit in zip(items, _hits(credits), strict=True)
         if isinstance(item.answer, int)
     ]
+
     scores = ratings.rate_yes_no(truths, answers)
     return [MetricValue(name, value / 100, 1.0, len(truths)) for name, value in scores.items()]
 

@@ -78,9 +78,13 @@ def compare_lines(
             f"{task}: the two results have different items ({len(before)} and {len(after)}): "
             "compare runs with the same files and --limit"
         )
+
+    # Protocols of both; without items there is none.
     common = [name for name in before[0]["credit"] if name in after[0]["credit"]] if before else []
+
     changes = []
     for protocol in common:
+        # An item whose answer is withheld has no credit.
         rows = [
             (first["credit"][protocol], second["credit"][protocol], first.get("cluster", ""))
             for first, second in zip(before, after, strict=True)
@@ -97,7 +101,10 @@ def _compare_credits(
     """Returns the change of (credit before, credit after, cluster) of every item."""
     from scipy import stats  # takes a second to import
 
+    # Items are paired: the bootstrap resamples their differences.
     before, after = (np.array([row[i] for row in rows], float) for i in (0, 1))
+
+    # An item without a cluster is a cluster of its own; "\0" occurs in no other name.
     clusters = [row[2] or f"\0{index}" for index, row in enumerate(rows)]
     draws = summary.resample_means(after - before, clusters, seed=summary.SEED)
     interval = summary.percentile_interval(draws)
@@ -105,6 +112,7 @@ def _compare_credits(
     # Under the null hypothesis a difference is a loss or a gain with the same probability.
     lost, gained = int((after < before).sum()), int((after > before).sum())
     p_value = stats.binomtest(gained, lost + gained).pvalue if lost + gained else 1.0
+
     return PairedChange(
         task,
         protocol,
@@ -125,6 +133,7 @@ def change_cells(changes: Sequence[PairedChange]) -> list[Sequence[str]]:
         before, after = (
             formatting.format_number(value, scale=100) for value in (change.before, change.after)
         )
+
         difference = formatting.format_estimate(change.change, change.interval, scale=100, sign="+")
         p_value = "< 0.001" if change.p_value < 0.001 else f"{change.p_value:.3f}"
         name = f"{change.task} ({change.protocol})"
@@ -141,13 +150,16 @@ def compare_directories(directories: Sequence[pathlib.Path]) -> dict[str, list[P
     """
     found = [_find_results(directory) for directory in directories]
     names = [_result_name(path) for path in directories]
+
     compared = {}
     for directory, name, other in zip(directories[1:], names[1:], found[1:], strict=True):
+        # The first directory is what each other one is compared with.
         common = [task for task in found[0] if task in other]
         if not common:
             raise UserError(
                 f"--compare: {directories[0]} and {directory} have no benchmark in common"
             )
+
         changes = [
             change
             for task in common
@@ -196,6 +208,7 @@ def write_changes(
     markdown = [f"# {stem.capitalize()}", "", LEGEND]
     for name, changes in compared.items():
         markdown += ["", f"## {name}", "", formatting.markdown_table(change_cells(changes))]
+
     content = {name: [change.to_dict() for change in changes] for name, changes in compared.items()}
     return [
         files.write_text(directory / f"{stem}.md", "\n".join(markdown) + "\n"),
@@ -207,8 +220,10 @@ def print_comparison(directories: Sequence[pathlib.Path], out: pathlib.Path | No
     """Prints, and writes to `out`, the changes between finished results. Raises UserError."""
     if len(directories) < 2:
         raise UserError("--compare: needs two or more directories of results")
+
     compared = compare_directories(directories)
     print(text_changes(compared))
+
     if out:
         paths = write_changes(out, compared, stem="comparison")
         print("\nwritten: " + ", ".join(map(str, paths)))

@@ -56,11 +56,14 @@ def plan_passes(benchmark: Benchmark, protocols: Sequence[str]) -> list[Evaluati
     for protocol in sorted(protocols, key=PROTOCOLS.index):
         key = benchmark.prompt_key(protocol)
         prompt = benchmark.prompts[key]
+
+        # Likelihoods of one prompt answer all protocols; a generation is a pass of its own.
         same = [
             i
             for i, one in enumerate(passes)
             if one.prompt == prompt and GENERATE not in (protocol, *one.protocols)
         ]
+
         if same:
             found = passes[same[0]]
             passes[same[0]] = dataclasses.replace(found, protocols=(*found.protocols, protocol))
@@ -83,6 +86,7 @@ def make_option_requests(
     requests = []
     for index, (item, examples) in enumerate(zip(data.items, shots, strict=True)):
         text = prompts.render_choice(one.prompt, item, examples)
+        # Usually all options have one context; in WinoGrande each has its own.
         options_of: dict[str, list[int]] = {}
         for option, context in enumerate(text.contexts):
             options_of.setdefault(context, []).append(option)
@@ -114,7 +118,9 @@ def _scoring_request(
             processor, context, continuations, with_prompt=with_prompt, group=group
         )
 
+    # In a chat, the context is a human turn and each option an answer to it.
     request = chat_request(item, context)
+
     ends = processor.template.speakers["gpt"].after
     # The answer's turn has no space in front, and its end does not count.
     answers = []
@@ -131,6 +137,7 @@ def chat_request(item: Item, text: str, sampling: SamplingParams | None = None) 
     `Item.extra` may have turns before it, {"from": human|gpt, "value": text}, as TURNS.
     The images are those of `Item.images`; `read_images` gives their bytes.
     """
+    # Without images, a marker in the text is a word.
     marked = text if item.images else text.replace("<image>", "\\<image>")
     names = [image.name for image in item.images]
     history = item.extra.get(TURNS, ())

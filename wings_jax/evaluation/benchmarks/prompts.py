@@ -46,6 +46,8 @@ def select_shots(benchmark: Benchmark, data: DataSet, item: Item, count: int) ->
     # Positions are those of the publication; more shots than that come from the rest, in order.
     chosen = [pool[i] for i in shots.positions if i < len(pool)]
     chosen += [other for other in pool if other not in chosen]
+
+    # An item must not be its own example.
     if shots.split == benchmark.split:
         chosen = [other for other in chosen if other.id != item.id]
 
@@ -67,11 +69,13 @@ def render_choice(prompt: Prompt, item: Item, shots: Sequence[Item]) -> ChoiceTe
     ChoiceText(beginning='Q: 1 + 1 =\\nA: 2\\n\\n', contexts=('Q: 2 + 2 =\\nA:', 'Q: 2 + 2 =\\nA:'),
                continuations=(' 3', ' 4'), answers=('3', '4'))
     """
+    # Templates may have the option in the context, in the answer, or in both.
     contexts, continuations = [], []
     for index in range(len(item.options)):
         values = fields(prompt, item, index)
         contexts.append(prompt.context.format_map(values))
         continuations.append(prompt.answer.format_map(values))
+
     return ChoiceText(
         render_beginning(prompt, item, shots),
         tuple(contexts),
@@ -92,6 +96,7 @@ def render_generation(prompt: Prompt, item: Item, shots: Sequence[Item]) -> str:
 
 def render_beginning(prompt: Prompt, item: Item, shots: Sequence[Item]) -> str:
     """Returns what comes before an item: the hint, published examples, and its shots."""
+    # The hint is filled from the item itself, as it may name its subject.
     hint = prompt.hint.format_map(fields(prompt, item, None))
     solved = [_solve(prompt, shot) + prompt.separator for shot in shots]
     return hint + prompt.examples + "".join(solved)
@@ -99,6 +104,7 @@ def render_beginning(prompt: Prompt, item: Item, shots: Sequence[Item]) -> str:
 
 def _solve(prompt: Prompt, shot: Item) -> str:
     """Returns an example with its right answer."""
+    # An answer that is not an option is in the field `answer`.
     values = fields(prompt, shot, shot.answer if isinstance(shot.answer, int) else None)
     return prompt.context.format_map(values) + prompt.answer.format_map(values)
 
@@ -111,12 +117,14 @@ def fields(prompt: Prompt, item: Item, index: int | None) -> Mapping[str, Any]:
     """
     if len(item.options) > len(LETTERS):
         raise UserError(f"item {item.id}: {len(item.options)} options, at most {len(LETTERS)}")
+
     letters = LETTERS[: len(item.options)]
     lines = [
         prompt.option_line.format(letter=letter, option=option, number=number)
         for number, (letter, option) in enumerate(zip(letters, item.options, strict=True), start=1)
     ]
 
+    # Of several accepted answers, an example shows the first.
     answer = item.answer[0] if isinstance(item.answer, tuple) else item.answer
     values: dict[str, Any] = {
         **item.extra,
@@ -130,6 +138,7 @@ def fields(prompt: Prompt, item: Item, index: int | None) -> Mapping[str, Any]:
     if index is None:
         return values
 
+    # The text around a gap (WinoGrande), and the sentence with the option in it.
     before, _, after = item.question.partition(prompt.gap) if prompt.gap else ("", "", "")
     option = item.options[index]
     return {

@@ -66,6 +66,7 @@ def rate_mme(
     for category, image, hit in zip(categories, images, hits, strict=True):
         rows[category].append((image, hit))
 
+    # Each image has two questions; "acc+" counts images with both of them right.
     scores = {}
     for category, answers in rows.items():
         category_images = [image for image, _ in answers]
@@ -73,6 +74,7 @@ def rate_mme(
         both_right = all_in_group(category_images, category_hits)
         scores[category] = percent(category_hits) + percent(list(both_right.values()))
 
+    # Sub-tasks without questions add nothing to the sums.
     perception = sum(scores.get(name, 0.0) for name in MME_PERCEPTION)
     reasoning = sum(scores.get(name, 0.0) for name in MME_REASONING)
     totals = {"perception": perception, "reasoning": reasoning, "total": perception + reasoning}
@@ -91,8 +93,10 @@ def rate_hallusion(
     aAcc counts questions, fAcc figures with all questions right (subcategory, set, figure), qAcc
     questions that are right for every figure (subcategory, set, question).
     """
+    # Figures and questions are numbered within a set.
     figures = list(zip(subcategories, set_ids, figure_ids, strict=True))
     questions = list(zip(subcategories, set_ids, question_ids, strict=True))
+
     scores = {
         "aAcc": percent(list(hits)),
         "fAcc": percent(list(all_in_group(figures, hits).values())),
@@ -117,9 +121,12 @@ def rate_circular(groups: Sequence[Hashable], hits: Sequence[bool]) -> dict[str,
     too good: readers check that.
     """
     right = all_in_group(groups, hits)
+
+    # The first row of each group, as without circular evaluation.
     first_hits: dict[Hashable, bool] = {}
     for group, hit in zip(groups, hits, strict=True):
         first_hits.setdefault(group, bool(hit))
+
     return {
         "circular": percent(list(right.values())),
         "vanilla": percent(list(first_hits.values())),
@@ -131,13 +138,17 @@ def rate_yes_no(truths: Sequence[str], answers: Sequence[str]) -> dict[str, floa
 
     An answer that is neither "Yes" nor "No" is wrong, and no "Yes".
     """
+    # (whether the truth is yes, whether the answer is yes) -> count
     pairs = collections.Counter(
         (truth == extraction.YES, answer == extraction.YES)
         for truth, answer in zip(truths, answers, strict=True)
     )
     positives = pairs[True, True] + pairs[False, True]
     true_positives = pairs[True, True]
+
+    # Precision and recall are 0 where nothing is positive.
     precision = true_positives / positives if positives else 0.0
+
     actual = pairs[True, True] + pairs[True, False]
     recall = true_positives / actual if actual else 0.0
 

@@ -54,11 +54,14 @@ def read_data_set(benchmark: Benchmark, data_root: pathlib.Path) -> DataSet:
     if not items:
         raise UserError(f"{benchmark.name}: no questions in {files[0]} ({pattern.form} form)")
 
+    # Solved examples may come from another split, in files of its own.
     shots: Sequence[Item] = ()
     if benchmark.shots.count and benchmark.shots.split:
         shot_pattern, shot_files = find_files(benchmark, benchmark.shots.split, data_root)
         shots, _, shot_labels = _read_files(shot_pattern, shot_files)
         label_files = [*label_files, *shot_files, *shot_labels]
+
+    # Every file that was read counts once in the hash of the data.
     all_files = list(dict.fromkeys([*files, *label_files]))
     return DataSet(items, shots, all_files, pattern.form, skipped)
 
@@ -74,9 +77,12 @@ def find_files(
     """
     if not data_root.is_dir():
         raise MissingDataError(f"--data-root: {data_root} is not a directory")
+
     forms = [pattern for pattern in benchmark.files if pattern.split == split]
     refused = []
     directories = list(_directories(benchmark, data_root))
+
+    # In a directory, the first declared form that fits is taken.
     for directory in directories:
         for pattern in forms:
             # A data set's own directory may be searched; a root with others may be large.
@@ -117,12 +123,15 @@ def _layout_problem(pattern: FilePattern, file: pathlib.Path) -> str:
     raw = next(READERS[pattern.reader](file, pattern.options), None)
     if raw is None:
         return f"{file} has no rows"
+
+    # The message lists the columns of the file, not those that a rewrite adds.
     columns = ", ".join(list(raw.values)[:MAX_NAMES])
     try:
         row = next(iter(_rewritten([raw], pattern)), raw)
     except UserError as error:
         return str(error)
 
+    # Answers from another file are read later: a placeholder has their column.
     row = with_values(row, label=None) if "labels" in pattern.options else row
     missing = row_items.missing_columns(row, pattern)
     missing = [name for name in missing if not name.startswith("label.")]
@@ -138,12 +147,15 @@ def _missing_message(
 ) -> str:
     place = benchmark.directories[0] if benchmark.directories else "."
     expected = " or ".join(f"{place}/{pattern.pattern} ({pattern.form})" for pattern in forms)
+
+    # What is there instead: a folder may have an unexpected name.
     present = sorted(path.name for path in data_root.iterdir() if not path.name.startswith("."))
     for name in benchmark.directories:
         if (data_root / name).is_dir():
             inside = sorted(path.name for path in (data_root / name).iterdir())
             present = [f"{name}/{entry}" for entry in inside]
             break
+
     shown = ", ".join(present[:MAX_NAMES]) or "nothing"
     return (
         f"{benchmark.name}: no files of its {split} split below {data_root}: expected {expected}; "
@@ -160,16 +172,20 @@ def _read_files(
     rows: Iterable[Row] = itertools.chain.from_iterable(
         reader(file, pattern.options) for file in files
     )
+
+    # Answers may be in files of their own, which fit the rows after the rewrite.
     label_files: list[pathlib.Path] = []
     rows = _rewritten(rows, pattern)
     if "labels" in pattern.options:
         rows, label_files = _add_labels(list(rows), pattern.options["labels"])
 
+    # A row may name another row, by its index, whose image it shares.
     index: dict[str, Any] = {}
     index_column = pattern.options.get("index")
     if index_column:
         rows = list(rows)
         index = {str(row.values[index_column]): row.values.get("image") for row in rows}
+
     items, skipped = row_items.make_items(rows, pattern, index)
     return items, skipped, label_files
 
@@ -183,6 +199,7 @@ def _rewritten(rows: Iterable[Row], pattern: FilePattern) -> Iterator[Row]:
         except UserError:
             raise
         except (KeyError, TypeError, AttributeError, IndexError, ValueError) as error:
+            # A rewrite does not check its columns: such an error means another layout.
             columns = ", ".join(list(row.values)[:MAX_NAMES])
             raise WrongLayoutError(
                 f"{row.place} is not in the {pattern.form} form: {type(error).__name__} {error}; "
@@ -198,17 +215,23 @@ def _add_labels(rows: list[Row], labels: Mapping[str, Any]) -> tuple[list[Row], 
     """
     if not rows:
         return rows, []
+
+    # The column that "by" names has a file of answers for each of its values.
     if "by" in labels:
         groups: dict[str, list[Row]] = {}
         for row in rows:
             groups.setdefault(str(row.values[labels["by"]]), []).append(row)
+
         labeled, files = [], []
         for name, group in groups.items():
             file = {**labels, "file": labels["file"].replace("{by}", name)}
             group_rows, group_files = _label_by_position(group, file)
             labeled += group_rows
             files += group_files
+
         return labeled, files
+
+    # A key is safer than the order, which is used where the answers have no key.
     if "on" in labels:
         return _label_by_key(rows, labels)
     return _label_by_position(rows, labels)
@@ -221,6 +244,7 @@ def _label_rows(rows: list[Row], labels: Mapping[str, Any]) -> tuple[list[Row], 
         raise MissingDataError(
             f"{rows[0].path}: its answers are missing: expected {directory / labels['file']}"
         )
+
     reader = READERS[labels.get("reader", "json")]
     found = itertools.chain.from_iterable(reader(file, labels) for file in files)
     name = labels.get("rewrite")
@@ -237,6 +261,8 @@ def _label_by_position(
         raise UserError(
             f"{files[0]} has {len(answers)} answers for {len(rows)} questions of {rows[0].path}"
         )
+
+    # Columns of both files must agree, or the answers belong to other questions.
     check = labels.get("same", ())
     labeled = []
     for row, answer in zip(rows, answers, strict=False):
@@ -246,6 +272,8 @@ def _label_by_position(
                     f"{answer.place}: {column} is {answer.values.get(column)!r}, but "
                     f"{row.values[column]!r} in {row.place}: the files do not belong together"
                 )
+
+        # A line of a text file is the answer; other rows are passed on whole.
         value = answer.values.get("line", answer.values)
         labeled.append(with_values(row, label=value))
     return labeled, files
@@ -256,12 +284,14 @@ def _label_by_key(
 ) -> tuple[list[Row], list[pathlib.Path]]:
     answers, files = _label_rows(rows, labels)
     by_key = {str(answer.values.get(labels["key"])): answer.values for answer in answers}
+
     missing = [row for row in rows if str(row.values[labels["on"]]) not in by_key]
     if missing:
         raise UserError(
             f"{missing[0].place}: {files[0].name} has no answer for "
             f"{str(missing[0].values[labels['on']])[:100]!r}"
         )
+
     labeled = [with_values(row, label=by_key[str(row.values[labels["on"]])]) for row in rows]
     return labeled, files
 
@@ -280,11 +310,14 @@ def read_science_qa(path: pathlib.Path, options: Mapping[str, Any]) -> Iterator[
     except ValueError as error:
         raise UserError(f"{path} or pid_splits.json is not JSON: {error}") from error
 
+    # The problems of one split, in the order of pid_splits.json.
     subset = options["subset"]
     for number, key in enumerate(splits.get(subset, ()), start=1):
         if key not in problems:
             raise UserError(f"{splits_file}: {subset} names problem {key}, which {path.name} lacks")
+
         values = problems[key]
+        # The release has a folder per split, and in it a folder per problem.
         image = f"{subset}/{key}/{values['image']}" if values.get("image") else ""
         yield Row(path, number, {**values, "pid": key, "image": image})
 

@@ -78,6 +78,7 @@ def hash_files(paths: Sequence[pathlib.Path]) -> str:
 
 def hash_model(opened: checkpoint.Checkpoint) -> str:
     """Returns a hash of a model's parameters and architecture."""
+    # Checksums of arrays: the files that a checkpoint consists of have no influence.
     sums = checksums.checksum_arrays(tree.flatten(opened.params))
     return hash_text(json.dumps(sums, sort_keys=True) + repr(opened.arch))
 
@@ -85,6 +86,7 @@ def hash_model(opened: checkpoint.Checkpoint) -> str:
 def hash_prompts(task: BenchmarkTask) -> str:
     """Returns a hash of how items are written: prompts, shots and their positions."""
     prompts = {one.key: dataclasses.asdict(one.prompt) for one in task.passes}
+
     shots = dataclasses.asdict(task.benchmark.shots)
     return hash_text(json.dumps([prompts, shots, task.shots], sort_keys=True, ensure_ascii=False))
 
@@ -93,7 +95,9 @@ def make_provenance(
     task: BenchmarkTask, *, model_hash: str, rows: int, dtype: str, kernel: str
 ) -> dict[str, Any]:
     """Returns what a result depends on; equal values give equal results on one machine."""
+    # Which items were asked depends on --limit and on rows that were left out.
     ids = "\n".join(item.id for item in task.data.items)
+
     return {
         "task": task.benchmark.name,
         "protocols": list(task.protocols),
@@ -147,6 +151,8 @@ def write_result(directory: pathlib.Path, result: BenchmarkResult) -> list[pathl
     if submission:
         path = lines_path.with_suffix(".submission.json")
         written.append(files.write_text(path, formatting.json_text(submission)))
+
+    # Last, as a file of scores means that the result is complete.
     written.append(files.write_text(scores_path, formatting.json_text(to_dict(result))))
     return written
 
@@ -157,9 +163,12 @@ def make_submission(result: BenchmarkResult) -> dict[str, str]:
     for line in result.lines:
         if line["truth"] is not None:
             continue
+
+        # Passes are the mappings among the values of a line.
         for value in line.values():
             if not isinstance(value, Mapping):
                 continue
+
             if "chosen" in value:
                 answers[line["id"]] = record.LETTERS[next(iter(value["chosen"].values()))]
             elif "generated" in value:
@@ -186,11 +195,13 @@ def read_finished(
     lines_path, scores_path = result_paths(directory, model, task)
     if not scores_path.exists():
         return None
+
     try:
         found = json.loads(scores_path.read_text(encoding="utf-8"))["provenance"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"--out: {scores_path} is damaged: remove it") from error
 
+    # JSON has lists for tuples: the same conversion makes the values comparable.
     wanted = json.loads(json.dumps(provenance))
     different = [key for key in wanted if found.get(key) != wanted[key]]
     if different:

@@ -25,6 +25,7 @@ def with_values(row: Row, **values: Any) -> Row:
 
 def split_lettered(row: Row) -> Iterator[Row]:
     """OpenBookQA's TSV: all choices in one cell, "(A) a marsh (B) a tundra"."""
+    # Splitting at a group gives text, letter, text, ...: letters are at odd positions.
     parts = _LETTERED.split(row.values["Choices"])
     texts = [text.strip() for text in parts[2::2]]
     yield with_values(row, options=texts, labels=parts[1::2])
@@ -35,6 +36,8 @@ def split_article(row: Row) -> Iterator[Row]:
     lists = [row.values[name] for name in ("questions", "options", "answers")]
     if len({len(entries) for entries in lists}) != 1:
         raise UserError(f"{row.place}: questions, options and answers differ in number")
+
+    # All questions share the article's identifier: their number is added.
     for number, (question, options, answer) in enumerate(zip(*lists, strict=True)):
         name = f"{row.values.get('id', row.path.stem)}-{number}"
         yield with_values(row, id=name, question=question, options=options, answer=answer)
@@ -54,11 +57,15 @@ def hellaswag(row: Row) -> Iterator[Row]:
     """HellaSwag's own files: `query` is "activity: context", as in lm-eval."""
     values = row.values
     context = values.get("ctx") or ""
+
+    # The second part of the context begins a sentence, as in lm-eval.
     if values.get("ctx_b") is not None and values.get("ctx_a"):
         context = f"{values['ctx_a']} {values['ctx_b'].capitalize()}"
+
     activity = values.get("activity_label", "")
     query = clean_wikihow(f"{activity}: {context}" if activity else context)
     endings = [clean_wikihow(ending) for ending in values["endings"]]
+
     yield with_values(
         row, passage=query.removeprefix(f"{activity}: "), query=query, options=endings
     )
@@ -75,8 +82,11 @@ def mark_spans(row: Row) -> Iterator[Row]:
 
     Spans are counted in words, or in characters in Chinese texts.
     """
+    # SuperGLUE's files have the spans in the key "target", Hugging Face as columns.
     target = row.values.get("target", row.values)
     text, noun, pronoun = row.values["text"], target["span1_text"], target["span2_text"]
+
+    # Chinese texts have no spaces between words.
     is_words = " " in text.strip()
     units = text.split(" ") if is_words else list(text)
     joint = " " if is_words else ""
@@ -88,14 +98,18 @@ def mark_spans(row: Row) -> Iterator[Row]:
         int(target["span2_index"]): ("#", pronoun),
     }
     position = 0
+
     while position < len(units):
         if position not in spans:
             pieces.append(units[position])
             position += 1
             continue
+
+        # A span may have several words, which become one piece.
         mark, words = spans[position]
         width = len(words.split(" ")) if is_words else len(words)
         pieces.append(f"{mark} {words} {mark}")
+        # Its other words become empty, so that later positions stay valid.
         if mark == "#":
             starred[position : position + width] = [f"*{words}*"] + [""] * (width - 1)
         position += width
@@ -131,8 +145,12 @@ def gsm8k(row: Row) -> Iterator[Row]:
 def mbpp(row: Row) -> Iterator[Row]:
     """MBPP: tests as a tuple, and as the lines of the prompt; code without carriage returns."""
     values = row.values
+
     tests = list(values["test_list"])
+
+    # The full and the sanitized data set have different keys.
     imports = values.get("test_setup_code") or "\n".join(values.get("test_imports") or ())
+
     yield with_values(
         row,
         text=values.get("text") or values.get("prompt"),

@@ -71,20 +71,25 @@ def read_csv(path: pathlib.Path, options: Mapping[str, Any]) -> Iterator[Row]:
     parse = functools.partial(csv.reader, delimiter=delimiter)
     if not options.get("quotes", True):
         parse = functools.partial(parse, quoting=csv.QUOTE_NONE)
+
+    # Offsets of rows are recorded, so that an image can be read later.
     lines = _LineReader(path)
     rows = parse(lines)
     header = None
 
     while True:
+        # A field with line breaks spans several lines: the row's position is that of the first.
         offset, number = lines.offset, lines.number + 1
         try:
             fields = next(rows, None)
         except csv.Error as error:
             raise UserError(f"{path} row {number}: not a row of CSV: {error}") from error
+
         if fields is None:
             return
         if not any(fields):
             continue
+
         if header is None and options.get("header", True):
             header = fields
             continue
@@ -94,12 +99,17 @@ def read_csv(path: pathlib.Path, options: Mapping[str, Any]) -> Iterator[Row]:
             raise UserError(
                 f"{path} row {number} has {len(fields)} fields, the header {len(names)}"
             )
+
+        # A row with fewer fields than the header lacks its last columns.
         values: dict[str, Any] = dict(zip(names, fields, strict=False))
+
+        # An image in base64 stays in the file: the row has its offset only.
         for name in IMAGE_COLUMNS:
             text = values.get(name) or ""
             if len(text) > SHORT_TEXT:
                 read = functools.partial(_read_field, path, offset, parse, names.index(name))
                 values[name] = Blob(read, count=text.count("'") // 2 if text[0] == "[" else 0)
+
         yield Row(path, number, values)
 
 
@@ -110,6 +120,8 @@ class _LineReader:
         text_files.check_not_pointer(path)
         self.path, self.number = path, 0
         self._file = open(path, "rb")  # noqa: SIM115  # closed at its end
+
+        # The text begins after a UTF-8 byte order mark, and so do the offsets.
         has_mark = self._file.read(3) == b"\xef\xbb\xbf"
         self.offset = 3 if has_mark else 0
         self._file.seek(self.offset)
@@ -122,6 +134,7 @@ class _LineReader:
         if not line:
             self._file.close()
             raise StopIteration
+
         self.offset += len(line)
         self.number += 1
         return _decode(line, f"{self.path} row {self.number}")
@@ -131,6 +144,7 @@ def _read_field(path: pathlib.Path, offset: int, parse: Callable, column: int) -
     """Returns one field of the row that begins at an offset."""
     with open(path, "rb") as file:
         file.seek(offset)
+        # The parser reads further lines where a field has line breaks.
         lines = (line.decode("utf-8") for line in file)
         return next(parse(lines))[column]
 
@@ -152,12 +166,15 @@ def read_json(path: pathlib.Path, options: Mapping[str, Any]) -> Iterator[Row]:
       UserError: the file cannot be read or is not JSON; the message has the line.
     """
     text = text_files.read_text(path)
+
+    # JSON lines are not one document: parsing fails where the second line begins.
     try:
         content = json.loads(text)
     except ValueError:
         yield from _read_json_lines(path, text)
         return
 
+    # Rows are a list under a key, a list, or the values of an object.
     key = options.get("rows", "")
     if key:
         if not isinstance(content, dict) or key not in content:
@@ -170,6 +187,7 @@ def read_json(path: pathlib.Path, options: Mapping[str, Any]) -> Iterator[Row]:
 
     if not isinstance(content, list) or not _are_objects(content):
         raise UserError(f"{path} is not a list of JSON objects")
+
     for number, values in enumerate(content, start=1):
         yield Row(path, number, values)
 
@@ -179,6 +197,7 @@ def _are_objects(rows: Any) -> bool:
 
 
 def _read_json_lines(path: pathlib.Path, text: str) -> Iterator[Row]:
+    # Only "\n" ends a line: `splitlines` would split at U+2028 in a text too.
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
@@ -187,6 +206,7 @@ def _read_json_lines(path: pathlib.Path, text: str) -> Iterator[Row]:
         except ValueError as error:
             reason = str(error).splitlines()[0]
             raise UserError(f"{path} row {number} is not JSON: {reason}") from error
+
         if not isinstance(values, dict):
             raise UserError(f"{path} row {number} is not a JSON object")
         yield Row(path, number, values)
@@ -215,6 +235,8 @@ def read_parquet(path: pathlib.Path, options: Mapping[str, Any]) -> Iterator[Row
         file = pyarrow.parquet.ParquetFile(path)
         names = file.schema_arrow.names
         images = [name for name in names if name in IMAGE_COLUMNS]
+
+        # Images stay Arrow arrays; the other columns become Python values, one group at a time.
         for group in range(file.num_row_groups):
             columns = [name for name in names if name not in IMAGE_COLUMNS]
             paths = {column: _image_paths(path, group, column) for column in images}
@@ -236,8 +258,11 @@ def _parquet_column(path: pathlib.Path, group: int, column: str) -> pyarrow.Arra
 def _image_paths(path: pathlib.Path, group: int, column: str) -> list[str | None]:
     """Returns the path stored with each image, "" where there is none; None for no image."""
     values = _parquet_column(path, group, column)
+
+    # Hugging Face stores a struct of bytes and path; other files have the bytes alone.
     is_struct = pyarrow.types.is_struct(values.type)
     stored = values.field("path").to_pylist() if is_struct else [""] * len(values)
+
     has_image = values.is_valid().to_pylist()
     return [(name or "") if valid else None for name, valid in zip(stored, has_image, strict=True)]
 
@@ -248,6 +273,8 @@ def _parquet_blob(
     name = names[index]
     if name is None:
         return None
+
+    # Read on demand: the row itself does not hold the image.
     return Blob(lambda: _unwrap_image(_parquet_column(path, group, column)[index]), name)
 
 
@@ -270,6 +297,8 @@ def read_arrow(path: pathlib.Path, options: Mapping[str, Any]) -> Iterator[Row]:
     text_files.check_not_pointer(path)
     table = _open_arrow(path)
     kept = [name for name in table.column_names if name not in IMAGE_COLUMNS]
+
+    # Images stay in the memory-mapped table until they are asked for.
     for index in range(table.num_rows):
         values = table.select(kept).slice(index, 1).to_pylist()[0]
         for column in IMAGE_COLUMNS:
@@ -283,6 +312,7 @@ def _open_arrow(path: pathlib.Path) -> pyarrow.Table:
     """Returns the table of an arrow file, which stays on disk (memory mapping)."""
     try:
         source = pyarrow.memory_map(str(path))
+        # An Arrow file begins with a magic word, a stream does not.
         is_file = source.read(len(ARROW_FILE_START)) == ARROW_FILE_START
         source.seek(0)
         opened = pyarrow.ipc.open_file(source) if is_file else pyarrow.ipc.open_stream(source)

@@ -39,11 +39,15 @@ def get_column(row: Row, column: Any, options: Mapping[str, Any]) -> Any:
     """Returns the value of a column of the declaration; None where it is missing."""
     if isinstance(column, list | tuple):
         return [get_column(row, name, options) for name in column]
+
     name = column.removesuffix("?")
+    # These two are parts of the file's path, not columns.
     if name == "@stem":
         return row.path.stem.removesuffix(options.get("stem_suffix", ""))
     if name == "@parent":
         return row.path.parent.name
+
+    # The whole name comes first, as a column's name may have a dot.
     if name in row.values:
         return row.values[name]
     return _follow(row.values, name.split("."))
@@ -55,6 +59,8 @@ def _follow(value: Any, path: Sequence[str]) -> Any:
         if not isinstance(value, Mapping):
             return None
         value = value.get(key.removesuffix("[]"))
+
+        # A list: the rest of the path is followed in each element.
         if key.endswith("[]"):
             rest = path[position + 1 :]
             return [_follow(entry, rest) for entry in value] if isinstance(value, list) else None
@@ -66,6 +72,7 @@ def missing_columns(row: Row, pattern: FilePattern) -> list[str]:
     missing = []
     for column in pattern.fields.values():
         for name in column if isinstance(column, list | tuple) else (column,):
+            # A name with "?" may be missing; one with "@" is not a column of the file.
             is_required = not name.endswith("?") and not name.startswith("@")
             if is_required and not _has_column(row, name):
                 missing.append(name)
@@ -75,6 +82,8 @@ def missing_columns(row: Row, pattern: FilePattern) -> list[str]:
 def _has_column(row: Row, name: str) -> bool:
     if name in row.values:
         return True
+
+    # Of a dotted name, the last key must be in the mapping, or in each one of a list.
     *path, last = name.split(".")
     if not path:
         return name in row.values
@@ -119,6 +128,7 @@ def _is_wanted(row: Row, options: Mapping[str, Any]) -> bool:
         # A file of one split may lack the column, or leave it empty.
         if value not in (None, "") and str(value) not in texts:
             return False
+
     return all(
         first <= int(get_column(row, column, options)) <= last
         for column, (first, last) in options.get("between", {}).items()
@@ -137,9 +147,13 @@ def _make_item(row: Row, pattern: FilePattern, image_index: image_refs.ImageInde
     values = {
         field: get_column(row, column, pattern.options) for field, column in pattern.fields.items()
     }
+
+    # Options that are the same for all questions are declared in the form.
     choices = _clean_options(pattern.options.get("choices") or values.get("options") or ())
     question = _text(values.get("question"))
     question = question.strip() if pattern.options.get("strip") else question
+
+    # An image with options can be a question without text.
     has_image = values.get("images") not in (None, "", [])
     if not question.strip() and not has_image and not choices:
         raise UserError(f"{row.place}: no question")
@@ -147,9 +161,12 @@ def _make_item(row: Row, pattern: FilePattern, image_index: image_refs.ImageInde
     extra = {name: _plain(value) for name, value in values.items() if name not in ITEM_FIELDS}
     if "images" in values:  # their prompts begin with the hint; templates cannot leave out a line
         extra["hint_line"] = f"Hint: {extra['hint']}\n" if extra.get("hint") else ""
+
     images = image_refs.find_images(
         values.get("images"), row, pattern.options.get("image_dirs", ()), image_index
     )
+
+    # An identifier may consist of several columns.
     identifier = values.get("id")
     if isinstance(identifier, list):
         identifier = "_".join(map(_text, identifier))
@@ -206,6 +223,8 @@ def parse_answer(
         return None
     if kind == "text":
         return str(value)
+
+    # Open questions (MMMU) accept one text or several.
     if kind == "letter or text" and not options:
         accepted = extraction.parse_accepted(str(value))
         return accepted[0] if len(accepted) == 1 else tuple(accepted)
@@ -232,6 +251,7 @@ def parse_answer(
 def _map_answer(value: Any, indices: Mapping[str, int], row: Row) -> int | None:
     if value is None or value == "":
         return None
+
     written = str(value).strip().lower()
     if written not in indices:
         raise UserError(
@@ -244,6 +264,7 @@ def _accepted_answers(value: Any) -> tuple[str, ...] | None:
     """Returns texts; each may be in a dictionary, as in the annotations of VQAv2."""
     if not value:
         return None
+
     entries = value if isinstance(value, list) else extraction.parse_accepted(str(value))
     return tuple(
         str(entry.get("answer", "")) if isinstance(entry, Mapping) else str(entry)

@@ -122,17 +122,21 @@ def _run_likelihood(
     pass_number, one = numbered
     processor, items = generator.processor, task.data.items
     asked = passes.make_option_requests(processor, one, task.data, examples)
+
+    # The longest request of an item decides whether the item fits.
     sizes: dict[int, int] = {}
     for request in asked:
         sizes[request.item] = max(sizes.get(request.item, 0), sum(request.request.size))
     passes.check_lengths(task.benchmark.name, sizes, len(items), processor.max_slots, task.shots)
 
+    # Batches are planned over all requests, so that every process has the same ones.
     requests = [request.request for request in asked]
     planned = scoring_plan.plan_batches(requests, generator.options.rows)
     numbers = [
         _entry_number(pass_number, len(items), request.item, request.options[0])
         for request in asked
     ]
+
     scorer = likelihood.PromptScorer(generator.spec, generator.weights)
     with tqdm.tqdm(total=len(asked), desc=title, disable=None) as progress:
         for index, batch in enumerate(planned):
@@ -143,6 +147,7 @@ def _run_likelihood(
 
             # Images are read now, so that only those of one batch are in memory.
             failed, loaded = _load_images(generator, asked, batch.indices, items)
+            # An item that cannot be asked has an entry too, and counts as wrong.
             for i, reason in failed.items():
                 store.add(numbers[i], {"error": reason})
             if loaded:
@@ -171,6 +176,7 @@ def _load_images(
         except UserError as error:
             failed[i] = str(error)
             continue
+
         prompt = dataclasses.replace(request.prompt, images=images)
         loaded[i] = dataclasses.replace(request, prompt=prompt)
     return failed, loaded
@@ -178,7 +184,9 @@ def _load_images(
 
 def _scored_entry(asked: OptionRequest, scored: ScoredRequest) -> dict[str, Any]:
     """Returns the entry of one scoring request."""
+    # Slots of images are not tokens of the context.
     context_tokens = int((asked.request.prompt.modality == TEXT).sum())
+
     likelihoods = [
         OptionLikelihood(
             answer.logprob, answer.tokens, scored.prompt.logprob, context_tokens, first
@@ -210,6 +218,7 @@ def _run_generation(
     order = sorted(range(len(items)), key=lambda i: len(texts[i]))
     size = BLOCK * generator.options.rows
     blocks = [order[first : first + size] for first in range(0, len(order), size)]
+
     with tqdm.tqdm(total=len(items), desc=title, disable=None) as progress:
         for index, block in enumerate(blocks):
             numbers = {i: _entry_number(pass_number, len(items), i, 0) for i in block}
@@ -221,6 +230,7 @@ def _run_generation(
             part = [(items[i], texts[i]) for i in block]
             for position, answer in _answer_block(generator, one, part):
                 progress.update()
+                # One item that cannot be asked does not end the run.
                 is_error = isinstance(answer, UserError)
                 entry = {"error": str(answer)} if is_error else {"text": str(answer)}
                 store.add(numbers[block[position]], entry)
@@ -231,6 +241,8 @@ def _answer_block(
 ) -> Iterator[tuple[int, Answer | UserError]]:
     """Yields (position, answer or what is wrong) of items, as they end."""
     sampling = SamplingParams(max_new_tokens=one.prompt.max_new_tokens, stop=one.prompt.stop)
+
+    # Without a chat template and images, a prompt is completed as plain text.
     if not one.prompt.chat and not any(item.images for item, _ in part):
         yield from plain_text.complete_texts(generator, [(text, sampling) for _, text in part])
         return
@@ -243,6 +255,7 @@ def _answer_block(
             positions.append(position)
         except UserError as error:
             yield position, error
+
     for number, answer in generator.answers(requests):
         yield positions[number], answer
 
@@ -254,10 +267,12 @@ def _check_prompts(
     processor = generator.processor
     sizes = {}
     for index, (item, text) in enumerate(zip(task.data.items, texts, strict=True)):
+        # One slot is for the first new token.
         if one.prompt.chat or item.images:
             sizes[index] = processor.encode_any_length(passes.chat_request(item, text)).count + 1
         else:
             sizes[index] = len(plain_text.encode_context(processor, text)) + 1
+
     passes.check_lengths(task.benchmark.name, sizes, len(texts), processor.max_slots, task.shots)
 
 
@@ -297,8 +312,11 @@ def _item_entry(
     """Returns what is written about an item of one pass."""
     if not one.is_generation and not item.options:
         return {"credit": dict.fromkeys(one.protocols)}  # open: there is nothing to compare
+
     if not entries:
         raise UserError(f"item {item.id} has no entry for {one.key}: a process has not finished")
+
+    # Options can be compared only if all requests of the item were computed.
     failed = [entry["error"] for entry in entries if "error" in entry]
     if failed:
         return judging.failed_entry(one, failed[0])
@@ -311,6 +329,7 @@ def _item_entry(
         for entry in entries
         for option, values in zip(entry["options"], entry["likelihoods"], strict=True)
     }
+
     text = prompts.render_choice(one.prompt, item, shots)
     likelihoods = [by_option[option] for option in range(len(item.options))]
     return judging.judge_likelihoods(one, item, likelihoods, text.answers)

@@ -71,6 +71,8 @@ def run_tests(
         "tests": list(tests),
         "limits": {"seconds": seconds, "memory": memory},
     }
+
+    # -I: without the user's environment and packages; -B: without bytecode files.
     command = [*namespace_command(), sys.executable, "-I", "-B", str(CHILD)]
     with tempfile.TemporaryDirectory(prefix="sandbox-") as directory:
         process = subprocess.Popen(
@@ -87,6 +89,7 @@ def run_tests(
         except subprocess.TimeoutExpired:
             return CodeOutcome(False, f"timeout: still running after {seconds} s")
         finally:
+            # In every case, as the code may have started processes.
             _kill_group(process)
 
     return _read_outcome(output, token, process.returncode)
@@ -101,6 +104,7 @@ def _kill_group(process: subprocess.Popen) -> None:
     with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+
     for pipe in (process.stdin, process.stdout):
         if pipe:
             with contextlib.suppress(OSError):
@@ -109,6 +113,7 @@ def _kill_group(process: subprocess.Popen) -> None:
 
 def _read_outcome(output: bytes, token: str, status: int) -> CodeOutcome:
     """Returns the outcome that the child wrote, or what its exit status means."""
+    # The token marks the child's own line: the code that it runs does not get it.
     try:
         result = json.loads(output.splitlines()[-1])
         is_own = result["token"] == token
@@ -117,6 +122,8 @@ def _read_outcome(output: bytes, token: str, status: int) -> CodeOutcome:
 
     if is_own:
         return CodeOutcome(not result["reason"], result["reason"])
+
+    # A signal is a negative status, or 128 plus its number where another process reports it.
     number = -status if status < 0 else status - 128
     if number == signal.SIGXCPU or number == signal.SIGKILL:
         return CodeOutcome(False, "timeout: out of CPU time")
@@ -131,8 +138,11 @@ def namespace_command() -> tuple[str, ...]:
     program = shutil.which("unshare")
     if not program:
         return ()
+
+    # A kernel or a container may forbid namespaces, so that each way is tried.
     for flags in NAMESPACES:
         command = (program, *flags)
+
         try:
             subprocess.run(
                 [*command, sys.executable, "-I", "-S", "-c", ""],

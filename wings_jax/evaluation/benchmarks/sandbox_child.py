@@ -59,7 +59,9 @@ def find_violation(event, arguments):
         return f"file: tried to change {arguments[0]!r} ({event})"
 
     if event == "open":
+        # `open` reports a mode, `os.open` flags.
         path, mode, flags = arguments
+
         is_writing = bool((flags or 0) & WRITING) or bool(set(mode or "") & set("wax+"))
         if is_writing and path != os.devnull and not isinstance(path, int):
             return f"file: tried to write {path!r}"
@@ -68,6 +70,7 @@ def find_violation(event, arguments):
 
 def limit_process(limits):
     """Sets the limits of memory, CPU time, files and processes, and gives up root."""
+    # The parent stops the process first: the limit of CPU time is a second longer.
     sizes = {
         resource.RLIMIT_AS: limits["memory"],
         resource.RLIMIT_CPU: limits["seconds"] + 1,
@@ -76,8 +79,12 @@ def limit_process(limits):
         resource.RLIMIT_NOFILE: 64,
         resource.RLIMIT_NPROC: 1,
     }
+
+    # The limit of processes does not apply to root.
     if os.geteuid() == 0:
         drop_root()
+
+    # The hard limit as well, which an ordinary user cannot raise again.
     for name, size in sizes.items():
         with contextlib.suppress(ValueError, OSError):  # macOS has no limit of the address space
             resource.setrlimit(name, (size, size))
@@ -85,6 +92,7 @@ def limit_process(limits):
 
 def drop_root():
     """Becomes the user nobody, if that user can read the standard library."""
+    # The effective user can still be changed back, if nobody cannot read the library.
     try:
         os.seteuid(NOBODY)
         with open(os.__file__, "rb"):
@@ -93,6 +101,8 @@ def drop_root():
         os.seteuid(0)
         return
     os.seteuid(0)
+
+    # Not to be undone: group and user, real and saved.
     with contextlib.suppress(OSError):
         os.setgroups([])
         os.setgid(NOBODY)
@@ -101,6 +111,7 @@ def drop_root():
 
 def run_program(program):
     """Runs code, setup and tests in one namespace; returns why they failed, "" if all passed."""
+    # Recorded as well as raised, as the code may catch the exception.
     violations = []
 
     def audit(event, arguments):
@@ -110,6 +121,7 @@ def run_program(program):
             raise Forbidden(violation)
 
     sys.addaudithook(audit)
+
     reason = ""
     try:
         run_steps(program)
@@ -126,6 +138,7 @@ def run_program(program):
         reason = "exit: ended before the tests were done"
     except BaseException as error:  # KeyboardInterrupt and the like come from the code itself
         reason = f"error: {type(error).__name__}: {error}"
+
     reason = violations[0] if violations else reason  # also where the code caught it
     return " ".join(reason.split())[:300]
 
@@ -135,6 +148,7 @@ def run_steps(program):
     namespace = {"__name__": "__main__", "__builtins__": builtins}
     for source in (program["code"], program["setup"]):
         exec(compile(source, "<answer>", "exec"), namespace)
+
     for test in program["tests"]:
         try:
             exec(compile(test, "<test>", "exec"), namespace)
@@ -145,6 +159,8 @@ def run_steps(program):
 def main():
     """Reads the program, runs it with all output discarded, and writes its outcome."""
     program = json.load(sys.stdin)
+
+    # The outcome goes to a copy of stdout; what the code prints is discarded.
     results = os.fdopen(os.dup(1), "w", encoding="utf-8")
     null = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):

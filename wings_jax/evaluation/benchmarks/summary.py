@@ -95,6 +95,7 @@ def score_protocols(
             for item, credit in zip(items, credits, strict=True)
             if credit is not None
         ]
+
         if scored:
             kept, values = zip(*scored, strict=True)
             scores[protocol] = score_credits(benchmark, kept, np.array(values))
@@ -105,6 +106,7 @@ def score_credits(
     benchmark: Benchmark, items: Sequence[Item], credits: np.ndarray
 ) -> ProtocolScore:
     """Returns the scores of credits f64[n]."""
+    # An item without a cluster is a cluster of its own.
     clusters = [item.cluster or f"\0{index}" for index, item in enumerate(items)]
     groups: dict[str, list[int]] = {}
     for index, item in enumerate(items):
@@ -120,6 +122,7 @@ def score_credits(
         )
         draws.append(resampled if resampled is not None else np.full(RESAMPLES, means[name].value))
 
+    # The macro mean gives every group the same weight, whatever its size.
     macro = None
     if len(groups) > 1:
         macro_draws = np.mean(draws, axis=0)
@@ -128,11 +131,13 @@ def score_credits(
 
     micro_draws = resample_means(credits, clusters, seed=SEED)
     micro = Mean(float(credits.mean()), percentile_interval(micro_draws), len(items))
+
     own = (
         []
         if benchmark.metric == ACCURACY
         else metrics.METRICS[benchmark.metric](items, credits.tolist())
     )
+
     return ProtocolScore(micro, macro, means if len(groups) > 1 else {}, own)
 
 
@@ -146,7 +151,9 @@ def resample_means(values: np.ndarray, clusters: Sequence[str], *, seed: int) ->
     # A mean is the ratio of two sums over clusters, drawn together.
     sums = np.bincount(cluster_of, weights=values, minlength=count)
     sizes = np.bincount(cluster_of, minlength=count)
+
     random = np.random.default_rng(seed)
+    # [STEP, clusters] drawn clusters -> [STEP] means, in several steps to save memory.
     means = []
     for _ in range(RESAMPLES // STEP):
         drawn = random.integers(0, count, (STEP, count))

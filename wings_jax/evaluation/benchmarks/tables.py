@@ -22,9 +22,11 @@ def score_cells(found: Results) -> list[list[str]]:
     """Returns the main table: a row per benchmark, protocol and average, a column per model."""
     models = [result.model for result in next(iter(found.values()))]
     cells = [["", "n", *models]]
+
     for task, of_models in found.items():
         first = of_models[0]
         for protocol, score in first.scores.items():
+            # The asterisk marks the protocol of the paper's setting.
             mark = "*" if protocol == first.benchmark.headline else ""
             scores = [result.scores[protocol] for result in of_models]
             for name in _row_names(score):
@@ -45,6 +47,8 @@ def _row_value(score: ProtocolScore, name: str) -> str:
         return summary.format_mean(score.micro)
     if name == ", macro" and score.macro:
         return summary.format_mean(score.macro)
+
+    # A metric of the benchmark itself: a share, or points of a maximum.
     (value,) = (value for value in score.metrics if f", {value.name}" == name)
     if value.scale == 1:
         return formatting.format_number(value.value, scale=100)
@@ -55,6 +59,8 @@ def group_cells(of_models: Sequence[BenchmarkResult], protocol: str) -> list[lis
     """Returns the table of a benchmark's groups, a column per model."""
     first = of_models[0]
     cells = [[first.benchmark.grouping or "group", "n", *(result.model for result in of_models)]]
+
+    # All models were asked the same items, and have the same groups.
     for name, mean in list(first.scores[protocol].groups.items())[:GROUPS_SHOWN]:
         values = [summary.format_mean(result.scores[protocol].groups[name]) for result in of_models]
         cells.append([name, str(mean.count), *values])
@@ -65,6 +71,7 @@ def text_report(found: Results, missing: Sequence[str] = ()) -> str:
     """Returns the main table for a terminal, with what could not be asked."""
     parts = [LEGEND, formatting.text_table(score_cells(found))] if found else []
     parts += notes(found)
+
     if missing:
         parts.append("not run:\n  " + "\n  ".join(missing))
     return "\n".join(parts)
@@ -75,12 +82,16 @@ def notes(found: Results) -> list[str]:
     lines = []
     for task, of_models in found.items():
         benchmark, provenance = of_models[0].benchmark, of_models[0].provenance
+
+        # Scores of a part of a split are not comparable with published ones.
         asked = provenance["items"]
         if benchmark.size and asked != benchmark.size:
             lines.append(f"{task}: {asked} items, the whole split has {benchmark.size}")
         for cause, count in provenance["skipped"].items():
             lines.append(f"{task}: {count} rows left out: {cause}")
+
         for result in of_models:
+            # An item that could not be asked counts as wrong, which lowers the score.
             for cause, count in result.errors.items():
                 lines.append(f"{task}: {result.model}: {count} items count as wrong: {cause}")
     return lines
@@ -93,6 +104,7 @@ def markdown_report(found: Results, missing: Sequence[str] = ()) -> str:
         lines += [formatting.markdown_table(score_cells(found))]
     lines += ["", *(f"- {note}" for note in notes(found))]
 
+    # A section per benchmark: what its scores depend on, and the headline by group.
     for task, of_models in found.items():
         first = of_models[0]
         lines += ["", f"## {first.benchmark.title}", ""]
@@ -111,15 +123,19 @@ def provenance_lines(of_models: Sequence[BenchmarkResult]) -> list[str]:
     """Returns a Markdown list of what the scores of a benchmark depend on."""
     first = of_models[0]
     benchmark, provenance = first.benchmark, first.provenance
+
     lines = [
         f"- data: {provenance['data_form']} form, SHA-256 `{provenance['data_sha256'][:16]}`, "
         f"{provenance['items']} items, {benchmark.license}",
         f"- prompts: `{provenance['prompt_hash']}`, {provenance['shots']} shots",
     ]
+
+    # Data and prompts are common to all models; hash and dtype are not.
     lines += [
         f"- {result.model}: `{result.provenance['model_hash']}`, {result.provenance['dtype']}"
         for result in of_models
     ]
+
     if benchmark.notes:
         lines.append(f"- {benchmark.notes}")
     return lines
@@ -146,6 +162,7 @@ def write_report(
             directory / "report.json", formatting.json_text(report_to_dict(found, missing))
         ),
     ]
+
     if found:
         paths.append(draw_bars(directory / "report.png", found))
 
@@ -163,19 +180,25 @@ def draw_bars(path: pathlib.Path, found: Results) -> pathlib.Path:
 
     tasks = [task for task, of_models in found.items() if of_models[0].scores]
     models = [result.model for result in next(iter(found.values()))]
+
+    # Groups get wider with the square root of the number of models.
     drawing = figure.Figure(figsize=(2.5 + 0.9 * len(tasks) * max(len(models), 1) ** 0.5, 4))
     axis = drawing.subplots()
 
+    # A group of bars takes 0.8 of the distance between two groups.
     width = 0.8 / len(models)
     for number, model in enumerate(models):
         heights, low, high = [], [], []
         for task in tasks:
             result = found[task][number]
             mean = result.scores[result.headline_protocol].headline(result.benchmark)
+            # Error bars are distances from the mean; without an interval they are zero.
             ends = mean.interval or (mean.value, mean.value)
             heights.append(100 * mean.value)
             low.append(100 * max(mean.value - ends[0], 0))
             high.append(100 * max(ends[1] - mean.value, 0))
+
+        # The bars of a group are centered at its tick.
         places = [index + (number - (len(models) - 1) / 2) * width for index in range(len(tasks))]
         axis.bar(places, heights, width, yerr=(low, high), label=model, capsize=2)
 
@@ -184,6 +207,8 @@ def draw_bars(path: pathlib.Path, found: Results) -> pathlib.Path:
     axis.set_ylabel("score in %")
     axis.set_ylim(0, 100)
     axis.legend(fontsize=8)
+
+    # Without the name of the software, equal scores give equal files.
     with files.replacing(path) as temporary:
         drawing.savefig(
             temporary, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None}

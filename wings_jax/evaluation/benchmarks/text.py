@@ -74,6 +74,7 @@ MMLU = Benchmark(
 
 def _arc(name: str, level: str, title: str, size: int) -> Benchmark:
     """Returns ARC-Easy or ARC-Challenge."""
+    # AI2's lines nest the stem and the choices in the key "question".
     original = {
         "id": "id",
         "question": "question.stem",
@@ -81,6 +82,8 @@ def _arc(name: str, level: str, title: str, size: int) -> Benchmark:
         "labels": "question.choices[].label",
         "answer": "answerKey",
     }
+
+    # Hugging Face's rows hold the choices as parallel lists.
     rows = {
         "id": "id",
         "question": "question",
@@ -88,8 +91,12 @@ def _arc(name: str, level: str, title: str, size: int) -> Benchmark:
         "labels": "choices.label",
         "answer": "answerKey",
     }
+
+    # Abbreviation of the level in folders and in OpenCompass' names of configurations.
     short = "e" if level == "Easy" else "c"
+    # The answer key is a label of the choices: a letter, or a digit in some questions.
     by_label = {"answers": "label"}
+
     return Benchmark(
         name=name,
         title=title,
@@ -160,10 +167,12 @@ WINOGRANDE = Benchmark(
 
 def _openbookqa_files(with_fact: bool) -> tuple[FilePattern, ...]:
     """Returns the forms of OpenBookQA's test split, or of its variant with the science fact."""
+    # Folder of the release, configuration at Hugging Face, and suffix of the files.
     folder, variant, suffix = (
         ("Additional", "additional", "_complete") if with_fact else ("Main", "main", "")
     )
     fact = {"fact1": "fact1"} if with_fact else {}
+
     original = {
         "id": "id",
         "question": "question.stem",
@@ -178,6 +187,8 @@ def _openbookqa_files(with_fact: bool) -> tuple[FilePattern, ...]:
         "options": "choices.text",
         "labels": "choices.label",
     }
+
+    # `split_lettered` makes the columns `options` and `labels` of one cell with all choices.
     table = {
         "id": "ID",
         "question": "Question Stem",
@@ -187,7 +198,9 @@ def _openbookqa_files(with_fact: bool) -> tuple[FilePattern, ...]:
         **({"fact1": "Fact1"} if with_fact else {}),
     }
     by_label = {"answers": "label"}
+    # A quotation mark in the TSV belongs to the text.
     tsv = {**by_label, "delimiter": "\t", "quotes": False, "rewrite": "split_lettered"}
+
     return tuple(
         FilePattern(form, pattern, reader, "test", fields, options)
         for form, pattern, reader, fields, options in (
@@ -204,10 +217,12 @@ def _openbookqa_files(with_fact: bool) -> tuple[FilePattern, ...]:
 def _openbookqa(name: str, title: str, with_fact: bool) -> Benchmark:
     """Returns OpenBookQA; `with_fact` states the science fact before the question."""
     beginning = "Given the fact: {fact1}\n" if with_fact else ""
+    # `ppl` and `letter` show the options with letters; `ll` scores the text of each option.
     lettered = Prompt(
         f"{beginning}Question: {{question}}\n{{options}}\nAnswer:",
         " {letter}",
     )
+
     return Benchmark(
         name=name,
         title=title,
@@ -239,6 +254,7 @@ OPENBOOKQA_FACT = _openbookqa("openbookqa_fact", "OpenBookQA with fact", with_fa
 
 def _race(level: str, size: int) -> Benchmark:
     """Returns RACE-M ("middle") or RACE-H ("high")."""
+    # Questions about one article are not independent: the article is their cluster.
     fields = {
         "id": "id",
         "question": "question",
@@ -247,13 +263,17 @@ def _race(level: str, size: int) -> Benchmark:
         "article": "article",
         "cluster": "article",
     }
+
+    # Forms with a row per question may lack identifiers.
     lines = {**fields, "id": "id?"}
+    # An original file is one article with the lists of its questions.
     article = {"rewrite": "split_article"}
     prompt = Prompt(
         "Read the article, and answer the question by replying A, B, C or D.\n\n"
         "Article:\n{article}\n\nQ: {question}\n\n{options}\nA:",
         " {letter}",
     )
+
     return Benchmark(
         name=f"race_{level}",
         title=f"RACE-{level[0].upper()}",

@@ -50,6 +50,7 @@ def remove_punctuation(text: str) -> str:
     """Returns a text without the punctuation of the official VQA evaluation."""
     has_number = _COMMA_IN_NUMBER.search(text) is not None
     kept = text
+    # The official rule tests the original text, not what is left of it.
     for mark in _VQA_PUNCTUATION:
         is_beside_space = f"{mark} " in text or f" {mark}" in text
         kept = kept.replace(mark, "" if is_beside_space or has_number else " ")
@@ -84,7 +85,10 @@ def score_vqa(answer: str, annotations: Sequence[str]) -> float:
     """
     found = normalize_answer(answer)
     matches = [normalize_answer(annotation) == found for annotation in annotations]
+
     total = sum(matches)
+
+    # Each annotator is left out in turn: the answers of the others are counted.
     scores = [min(1.0, (total - match) / ANNOTATORS_FOR_FULL_SCORE) for match in matches]
     return round(sum(scores) / len(scores), 10)
 

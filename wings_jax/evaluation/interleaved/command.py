@@ -50,10 +50,13 @@ def build_manifest(
     """
     files.check_writable(out.parent, "--out")
     name = embedding.choose_embedder(embedder)
+
+    # Without --sources, benchmarks whose files are missing are left out and printed.
     items, missing = pool.read_pool(sources or pool.SOURCES, data_root, is_default=sources is None)
     for line in missing:
         print(f"left out: {line}")
 
+    # A language with too few text questions has no selections.
     counts = ANCHORS if anchors is None else anchors
     selections = [
         found
@@ -72,6 +75,7 @@ def build_manifest(
         version=embedding.embedder_version(name),
         sources=sorted({item.source for item in items}),
     )
+
     manifest.write_manifest(out, made)
     print(describe(made))
     print(f"written: {out}")
@@ -84,6 +88,7 @@ def describe(made: Manifest) -> str:
         (entry.language, entry.modality, report.source_of(entry.anchor.uid))
         for entry in made.entries
     )
+
     cells: list[Sequence[str]] = [("language", "modality", "source", "scored questions")]
     cells += [(*key, str(count)) for key, count in sorted(counts.items())]
     return f"{made.embedder} ({made.embedder_version})\n{formatting.text_table(cells)}"
@@ -93,6 +98,8 @@ def iit_benchmark(history: str) -> Benchmark:
     """Returns IIT with one kind of earlier answers as a benchmark. Raises UserError."""
     if history not in HISTORIES:
         raise UserError(f"--history: no history {history!r}; there are {', '.join(HISTORIES)}")
+
+    # There are no files to search: the items are made of a manifest.
     return Benchmark(
         name=f"iit_{history}",
         title=f"Interleaved conversations (T: text, V: image), earlier answers: {history}",
@@ -126,9 +133,13 @@ def read_turns(
     """
     made = manifest.read_manifest(path)
     items, _ = pool.read_pool(made.sources, data_root)
+
+    # By hash, as another form of a data set may have other identifiers.
     finder = manifest.ItemFinder(items)
+
     turns = {}
     for number, entry in enumerate(made.entries):
+        # The control has random questions in place of the related ones.
         before = entry.shuffled if is_shuffled else entry.companions
         turns[conversation.anchor_name(number, entry)] = [
             conversation.make_turn(finder.find(wanted), wanted)
@@ -148,8 +159,11 @@ def make_items(
     items = []
     for anchor, of_anchor in turns.items():
         for setting in conversation.settings_of(of_anchor[-1].item.modality):
+            # An anchor with few companions lacks the longer settings.
             if len(setting) > len(of_anchor):
                 continue
+
+            # The turns next to the anchor, whose questions are closest to its own.
             used = of_anchor[len(of_anchor) - len(setting) :]
             true_answers = [turn.letter for turn in used[:-1]]
             said = answers.get((anchor, setting), true_answers)
@@ -175,7 +189,10 @@ def evaluate_manifest(
         raise UserError("--data-root is missing: the directory with the data sets of --manifest")
     if options.out:
         files.check_writable(options.out, "--out")
+
     turns = read_turns(path, options.data_root, is_shuffled=history == "shuffled")
+
+    # The limit counts anchors: each one that is used stays in all of its settings.
     if options.limit:
         names = list(turns)
         kept = [names[index] for index in tasks.spread_indices(len(names), options.limit)]
@@ -185,9 +202,12 @@ def evaluate_manifest(
     found: list[BenchmarkResult] = []
     for model in lazy_models:
         generator, model_hash = command.open_generator(model, options.rows)
+
+        # The model's own answers are needed before the conversations can be made.
         answers = (
             ask_companions(generator, turns, benchmark, model.name) if history == "model" else {}
         )
+
         data = DataSet(make_items(turns, answers), (), (path,), manifest.FORMAT)
         protocols = options.protocols or PROTOCOLS
         task = command.make_task(
@@ -198,6 +218,7 @@ def evaluate_manifest(
         del generator
         if result is not None:
             found.append(result)
+
     if found:
         print_report(found, options.out)
 
@@ -207,10 +228,12 @@ def print_report(found: Sequence[BenchmarkResult], out: pathlib.Path | None) -> 
     name = found[0].benchmark.name
     by_model = {result.model: result.lines for result in found}
     text = report.text_report(by_model)
+
     print(tables.text_report({name: found}))
     protocol = found[0].headline_protocol
     print(formatting.text_table(tables.group_cells(found, protocol)))
     print(f"\n{text}")
+
     if out:
         paths = tables.write_report(out, {name: found})
         paths.append(files.write_text(out / f"{name}.txt", text + "\n"))
@@ -227,6 +250,7 @@ def ask_companions(
 
     First every companion that begins a conversation is asked, then those that follow it.
     """
+    # Any companion can begin a conversation: each is asked alone.
     first: list[Item] = []
     for anchor, of_anchor in turns.items():
         first += [
@@ -235,6 +259,7 @@ def ask_companions(
         ]
     letters = _ask_letters(generator, benchmark, first, f"{title}: first turns")
 
+    # The second companion is asked after the model's own answer to the first.
     second = []
     for anchor, of_anchor in turns.items():
         if len(of_anchor) > 2:
@@ -242,6 +267,7 @@ def ask_companions(
             second.append(conversation.make_conversation(anchor, "TT", list(of_anchor[:-1]), said))
     letters |= _ask_letters(generator, benchmark, second, f"{title}: second turns")
 
+    # In a setting of two turns, only the companion next to the anchor precedes it.
     answers: dict[tuple[str, str], list[str]] = {}
     for anchor, of_anchor in turns.items():
         last = len(of_anchor) - 2  # the companion next to the anchor
@@ -259,7 +285,9 @@ def _ask_letters(
     """Returns item -> the letter that the model finds most likely."""
     if not items:
         return {}
+
     task = BenchmarkTask(benchmark, DataSet(items, (), (), manifest.FORMAT), ("letter",), 0)
+    # These answers stay in memory: a resumed run computes them again.
     store = MemoryStore()
     runner.run_task(generator, task, store, title)
     return {

@@ -125,12 +125,17 @@ class Turn:
 def make_turn(item: PoolItem, wording: ManifestItem) -> Turn:
     """Returns a question with rotated options, and what connects it with the turn before."""
     count = len(item.options)
+
+    # A rotation by r moves the option at index i + r to index i.
     options = tuple(item.options[(i + wording.rotation) % count] for i in range(count))
     answer = (item.answer - wording.rotation) % count
+
     letters = LETTERS[:count]
     lines = "\n".join(
         f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)
     )
+
+    # The subject is named where the data set has one.
     template = INSTRUCTIONS if item.subject else BARE_INSTRUCTIONS
     text = template[item.language].format(
         subject=item.subject,

@@ -34,6 +34,8 @@ def choose_embedder(name: str) -> str:
     has_wordllama = _wordllama_directory() is not None
     if name == "wordllama" and not has_wordllama:
         raise UserError("--embedder: wordllama is not installed: pip install wings_jax[iit]")
+
+    # Word vectors if they are installed, else TF-IDF of characters.
     if name == "auto":
         return "wordllama" if has_wordllama else "tfidf"
     return name
@@ -52,6 +54,7 @@ def embed_texts(name: str, texts: Sequence[str], language: str) -> Any:
 
     from sklearn.feature_extraction.text import TfidfVectorizer
 
+    # Characters instead of words: Chinese has no spaces between words.
     vectorizer = TfidfVectorizer(
         analyzer="char_wb", ngram_range=NGRAMS[language], sublinear_tf=True, dtype=np.float32
     )
@@ -94,5 +97,6 @@ def _embed_wordllama(texts: Sequence[str]) -> np.ndarray:
         if encoding.ids:
             vectors[row] = table[encoding.ids].mean(axis=0)
 
+    # Unit length: a product of two vectors is their cosine.
     norms = np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors / np.maximum(norms, 1e-9)

@@ -84,6 +84,7 @@ def make_manifest(
     """Returns the manifest of selections. Raises UserError if an image cannot be read."""
 
     def describe(item: PoolItem) -> ManifestItem:
+        # Rotation and wording depend on seed and uid alone, not on the other questions.
         return ManifestItem(
             item.uid,
             item.sha256,
@@ -103,6 +104,7 @@ def make_manifest(
         )
         for selection in selections
     )
+
     return Manifest(seed, embedder, version, tuple(sources), entries)
 
 
@@ -118,6 +120,7 @@ def seeded_number(seed: int, uid: str, purpose: str) -> int:
 
 def write_manifest(path: pathlib.Path, manifest: Manifest) -> None:
     """Writes JSON lines: a head, then an entry per line. Raises UserError if it cannot be."""
+    # The number of anchors shows whether a file was cut off.
     head = {
         "format": FORMAT,
         "seed": manifest.seed,
@@ -126,6 +129,7 @@ def write_manifest(path: pathlib.Path, manifest: Manifest) -> None:
         "sources": list(manifest.sources),
         "anchors": len(manifest.entries),
     }
+
     lines = [json.dumps(head)]
     lines += [json.dumps(dataclasses.asdict(entry)) for entry in manifest.entries]
     files.write_text(path, "\n".join(lines) + "\n")
@@ -134,11 +138,14 @@ def write_manifest(path: pathlib.Path, manifest: Manifest) -> None:
 def read_manifest(path: pathlib.Path) -> Manifest:
     """Returns the manifest of a file. Raises UserError naming the file and line."""
     lines = [line for line in text_files.read_text(path).splitlines() if line.strip()]
+
+    # Number of the line that is read, without empty lines, for messages.
     place = 1
     try:
         head = json.loads(lines[0])
         if head["format"] != FORMAT:
             raise UserError(f"--manifest: {path} has format {head['format']!r}, not {FORMAT}")
+
         entries = []
         for line in lines[1:]:
             place += 1
@@ -150,11 +157,13 @@ def read_manifest(path: pathlib.Path) -> Manifest:
             f"--manifest: {path} line {place} is not of an IIT manifest: "
             f"{type(error).__name__} {error}"
         ) from error
+
     if len(entries) != head.get("anchors"):
         raise UserError(
             f"--manifest: {path} has {len(entries)} of its {head.get('anchors')} anchors: it was "
             "cut off"
         )
+
     return Manifest(
         head["seed"],
         head["embedder"],
@@ -165,10 +174,12 @@ def read_manifest(path: pathlib.Path) -> Manifest:
 
 
 def _parse_entry(values: Mapping[str, Any]) -> ManifestEntry:
+    # No setting has more turns before the anchor.
     companions, shuffled = (
         tuple(ManifestItem(**item) for item in values[name])[:COMPANIONS]
         for name in ("companions", "shuffled")
     )
+
     return ManifestEntry(
         ManifestItem(**values["anchor"]),
         values["modality"],
@@ -184,6 +195,7 @@ class ItemFinder:
 
     def __init__(self, pool: Sequence[PoolItem]):
         self._by_uid = find_by_uid(pool)
+        # Questions about different images may have the same text, and thus the same hash.
         self._by_hash: dict[str, list[PoolItem]] = {}
         for item in pool:
             self._by_hash.setdefault(item.sha256, []).append(item)
@@ -198,15 +210,19 @@ class ItemFinder:
         candidates = self._by_hash.get(wanted.sha256, [])
         if same_uid in candidates:  # first, as other images may have the same question
             candidates = [same_uid, *(item for item in candidates if item is not same_uid)]
+
+        # The hash of the text does not include the image, which has its own.
         for item in candidates:
             if not wanted.image_sha256 or item.image_sha256() == wanted.image_sha256:
                 return item
 
+        # Nothing fits: the message names what differs, the text or the image.
         if same_uid is None:
             raise UserError(
                 f"--manifest: {wanted.uid} is not in the files below --data-root: the manifest was "
                 "built from others"
             )
+
         is_image = same_uid in candidates and same_uid.modality == IMAGE
         found = same_uid.image_sha256() if is_image else same_uid.sha256
         expected = wanted.image_sha256 if is_image else wanted.sha256

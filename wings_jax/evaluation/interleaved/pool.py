@@ -90,6 +90,8 @@ def read_pool(
     for name in names:
         if name not in BENCHMARKS:
             raise UserError(f"--sources: no benchmark {name!r}; there are {', '.join(BENCHMARKS)}")
+
+        # Solved examples are not used, and their files may be missing.
         benchmark = dataclasses.replace(BENCHMARKS[name], shots=Shots())
         try:
             items = readers.read_data_set(benchmark, data_root).items
@@ -98,6 +100,7 @@ def read_pool(
                 raise
             missing.append(str(error))
             continue
+
         pool += [found for item in items if (found := normalize_item(benchmark, item))]
     return drop_duplicates(pool), missing
 
@@ -111,18 +114,24 @@ def normalize_item(benchmark: Benchmark, item: Item) -> PoolItem | None:
     """
     if benchmark.name == "gsm8k":
         item = add_numbers(item)
+
+    # MMBench repeats a question with its options rotated: the base question is enough.
     circular = item.extra.get("circular")
     is_rotation = circular is not None and str(circular) != item.id
+
     is_choice = 2 <= len(item.options) <= MAX_OPTIONS and all(map(str.strip, item.options))
     has_image_option = any("<image>" in option for option in item.options)
     if not isinstance(item.answer, int) or not is_choice or is_rotation or has_image_option:
         return None
+
+    # An image benchmark may have questions without an image, which are left out.
     if len(item.images) > 1 or (benchmark.modality == "image") != bool(item.images):
         return None
 
     question = _whole_question(item)
     if len(_TOKEN.findall(question)) > MAX_TOKENS:
         return None
+
     return PoolItem(
         uid=f"{benchmark.name}:{benchmark.split}:{item.id}",
         source=benchmark.name,
@@ -150,10 +159,14 @@ def add_numbers(item: Item) -> Item:
     text = str(item.answer).replace(",", "")
     if not text.lstrip("-").isdigit():
         return item
+
     number = int(text)
+
+    # Seeded by the question, so that its options do not depend on other questions.
     rng = random.Random(f"numbers-{item.question}")
     others = {number + 1, number - 1, number * 2, number // 2, number * 10, number + 10}
     chosen = rng.sample(sorted(others - {number}), 3)
+
     options = [number, *chosen]
     rng.shuffle(options)
     return dataclasses.replace(item, options=tuple(map(str, options)), answer=options.index(number))
@@ -164,6 +177,7 @@ def drop_duplicates(pool: Sequence[PoolItem]) -> list[PoolItem]:
     seen: set[tuple[str, ...]] = set()
     kept = []
     for item in pool:
+        # Different questions may have the same wording and differ in their options only.
         key = tuple(normalize_text(text) for text in (item.question, *item.options))
         if item.modality == TEXT and key in seen:
             continue

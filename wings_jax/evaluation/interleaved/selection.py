@@ -53,10 +53,12 @@ def choose_anchors(pool: Sequence[PoolItem], count: int, seed: str) -> list[Pool
             rng.shuffle(group)
         rng.shuffle(groups)
         queue: list[PoolItem] = []
+        # One question of each subject at a time, until all subjects are empty.
         while any(groups):
             queue += [group.pop() for group in groups if group]
         queues.append(queue[::-1])
 
+    # One question of each source at a time.
     chosen: list[PoolItem] = []
     while len(chosen) < count and any(queues):
         for remaining in queues:
@@ -73,6 +75,7 @@ def select_language(
     images = [item for item in pool if item.language == language and item.modality == IMAGE]
     if len(texts) <= COMPANIONS:
         return []
+
     anchors = [
         *choose_anchors(texts, count, f"{seed}-{language}-{TEXT}"),
         *choose_anchors(images, count, f"{seed}-{language}-{IMAGE}"),
@@ -86,6 +89,7 @@ def select_language(
     selections = []
 
     for first in range(0, len(anchors), BATCH):
+        # [batch] anchors -> [batch, items] cosines
         batch = anchors[first : first + BATCH]
         cosines = embedding.similarities(vectors, [rows[anchor.uid] for anchor in batch])
         for anchor, row_cosines in zip(batch, cosines[:, : len(texts)], strict=True):
@@ -115,20 +119,28 @@ def choose_companions(
     by maximal marginal relevance.
     """
     stems = {normalize_text(anchor.question)}
+
+    # Candidates: the nearest questions, none of which repeats the anchor or another one.
     order = np.argsort(-cosines, kind="stable")
     near = []
     for index in map(int, order):
         stem = normalize_text(texts[index].question)
         if cosines[index] > MAX_COSINE or stem in stems or uses.get(index, 0) >= MAX_USES:
             continue
+
         stems.add(stem)
         near.append(index)
         if len(near) == NEIGHBORS:
             break
 
+    # Questions of the anchor's own source are candidates only if there are too few others.
     others = [index for index in near if texts[index].source != anchor.source]
     candidates = others if len(others) >= COMPANIONS else near
+
+    # [candidates, candidates] cosines, for how much a candidate repeats those chosen.
     mutual = embedding.similarities(vectors, candidates)[:, candidates]
+
+    # Maximal marginal relevance: near the anchor, but unlike what is chosen already.
     chosen: list[int] = []
     while len(chosen) < min(COMPANIONS, len(candidates)):
         scores = [
@@ -139,6 +151,7 @@ def choose_companions(
             for i in range(len(candidates))
         ]
         chosen.append(int(np.argmax(scores)))
+
     return sorted((candidates[i] for i in chosen), key=lambda index: float(cosines[index]))
 
 
@@ -148,6 +161,8 @@ def choose_shuffled(
     """Returns as many random text questions as there are companions, and none of them."""
     rng = random.Random(f"shuffled-{seed}-{anchor.uid}")
     excluded = {anchor.uid, *(texts[index].uid for index in chosen)}
+
+    # A sample that is large enough even if it contains every excluded question.
     found: list[PoolItem] = []
     for index in rng.sample(range(len(texts)), min(len(texts), len(chosen) + len(excluded))):
         if texts[index].uid not in excluded and len(found) < len(chosen):
