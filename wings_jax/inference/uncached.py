@@ -43,6 +43,7 @@ def recompute(
     stop_ids = np.asarray(stops or (-1,), np.int32)
 
     tokens: list[int] = []
+
     is_done = False
     while not is_done:
         whole = chunks.join(prompt, chunks.from_ids(tokens, (), 1))
@@ -51,6 +52,7 @@ def recompute(
         chunk = chunks.make_chunk(
             [whole], np.zeros(1, np.int32), arch, length=length, images=images
         )
+        # The logits f32[1,V] after the last slot of the whole conversation.
         logits = decode.forward(spec, weights, chunk, features)
 
         seen = None if batch_params.penalty is None else chunks.seen_tokens([whole], arch)
