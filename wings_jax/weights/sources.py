@@ -93,6 +93,7 @@ def from_llm(
     decoder = hf.read_decoder_arch(llm)
     notes = tie_notes(config, decoder)
     part = llm_part(llm, decoder)
+    # The LoRA is merged into the LLM: the model has none of its own afterwards.
     if lora is not None:
         part, lora_note = _with_lora(part, decoder, lora)
         notes = (*notes, lora_note)
@@ -112,11 +113,13 @@ def _with_lora(
 ) -> tuple[ImportPart, str]:
     """Returns an LLM's part with the LoRA of a PEFT directory added, and what to print about it."""
     lora = peft.open_peft(directory)
+    # A tied embedding is used twice, and LoRA of the head would change one use only.
     if arch.tie_embeddings and "lm_head" in lora.matrices:
         raise WeightsError(
             f"{directory}: LoRA of lm_head, which is the embedding of {part.source}: it cannot be "
             "merged into one of them"
         )
+
     note = f"LoRA of {directory} is added to {len(lora.matrices)} projections of the LLM"
     if (lora.directory / "tokenizer.json").is_file():
         note += f"; the tokenizer is the LLM's (--tokenizer {directory} for the adapter's)"
@@ -153,6 +156,7 @@ def _base_spec(
     """Returns the import of an LLM with the tower and the projector that are given."""
     check_projector_kind(projector_kind, "--projector-kind")
     parts = [part]
+    # Without a tower, the sizes of a default one; training initializes its parameters.
     tower = DEFAULT_TOWER
     if vision is not None:
         tower = hf.read_vision_arch(vision)
@@ -206,10 +210,12 @@ def vision_part(directory: str | os.PathLike, arch: presets.VisionArch) -> Impor
 
 def _projector_part(arch: presets.WingsArch, source: str | os.PathLike) -> ImportPart:
     """Returns the part of LLaVA's `mm_projector.bin`, whose keys may begin with `model.`."""
+    # Keys of a `mm_projector.bin` have a prefix before the layer's name.
     tensors = {
         re.sub(r"^(.*\.)?mm_projector\.", "", hf_key): tensor
         for hf_key, tensor in store.open_tensors(source).items()
     }
+
     check_not_quantized(tensors, str(source))
     table = rules.with_prefix(release.projector_rules(arch.projector), path="projector/")
 

@@ -148,6 +148,7 @@ def import_tree(
     """
     plan = plan_import(rules, tensors, params, ignorable=ignorable, fresh=fresh, source=source)
 
+    # One tensor: read, checked, converted to the layout of the parameter and copied to its place.
     def fill(store: Store, layer: int, rule: Rule, hf_key: str, shape) -> tuple[str, int]:
         array = np.asarray(tensors[hf_key])
         check_finite(hf_key, array, source)
@@ -212,6 +213,7 @@ class _DeviceArray:
             if not self.is_stacked:
                 copies.copy_into(shard, array[index])
                 continue
+            # A layer is copied to those shards that include it.
             layers = range(*index[0].indices(self.struct.shape[0]))
             if layer in layers:
                 copies.copy_into(shard[layers.index(layer)], array[index[1:]])
@@ -253,6 +255,7 @@ def export_tree(
     Raises:
       WeightsError: naming the unmapped paths, for which the format has no key.
     """
+    # The first rule of a path counts, as in an import.
     rule_by_path: dict[str, Rule] = {}
     for rule in rules:
         rule_by_path.setdefault(rule.path, rule)
@@ -268,6 +271,7 @@ def export_tree(
     for path, rule in rule_by_path.items():
         if path not in params:
             continue
+
         array = params[path]
         hf_shape = rule.hf_shape(array.shape)
         hf_dtype = np.dtype(array.dtype if dtype is None else dtype)
