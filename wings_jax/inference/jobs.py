@@ -112,6 +112,7 @@ def _request(
     question_keys = [key for key in ("prompt", "conversations") if key in record]
     if len(question_keys) != 1:
         raise UserError('needs either "prompt" or "conversations"')
+
     key = question_keys[0]
     question = record[key]
     if not isinstance(question, str if key == "prompt" else list):

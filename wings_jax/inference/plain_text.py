@@ -58,7 +58,7 @@ def encode_context(processor: PromptProcessor, text: str) -> Ids:
     """Returns the ids of a text that is to be continued, at least one. Raises UserError."""
     prompts.check_unicode(text, "the text")
     tokenizer = tokenization.as_text_tokenizer(processor.tokenizer)
-    # The start tokens, or a token that stands for an empty text.
+    # Without any id, one token stands for the empty text.
     return (*start_ids(processor), *tokenizer.encode(text)) or (prefix_id(processor),)
 
 

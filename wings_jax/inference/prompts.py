@@ -113,6 +113,7 @@ class PromptProcessor:
             for original, turn in zip(request.turns, turns, strict=True)
             if turn["from"] == "human"
         )
+
         if request.images and markers not in (0, len(request.images)):
             raise UserError(
                 f"{len(request.images)} image(s), {markers} {turns_lib.MARKER} in the prompt"

@@ -43,7 +43,6 @@ def recompute(
     stop_ids = np.asarray(stops or (-1,), np.int32)
 
     tokens: list[int] = []
-
     is_done = False
     while not is_done:
         whole = chunks.join(prompt, chunks.from_ids(tokens, (), 1))

@@ -83,6 +83,7 @@ def as_llm(
     check_no_adapters(params, arch)
     table = rules.with_prefix(hf.decoder_rules(arch.decoder), path="decoder/")
     check_complete(table, params, "an LLM")
+
     tensors = transfer.export_tree(table, params, dtype=dtype, dropped=BEYOND_LLM)
     return tensors, [path for path in params if rules.any_match(BEYOND_LLM, path)]
 

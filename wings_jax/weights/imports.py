@@ -115,6 +115,7 @@ def plan_parts(
                 dtype_of(path) or stored_dtype,
                 sharding=params[path].sharding,
             )
+
         steps.append(ImportStep(part, plan, targets))
         filled_paths |= set(targets)
 

@@ -188,7 +188,7 @@ def _computed_ahead(
         return np.ascontiguousarray(np.asarray(tensor))
 
     with futures.ThreadPoolExecutor(1) as pool:
-        # At most two tensors are in memory: the one that is written and the next one.
+        # One tensor is computed while the one before it is written.
         waiting: list[tuple[str, LazyTensor, futures.Future]] = []
         for key, tensor in tensors.items():
             waiting.append((key, tensor, pool.submit(load, tensor)))

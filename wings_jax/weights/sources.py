@@ -142,6 +142,7 @@ def from_gguf(
     model = gguf_file.read_gguf(file, with_tokenizer=with_tokenizer)
     decoder = hf_config.decoder_from_hf(model.config, file=str(file))
     part = _decoder_part(decoder, model.tensors, str(file))
+
     spec = _base_spec(decoder, part, vision, projector, projector_kind)
     return dataclasses.replace(spec, hf_config=model.config, tokenizer_files=model.tokenizer_files)
 
@@ -210,7 +211,6 @@ def vision_part(directory: str | os.PathLike, arch: presets.VisionArch) -> Impor
 
 def _projector_part(arch: presets.WingsArch, source: str | os.PathLike) -> ImportPart:
     """Returns the part of LLaVA's `mm_projector.bin`, whose keys may begin with `model.`."""
-    # Keys of a `mm_projector.bin` have a prefix before the layer's name.
     tensors = {
         re.sub(r"^(.*\.)?mm_projector\.", "", hf_key): tensor
         for hf_key, tensor in store.open_tensors(source).items()

@@ -153,7 +153,7 @@ def _check_shards(weight_files: Sequence[pathlib.Path]) -> None:
         match = SHARD.fullmatch(file.name)
         if not match:
             continue
-        # All shards of the same name and total.
+        # The names of all shards of this set.
         ending = f"-of-{match['total']}{file.suffix}"
         numbers = range(1, int(match["total"]) + 1)
         missing = {f"{match['stem']}-{number:05d}{ending}" for number in numbers} - names

@@ -95,6 +95,7 @@ def plan_import(
     # Everything that remains has to be allowed by name.
     unknown_keys = [hf_key for hf_key in unused_keys if not any_match(ignorable, hf_key)]
     unexpected_paths = [path for path in unfilled_paths if not any_match(fresh, path)]
+
     if missing_keys:
         names = format_names(sorted(missing_keys), 6)
         hint = f"; unused keys: {format_names(sorted(unknown_keys), 3)}" if unknown_keys else ""

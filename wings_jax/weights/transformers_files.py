@@ -83,6 +83,7 @@ def generation_config(tokenizer: Mapping[str, str], template: Template) -> dict[
     tokenizer_config = json.loads(tokenizer.get("tokenizer_config.json", "{}"))
     eos_token = tokenizer_config.get("eos_token")
     eos_token = eos_token["content"] if isinstance(eos_token, dict) else eos_token
+
     ids += [vocabulary.token_to_id(token) for token in _end_tokens(template, eos_token)]
     # A token that the vocabulary does not have has no id.
     ids = sorted({token_id for token_id in ids if token_id is not None})
