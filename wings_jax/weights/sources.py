@@ -157,7 +157,7 @@ def _base_spec(
     """Returns the import of an LLM with the tower and the projector that are given."""
     check_projector_kind(projector_kind, "--projector-kind")
     parts = [part]
-    # Without a tower, the sizes of a default one; training initializes its parameters.
+    # Without a tower, the sizes of a default one, until a training config names another.
     tower = DEFAULT_TOWER
     if vision is not None:
         tower = hf.read_vision_arch(vision)
