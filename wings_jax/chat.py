@@ -65,7 +65,9 @@ class Terminal:
         """Prints the answer while it is generated; Ctrl-C ends it."""
         started, first_text = time.perf_counter(), 0.0
         answer = self.chat.ask(text, self.attached)
+
         note = ""
+        # The first Ctrl-C ends the answer after the piece that is computed, a second one at once.
         try:
             with cli.InterruptFlag() as interrupt:
                 for piece in answer:
@@ -74,6 +76,7 @@ class Terminal:
                     if interrupt.is_set:
                         raise KeyboardInterrupt
         except KeyboardInterrupt:
+            # What was printed so far stays as the answer of this turn.
             answer.close()
             note = " (stopped)"
 
@@ -81,6 +84,8 @@ class Terminal:
         if len(self.chat.images) == len(self.paths) + len(self.attached):
             self.paths += self.attached
             self.attached = []
+
+        # The prompt slots that were not in the KV cache already.
         slots = self.chat.computed_slots
         status = f"[{slots} prompt slots computed, first text after {first_text:.2f} s]{note}"
         print(f"\n\033[2m{status}\033[0m")
@@ -96,6 +101,7 @@ class Terminal:
     def undo(self, _: str) -> None:
         """Removes the last question and its answer."""
         self.chat.undo()
+        # The paths of a removed question's images go with it.
         self.paths = self.paths[: len(self.chat.images)]
         print("removed the last question and its answer")
 
@@ -136,6 +142,7 @@ def run(model: Generator, *, system: str = "") -> None:
     print(HELP)
 
     while True:
+        # Ctrl-C at the prompt discards the line; the end of input ends the chat.
         try:
             line = input("\nyou> ")
         except KeyboardInterrupt:
@@ -147,6 +154,8 @@ def run(model: Generator, *, system: str = "") -> None:
 
         if line.strip() in ("/quit", "/exit"):
             return
+
+        # A mistake in a command, or Ctrl-C during an answer, does not end the chat.
         try:
             terminal.handle(line)
         except UserError as error:

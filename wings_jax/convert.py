@@ -74,6 +74,7 @@ def make_parser() -> argparse.ArgumentParser:
     inspect.add_argument(
         "--verify", action="store_true", help="read a checkpoint and compare it with its checksums"
     )
+
     for command in subparsers.choices.values():
         command.add_argument("--debug", action="store_true", help="show the traceback of an error")
     return parser
@@ -81,6 +82,7 @@ def make_parser() -> argparse.ArgumentParser:
 
 def add_import(command: argparse.ArgumentParser) -> None:
     """Adds the flags of `import`."""
+    # Exactly one source of an LLM or of a whole model.
     source = command.add_mutually_exclusive_group(required=True)
     source.add_argument("--llm", help="directory or hub id of a Qwen2 or Llama")
     source.add_argument("--wings", help="directory or hub id in the release's layout")
@@ -88,11 +90,14 @@ def add_import(command: argparse.ArgumentParser) -> None:
     source.add_argument("--transformers", help="directory of `export --format transformers`")
     source.add_argument("--gguf", help="GGUF file of a Qwen2 or Llama")
 
+    # Parts beside the source: the tower, LoRA to merge, the projector, the tokenizer.
     command.add_argument("--vision", help="directory or hub id of a SigLIP or CLIP")
     command.add_argument("--peft", help="directory or hub id of a PEFT LoRA, merged into --llm")
     command.add_argument("--projector", help="mm_projector.bin of LLaVA")
     command.add_argument("--projector-kind", default="mlp2x_gelu", help="default: %(default)s")
     command.add_argument("--tokenizer", help="directory of a tokenizer; default: the LLM's")
+
+    # How the model is computed and how conversations are written, which weights do not show.
     command.add_argument(
         "--semantics",
         choices=("", "paper", "release"),
@@ -105,6 +110,8 @@ def add_import(command: argparse.ArgumentParser) -> None:
         "template) or a Jinja file; "
         "default: what equals the tokenizer's chat template",
     )
+
+    # How parameters are stored, and where they are loaded.
     command.add_argument("--dtype", choices=DTYPES, default="stored", help="default: as stored")
     command.add_argument("--mesh", default="", help="e.g. fsdp=4,tensor=2: load onto many devices")
     add_output(command)
@@ -114,9 +121,12 @@ def add_export(command: argparse.ArgumentParser) -> None:
     """Adds the flags of `export`."""
     command.add_argument("--checkpoint", required=True, help="workdir or checkpoint")
     command.add_argument("--format", choices=FORMATS, required=True, help=FORMATS_HELP)
+
+    # How the export is stored.
     command.add_argument("--dtype", choices=DTYPES, help="default: as stored, bfloat16 if mixed")
     command.add_argument("--merge-lora", action="store_true", help="add LoRA to the LLM's weights")
     command.add_argument("--shard-gb", type=float, default=5.0, help="most GB a file; default 5")
+
     command.add_argument(
         "--base",
         help="adapter: compare the LLM and the tower with this checkpoint's, instead of relying on "
@@ -175,6 +185,7 @@ def export_model(*, out: str | os.PathLike, **flags: Any) -> pathlib.Path:
 
 def _run(command: str, flags: Mapping[str, Any]) -> None:
     """Runs a subcommand with flags given as a mapping; None and False leave a flag out."""
+    # The flags of a call from Python are checked by the parser of the command line.
     words = [command]
     for name, value in flags.items():
         flag = f"--{name.replace('_', '-')}"
@@ -191,6 +202,7 @@ def _run(command: str, flags: Mapping[str, Any]) -> None:
     except SystemExit as error:
         raise UserError(message.getvalue().strip().rpartition("error: ")[2]) from error
 
+    # As in `main`: mistakes in flags do not wait for these imports.
     from wings_jax.weights import commands
 
     {"import": commands.run_import, "export": commands.run_export}[command](arguments)

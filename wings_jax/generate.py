@@ -52,6 +52,7 @@ def parse_flags() -> argparse.Namespace:
     one.add_argument(
         "--image", action="append", default=[], metavar="FILE", help="may be given several times"
     )
+
     many = parser.add_argument_group("a file of requests")
     many.add_argument("--input", type=pathlib.Path, metavar="FILE.jsonl")
     many.add_argument("--output", type=pathlib.Path, metavar="FILE.jsonl")
@@ -63,6 +64,7 @@ def parse_flags() -> argparse.Namespace:
     )
     flags_lib.add_flags(parser)
 
+    # What argparse does not check.
     arguments = parser.parse_args()
     if (arguments.prompt is None) == (arguments.input is None):
         raise UserError("give either --prompt or --input")
@@ -91,6 +93,7 @@ def answer_one(arguments: argparse.Namespace, sampling: SamplingParams) -> None:
     request = prompts.Request(turns, arguments.image)
     generator = flags_lib.open_generator(arguments, rows=1)
 
+    # Log-probabilities are printed token by token, after the whole answer.
     if sampling.logprobs:
         answer = generator.generate(request)
         print(answer.text)
@@ -112,6 +115,7 @@ def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
     from wings_jax import checkpoint
     from wings_jax.inference import jobs
 
+    # Every line is parsed before the model is loaded.
     image_root = arguments.images or arguments.input.parent
     lines = jobs.read_requests(arguments.input, image_root, sampling)
     step = checkpoint.find_step(arguments.checkpoint, flag="--checkpoint")
@@ -131,6 +135,7 @@ def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
     if finished:
         print(f"resuming: {finished} of {len(lines)} lines are answered", file=sys.stderr)
 
+    # An answer is in the journal as soon as it is there, so that Ctrl-C loses none.
     try:
         generator = flags_lib.open_generator(arguments, rows=arguments.batch_size)
         bar = tqdm.tqdm(total=len(lines), initial=finished, desc="answers", disable=None)

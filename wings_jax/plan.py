@@ -87,6 +87,8 @@ def main() -> None:
             find_fit=flags.fit,
             report=lambda line: print(line, file=sys.stderr, flush=True),
         )
+
+    # The plan goes to standard output, progress to standard error.
     print(report.format_plan(plan))
     if flags.json:
         files.write_json(pathlib.Path(flags.json), report.to_json(plan))

@@ -66,6 +66,7 @@ class Chat:
         earlier = self.turns
         if new_images and not self.images:
             earlier = [escape_turn(turn) for turn in earlier]
+
         turn = {"from": "human", "value": question}
         turns = [*earlier, escape_turn(turn) if self.images and not new_images else turn]
 

@@ -100,6 +100,7 @@ def make_chunk(
 
     if images is None:
         images = max(len(row.images) for row in rows)
+
     # A learner's slots in front: i32[B, width]. A learner without slots is left out.
     picks = {}
     for name in arch.learners:

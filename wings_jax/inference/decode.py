@@ -181,6 +181,7 @@ def decode(
       The new cache and state, and what was generated: tokens i32[steps,B] and logprobs
       f32[steps,B]. Valid of a row are its first entries, as many as its `count` grew by.
     """
+    # Fixed shapes: entries after a row's last token are not used.
     rows = state.tokens.shape[0]
     generated = {
         "tokens": jnp.zeros((steps, rows), jnp.int32),

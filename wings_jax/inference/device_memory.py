@@ -41,6 +41,7 @@ def check_memory(spec: ModelSpec, rows: int, slots: Mapping[str, int]) -> None:
     this check comes first.
     """
     needed = cache_bytes(spec, rows, slots)
+    # Without a mesh everything is on one device.
     devices = jax.devices()[:1] if spec.mesh is None else spec.mesh.devices.flatten().tolist()
     free = free_bytes(devices)
     if free is not None and needed > free:
@@ -72,6 +73,7 @@ def free_bytes(devices: Sequence[jax.Device]) -> int | None:
         if device.platform == "cpu":
             return psutil.virtual_memory().available
 
+        # The free memory of another process's device is not known here.
         is_local = device.process_index == jax.process_index()
         stats = (device.memory_stats() if is_local else None) or {}
         if "bytes_limit" not in stats:

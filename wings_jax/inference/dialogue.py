@@ -84,6 +84,7 @@ class Dialogue:
     def _answer_uncached(
         self, prompt: PromptSlots, params: SamplingParams
     ) -> Iterator[OutputPiece]:
+        # Nothing is cached: every slot of the prompt is computed.
         self.computed_slots = prompt.count
         features = image_features.encode_all(self.spec, self.weights, prompt)
         for token, logprob, is_last in uncached.recompute(
@@ -181,9 +182,11 @@ def make_room(cache: KVCache, slots: int, visual: int = 0) -> KVCache:
         capacities = kv_cache.capacities(cache)
         return all(size <= capacities[name] for name, size in needed(cache).items())
 
+    # Usually the slots that were allocated in advance suffice.
     if fits(cache):
         return cache
 
+    # Slots that were truncated are freed first; a longer buffer is the last resort.
     cache = decode.compact(cache)
     if not fits(cache):
         sizes = {name: chunks.bucket(2 * size) for name, size in needed(cache).items()}
@@ -211,6 +214,7 @@ def common_prefix(one: PromptSlots, other: PromptSlots) -> int:
     if equal_images == max(len(one.images), len(other.images)):
         return end
 
+    # The first slot of the first image that differs.
     is_image = other.modality[:end] == IMAGE
     slots_per_image = int((other.modality == IMAGE).sum()) // max(1, len(other.images))
     ordinal = np.cumsum(is_image) - 1

@@ -217,6 +217,7 @@ def extend(
     )
     hidden, layers = _run_layers(spec, weights, ctx, x0, cache.layers)
 
+    # Every attention's buffer is filled by as many slots as were written.
     used = dict(cache.used)
     for name, new in new_visibility.items():
         used[name] = cache.used[name] + new.visible_from.shape[1]
@@ -289,6 +290,7 @@ def _layer_context(
 
     In this context the chunk's own slots are the only keys; `extend` replaces that.
     """
+    # Padding has segment 0, a row's conversation has segment 1.
     segments = (chunk.modality != PADDING).astype(jnp.int32)
     query = Visibility(segments, chunk.positions)
     visibility = {"main": Visibility(segments, chunk.visible_from[..., MAIN])}

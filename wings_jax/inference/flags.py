@@ -61,6 +61,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
                 metavar="N",
                 help=f"{text} (default: %(default)s)",
             )
+
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
 
 
@@ -68,7 +69,9 @@ def open_generator(flags: argparse.Namespace, *, rows: int) -> Generator:
     """Returns the generator of the flags. Raises UserError naming what does not fit."""
     from wings_jax.inference import loading  # slow to import, and --help needs none of it
 
+    # A mistake in a flag is an error before the model is loaded.
     sampling = sampling_params(flags)
+
     cli.use_compilation_cache()
     return loading.load_generator(
         flags.checkpoint,
@@ -83,6 +86,7 @@ def open_generator(flags: argparse.Namespace, *, rows: int) -> Generator:
 
 def sampling_params(flags: argparse.Namespace) -> SamplingParams:
     """Returns the sampling parameters of the flags. Raises UserError for a value out of range."""
+    # One flag for each field, under the same name.
     values = {
         field.name: getattr(flags, field.name) for field in dataclasses.fields(SamplingParams)
     }

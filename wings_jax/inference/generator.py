@@ -132,6 +132,7 @@ class Generator:
         """
         opened = adapter_lib.open_adapter(file, flag="adapter")
         arch, tokenizer = opened.arch, self.processor.tokenizer
+        # Digests need a pass over all values of the base: only for the first adapter.
         if not self._base_digests:
             self._base_digests |= digests.digest_tensors(adapters.base_tensors(self.weights))
         adapter_lib.check_base(
@@ -261,6 +262,7 @@ class Generator:
         self, requests: Sequence[tuple[Request, Sequence[str]]], *, with_end: bool = True
     ) -> Iterator[tuple[int, list[Likelihood] | UserError]]:
         """Yields (index, what `score` returns for it) as they end, or what is wrong with it."""
+        # Requests with mistakes are reported first; the others are scored together.
         scoring_requests, indices = [], []
         for index, (request, answers) in enumerate(requests):
             try:
@@ -310,8 +312,10 @@ class Generator:
         self, request: Request, answers: Sequence[str], with_end: bool
     ) -> scoring_plan.ScoringRequest:
         prompt = self._load_prompt(request)
+
         # As in training: the answer's ids depend on the text before it.
         ids = [self.processor.answer_ids(request, answer) for answer in answers]
+
         # An answer in the middle of a text, such as a choice, has no end of turn.
         if not with_end:
             ids = [[token for token in some if token not in self.options.stops] for some in ids]

@@ -57,6 +57,7 @@ def read_requests(
     if content.startswith(UTF_16):
         raise UserError(f"--input: {path} is UTF-16; convert it to UTF-8")
 
+    # Lines end with LF only: str.splitlines would split at other characters within JSON strings.
     byte_lines = content.removeprefix(codecs.BOM_UTF8).split(b"\n")
     lines = [
         _parse_line(number, line, image_root, sampling)
@@ -107,9 +108,11 @@ def _request(
     if unknown:
         raise UserError(f"unknown key {unknown[0]!r}; there are {', '.join(sorted(KEYS))}")
 
+    # The question: one text, or the turns of a conversation.
     question_keys = [key for key in ("prompt", "conversations") if key in record]
     if len(question_keys) != 1:
         raise UserError('needs either "prompt" or "conversations"')
+
     key = question_keys[0]
     question = record[key]
     if not isinstance(question, str if key == "prompt" else list):
@@ -121,6 +124,7 @@ def _request(
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
         raise UserError(f"images is {samples.shorten(names)}, not a list of paths")
 
+    # The line's own sampling parameters, on top of those of the command.
     changes = record.get("sampling", {})
     if not isinstance(changes, Mapping):
         raise UserError(f"sampling is {samples.shorten(changes)}, not an object")
@@ -137,6 +141,7 @@ def to_json(record: Any, indent: int | None = None) -> str:
     >>> print(to_json({"id": chr(0xDC80)}), to_json({"id": "é"}))
     {"id": "\\udc80"} {"id": "é"}
     """
+    # Text stays readable; only a record with surrogates is escaped as a whole.
     text = json.dumps(record, ensure_ascii=False, indent=indent)
     has_surrogates = any("\ud800" <= letter <= "\udfff" for letter in text)
     return json.dumps(record, indent=indent) if has_surrogates else text
@@ -160,6 +165,7 @@ class Journal:
         self._path = output.with_name(f"{output.name}.partial")
         digest = hashlib.sha256(json.dumps(job).encode()).hexdigest()
         self._header = json.dumps({"job": digest})
+
         if output.exists():
             raise UserError(f"{self._flag}: {output} exists")
 
@@ -182,6 +188,7 @@ class Journal:
         except OSError as error:
             raise UserError(f"{self._flag}: {self._path}: {error.strerror}") from error
 
+        # The first line names the job, every other one is an answer.
         header, *lines = text.split("\n")
         if not lines:  # empty, or a header that was cut off
             files.write_text(self._path, "")
@@ -195,6 +202,7 @@ class Journal:
         # What follows the last end of line is a line that was cut off.
         if lines[-1]:
             files.write_text(self._path, text.removesuffix(lines[-1]))
+
         try:
             entries = [json.loads(line) for line in lines[:-1]]
             return {entry["line"]: entry["answer"] for entry in entries}
@@ -239,6 +247,7 @@ def run(generator: Generator, lines: list[Line], journal: Journal) -> Iterator[d
         if isinstance(line.request, UserError):
             yield _add_answer(journal, line, line.request)
 
+    # Answers come in the generator's order; `index` is the place of the request.
     valid = [line for line in waiting if isinstance(line.request, Request)]
     requests = [line.request for line in valid if isinstance(line.request, Request)]
     for index, answer in generator.answers(requests):

@@ -119,6 +119,7 @@ def _compute_beginning(spec: ModelSpec, weights: Weights, start: PromptSlots) ->
     """Returns the computed beginning of a group: one row, whose every slot but 0 is scored."""
     length = chunks.bucket(start.count)
     zero = np.zeros(1, np.int32)
+
     chunk = chunks.make_chunk([start], zero, spec.arch, length=length, images=0)
     slots = device_memory.cache_slots(spec, chunk, length)
     scored = _scored_slots([start], [(1, start.count)]), _scored_slots([start], [(0, 0)])
@@ -164,6 +165,7 @@ def _score_batch(
         prompt_spans.append((first, rest.count) if request.with_prompt else (0, 0))
         head_spans.append((rest.count, rest.count + len(ids)))
 
+    # Rows are filled up to a power of two, so that few batch sizes are compiled.
     empty = chunks.power(len(requests)) - len(rows)
     rows += [chunks.EMPTY] * empty
     spans = prompt_spans + [(0, 0)] * empty, head_spans + [(0, 0)] * empty
@@ -172,6 +174,7 @@ def _score_batch(
         for request, start in zip(requests, common, strict=True)
     ]
 
+    # The prompts and the common ids first, then the rest of every answer.
     room = max((len(ids) for answers in rests for ids in answers), default=1)
     computed = _compute_rows(spec, weights, rows, spans, (shared, beginning), room)
     ends = np.array([shared + row.count for row in rows], np.int32)
@@ -200,11 +203,13 @@ def _compute_rows(
     starts = np.full(len(rows), shared, np.int32)
     images = chunks.power(max(len(row.images) for row in rows))
     chunk = chunks.make_chunk(rows, starts, spec.arch, length=length, images=images)
+    # The cache holds the beginning, the rows after it and the answers.
     if beginning is not None:
         capacity = beginning.cache.positions.shape[1] + length + room
         slots = device_memory.cache_slots(spec, chunk, chunks.bucket(capacity, CAPACITY))
         return token_scores.continue_prompts(spec, weights, beginning, chunk, scored, slots=slots)
 
+    # Without a beginning the rows may have images.
     all_images = [image for row in rows for image in row.images]
     features = image_features.encode(
         spec, weights, all_images, batch_size=len(rows), count=len(rows) * images
@@ -233,6 +238,7 @@ def _score_rests(
         logprobs, likeliest, first = jax.device_get(
             _score_answers(spec, weights, computed, ids, ends)
         )
+
         for row, answers in enumerate(rests):
             if number < len(answers):
                 likelihood = _likelihood((logprobs[row], likeliest[row]), len(ids[row]))
@@ -261,6 +267,7 @@ def _score_answers(
     if not length:
         first = token_scores.score_tokens(computed.logits, tokens[:, 0], is_used[:, 0])
         return *first, first[0]
+
     rows = [chunks.from_ids(answer[:-1], (), 1) for answer in ids]
     chunk = chunks.make_chunk(rows, ends, spec.arch, length=length, images=0)
     return token_scores.score_answers(spec, weights, computed, chunk, (tokens, is_used))
@@ -287,6 +294,7 @@ def _join_scores(
 
     results = []
     prompt_scores, head_scores = jax.device_get((rows.prompt, rows.head))
+
     for row, request in enumerate(requests):
         prompt = NOTHING
         if request.with_prompt:

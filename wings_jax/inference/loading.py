@@ -45,17 +45,22 @@ def load_generator(
         adapter belongs to another base.
       MeshError: the mesh does not divide the model.
     """
+    # Options are resolved first: the parameters are loaded directly with their dtype and sharding.
     dtype = dtype or parameters.default_dtype()
     if isinstance(mesh, str):
         mesh = axes.make_mesh(axes.parse_mesh(mesh)) if mesh else None
+
+    # Loading and the generator's own copies may both run out of memory.
     with errors.full_memory(MEMORY_ADVICE):
         if adapter is None:
             restored = checkpoint.load(os.fspath(path), flag=flag, dtype=dtype, mesh=mesh)
         else:
+            # Messages name the adapter as the caller wrote it: a flag or an argument.
             adapter_flag = "--adapter" if flag.startswith("--") else "adapter"
             restored = adapter_lib.load_adapted(
                 path, adapter, flag=flag, adapter_flag=adapter_flag, dtype=dtype, mesh=mesh
             )
+
         return Generator.from_checkpoint(
             restored, dtype=dtype, mesh=mesh, rows=rows, sampling=sampling
         )

@@ -58,6 +58,7 @@ def encode_context(processor: PromptProcessor, text: str) -> Ids:
     """Returns the ids of a text that is to be continued, at least one. Raises UserError."""
     prompts.check_unicode(text, "the text")
     tokenizer = tokenization.as_text_tokenizer(processor.tokenizer)
+    # Without any id, one token stands for the empty text.
     return (*start_ids(processor), *tokenizer.encode(text)) or (prefix_id(processor),)
 
 
@@ -79,6 +80,7 @@ def encode_pairs(
     before = start if start or own else (prefix_id(processor),)
     answers = [tokenizer.encode(head + tail)[len(own) :] for head, tail in pairs]
 
+    # A tokenizer may join a continuation with the context's last token.
     for continuation, ids in zip(continuations, answers, strict=True):
         if not ids:
             raise UserError(f"the continuation {continuation[:40]!r} has no tokens of its own")
@@ -106,6 +108,7 @@ def complete_texts(
     A text that is too long is an error; nothing is cut off.
     """
     processor = generator.processor
+    # Texts are encoded first, so that mistakes come before any computation.
     indices, wanted = [], []
     for index, (text, params) in enumerate(texts):
         try:
@@ -130,6 +133,7 @@ def complete_slots(
       wanted: slots without images, the images as in `Request`, and how the answer is sampled.
     """
     processor = generator.processor
+    # Rows of one batch, as for requests; images are loaded when a row is free.
     tasks = [
         _completion_task(processor, index, slots, images, processor.fit(params, slots))
         for index, (slots, images, params) in enumerate(wanted)

@@ -40,6 +40,7 @@ class Request:
         if not isinstance(self.conversations, str):
             return self.conversations
         text = self.conversations
+        # Images without a marker come before the text.
         if not turns_lib.count_markers(text):
             text = f"{turns_lib.MARKER}\n" * len(self.images) + text
         return [{"from": "human", "value": text}]
@@ -112,6 +113,7 @@ class PromptProcessor:
             for original, turn in zip(request.turns, turns, strict=True)
             if turn["from"] == "human"
         )
+
         if request.images and markers not in (0, len(request.images)):
             raise UserError(
                 f"{len(request.images)} image(s), {markers} {turns_lib.MARKER} in the prompt"
@@ -139,6 +141,7 @@ class PromptProcessor:
         check_unicode(answer, "the answer")
         turns = self.turns(request)
         prompt = conversation.encode(turns, self.tokenizer, self.template, open_answer=True)
+
         # The ids of the prompt are a prefix of those of the answered conversation.
         answered_turns = [*turns, {"from": "gpt", "value": answer}]
         whole = conversation.encode(answered_turns, self.tokenizer, self.template)
@@ -159,6 +162,7 @@ class PromptProcessor:
             raise UserError(
                 f"the text {text[:40]!r} has {len(ids)} token(s), at least 2 are needed"
             )
+
         width = self.max_slots - 1
         return [ids[start : start + width] for start in range(0, len(ids) - 1, width - 1)]
 
@@ -180,6 +184,7 @@ class PromptProcessor:
         """
         if not images:
             return turns_lib.escape_markers(text)
+
         markers = turns_lib.count_markers(text)
         if markers and markers != images:
             raise UserError(f"{images} image(s), {markers} {turns_lib.MARKER} in the text")

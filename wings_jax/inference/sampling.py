@@ -182,6 +182,7 @@ def sample_tokens(
       count: i32[B], how many tokens of the answer there are already.
       seen: bool[B,V], the tokens of prompt and answer; needed with a repetition penalty.
     """
+    # A penalty above 1 makes positive logits smaller and negative ones larger in magnitude.
     if params.penalty is not None and seen is not None:
         penalty = params.penalty[:, None]
         penalized = jnp.where(logits > 0, logits / penalty, logits * penalty)
@@ -207,6 +208,7 @@ def filter_logits(logits: jax.Array, params: BatchSamplingParams) -> jax.Array:
     if params.top_k is None or params.top_p is None or params.min_p is None:
         return logits
 
+    # Logits in descending order; the rank i32[V] is the place in it.
     ordered = -jnp.sort(-logits, axis=-1)
     rank = jnp.arange(logits.shape[-1])
     ordered = jnp.where(rank < params.top_k[:, None], ordered, -jnp.inf)

@@ -120,6 +120,7 @@ def run(
         for group in group_by_length(cached, options.rows):
             yield from _Batch(spec, weights, group, options).run()
 
+        # With the release's semantics an image makes the states depend on later slots: no KV cache.
         for task in tasks:
             if not uncached.is_causal(spec, task.images):
                 yield task, _answer_uncached(spec, weights, task, options)
@@ -136,6 +137,7 @@ def _answer_uncached(
 
     features = features_lib.encode_all(spec, weights, prompt)
     output = PartialOutput(task)
+    # One token at a time; a stop string is found in the decoded text.
     for token, logprob, _ in uncached.recompute(
         spec, weights, prompt, features, task.sampling, options.stops
     ):
@@ -190,6 +192,7 @@ class _Batch:
 
     def fill_rows(self) -> None:
         """Gives free rows to waiting tasks, once a quarter is free, so that a prefill pays off."""
+        # A prefill has a fixed number of rows, which are worth it only if enough of them are used.
         free_rows = [row for row, output in enumerate(self.outputs) if output is None]
         if not self.waiting or 4 * len(free_rows) < self.rows:
             return
@@ -210,6 +213,7 @@ class _Batch:
             self.cache = decode.insert(self.cache, new_cache, rows)
             self.state = decode.insert_rows(self.state, new_state, rows)
 
+        # The first token of an answer comes from the prefill, the others from `decode`.
         first_tokens = {
             "tokens": np.asarray(self.state.tokens)[None],
             "logprobs": np.asarray(self.state.logprobs)[None],
@@ -259,6 +263,7 @@ class _Batch:
         self, tasks: Sequence[GenerationTask | None], size: int
     ) -> sampling.BatchSamplingParams:
         """Returns the parameters of tasks in `size` rows; rows after them are done at once."""
+        # Rows without a task take the parameters of the first one, with a limit of 0 tokens.
         index = np.zeros(size, np.int32)
         index[: len(tasks)] = [self.index[task.index] if task else 0 for task in tasks]
         params = jax.tree.map(lambda column: column[index], self.params)

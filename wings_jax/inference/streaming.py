@@ -29,6 +29,7 @@ class TextStream:
 
     def add(self, tokens: Sequence[int], *, is_last: bool = False) -> str:
         """Returns the text that these tokens add; "" while it is held back."""
+        # All tokens are decoded together: one character may take several tokens.
         self._tokens += tokens
         self.text, self.is_cut = cut_at_stop(self._decode(self._tokens), self._stop)
 
@@ -40,6 +41,7 @@ class TextStream:
 
     def _safe_length(self) -> int:
         """Returns how much of the text cannot change any more."""
+        # An unfinished character decodes to U+FFFD until its last byte is there.
         text = self.text.rstrip(REPLACEMENT)
         held_back = max((overlap(text, string) for string in self._stop), default=0)
         return len(text) - held_back
@@ -55,8 +57,10 @@ def stream_text(
     """Yields the text of an answer as its tokens arrive, until it ends or a stop string occurs."""
     stream = TextStream(decode, stop_strings)
     for piece in pieces:
+        # A stop token ends an answer and has no text.
         tokens = [token for token in piece.tokens if token not in stop_tokens]
         text = stream.add(tokens, is_last=piece.is_last)
+
         if text:
             yield text
         if stream.is_cut:
@@ -69,6 +73,7 @@ def overlap(text: str, stop: str) -> int:
     >>> overlap("the en", "end"), overlap("the end", "end"), overlap("a", "end")
     (2, 0, 0)
     """
+    # The longest possible start of the stop string counts.
     for size in range(min(len(stop) - 1, len(text)), 0, -1):
         if text.endswith(stop[:size]):
             return size

@@ -88,6 +88,7 @@ def continue_prompts(
     slots: tuple[tuple[str, int], ...],
 ) -> ComputedPrompts:
     """Returns prompts of which each is the beginning, a single row, followed by its own text."""
+    # The beginning is one row of the cache, which each row of the batch continues.
     chunk = axes.shard_leading_axis(chunk, spec.mesh)
     rows = chunk.tokens.shape[0]
     cache = kv_cache.grow(kv_cache.repeat_row(beginning.cache, rows), dict(slots))
@@ -96,6 +97,7 @@ def continue_prompts(
 
     logits = engine.logits(spec, weights, decode.last_states(chunk, hidden))
     prompt, head = (score_slots(spec, weights, hidden, part) for part in scored)
+
     own = scored[0]
     if own.tokens.shape[1]:
         # The first slot of a row is predicted by the end of the beginning.
@@ -122,6 +124,7 @@ def score_answers(
       targets: all tokens i32[B,T+1] of the answers, and which of them are used.
     """
     tokens, is_used = (jnp.asarray(part) for part in targets)
+
     # The first token is predicted by the prompt, token t by the state of token t - 1.
     first, likeliest = score_tokens(computed.logits, tokens[:, 0], is_used[:, 0])
 

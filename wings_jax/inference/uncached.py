@@ -51,6 +51,7 @@ def recompute(
         chunk = chunks.make_chunk(
             [whole], np.zeros(1, np.int32), arch, length=length, images=images
         )
+        # The logits f32[1,V] after the last slot of the whole conversation.
         logits = decode.forward(spec, weights, chunk, features)
 
         seen = None if batch_params.penalty is None else chunks.seen_tokens([whole], arch)

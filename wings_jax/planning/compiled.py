@@ -57,7 +57,10 @@ def resolve_config(config: config_lib.Config, target: Target) -> config_lib.Conf
 
     `auto` is the TPU's kernel for a TPU topology; the CPU's compiler has only the portable ones.
     """
+    # Accelerators compute in bfloat16; a target without chip and memory stands for CPU devices.
     dtype = "bfloat16" if target.chip or target.memory else "float32"
+
+    # `auto` depends on the devices of this process, which are the CPU's even for a topology.
     kernel = config.attention
     if kernel == "auto" and target.compiler == "TPU" and "splash" in attention.KERNELS:
         kernel = "splash"
@@ -89,6 +92,8 @@ def compile_step(config: config_lib.Config, arch: WingsArch, target: Target) -> 
       UserError: the step does not compile. If only its memory is too large, that is the report.
     """
     shapes, mesh, optimizer = abstract_step(config, arch, target)
+
+    # Lowering and compiling take shapes only: no array is allocated.
     started = time.perf_counter()
     with jax.set_mesh(mesh):
         batch = program.abstract_batch(config, arch, mesh)
@@ -96,6 +101,7 @@ def compile_step(config: config_lib.Config, arch: WingsArch, target: Target) -> 
         try:
             compiled = update.lower(shapes, batch).compile()
         except jax.errors.JaxRuntimeError as error:
+            # The TPU's compiler refuses a program that does not fit, and names the size it needs.
             arguments = sizes.tree_bytes((shapes, batch))
             return _too_large(str(error), target, batch.targets.shape[0], arguments)
 
@@ -125,6 +131,8 @@ def _too_large(error: str, target: Target, rows: int, arguments: int) -> Compile
     if used is None:
         reason = error.strip().splitlines()[0][:300]
         raise UserError(f"--topology: {target.name}: the step does not compile: {reason}")
+
+    # The size in the message includes the arguments, which are known from the shapes.
     scale = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}[used[2]]
     temporaries = int(float(used[1]) * scale) - arguments
     problem = f"the program needs {used[1]}{used[2]} of {used[3]}"

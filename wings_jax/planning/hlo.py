@@ -87,12 +87,15 @@ def parse_program(text: str) -> tuple[dict[str, list[Instruction]], str]:
     computations: dict[str, list[Instruction]] = {}
     entry, current = "", ""
     for line in text.splitlines():
+        # A computation begins with its header; only that of the entry has the word ENTRY.
         header = _COMPUTATION.match(line)
         if header:
             current = header[2]
             computations[current] = []
             entry = current if header[1] else entry
             continue
+
+        # An instruction belongs to the computation whose header came last.
         match = _INSTRUCTION.match(line)
         if match and current:
             computations[current].append(Instruction(*match.groups()))
@@ -106,9 +109,13 @@ def count_runs(computations: Mapping[str, list[Instruction]], entry: str) -> dic
     def visit(name: str, times: int) -> None:
         runs[name] += times
         for instruction in computations[name]:
+            # What an instruction calls: fusions, bodies and conditions of loops, reducers,
+            # branches.
             inner = _CALLS.findall(instruction.rest)
             branches = _BRANCHES.search(instruction.rest)
             inner += re.findall(r"[\w.$-]+", branches[1].replace("%", "")) if branches else []
+
+            # What a loop calls runs as often as the loop.
             is_loop = instruction.opcode == "while"
             trips = _trip_count(computations, instruction) if is_loop else 1
             for called in inner:
@@ -127,6 +134,8 @@ def _trip_count(computations: Mapping[str, list[Instruction]], loop: Instruction
     noted = _TRIPS.search(loop.rest)
     if noted:
         return int(noted[1])
+
+    # Without a note, the largest integer that the condition compares with is the counter's bound.
     condition = _CONDITION.search(loop.rest)
     constants = [
         int(digits[0])
@@ -139,10 +148,13 @@ def _trip_count(computations: Mapping[str, list[Instruction]], loop: Instruction
 
 def _group_size(attributes: str, devices: int) -> int:
     """Returns how many devices take part in a collective; `devices` where it names no groups."""
+    # {{0,1},{2,3}}: as many devices as the first group lists.
     if explicit := _GROUPS.search(attributes):
         return len(explicit[1].split(","))
+    # [2,4]<=[8]: 2 groups of 4.
     if iota := _IOTA_GROUPS.search(attributes):
         return int(iota[1])
+    # mesh['a'=2,'b'=4] {'b'}: the product of the sizes of the named axes.
     if mesh := _MESH_GROUPS.search(attributes):
         sizes = dict(re.findall(r"'(\w+)'=(\d+)", mesh[1]))
         return math.prod(int(sizes[axis]) for axis in re.findall(r"'(\w+)'", mesh[2]))
@@ -165,15 +177,19 @@ def list_collectives(text: str, devices: int) -> list[Traffic]:
     """Returns the collectives of a program for so many devices, by kind."""
     computations, entry = parse_program(text)
     runs = count_runs(computations, entry)
+
+    # Kind -> how often a step runs it, and the bytes that a device sends in all.
     totals = dict.fromkeys(COLLECTIVES, (0, 0.0))
     for name, instructions in computations.items():
         for instruction in instructions:
+            # An asynchronous collective is a pair of -start and -done, which counts once.
             kind = instruction.opcode.removesuffix("-start")
             if kind not in totals or not runs[name]:
                 continue
             count, sent = totals[kind]
             per_run = _sent_bytes(kind, instruction, devices)
             totals[kind] = count + runs[name], sent + runs[name] * per_run
+
     return [Traffic(kind, *total) for kind, total in totals.items() if total[0]]
 
 
@@ -188,6 +204,8 @@ def _sent_bytes(kind: str, instruction: Instruction, devices: int) -> float:
 
     group = _group_size(instruction.rest, devices)
     share = (group - 1) / group
+
+    # Bytes sent by the ring algorithm, as multiples of the size of the result.
     factors = {
         "all-gather": share,
         "all-reduce": 2 * share,
@@ -204,8 +222,11 @@ def list_large_arrays(text: str, count: int = 5) -> list[LargeArray]:
     largest: dict[str, LargeArray] = {}
     for instruction in _buffers(computations, entry):
         (dtype, dims), *more = _SHAPE.findall(instruction.shape) or [("", "")]
+        # Only results that are one array, not tuples or tokens.
         if more or not dtype:
             continue
+
+        # The first instruction with a shape stands for all results of that shape.
         shape = f"{dtype}[{dims}]"
         source = _NAME.search(instruction.rest)
         largest.setdefault(
@@ -221,8 +242,10 @@ def _buffers(computations: Mapping[str, list[Instruction]], entry: str) -> Itera
         name = pending.pop()
         if name in seen or name not in computations:
             continue
+
         seen.add(name)
         for instruction in computations[name]:
+            # The body of a fusion has no arrays in memory, so that fusions are not followed.
             if instruction.opcode in ("while", "call", "conditional"):
                 pending += _CALLS.findall(instruction.rest)
             if instruction.opcode not in _NO_BUFFER:

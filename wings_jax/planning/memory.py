@@ -74,8 +74,11 @@ def count_state(
     state: TrainState, batch: Any, config: config_lib.Config, arch: WingsArch
 ) -> StateBytes:
     """Returns the bytes of one device, for a resolved config and a batch of shapes."""
+    # Rows of one micro-batch on one device.
     micro = batch.targets.sharding.shard_shape(batch.targets.shape)[0]
     micro //= config.optimizer.accumulation
+
+    # x0 is float32, the stream that each layer saves is of the compute dtype.
     stream = micro * config.data.sequence_length * arch.decoder.hidden_size
     width = jnp.dtype(config.compute_dtype).itemsize
     return StateBytes(
@@ -122,6 +125,7 @@ def largest_batch(
     if one.needed > usable:
         return None
 
+    # The line gives the first guess, the compiler decides.
     count = min(1 + int((usable - one.needed) // per_row), _MAX_ROWS)
     while count > 2:
         verified = compile_rows(count * shares)

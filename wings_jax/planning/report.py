@@ -69,10 +69,12 @@ def make_plan(
     Raises:
       UserError: the config does not fit the devices, or does not compile for them.
     """
+    # The state and the batch as shapes with shardings: no array is allocated.
     state, mesh, _ = compiled.abstract_step(config, arch, target)
     batch = program.abstract_batch(config, arch, mesh)
     rows, slots = batch.targets.shape
 
+    # The search for the largest batch may ask for a batch size again: each is compiled once.
     def compile_rows(count: int) -> compiled.CompiledStep:
         if count not in compiled_steps:
             report(f"compiling {count} rows for {target.name}")
@@ -84,9 +86,11 @@ def make_plan(
     step = compile_rows(rows) if is_compiled else None
     fit = None
     if find_fit and target.memory:
+        # The rows of a batch are divided by these axes and by gradient accumulation.
         shares = mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.accumulation
         fit = memory.largest_batch(compile_rows, shares, target.memory)
 
+    # Operations of rows without padding.
     work = flops.full_rows(arch, rows, slots, config.data.images_per_row)
     parts = flops.count_flops(arch, work, state.trained, config.remat)
     return StepPlan(
@@ -137,6 +141,8 @@ def estimate(
     )
     weights = decoder.num_layers * layer + decoder.hidden_size * decoder.vocab_size
 
+    # Trained parameters are float32, 4 bytes each. The weights of the LLM are gathered over fsdp
+    # before they are multiplied, so that only the tensor axis divides them.
     traffic = roofline.estimate_memory_traffic(
         config,
         arch,
@@ -168,6 +174,8 @@ def compare_with_xla(
     """
     if step.problem or attention_kernel(config) != "einsum" or config.optimizer.accumulation > 1:
         return None
+
+    # One layer each, as XLA counts the body of a loop over layers once.
     decoder = dataclasses.replace(arch.decoder, num_layers=1)
     tower = dataclasses.replace(arch.vision, num_layers=1, feature_layer=-1)
     one_layer = dataclasses.replace(arch, decoder=decoder, vision=tower)
@@ -177,6 +185,7 @@ def compare_with_xla(
     parts = flops.count_flops(one_layer, work, trained, config.remat)
     total = sum(part.executed for part in parts.values())
 
+    # The loss is a loop over chunks of slots, of which XLA counts one.
     chunks = -(-slots // min(config.loss_chunk, slots))
     total -= parts["head and loss"].executed * (1 - 1 / chunks)
     return step.flops, total / devices
@@ -195,7 +204,9 @@ def format_plan(plan: StepPlan) -> str:
         f"{plan.kernel}, remat {plan.remat}"
     )
     blocks = [title, _groups_table(plan), _memory_table(plan), _flops_table(plan)]
+    # Only a program that is compiled for several devices has collectives.
     blocks += [_collectives_table(plan)] if plan.step and plan.step.collectives else []
+
     return "\n\n".join([*blocks, *_conclusions(plan)])
 
 
@@ -224,7 +235,9 @@ def _memory_table(plan: StepPlan) -> str:
         ("between the layers", _gib(state.boundaries)),
     ]
 
+    # What the compiler adds to the sizes that follow from shapes.
     if step:
+        # The compiler's temporaries include the gradients and what is stored between the layers.
         other = step.temporaries - state.gradients - state.boundaries
         cells += [
             ("other temporaries (compiled)", _gib(max(other, 0))),
@@ -239,12 +252,14 @@ def _memory_table(plan: StepPlan) -> str:
 
 def _flops_table(plan: StepPlan) -> str:
     cells: list[tuple[str, ...]] = [("TFLOP per step", "forward", "backward", "recomputed")]
+    # Parts that the model does not have are left out.
     rows = {name: part for name, part in plan.flops.items() if part.executed}
     total = flops.PartFlops(
         sum(part.forward for part in rows.values()),
         sum(part.backward for part in rows.values()),
         sum(part.recomputed for part in rows.values()),
     )
+
     for name, part in [*rows.items(), ("all", total)]:
         values = (part.forward, part.backward, part.recomputed)
         cells.append((name, *(f"{value / 1e12:,.3f}" for value in values)))
@@ -254,6 +269,7 @@ def _flops_table(plan: StepPlan) -> str:
 def _collectives_table(plan: StepPlan) -> str:
     cells = [("collectives of a step", "count", "GiB sent per device")]
     steps = plan.step.collectives if plan.step else []
+    # `bytes` counts what one device sends, over all runs of a collective.
     cells += [(t.kind, f"{t.count:,}", _gib(t.bytes)) for t in steps]
     return text_table(cells)
 
@@ -261,6 +277,8 @@ def _collectives_table(plan: StepPlan) -> str:
 def _conclusions(plan: StepPlan) -> list[str]:
     """Returns lines: XLA's count, time and MFU, and whether and how much fits."""
     lines = []
+
+    # XLA's count of operations against that of `model.flops`.
     if plan.xla_flops:
         counted, ours = plan.xla_flops
         lines.append(
@@ -269,6 +287,7 @@ def _conclusions(plan: StepPlan) -> list[str]:
             "too, which matter at small widths)"
         )
 
+    # Bounds of the step time, from the roofline.
     if plan.times:
         t = plan.times
         lines.append(
@@ -283,6 +302,9 @@ def _conclusions(plan: StepPlan) -> list[str]:
         verdict = "fits" if share <= memory.USABLE else "does not fit"
         reason = f" ({plan.step.problem})" if plan.step.problem else ""
         lines.append(f"{verdict}{reason}: {share:.0%} of {_gib(plan.limit)} GiB per device")
+
+    # `verified` is the compiler's number for this batch, `needed` that of the line through two
+    # others.
     if plan.fit:
         lines.append(
             f"largest batch: {plan.fit.rows} rows, {_gib(plan.fit.verified or 0)} GiB per device "

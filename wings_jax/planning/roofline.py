@@ -69,6 +69,7 @@ def estimate_memory_traffic(
       rows: rows of its share of the batch.
     """
     width = jnp.dtype(config.compute_dtype or "bfloat16").itemsize
+    # Forward and backward, and with rematerialization the forward pass again.
     passes = 2 + (config.remat != "none")
 
     values = _VALUES_PER_SLOT["layer"] + sum(_VALUES_PER_SLOT[name] for name in arch.learners)
@@ -88,6 +89,7 @@ def estimate_times(
     memory_traffic: float,
 ) -> Times:
     """Returns the times of a step whose operations `parts` are shared equally by the devices."""
+    # MFU counts the operations of the model alone, time also those that are recomputed.
     executed = sum(part.executed for part in parts.values()) / devices
     needed = sum(part.model for part in parts.values()) / devices
 

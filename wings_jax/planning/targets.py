@@ -62,8 +62,10 @@ def topology_name(text: str) -> tuple[str, str]:
             f"v5p:2x2x2 or v5litepod-16, with one of {known}"
         )
 
+    # A number of chips or cores stands for the slice of that size.
     shape = match[2]
     if not shape:
+        # Slices of three dimensions are named by cores, two to a chip.
         is_torus = generation in ("v4", "v5p")
         shapes = _SHAPES_3D if is_torus else _SHAPES_2D
         count = int(match[3]) // 2 if is_torus else int(match[3])
@@ -94,8 +96,11 @@ def open_topology(text: str) -> Target:
         "TPU_WORKER_ID": "0",
         "TPU_ACCELERATOR_TYPE": "v5p-16" if generation in ("v4", "v5p") else "v5litepod-16",
     }
+    # What the user has set stays.
     for key, value in environment.items():
         os.environ.setdefault(key, value)
+
+    # Arrays are made by the CPU's backend: the topology describes chips that need not exist.
     jax.config.update("jax_platforms", "cpu")
 
     from jax.experimental import topologies
@@ -125,6 +130,7 @@ def open_devices(count: int, chip_name: str, hbm: float) -> Target:
     if chip_name and chip_name not in chips.CHIPS:
         raise UserError(f"--chip: {chip_name!r} is not one of {', '.join(chips.CHIPS)}")
 
+    # The number of virtual devices is fixed when JAX first uses its CPU backend.
     jax.config.update("jax_platforms", "cpu")
     if jax.config.values["jax_num_cpu_devices"] < count:
         jax.config.update("jax_num_cpu_devices", count)
@@ -133,6 +139,7 @@ def open_devices(count: int, chip_name: str, hbm: float) -> Target:
         raise UserError(f"--devices: this process has {len(devices)} devices, not {count}")
 
     chip = chips.CHIPS[chip_name] if chip_name else None
+    # `--hbm` has precedence over the chip's memory.
     memory = hbm * GIB or (chip.memory if chip else None)
     name = f"{count} x {chip.name if chip else 'device'}"
     return Target(name, "CPU", devices, chip, memory)

@@ -125,6 +125,7 @@ def open_adapter(file: str | os.PathLike, *, flag: str = "--adapter") -> Adapter
     Raises:
       UserError: naming `flag`: there is no file, or it is not an adapter.
     """
+    # The usual mistakes have messages of their own.
     path = pathlib.Path(file)
     if path.is_dir():
         raise UserError(
@@ -133,6 +134,8 @@ def open_adapter(file: str | os.PathLike, *, flag: str = "--adapter") -> Adapter
         )
     if not path.is_file():
         raise UserError(f"{flag}: {path} is not a file")
+
+    # Only the header is read here; tensors are read on use.
     try:
         tensors = safetensors_file.open_safetensors(path)
         text = safetensors_file.read_metadata(path).get(METADATA)
@@ -144,6 +147,7 @@ def open_adapter(file: str | os.PathLike, *, flag: str = "--adapter") -> Adapter
             "--format adapter writes one)"
         )
 
+    # Metadata that is damaged, or of a newer version, is an error that names the file.
     try:
         content = json.loads(text)
         if content["version"] > VERSION:
@@ -185,6 +189,8 @@ def check_base(
       UserError: naming `flag` and the first tensor, field or tokenizer that differs.
     """
     start = f"{flag}: {adapter.file} belongs to another base than {origin}"
+
+    # Every tensor that the adapter was trained with is in the base, with the same values.
     for name, digest in adapter.base.items():
         found = base.get(name)
         if found is None:
@@ -200,6 +206,7 @@ def check_base(
     extra = next((name for name in base if name not in adapter.base), None)
     if extra:
         raise UserError(f"{start}: it was trained without {extra}")
+
     for part, name, trained, found_value in starting.arch_differences(adapter.arch, arch):
         raise UserError(f"{start}: {part} {name} differs ({trained} -> {found_value})")
     if digest_tokenizer(tokenizer, adapter.config.data.template) != adapter.tokenizer:
@@ -223,6 +230,7 @@ def read_params(
     for path, struct in parameters.abstract_params(adapter.arch, mesh=mesh).items():
         if not is_part(path):
             continue
+
         # All layers of a parameter have one dtype.
         rule = next(rule for rule in table if rule.path == path)
         tensor = adapter.tensors.get(rule.hf_keys(struct.shape)[0])
@@ -255,12 +263,14 @@ def load_adapted(
     adapter = open_adapter(file, flag=adapter_flag)
     base = checkpoint.load(os.fspath(directory), flag=flag, dtype=dtype, mesh=mesh, is_read=is_base)
 
+    # The digests of the base's values, before any tensor of the adapter is read.
     flat = tree.flatten(base.params)
     found = digests.digest_tensors(digests.split_tensors(flat))
     check_base(
         adapter, found, base.arch, base.tokenizer, origin=os.fspath(directory), flag=adapter_flag
     )
 
+    # The run is the adapter's; the base gives its parameters and its tokenizer.
     params = tree.nest({**flat, **read_params(adapter, dtype=dtype, mesh=mesh)})
     return dataclasses.replace(
         base, config=adapter.config, arch=adapter.arch, params=params, step=adapter.step

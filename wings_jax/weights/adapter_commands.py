@@ -30,9 +30,11 @@ def export_adapter(arguments: argparse.Namespace, step: pathlib.Path, params: Pa
     """Writes what training added to a frozen LLM and tower as one file."""
     if arguments.merge_lora:
         raise UserError("--merge-lora: an adapter holds LoRA beside the LLM, which stays as it is")
+
     config, arch, number = checkpoint.read_meta(step)
     dtype = command_output.DTYPES[arguments.dtype or "stored"]
     tensors = adapter_export.as_adapter(params, arch, dtype=dtype)
+    # With a base the values are compared below, without one the recorded rates decide.
     if not arguments.base:
         for note in adapter_export.check_recorded(step):
             print(f"note: {note}")
@@ -43,6 +45,7 @@ def export_adapter(arguments: argparse.Namespace, step: pathlib.Path, params: Pa
     if arguments.base:
         base = checkpoint.find_step(arguments.base, flag="--base")
         adapter_export.check_unchanged(base, own)
+
     tokenizer = checkpoint.open_tokenizer(checkpoint.read_tokenizer_files(step))
     metadata = adapter.make_metadata(config, arch, number, own, tokenizer)
 
@@ -77,8 +80,10 @@ def export_peft(arguments: argparse.Namespace, step: pathlib.Path, params: Param
     is_lora = [path for path in parts if starting.is_adapter(path) and "/prefix/" not in path]
     groups = sorted({group_name(path) for path in parts if path not in is_lora})
     print(f"left out: {format_names(groups, 6)}" if groups else "nothing is left out")
+
     size = sum(tensor.nbytes for tensor in tensors.values())
     print(f"{step}: {len(tensors)} tensors, {size / 1e6:.2f} MB")
+    # LoRA for an LLM that training changed is still exported, with a note.
     try:
         notes = adapter_export.check_recorded(step)
     except WeightsError as error:

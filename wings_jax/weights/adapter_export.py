@@ -25,12 +25,14 @@ def as_adapter(
     """
     table = adapter.adapter_rules(arch)
     missing = sorted({rules.group_name(rule.path) for rule in table if rule.path not in params})
+
     if missing or not table:
         raise WeightsError(
             f"an adapter holds what training added to an LLM and a tower: {missing[0]} is missing"
             if missing
             else "nothing was added to the LLM and the tower: there is nothing to export"
         )
+
     parts = {path: array for path, array in params.items() if adapter.is_part(path)}
     return transfer.export_tree(table, parts, dtype=dtype)
 
@@ -45,11 +47,13 @@ def check_recorded(step: pathlib.Path) -> list[str]:
       WeightsError: a stage trained it, naming the first parameter; or the checkpoint is an import,
         of which nothing is recorded.
     """
+    # From the last stage back to the first; `visited` ends a cycle of directories.
     visited: set[pathlib.Path] = set()
     while step not in visited:
         visited.add(step)
         config, _, _ = checkpoint.read_meta(step)
         if config.stage == IMPORT_STAGE:
+            # An import before the stages trained nothing; alone, it may hold any training.
             if len(visited) > 1:
                 return []
             raise WeightsError(
@@ -67,6 +71,7 @@ def check_recorded(step: pathlib.Path) -> list[str]:
                     f"{group!r}), in {step}"
                 )
 
+        # The stage before this one.
         if not config.init_from:
             return []
         before = checkpoint.newest_step(config.init_from)
@@ -89,6 +94,7 @@ def check_unchanged(base: pathlib.Path, own: Mapping[str, TensorDigest]) -> None
     Raises:
       WeightsError: naming the first tensor that differs.
     """
+    # The LLM and the tower only.
     loaded = checkpoint.load(base, flag="--base", is_read=adapter.is_base)
     theirs = digests.digest_tensors(digests.split_tensors(tree.flatten(loaded.params)))
     for name, digest in own.items():

@@ -52,6 +52,7 @@ EXPORTS: Mapping[str, Callable[..., Any]] = {
 
 def run_import(arguments: argparse.Namespace) -> None:
     """Plans and prints an import; without --dry-run writes the checkpoint."""
+    # The plan compares keys and shapes; it reads no tensor.
     spec = open_sources(arguments)
     mesh = parse_mesh(arguments.mesh)
     steps, unfilled_paths = imports.plan_parts(
@@ -77,6 +78,7 @@ def run_import(arguments: argparse.Namespace) -> None:
     with files.new_directory(output, need_bytes=imports.bytes_to_read(steps)) as temporary:
         with output_lib.progress("reading", imports.bytes_to_read(steps)) as on_read:
             params = imports.load_parts(steps, on_read)
+        # The model card names what each part of the weights came from.
         named = [*((part.name, part.source) for part in spec.parts)]
         named += [("LoRA", directory) for directory in spec.merged]
         checkpoint.write_checkpoint(
@@ -92,6 +94,7 @@ def run_import(arguments: argparse.Namespace) -> None:
             ],
         )
 
+    # What was written, for the user.
     size = sum(array.nbytes for array in params.values())
     seconds = time.monotonic() - start_time
     print(f"{output}: {tree.count(params):,} parameters, {size / 1e9:.2f} GB, in {seconds:.0f} s")
@@ -110,6 +113,7 @@ def open_sources(arguments: argparse.Namespace) -> imports.ImportSpec:
         directory = hub.find_directory(arguments.wings, "--wings")
         return release_import.from_release(directory, vision, semantics=arguments.semantics)
 
+    # A LLaVA and an export are whole models.
     if arguments.llava:
         if arguments.vision or arguments.projector:
             flag = "--vision" if arguments.vision else "--projector"
@@ -145,6 +149,7 @@ def find_llm(name: str, lora: str | None) -> tuple[pathlib.Path, pathlib.Path | 
     if not peft.is_peft(llm):
         return llm, None
 
+    # The adapter was given as --llm: its config names the LLM.
     base = peft.open_peft(llm).base
     if not base:
         raise UserError(
@@ -166,6 +171,7 @@ def read_tokenizer(spec: imports.ImportSpec, directory: str | None) -> dict[str,
 
     They are those of `directory`, or of the import's sources.
     """
+    # A directory that the user gives has precedence over the source's own files.
     path = directory or spec.tokenizer_directory
     if path is None:
         text_files = dict(spec.tokenizer_files)
@@ -209,6 +215,7 @@ def import_config(
         prompt_length=arch.semantics.prompt_length or config_lib.ModelConfig.prompt_length,
         router_positions=arch.router_positions,
     )
+
     data = config_lib.DataConfig(template=template)
     return config_lib.Config(stage="import", model=model, data=data)
 
@@ -224,6 +231,7 @@ def run_export(arguments: argparse.Namespace) -> None:
     Raises:
       UserError: the format cannot hold the model, naming those that can; or nothing can be written.
     """
+    # After an error of this format, the message names the formats that would work.
     step = checkpoint.find_step(arguments.checkpoint, flag="--checkpoint")
     try:
         write_format(arguments, step)
@@ -239,6 +247,7 @@ def write_format(arguments: argparse.Namespace, step: pathlib.Path) -> None:
     params = stored_params.open_params(step)
     if arguments.base and arguments.format != "adapter":
         raise UserError("--base: only for --format adapter")
+    # Adapters and LoRA are written by functions of their own, as one file.
     if arguments.format in adapter_commands.EXPORTS:
         adapter_commands.EXPORTS[arguments.format](arguments, step, params)
         return
@@ -252,6 +261,7 @@ def write_format(arguments: argparse.Namespace, step: pathlib.Path) -> None:
         print("dry run: nothing written")
         return
 
+    # The directory appears when all shards are written.
     output = output_lib.require_output(arguments)
     max_bytes = int(arguments.shard_gb * 1e9)
     with output_lib.progress("writing", size) as on_write:
@@ -266,6 +276,7 @@ NO_CHECKSUMS = "  verified: everything can be read; a checkpoint of version 0.1.
 
 def run_inspect(arguments: argparse.Namespace) -> None:
     """Prints what a file or directory is."""
+    # A checkpoint of wings_jax is described by its own metadata, anything else by its files.
     step = checkpoint.newest_step(arguments.path)
     if step is not None:
         print("\n".join(checkpoint_lines(step)))
@@ -287,7 +298,9 @@ def find_formats(step: pathlib.Path) -> dict[str, str]:
     """Returns export format -> why it cannot hold a checkpoint, '' where it can."""
     _, arch, _ = checkpoint.read_meta(step)
     shapes = checkpoint.read_shapes(step)
+
     problems = {}
+    # Exporting shapes instead of arrays runs all checks of a format, and reads nothing.
     for name, export in EXPORTS.items():
         try:
             export(shapes, arch)

@@ -45,6 +45,7 @@ def split_tensors(flat: Mapping[str, Any]) -> dict[str, LazyTensor]:
     """Returns name -> tensor of flat parameters; stacked ones, [L, ...], become L tensors."""
     tensors = {}
     for path, array in flat.items():
+        # One digest per layer, whether a checkpoint stacks its layers or not.
         if STACKED not in path:
             tensors[path] = _lazy(array, array.shape, ())
             continue

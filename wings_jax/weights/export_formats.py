@@ -33,6 +33,8 @@ def plan_format(
     hf_config = checkpoint.read_hf_config(step)
     tokenizer = checkpoint.read_tokenizer_files(step)
     model_type = str(hf_config.get("model_type", ""))
+
+    # LoRA that was added to the kernels is no longer a part of the model.
     if arguments.merge_lora:
         params = exports.merge_lora(params, arch)
         arch = dataclasses.replace(arch, lora_rank=0)
@@ -46,6 +48,8 @@ def plan_format(
         groups = sorted({group_name(path) for path in dropped_paths})
         print(f"left out: {format_names(groups, 6)}" if groups else "nothing is left out")
         return llm, config, tokenizer
+
+    # The release's layout; what its own code cannot compute is noted.
     if arguments.format == "wings":
         tensors = exports.as_release(params, arch, dtype=dtype)
         if arch.learners and arch.semantics == presets.PAPER:

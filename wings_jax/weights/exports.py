@@ -57,6 +57,7 @@ class MergedKernel:
 def merge_lora(params: Mapping[str, Any], arch: presets.WingsArch) -> dict[str, Any]:
     """Returns the parameters with every LoRA pair added to its kernel, in the kernel's dtype."""
     merged = dict(params)
+    # Where `a` lies beside a kernel the pair is LoRA's; learners have no kernel there.
     for path in params:
         stem, _, name = path.rpartition("/")
         if name == "kernel" and f"{stem}/a" in params:
@@ -82,6 +83,7 @@ def as_llm(
     check_no_adapters(params, arch)
     table = rules.with_prefix(hf.decoder_rules(arch.decoder), path="decoder/")
     check_complete(table, params, "an LLM")
+
     tensors = transfer.export_tree(table, params, dtype=dtype, dropped=BEYOND_LLM)
     return tensors, [path for path in params if rules.any_match(BEYOND_LLM, path)]
 
@@ -95,6 +97,7 @@ def as_release(
       WeightsError: LoRA is not merged, or the release cannot hold a part or a size.
     """
     check_no_adapters(params, arch)
+
     # The release's code builds no other models than these.
     decoder = arch.decoder
     if decoder.qk_norm or decoder.no_rope_layers or decoder.learner_heads != decoder.num_heads:
@@ -173,6 +176,7 @@ def release_config(arch: presets.WingsArch, hf_config: Mapping[str, Any]) -> dic
         "mm_vision_select_layer": arch.vision.feature_layer,
         "model_type": MODEL_TYPES[bool(arch.learners), arch.decoder.qkv_bias],
     }
+
     if arch.learners:
         decided["lora_dim"] = arch.rank
     decided[release_settings.ENTRY] = release_settings.make_settings(arch)

@@ -79,6 +79,7 @@ def read_gguf(file: str | os.PathLike, *, with_tokenizer: bool = True) -> GgufMo
         entry = entries.pop(ROPE_FACTORS)
         rope_factors = np.asarray(_open_tensor(entry, header, str(file), heads=0))
 
+    # The entries of a `config.json` first: the keys and heads of tensors depend on them.
     config = _config(fields, family, entries)
     config |= gguf_rope.rope_entries(fields, family, config, rope_factors)
     tensors = {}
@@ -120,6 +121,7 @@ def _config(fields: ConfigFields, family: str, entries: Mapping[str, GgufEntry])
             f"{fields.file}: {family}.attention.sliding_window {window} is not supported"
         )
 
+    # The names that Hugging Face has for these fields.
     config = {
         "model_type": family,
         "architectures": ["Qwen2ForCausalLM" if family == "qwen2" else "LlamaForCausalLM"],
@@ -134,6 +136,8 @@ def _config(fields: ConfigFields, family: str, entries: Mapping[str, GgufEntry])
         "max_position_embeddings": context,
         "tie_word_embeddings": "output.weight" not in entries,
     }
+
+    # Special tokens, where the file names them.
     for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
         field = f"tokenizer.ggml.{key}_token_id"
         if fields.has(field):
@@ -153,11 +157,13 @@ def _head_count(fields: ConfigFields, name: str, default: int | None = None) -> 
 
 def _hf_key(name: str, config: Mapping[str, Any]) -> tuple[str, int]:
     """Returns the Hugging Face key of a tensor, and the heads whose rows to reorder (or 0)."""
+    # blk.3.attn_q.weight -> layer 3 of the pattern blk.{l}.attn_q.weight
     match = re.match(r"blk\.(\d+)\.", name)
     layer = match[1] if match else ""
     pattern = re.sub(r"^blk\.\d+\.", "blk.{l}.", name)
     key = KEYS.get(pattern, name).replace("{l}", layer)
 
+    # Llama's q and k are stored with the pairs of the rope as neighbors, Qwen2's are not.
     heads = 0
     if config["model_type"] == "llama" and pattern.startswith("blk.{l}.attn_q."):
         heads = config["num_attention_heads"]
@@ -177,6 +183,7 @@ def _open_tensor(entry: GgufEntry, header: GgufHeader, file: str, *, heads: int)
     except ImportError as error:
         raise WeightsError(f"{file}: install gguf to read it (pip install gguf)") from error
 
+    # A quantized type stores values in blocks of fixed sizes.
     try:
         kind = gguf.GGMLQuantizationType(entry.type_id)
     except ValueError as error:
@@ -198,6 +205,7 @@ def _open_tensor(entry: GgufEntry, header: GgufHeader, file: str, *, heads: int)
     if offset + size > header.file_size:
         raise WeightsError(f"{file} is cut short: {entry.name!a} ends past the end of the file")
 
+    # u8[size] -> [rows, bytes per row] -> f32[shape]
     def load() -> np.ndarray:
         raw = np.fromfile(file, np.uint8, count=size, offset=offset)
         row_bytes = entry.shape[-1] // block_size * block_bytes
@@ -217,5 +225,6 @@ def _check_heads(entry: GgufEntry, heads: int, file: str) -> None:
 
 def _reorder_rows(array: np.ndarray, heads: int) -> np.ndarray:
     """Returns [N * H, D] (or [N * H]) with each head's pairs of neighbors as two halves."""
+    # [N * H, ...] -> [N, H / 2, 2, ...] -> [N, 2, H / 2, ...] -> [N * H, ...]
     pairs = array.reshape(heads, array.shape[0] // heads // 2, 2, *array.shape[1:])
     return pairs.swapaxes(1, 2).reshape(array.shape)

@@ -113,6 +113,7 @@ def read_header(path: str | os.PathLike) -> GgufHeader:
       WeightsError: the file is not GGUF, of another version, damaged or cut short.
     """
     try:
+        # 24 bytes: the magic number, the version, and the numbers of tensors and fields.
         with open(path, "rb") as file:
             size = os.fstat(file.fileno()).st_size
             if size < 24 or file.read(4) != MAGIC:
@@ -140,6 +141,7 @@ def _parse_header(data: mmap.mmap) -> GgufHeader:
     for _ in range(cursor.count(13)):
         key = cursor.string()
         fields[key] = _parse_value(cursor, cursor.u32())
+
     entries = [_parse_entry(cursor) for _ in range(tensor_count)]
 
     # The data begins at the next multiple of the alignment.
@@ -165,6 +167,7 @@ def _parse_value(cursor: _Cursor, type_id: int) -> Any:
         return [cursor.string() for _ in range(cursor.count(8))]
     if item_type not in SCALARS:
         raise WeightsError(f"damaged: array of type {item_type}")
+
     # Numbers are read at once: a vocabulary has more than 100,000 scores.
     dtype = SCALARS[item_type]
     count = cursor.count(dtype.itemsize)
@@ -177,8 +180,10 @@ def _parse_entry(cursor: _Cursor) -> GgufEntry:
     dimensions = cursor.u32()
     if dimensions > MAX_DIMENSIONS:
         raise WeightsError(f"damaged: a tensor with {dimensions} dimensions")
+
     # The file lists the fastest dimension first.
     sizes = [cursor.u64() for _ in range(dimensions)]
+    # A product beyond this limit can only come from a damaged file.
     if math.prod(sizes) > 2**48:
         raise WeightsError(f"damaged: a tensor of shape {sizes}")
     return GgufEntry(name, tuple(reversed(sizes)), cursor.u32(), cursor.u64())

@@ -42,6 +42,7 @@ def rope_entries(
             f"{fields.file}: {family}.rope.dimension_count {dimensions} is not the head width "
             f"{head_dim}: partial rope is not supported"
         )
+
     theta = fields.number(f"{family}.rope.freq_base", 1e4)
     entries: dict[str, Any] = {"rope_theta": theta}
 
@@ -51,6 +52,7 @@ def rope_entries(
     if fields.has(f"{family}.rope.scale_linear"):
         kind, factor = "linear", fields.number(f"{family}.rope.scale_linear")
 
+    # One of two scalings: factors per frequency (Llama 3), or one factor (linear).
     if kind not in ("none", "linear"):
         raise UserError(f"{fields.file}: {family}.rope.scaling.type {kind!r} is not supported")
     if kind == "none" and factor != 1.0:
@@ -85,6 +87,7 @@ def llama3_factors(scaling: Mapping[str, Any], theta: float, head_dim: int) -> n
     (transformers `modeling_rope_utils`).
     """
     frequencies = theta ** -(np.arange(0, head_dim, 2) / head_dim)
+
     # Wavelengths per original context.
     turns = scaling["original_max_position_embeddings"] * frequencies / (2 * math.pi)
     low, high = scaling["low_freq_factor"], scaling["high_freq_factor"]

@@ -30,6 +30,7 @@ def tokenizer_files(fields: ConfigFields, family: str) -> dict[str, str]:
     """
     kind = fields.text("tokenizer.ggml.model", "none")
     pre_tokenizer = fields.text("tokenizer.ggml.pre", "default")
+
     # Files from before the field existed; Qwen2 has only ever had one.
     if family == "qwen2" and pre_tokenizer == "default":
         pre_tokenizer = "qwen2"
@@ -53,6 +54,7 @@ def tokenizer_files(fields: ConfigFields, family: str) -> dict[str, str]:
     types = fields.value("tokenizer.ggml.token_type", [])
     if not isinstance(types, list) or len(types) not in (0, len(tokens)):
         raise WeightsError(f"{fields.file}: tokenizer.ggml.token_type has another length")
+
     pairs = list(zip(tokens, types, strict=False))
     backend.add_special_tokens([_added_token(t) for t, number in pairs if number == CONTROL])
     backend.add_tokens(
@@ -83,6 +85,7 @@ def _byte_level_bpe(
                 "tokens"
             )
         pairs.append((merge[0], merge[1]))
+
     return tokenizers.Tokenizer(
         models.BPE(vocab=vocabulary, merges=pairs, ignore_merges=has_whole_words)
     )
@@ -111,6 +114,7 @@ def _tokenizer_config(fields: ConfigFields, tokens: list[str]) -> dict[str, Any]
         if not 0 <= index < len(tokens):
             raise WeightsError(f"{fields.file}: {field} {index} of {len(tokens)} tokens")
         config[f"{role}_token"] = tokens[index]
+
     if fields.has("tokenizer.chat_template"):
         config["chat_template"] = fields.text("tokenizer.chat_template")
     return config

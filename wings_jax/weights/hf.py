@@ -91,6 +91,7 @@ def read_decoder_arch(directory: str | os.PathLike) -> presets.DecoderArch:
     """
     file = str(pathlib.Path(directory) / "config.json")
     arch = hf_config.decoder_from_hf(store.read_config(directory), file=file)
+    # Only a tied config can be contradicted by the weights.
     if not arch.tie_embeddings or not store.has_weights(directory):
         return arch
     return untie(arch, decoder_tensors(store.open_tensors(directory)))
@@ -107,6 +108,7 @@ def untie(arch: presets.DecoderArch, tensors: Mapping[str, LazyTensor]) -> prese
     embedding = tensors.get("model.embed_tokens.weight")
     if not arch.tie_embeddings or head is None or embedding is None:
         return arch
+
     is_equal = head.shape == embedding.shape and np.array_equal(
         np.asarray(head), np.asarray(embedding)
     )
@@ -131,6 +133,7 @@ def read_processor(directory: str | os.PathLike) -> dict[str, Any] | None:
         nested = store.read_config(directory, NESTED_PROCESSOR_FILE).get("image_processor")
         if nested is not None:
             return nested
+
     if (directory / PROCESSOR_FILE).is_file():
         return store.read_config(directory, PROCESSOR_FILE)
     return None
@@ -146,6 +149,8 @@ def llm_config(arch: presets.DecoderArch, *, model_type: str = "") -> dict[str, 
     """
     model_type = families.find_model_type(arch, model_type)
     family = families.FAMILIES[model_type]
+
+    # Entries that all families have.
     config: dict[str, Any] = {
         **family.required,
         "architectures": [family.class_name],
@@ -188,6 +193,7 @@ def vision_config(arch: presets.VisionArch) -> dict[str, Any]:
     Its features are the *last* hidden state: `vision_feature_layer` is -1.
     """
     family = "clip" if arch.class_token else "siglip"
+
     config = {
         "architectures": ["CLIPVisionModel" if arch.class_token else "SiglipVisionModel"],
         "model_type": f"{family}_vision_model",
@@ -202,6 +208,7 @@ def vision_config(arch: presets.VisionArch) -> dict[str, Any]:
         "num_channels": 3,
         "vision_feature_layer": -1,
     }
+
     if arch.dropped_tokens is not None:
         config["vision_feature_select_strategy"] = select_strategy(arch)
     return config if arch.class_token else {**config, "vision_use_head": False}

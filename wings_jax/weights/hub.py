@@ -43,10 +43,14 @@ def choose_hub_files(names: list[str]) -> list[str]:
     >>> choose_hub_files(["README.md", "adapter_config.json", "adapter_model.safetensors"])
     ['README.md', 'adapter_config.json', 'adapter_model.safetensors']
     """
+    # Subdirectories hold other formats of the same model.
     top_level = [name for name in names if "/" not in name]
     weights = store.choose_weight_files(top_level)
+    # An adapter is downloaded where there is no model.
     if not weights:
         weights = [name for name in peft.WEIGHT_FILES if name in top_level][:1]
+
+    # Indexes of shards are left out here: the one that is used is in `weights`.
     is_text = [name for name in top_level if name.endswith(TEXT_SUFFIXES) or name == CARD]
     texts = [name for name in is_text if not name.endswith(".index.json")]
     return [*texts, *weights]
@@ -62,9 +66,11 @@ def _download(name: str, flag: str) -> pathlib.Path:
         *errors.HfHubHTTPError.__bases__,
         errors.OfflineModeIsEnabled,
     )
+
     match = HUB_ID.fullmatch(name)
     assert match is not None  # `find_directory` has checked it
     hub_id, revision = match["id"], match["revision"]
+
     try:
         names = choose_hub_files(huggingface_hub.list_repo_files(hub_id, revision=revision))
     except (errors.HfHubHTTPError, ValueError) as error:
@@ -72,6 +78,7 @@ def _download(name: str, flag: str) -> pathlib.Path:
     except connection_errors:
         names = None  # no connection: perhaps it was downloaded before
 
+    # Files of torch are not downloaded where torch is missing.
     if names and any(file.endswith(torch_file.SUFFIXES) for file in names):
         torch_file.check_torch(f"{flag}: {name}")
     # With a list, exactly these files; without, what the cache holds.
@@ -94,6 +101,7 @@ def hub_error(start: str, hub_id: str, error: Exception) -> UserError:
     import huggingface_hub
     from huggingface_hub import errors
 
+    # A message for each thing that the user can do.
     page = f"{huggingface_hub.constants.ENDPOINT}/{hub_id}"
     if isinstance(error, errors.GatedRepoError):
         return UserError(

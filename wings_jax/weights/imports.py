@@ -92,6 +92,7 @@ def plan_parts(
     Raises:
       WeightsError: naming whatever does not fit.
     """
+    # `dtype` may be one dtype or a function of the path; np.float32 is callable, but a type.
     abstract = parameters.abstract_params(spec.arch, mesh=mesh)
     dtype_of = dtype if callable(dtype) and not isinstance(dtype, type) else lambda path: dtype
 
@@ -114,6 +115,7 @@ def plan_parts(
                 dtype_of(path) or stored_dtype,
                 sharding=params[path].sharding,
             )
+
         steps.append(ImportStep(part, plan, targets))
         filled_paths |= set(targets)
 

@@ -68,6 +68,7 @@ def describe(path: str | os.PathLike, vision: str | os.PathLike | None = None) -
 
 def _adapter_lines(opened: adapter.Adapter) -> list[str]:
     """Returns what an adapter holds, and which base it belongs to."""
+    # The other tensors of the base are the tower's.
     llm = sum(not name.startswith("vision/") for name in opened.base)
     return [
         f"{opened.file}: an adapter, stage {opened.config.stage!r}, step {opened.step}",
@@ -83,6 +84,7 @@ def _size_lines(tensors: Mapping[str, LazyTensor]) -> list[str]:
     size = sum(tensor.nbytes for tensor in tensors.values())
     dtypes = collections.Counter(tensor.dtype.name for tensor in tensors.values())
     origins = {tensor.origin for tensor in tensors.values()}
+
     listed = ", ".join(f"{number} {dtype}" for dtype, number in dtypes.most_common())
     return [
         f"  {len(tensors)} tensors ({listed}), {count:,} parameters, "
@@ -98,6 +100,7 @@ def _import_lines(open_spec: Callable[[], imports.ImportSpec]) -> list[str]:
         return [f"  cannot be imported: {error}"]
 
     try:
+        # A plan matches keys and shapes; no tensor is read.
         steps, unfilled_paths = imports.plan_parts(spec)
     except WeightsError as error:
         return [*_indent(arch_lines(spec.arch)), f"  does not fit: {error}"]
@@ -122,6 +125,7 @@ def plan_lines(
         if unused_keys:
             lines.append(f"  not used: {format_names(sorted(unused_keys), 6)}")
 
+    # Notes of the source, and the groups that no source fills.
     lines += [f"note: {note}" for note in spec.notes]
     if unfilled_paths:
         groups = {group_name(path) for path in unfilled_paths}
@@ -140,6 +144,7 @@ def _tower_lines(path: pathlib.Path) -> list[str]:
     try:
         arch = hf.read_vision_arch(path)
         part = sources.vision_part(path, arch)
+        # Tables need a whole architecture: any LLM will do, only the tower's paths are planned.
         whole = presets.WingsArch(sources.ANY_DECODER, arch)
         params = {
             name: struct

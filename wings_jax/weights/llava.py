@@ -71,13 +71,17 @@ def from_llava(directory: str | os.PathLike) -> ImportSpec:
     llm_tensors, projector_tensors, tower_tensors = split_tensors(tensors)
     decoder = hf_config.decoder_from_hf(text_config, file=f"{file}: text_config")
     decoder = hf.untie(decoder, llm_tensors)
+
     # An export of wings_jax records what the tower was.
     recorded = release_settings.read_settings(config, file).get("vision")
     tower = recorded or hf.read_vision_arch(directory)
     arch = presets.WingsArch(decoder, tower, projector=KIND)
+
+    # A projector without biases is one with biases of 0.
     if config.get("multimodal_projector_bias") is False:
         projector_tensors = _with_zero_biases(projector_tensors)
 
+    # Each table reads its own part, under that part's place in the parameters.
     llm_rules = rules.with_prefix(hf.decoder_rules(decoder), path="decoder/")
     tower_rules = rules.with_prefix(hf.vision_rules(tower), path="vision/")
     projector_rules = rules.with_prefix(PROJECTOR_RULES, path="projector/")
@@ -114,6 +118,7 @@ def _check_config(config: Mapping[str, Any], file: str) -> None:
         raise WeightsError(f"{file}: model_type {family!r} is not 'llava'")
     hf_checks.check_not_quantized(config, file)
 
+    # Options that would change what is computed.
     fields = ConfigFields(config, file)
     fields.refuse("projector_hidden_act", ["gelu"])
     layers = config.get("vision_feature_layer")
@@ -132,10 +137,12 @@ def read_text_config(config: Mapping[str, Any], file: str, *, has_head: bool) ->
     """
     fields = ConfigFields(config, file).object("text_config")
     text_config = dict(config.get("text_config") or {})
+    # As transformers: a file without a family is a Llama, with the sizes of that family.
     text_config.setdefault("model_type", "llama")
     family = families.FAMILIES.get(str(text_config["model_type"]))
     text_config = {**(family.nested if family else {}), **text_config}
 
+    # Without a head in the checkpoint, an entry beside `text_config` may tie it too.
     is_tied = fields.flag("tie_word_embeddings")
     is_tied |= not has_head and bool(config.get("tie_word_embeddings"))
     return {**text_config, "tie_word_embeddings": is_tied}
@@ -157,12 +164,16 @@ def split_tensors(
         if key.startswith(TOWER_PREFIXES):
             tower[key] = tensor
             continue
+
+        # Projector keys lose their prefix, the LLM's get that of a causal LM.
         prefix = next((each for each in PROJECTOR_PREFIXES if key.startswith(each)), "")
         if prefix:
             projector[key.removeprefix(prefix)] = tensor
             continue
+
         prefix = next((each for each in LLM_PREFIXES if key.startswith(each)), "")
         llm[LLM_PREFIXES.get(prefix, "") + key.removeprefix(prefix)] = tensor
+
     return llm, projector, tower
 
 
@@ -170,6 +181,7 @@ def _with_zero_biases(tensors: Mapping[str, LazyTensor]) -> dict[str, LazyTensor
     """Returns a projector's tensors with biases of 0, for `multimodal_projector_bias` false."""
     biases = {}
     for key, tensor in tensors.items():
+        # One bias per output: weights are [out, in].
         shape = tensor.shape[:1]
         load = functools.partial(np.zeros, shape, tensor.dtype)
         biases[key.replace(".weight", ".bias")] = LazyTensor(shape, tensor.dtype, load, key)
@@ -190,6 +202,7 @@ def _image_notes(directory: pathlib.Path) -> tuple[str, ...]:
 def read_tokenizer_files(directory: pathlib.Path) -> dict[str, str]:
     """Returns the tokenizer's files, with the chat template of an older processor."""
     contents = tokenizer_files.read_tokenizer_files(directory, flag="--tokenizer")
+    # Older processors have the template in a JSON file.
     file = directory / CHAT_TEMPLATE_FILE
     if file.is_file() and "chat_template.jinja" not in contents:
         template = text_files.read_json(file).get("chat_template")

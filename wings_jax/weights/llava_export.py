@@ -50,9 +50,12 @@ def as_llava(
             f"{arch.projector}: --format transformers can hold it"
         )
 
+    # Every row of the format's table needs its parameter.
     table = llava.llava_rules(arch)
     exports.check_complete(table, params, "a LLaVA")
     tensors = transfer.export_tree(table, params, dtype=dtype)
+
+    # Rows of zeros up to the token `<image>`, where the LLM's vocabulary ends before it.
     rows = vocabulary_rows(arch.decoder.vocab_size, image_token_id)
     for key in VOCABULARY_KEYS:
         if key in tensors:
@@ -78,6 +81,7 @@ def _with_rows(tensor: LazyTensor, rows: int) -> LazyTensor:
         return tensor
 
     def load() -> np.ndarray:
+        # [V, D] -> [rows, D]
         return np.pad(np.asarray(tensor), ((0, missing), (0, 0)))
 
     return LazyTensor((rows, tensor.shape[1]), tensor.dtype, load, tensor.origin)
@@ -95,11 +99,15 @@ def export_files(
     Args:
       model_type: of the LLM's source; kept where it has the same layers.
     """
+    # The token `<image>` is added unless the vocabulary has it.
     tokenizer_json, image_token_id = text_files_lib.with_image_token(tokenizer["tokenizer.json"])
+
+    # The template goes into a file of its own; batches are padded on the left for generation.
     tokenizer_config = json.loads(tokenizer.get("tokenizer_config.json", "{}"))
     tokenizer_config.pop("chat_template", None)
     tokenizer_config |= {"padding_side": "left", "processor_class": "LlavaProcessor"}
 
+    # How transformers' processor computes the number of an image's slots.
     vision = arch.vision
     processor = {
         "processor_class": "LlavaProcessor",
@@ -108,12 +116,15 @@ def export_files(
         "num_additional_image_tokens": int(vision.class_token),
         "vision_feature_select_strategy": hf.select_strategy(vision),
     }
+
+    # The ids that end an answer, and those that must not be chosen.
     generation = text_files_lib.generation_config(tokenizer, template)
     rows = vocabulary_rows(arch.decoder.vocab_size, image_token_id)
     if rows > arch.decoder.vocab_size:
         # Rows that were never trained have logits of 0, which must not be the greatest.
         generation["suppress_tokens"] = list(range(arch.decoder.vocab_size, rows))
 
+    # Later entries replace the files of the source's tokenizer.
     text_files = {
         **tokenizer,
         "tokenizer.json": tokenizer_json,
@@ -149,6 +160,8 @@ def llava_config(
     """
     rows = vocabulary_rows(arch.decoder.vocab_size, image_token_id)
     text_config = {**hf.llm_config(arch.decoder, model_type=model_type), "vocab_size": rows}
+
+    # The exported tower ends with the layer of the features, which is then its last.
     tower = hf.vision_config(arch.vision)
     for name in ("vision_feature_layer", "vision_feature_select_strategy"):
         tower.pop(name, None)

@@ -62,12 +62,15 @@ def read_license(directory: pathlib.Path) -> dict[str, str]:
         text = text_files.read_text(directory / "README.md")
     except (OSError, WeightsError):
         return {}
+
+    # License entries are single lines of the YAML, so that no parser is needed.
     front, _ = split_card(text)
     entries = {}
     for line in front.splitlines():
         key, _, value = line.partition(":")
         if key in LICENSE_KEYS and value.strip():
             entries[key] = value.strip().strip("\"'")
+
     return entries
 
 
@@ -86,11 +89,15 @@ def read_stages(step: pathlib.Path) -> list[Stage]:
     stages: list[Stage] = []
     visited: set[pathlib.Path] = set()
     found: pathlib.Path | None = step
+    # From the last stage back to the first; `visited` ends a cycle of directories.
     while found is not None and found not in visited:
         visited.add(found)
         config, _, number = checkpoint.read_meta(found)
+        # A step lies below its workdir, unless it was copied out of it.
         is_inside = found.parent.name == checkpoint.SUBDIRECTORY
         stages.insert(0, Stage(config, number, found.parent.parent if is_inside else found))
+
+        # An import is where a model starts, whatever its config names.
         is_first = config.stage == IMPORT_STAGE or not config.init_from
         found = None if is_first else checkpoint.newest_step(config.init_from)
     return stages
@@ -119,6 +126,8 @@ def make_card(step: pathlib.Path, *, name: str, kind: str, existing: str = "") -
     """
     stages = read_stages(step)
     bases = read_bases(stages)
+
+    # The text and the entries of an existing card stay: only keys that it lacks are added.
     front, text = split_card(existing)
     own = {line.partition(":")[0] for line in front.splitlines() if not line.startswith((" ", "-"))}
     entries = [line for line in _metadata(bases, kind) if line.partition(":")[0] not in own]
@@ -151,6 +160,7 @@ _INTRODUCTIONS = {
 def _metadata(bases: Sequence[BaseModel], kind: str) -> list[str]:
     """Returns the entries of a card's YAML, each in one line; lists are joined by ' | '."""
     is_text = kind in ("llm", "peft")
+    # The library that opens the export.
     library = {"adapter": "wings_jax", "wings": "wings_jax", "peft": "peft"}.get(
         kind, "transformers"
     )
@@ -158,6 +168,8 @@ def _metadata(bases: Sequence[BaseModel], kind: str) -> list[str]:
         f"library_name: {library}",
         f"pipeline_tag: {'text-generation' if is_text else 'image-text-to-text'}",
     ]
+
+    # An LLM without a tower is not based on the tower; only hub ids can be linked.
     used = [base for base in bases if not is_text or base.part != "tower"]
     ids = [base.name for base in used if HUB_ID.fullmatch(base.name)]
     if ids:
@@ -174,6 +186,7 @@ def _with_items(entries: Sequence[str]) -> list[str]:
     """Returns YAML lines of entries whose lists are joined by ' | '."""
     lines = []
     for entry in entries:
+        # The first item is the key, the others are those of its list.
         key, *items = entry.split(" | ")
         lines += [key, *(f"- {item}" for item in items)]
     return lines
@@ -189,9 +202,12 @@ def _bases_section(bases: Sequence[BaseModel]) -> str:
 
 def _stages_section(stages: Sequence[Stage]) -> str:
     """Returns a table with a column per stage that trained."""
+    # An import has no hyperparameters.
     trained = [stage for stage in stages if stage.config.stage != IMPORT_STAGE]
     if not trained:
         return ""
+
+    # A row for each setting that any stage has, in order of first appearance.
     settings = [_hyperparameters(stage) for stage in trained]
     names = list(dict.fromkeys(name for column in settings for name in column))
     rows = [["", *(stage.config.stage for stage in trained)]]
@@ -202,6 +218,7 @@ def _stages_section(stages: Sequence[Stage]) -> str:
 def _hyperparameters(stage: Stage) -> dict[str, str]:
     """Returns name -> value of what a stage was trained with."""
     config, model, optimizer = stage.config, stage.config.model, stage.config.optimizer
+    # Groups with a rate of 0 were frozen.
     rates = {group: rate for group, rate in optimizer.learning_rates.items() if rate > 0}
     values = {
         "steps": f"{stage.step:,}",
@@ -217,6 +234,8 @@ def _hyperparameters(stage: Stage) -> dict[str, str]:
         "template": config.data.template,
         "seed": str(config.seed),
     }
+
+    # Parts that not every model has.
     if model.learners:
         values["learners"] += f" (rank {model.rank}{', with a router' if model.router else ''})"
     if model.lora_rank:
@@ -235,14 +254,17 @@ def _data_section(stages: Sequence[Stage]) -> str:
         if not file.is_file():
             continue
         for name, entry in text_files.read_json(file).items():
+            # The name alone: a published card has no use for local directories.
             file_name = pathlib.PurePath(entry.get("path", "")).name
             rows.append((stage.config.stage, name, file_name, entry.get("digest", "")))
+
     return "## Data\n\n" + formatting.markdown_table(rows) if len(rows) > 1 else ""
 
 
 def _evaluation_section(stage: Stage) -> str:
     """Returns the scores of this step in the reports below the workdir."""
     rows: list[tuple[str, ...]] = [("task", "kind", "questions", "right, % [95 % interval]")]
+    # A report may compare several models; only this checkpoint at this step counts.
     for report in sorted(stage.workdir.rglob("report.json")):
         for model in text_files.read_json(report).get("models", ()):
             is_this = pathlib.Path(str(model.get("origin", ""))).absolute() in (
@@ -260,6 +282,7 @@ def _score_cells(score: Mapping[str, Any]) -> tuple[str, str]:
     """Returns the number of questions and the accuracy of a row of a report."""
     interval = score.get("interval95") or []
     bounds = f" [{', '.join(f'{100 * bound:.1f}' for bound in interval)}]" if interval else ""
+
     accuracy = score.get("accuracy")
     shown = "" if accuracy is None else f"{100 * accuracy:.1f}{bounds}"
     return str(score.get("total", "")), shown

@@ -100,12 +100,15 @@ def open_peft(directory: str | os.PathLike) -> PeftLora:
     if not found:
         raise WeightsError(f"{path} has neither {' nor '.join(WEIGHT_FILES)}")
     tensors = {key.removeprefix(PREFIX): t for key, t in store.open_file(found[0]).items()}
+
+    # Embeddings that peft saved whole are not matrices of LoRA.
     embeddings = {}
     for key in list(tensors):
         match = _EMBEDDING.fullmatch(key)
         if match:
             embeddings[match["module"]] = tensors.pop(key)
 
+    # The rank, and with it the scale, may differ by module.
     matrices = _pair_matrices(tensors, found[0])
     scales = {module: _scale(module, config, pair[0]) for module, pair in matrices.items()}
     base = str(config.get("base_model_name_or_path") or "")
@@ -117,18 +120,23 @@ def _check_config(config: Mapping[str, Any], file: pathlib.Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
         raise WeightsError(f"{file}: peft_type {kind!r} cannot be merged, only 'LORA'")
+
+    # Some initializers move a part of the base's weights into A and B.
     initializer = config.get("init_lora_weights", True)
     if initializer not in _PLAIN_INITIALIZERS:
         raise WeightsError(
             f"{file}: init_lora_weights {initializer!r} changed the base's weights; save it as a "
             "plain LoRA with peft (path_initial_model_for_weight_conversion)"
         )
+
+    # An unknown entry that is set may change what the adapter computes.
     for name, value in config.items():
         if name not in _READ and value not in _EMPTY:
             raise WeightsError(
                 f"{file}: {name} {str(value)[:60]!r} is not supported; merge it with peft "
                 "(merge_and_unload) and import the result"
             )
+
     for name in ("r", "lora_alpha"):
         if type(config.get(name)) not in (int, float):
             raise WeightsError(f"{file}: {name} {config.get(name)!r} is not a number")
@@ -138,6 +146,7 @@ def _pair_matrices(
     tensors: Mapping[str, LazyTensor], file: pathlib.Path
 ) -> dict[str, tuple[LazyTensor, LazyTensor]]:
     """Returns module -> (A, B) of the tensors of a PEFT file."""
+    # A tensor under another key belongs to a method that is not plain LoRA.
     halves: dict[str, dict[str, LazyTensor]] = {}
     for key, tensor in tensors.items():
         match = _MATRIX.fullmatch(key)
@@ -145,6 +154,7 @@ def _pair_matrices(
             raise WeightsError(f"{file}: {key} is not a matrix of LoRA: only those can be merged")
         halves.setdefault(match["module"], {})[match["half"]] = tensor
 
+    # A [R, in] and B [out, R] have to agree on the rank R.
     pairs = {}
     for module, half in halves.items():
         if len(half) != 2:
@@ -154,6 +164,7 @@ def _pair_matrices(
             shapes = f"{list(a.shape)} and {list(b.shape)}"
             raise WeightsError(f"{file}: {module}: lora_A and lora_B of shapes {shapes}")
         pairs[module] = (a, b)
+
     if not pairs:
         raise WeightsError(f"{file} holds no tensors")
     return pairs
@@ -170,6 +181,7 @@ def _scale(module: str, config: Mapping[str, Any], a: LazyTensor) -> float:
         ),
         config["lora_alpha"],
     )
+
     rank = a.shape[0]
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
@@ -182,6 +194,7 @@ def merge(tensors: Mapping[str, LazyTensor], lora: PeftLora) -> dict[str, LazyTe
     """
     merged = dict(tensors)
     missing = []
+
     # An embedding of the adapter's own replaces the LLM's, and may have LoRA on it.
     for module, embedding in lora.embeddings.items():
         key = _find_key(module, tensors)
@@ -189,6 +202,7 @@ def merge(tensors: Mapping[str, LazyTensor], lora: PeftLora) -> dict[str, LazyTe
             _check_shape(lora, module, embedding.shape, tensors[key].shape)
             merged[key] = embedding
 
+    # A projection becomes W + B A scale; its LazyTensor computes the sum on use.
     for module, (a, b) in lora.matrices.items():
         key = _find_key(module, tensors)
         if key is None:
@@ -236,6 +250,7 @@ class _MergedWeight:
     """Factor on B A."""
 
     def __call__(self) -> np.ndarray:
+        # [out, R] @ [R, in] -> [out, in]
         update = np.asarray(self.b).astype(np.float32) @ np.asarray(self.a).astype(np.float32)
         total = np.asarray(self.weight).astype(np.float32) + update * np.float32(self.scale)
         return total.astype(self.weight.dtype)
@@ -263,6 +278,7 @@ def as_peft(
             rows.append(rules.Rule(f"{key}.lora_{half}.weight", path_of_half, dims))
         modules.append(module.rpartition(".")[2])
 
+    # Everything else belongs to the base, which is not in a PEFT directory.
     paths = {rule.path for rule in rows}
     lora = {path: array for path, array in params.items() if path in paths}
     config = {

@@ -34,6 +34,7 @@ def run_push(arguments: argparse.Namespace) -> None:
     name = arguments.repo.partition("/")[2]
     card = model_card.make_card(step, name=name, kind=kind, existing=existing)
 
+    # The files of the export with the new card in place of its own.
     contents: dict[str, str | bytes] = {file.name: str(file) for file in files}
     contents[CARD] = card.encode()
     size = sum(file.stat().st_size for file in files)
@@ -64,11 +65,14 @@ def find_kind(path: pathlib.Path) -> str:
     if peft.is_peft(path):
         peft.open_peft(path)
         return "peft"
+
+    # A whole model or an LLM: its config tells which format it is.
     try:
         config = store.read_config(path)
         store.open_tensors(path)  # all shards are there
     except WeightsError as error:
         raise UserError(f"push: {path} is not a complete export: {error}") from error
+
     family = str(config.get("model_type", ""))
     is_transformers = family == "wings"
     if is_transformers or family == "llava":
@@ -108,8 +112,10 @@ def upload(
             "push: there is no token for the Hugging Face hub: run `hf auth login`, or set "
             "HF_TOKEN to a token with write permission"
         )
+
     api = huggingface_hub.HfApi()
     failures: tuple[Any, ...] = (*errors.HfHubHTTPError.__bases__, errors.OfflineModeIsEnabled)
+    # All files are in one commit: an export is on the hub completely, or not at all.
     operations = [
         huggingface_hub.CommitOperationAdd(path_in_repo=name, path_or_fileobj=content)
         for name, content in contents.items()
@@ -133,6 +139,8 @@ def _reason(repo: str, error: Exception) -> str:
             f"push: {repo}: no permission to write: the token needs write access, and the account "
             f"a place in {repo.partition('/')[0]}"
         )
+
+    # Any other error, in one line.
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     reason = " ".join(lines) or type(error).__name__
     return f"push: {repo}: cannot be uploaded: {reason[:300]}"

@@ -57,6 +57,7 @@ def from_release(
     if semantics and fields.get("learners"):
         fields["semantics"] = release_settings.named_semantics(semantics, config, file)
 
+    # The tower is in the checkpoint, or in a directory of its own.
     has_tower = any(hf_key.startswith(release.TOWER) for hf_key in tensors)
     if not has_tower and vision is None:
         raise WeightsError(f"{source} holds no vision tower; give its directory as --vision")
@@ -110,6 +111,7 @@ def _wings_fields(
     if len(ranks) != 1 or ranks == {()}:
         shown = sorted(rank[0] for rank in ranks if rank)
         raise WeightsError(f"{source}: attn_pool.q_proj.0.weight has ranks {shown}")
+
     ((rank,),) = ranks
     if config.get("lora_dim", rank) != rank:
         raise WeightsError(
@@ -124,6 +126,8 @@ def _wings_fields(
         "gain": 2.0 if has_router else 1.0,
         "semantics": release_settings.named_semantics("release", config, f"{source}/config.json"),
     }
+
+    # A router has one weight per position of the longest conversation.
     widths = [
         tensor.shape[-1]
         for hf_key, tensor in tensors.items()
@@ -141,6 +145,7 @@ def _projector_kind(tensors: Mapping[str, LazyTensor], config: Mapping[str, Any]
         for hf_key in tensors
         if hf_key.startswith(release.PROJECTOR)
     }
+
     # A single Linear has no index in its keys.
     if "weight" in hf_keys:
         return "linear"
@@ -158,6 +163,7 @@ def _known_tower(tensors: Mapping[str, LazyTensor], source: str) -> presets.Visi
         for hf_key, tensor in tensors.items()
         if hf_key.startswith(release.TOWER)
     }
+
     # A deeper tower has all keys of a shallower one.
     for arch in presets.VISION.values():
         is_deeper = f"encoder.layers.{arch.num_layers}.layer_norm1.weight" in tower

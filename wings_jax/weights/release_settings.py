@@ -39,6 +39,7 @@ def read_settings(config: Mapping[str, Any], file: str) -> dict[str, Any]:
     """
     if ENTRY not in config:
         return {}
+
     # Typed as in a checkpoint's own config.
     recorded = ConfigFields(config[ENTRY], f"{file}: {ENTRY}")
     types = {
@@ -59,6 +60,7 @@ def named_semantics(name: str, config: Mapping[str, Any], file: str) -> presets.
     """Returns the semantics 'paper', or 'release' with the config's length of the system prompt."""
     if name == "paper":
         return presets.PAPER
+
     length = ConfigFields(config, file).integer("system_prompt_length", DEFAULT_PROMPT_LENGTH)
     if length < 0:
         raise UserError(f"{file}: system_prompt_length {length} is negative")

@@ -126,6 +126,8 @@ class Rule:
         # [D, N, H] -> [N, H, D] -> [N*H, D]
         pattern, _ = self._bind(shape)
         view = array.transpose(np.argsort(pattern.permutation))
+
+        # A contiguous copy, whose dimensions a reshape can join.
         if not view.flags.c_contiguous:
             contiguous = np.empty(view.shape, view.dtype)
             copies.copy_into(contiguous, view)

@@ -69,6 +69,7 @@ def _read_header(path: pathlib.Path) -> tuple[dict[str, Any], int]:
     """Returns the header of a file, and where its data begins."""
     text_files.check_not_pointer(path)
     size = path.stat().st_size
+    # The file begins with the length of its header in 8 bytes, then the header as JSON.
     with path.open("rb") as file:
         length = struct.unpack("<Q", file.read(8))[0] if size >= 8 else size
         if length > min(MAX_HEADER_BYTES, size - 8):
@@ -88,10 +89,12 @@ def _open_entry(
     path: pathlib.Path, key: str, entry: Any, *, data_start: int, size: int
 ) -> LazyTensor:
     """Returns one tensor of the header, after checking that the file holds its bytes."""
+    # Everything in the header is checked, as a file may be damaged or made up.
     if not key.isprintable():
         raise WeightsError(f"{path} has a damaged header: {key[:40]!a} is not a key")
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         raise WeightsError(f"{path} has a damaged header: {key} has no dtype")
+
     shape = _whole_numbers(entry.get("shape"))
     offsets = _whole_numbers(entry.get("data_offsets"))
     if shape is None or offsets is None or len(offsets) != 2:
@@ -185,6 +188,7 @@ def _computed_ahead(
         return np.ascontiguousarray(np.asarray(tensor))
 
     with futures.ThreadPoolExecutor(1) as pool:
+        # One tensor is computed while the one before it is written.
         waiting: list[tuple[str, LazyTensor, futures.Future]] = []
         for key, tensor in tensors.items():
             waiting.append((key, tensor, pool.submit(load, tensor)))

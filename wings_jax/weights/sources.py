@@ -93,6 +93,7 @@ def from_llm(
     decoder = hf.read_decoder_arch(llm)
     notes = tie_notes(config, decoder)
     part = llm_part(llm, decoder)
+    # The LoRA is merged into the LLM: the model has none of its own afterwards.
     if lora is not None:
         part, lora_note = _with_lora(part, decoder, lora)
         notes = (*notes, lora_note)
@@ -112,11 +113,13 @@ def _with_lora(
 ) -> tuple[ImportPart, str]:
     """Returns an LLM's part with the LoRA of a PEFT directory added, and what to print about it."""
     lora = peft.open_peft(directory)
+    # A tied embedding is used twice, and LoRA of the head would change one use only.
     if arch.tie_embeddings and "lm_head" in lora.matrices:
         raise WeightsError(
             f"{directory}: LoRA of lm_head, which is the embedding of {part.source}: it cannot be "
             "merged into one of them"
         )
+
     note = f"LoRA of {directory} is added to {len(lora.matrices)} projections of the LLM"
     if (lora.directory / "tokenizer.json").is_file():
         note += f"; the tokenizer is the LLM's (--tokenizer {directory} for the adapter's)"
@@ -139,6 +142,7 @@ def from_gguf(
     model = gguf_file.read_gguf(file, with_tokenizer=with_tokenizer)
     decoder = hf_config.decoder_from_hf(model.config, file=str(file))
     part = _decoder_part(decoder, model.tensors, str(file))
+
     spec = _base_spec(decoder, part, vision, projector, projector_kind)
     return dataclasses.replace(spec, hf_config=model.config, tokenizer_files=model.tokenizer_files)
 
@@ -153,6 +157,7 @@ def _base_spec(
     """Returns the import of an LLM with the tower and the projector that are given."""
     check_projector_kind(projector_kind, "--projector-kind")
     parts = [part]
+    # Without a tower, the sizes of a default one, until a training config names another.
     tower = DEFAULT_TOWER
     if vision is not None:
         tower = hf.read_vision_arch(vision)
@@ -210,6 +215,7 @@ def _projector_part(arch: presets.WingsArch, source: str | os.PathLike) -> Impor
         re.sub(r"^(.*\.)?mm_projector\.", "", hf_key): tensor
         for hf_key, tensor in store.open_tensors(source).items()
     }
+
     check_not_quantized(tensors, str(source))
     table = rules.with_prefix(release.projector_rules(arch.projector), path="projector/")
 

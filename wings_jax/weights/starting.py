@@ -44,6 +44,7 @@ def base_directory(name: str, half: str) -> pathlib.Path | None:
     """
     if name == "tiny":
         return pathlib.Path(str(importlib.resources.files("wings_jax"))) / "assets" / "tiny" / half
+
     known = presets.DECODERS if half == "llm" else presets.VISION
     if name in known or name == CHECKPOINT:
         return None
@@ -79,12 +80,14 @@ def resolve_arch(
     Raises:
       UserError: naming the key or file that is wrong.
     """
+    # The checkpoint's half of a model needs a checkpoint.
     if uses_checkpoint(model) and saved is None:
         half = "llm" if model.llm == CHECKPOINT else "vision"
         raise UserError(
             f"config.model.{half}: {CHECKPOINT!r} is that of config.init_from: give "
             "--config.init_from=DIR"
         )
+
     decoder = _decoder_arch(model.llm, saved)
     tower = _vision_arch(model.vision, saved)
 
@@ -102,6 +105,7 @@ def resolve_arch(
     semantics = presets.PAPER
     if model.semantics == "release":
         semantics = presets.release_semantics(model.prompt_length)
+
     return presets.WingsArch(
         decoder=decoder,
         vision=tower,
@@ -121,6 +125,7 @@ def resolve_arch(
 
 
 def _decoder_arch(name: str, saved: presets.WingsArch | None) -> presets.DecoderArch:
+    # The checkpoint of `config.init_from` has already been read.
     if name == CHECKPOINT and saved is not None:
         return saved.decoder
     directory = base_directory(name, "llm")
@@ -157,6 +162,7 @@ def tokenizer_files(config: config_lib.Config, source: pathlib.Path | None) -> d
     Raises:
       UserError: there is none, or it cannot be read.
     """
+    # The config's tokenizer has precedence, then the LLM's, then the checkpoint's.
     name = config.data.tokenizer or base_directory(config.model.llm, "llm")
     if not name and source is not None:
         return checkpoint.read_tokenizer_files(source)
@@ -179,6 +185,7 @@ def check_sources(abstract: Mapping[str, Any], loaded: Mapping[str, Any], start:
     Raises:
       UserError: parts of the LLM or the tower are missing in `start`, or shapes differ.
     """
+    # Projector, learners, router and adapters may be new; the LLM and the tower may not.
     missing = [path for path in abstract if path not in loaded]
     required = [p for p in missing if not p.startswith(MAY_BE_FRESH) and not p.endswith(LORA)]
     if required:
@@ -213,6 +220,7 @@ def arch_differences(
     Each is (`decoder` or `vision`, field, its value in `one`, in `other`). How long a context may
     be (`max_positions`) changes no number.
     """
+    # Fields of nested dataclasses are compared one by one, under joined names.
     for part in ("decoder", "vision"):
         first, second = (
             config_lib.flatten(config_lib.to_dict(getattr(arch, part))) for arch in (one, other)
@@ -223,6 +231,7 @@ def arch_differences(
 
 
 def _is_equal(one: Any, other: Any) -> bool:
+    # Values that were written in float32 differ in their last digits.
     if isinstance(one, float) and isinstance(other, float):
         return math.isclose(one, other, rel_tol=1e-6)
     return one == other

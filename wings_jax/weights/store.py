@@ -58,6 +58,7 @@ def choose_weight_files(names: Iterable[str]) -> list[str]:
     >>> choose_weight_files(["mm_projector.bin", "training_args.bin"])
     ['mm_projector.bin']
     """
+    # The first canonical name that occurs decides.
     names = sorted(names)
     for canonical in CANONICAL_NAMES:
         if canonical.endswith(".index.json") and canonical in names:
@@ -126,6 +127,7 @@ def _open_index(index: pathlib.Path) -> TensorMap:
     weight_map = text_files.read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise WeightsError(f"{index} is not a weight index: it has no weight_map")
+
     for key, name in weight_map.items():
         if not isinstance(name, str) or name != pathlib.PurePath(name).name or "\0" in name:
             raise WeightsError(f"{index}: {str(name)[:40]!a} of {key[:60]!a} is not a file name")
@@ -151,6 +153,7 @@ def _check_shards(weight_files: Sequence[pathlib.Path]) -> None:
         match = SHARD.fullmatch(file.name)
         if not match:
             continue
+        # The names of all shards of this set.
         ending = f"-of-{match['total']}{file.suffix}"
         numbers = range(1, int(match["total"]) + 1)
         missing = {f"{match['stem']}-{number:05d}{ending}" for number in numbers} - names
@@ -167,6 +170,7 @@ def _open_shards(shards: Sequence[pathlib.Path]) -> TensorMap:
         if repeated:
             other = tensors[repeated[0]].origin
             raise WeightsError(f"{format_names(repeated, 2)} is in both {other} and {file}")
+
         tensors.update(opened)
     return tensors
 
@@ -184,6 +188,7 @@ def write_shards(
     Returns the files written, the index last.
     """
     directory = pathlib.Path(directory)
+    # One file needs no index.
     shards = _split_shards(tensors, max_bytes)
     if len(shards) == 1:
         file = directory / f"{stem}.safetensors"
@@ -199,6 +204,7 @@ def write_shards(
         weight_map |= dict.fromkeys(shard, file.name)
         written.append(file)
 
+    # The index has the bytes of all tensors, and key -> file.
     total = sum(tensor.nbytes for tensor in tensors.values())
     content = {"metadata": {"total_size": total}, "weight_map": weight_map}
     index = files.write_json(directory / f"{stem}.safetensors.index.json", content)
@@ -210,6 +216,7 @@ def _split_shards(tensors: Mapping[str, LazyTensor], max_bytes: int) -> list[dic
     shards: list[dict[str, LazyTensor]] = [{}]
     filled = 0
     for key, tensor in tensors.items():
+        # A tensor is never divided: one that exceeds the limit has a shard of its own.
         if shards[-1] and filled + tensor.nbytes > max_bytes:
             shards.append({})
             filled = 0
@@ -225,6 +232,7 @@ def read_config(directory: str | os.PathLike, name: str = "config.json") -> dict
       WeightsError: it is missing, or does not hold a JSON object.
     """
     directory = pathlib.Path(directory)
+    # An adapter's directory gets a message of its own.
     if not (directory / name).exists():
         _check_not_adapter(directory)
     return text_files.read_json(directory / name)

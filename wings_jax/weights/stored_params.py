@@ -41,12 +41,14 @@ class StoredStep:
     """The parameters of one step; at most two are in memory, for a reader and one ahead of it."""
 
     def __init__(self, directory: pathlib.Path):
+        # Parameters are read into this host's memory, whatever mesh wrote them.
         host = jax.sharding.SingleDeviceSharding(jax.local_devices(backend="cpu")[0])
         self._directory = directory
         self._targets = {
             path: jax.ShapeDtypeStruct(meta.shape, meta.dtype, sharding=host)
             for path, meta in checkpoint.read_shapes(directory).items()
         }
+
         self._lock = threading.Lock()
         self._arrays: dict[str, np.ndarray] = {}
 
@@ -65,8 +67,10 @@ class StoredStep:
         """
         with self._lock:
             if path not in self._arrays:
+                # The array that was read first is dropped first.
                 while len(self._arrays) > 1:
                     del self._arrays[next(iter(self._arrays))]
+
                 targets = {path: self._targets[path]}
                 array = checkpoint.read_params(self._directory, targets)[path]
                 self._arrays[path] = np.asarray(array)

@@ -60,6 +60,7 @@ def check_not_quantized(tensors: Mapping[str, LazyTensor], source: str) -> None:
     Integers would be read as if they were the weights themselves.
     """
     for key, tensor in tensors.items():
+        # Weights are floating-point numbers in every format that is not quantized.
         is_integer = key.endswith((".weight", ".bias")) and tensor.dtype.kind in "iub"
         if is_integer or _QUANTIZED_KEY.fullmatch(key):
             raise WeightsError(

@@ -15,6 +15,7 @@ _POINTER_START = b"version https://git-lfs.github.com/spec/"
 
 def check_not_pointer(path: str | os.PathLike) -> None:
     """Raises WeightsError if a file is a git-lfs pointer: its real content was never downloaded."""
+    # Only as many bytes as the pointer's first line begins with.
     try:
         with open(path, "rb") as file:
             start = file.read(len(_POINTER_START))
@@ -38,6 +39,7 @@ def read_text(path: str | os.PathLike) -> str:
     content = pathlib.Path(path).read_bytes()
     if len(content) > MAX_TEXT_BYTES:
         raise WeightsError(f"{path} has {len(content):,} bytes: too large for a text file")
+
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -59,6 +61,7 @@ def read_json(path: str | os.PathLike) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise WeightsError(f"{path} is not JSON: {reason}") from error
+
     if not isinstance(content, dict):
         raise WeightsError(f"{path} does not hold a JSON object")
     return content

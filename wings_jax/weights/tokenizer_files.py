@@ -46,6 +46,7 @@ def read_tokenizer_files(directory: str | os.PathLike, *, flag: str) -> dict[str
     directory = pathlib.Path(directory)
     if (directory / "tokenizer.json").is_file():
         return _read_existing(directory)
+    # A slow tokenizer's vocabulary, in the order of preference.
     for name in SLOW_FILES:
         if (directory / name).is_file():
             text_files.check_not_pointer(directory / name)
@@ -60,6 +61,7 @@ def _read_existing(directory: pathlib.Path) -> dict[str, str]:
         file = directory / name
         if not file.is_file():
             continue
+        # A file that is cut short is an error here, not when it is used.
         contents[name] = text_files.read_text(file)
         if file.suffix == ".json":
             text_files.read_json(file)
@@ -75,6 +77,7 @@ def _convert_tokenizer(directory: pathlib.Path, vocabulary: str, *, flag: str) -
             f"{directory} has {vocabulary} and no tokenizer.json: install sentencepiece and "
             f"protobuf to convert it (pip install sentencepiece protobuf), or give {flag} DIR"
         )
+
     import transformers
 
     try:

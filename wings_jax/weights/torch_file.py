@@ -39,6 +39,7 @@ def open_torch(path: pathlib.Path) -> TensorMap:
 
     # Files of torch before 1.6 are not zip archives, which alone can be mapped into memory.
     is_zip = zipfile.is_zipfile(path)
+
     # `weights_only` refuses every object but tensors and containers of them.
     try:
         state = torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
@@ -60,10 +61,12 @@ def _from_torch(torch: Any, key: str, value: Any, path: pathlib.Path) -> LazyTen
         raise WeightsError(f"{key} in {path} has dtype {name}: a quantized tensor")
     if value.layout != torch.strided or value.is_complex():
         raise WeightsError(f"{key} in {path} is sparse or complex: not supported")
+
     is_bfloat16 = value.dtype == torch.bfloat16
     dtype = np.dtype(ml_dtypes.bfloat16 if is_bfloat16 else name)
 
     def load() -> np.ndarray:
+        # numpy has no bfloat16: the bits pass as uint16.
         tensor = value.detach().contiguous()
         return tensor.view(torch.uint16).numpy().view(dtype) if is_bfloat16 else tensor.numpy()
 

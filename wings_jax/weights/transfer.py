@@ -95,6 +95,7 @@ def plan_import(
     # Everything that remains has to be allowed by name.
     unknown_keys = [hf_key for hf_key in unused_keys if not any_match(ignorable, hf_key)]
     unexpected_paths = [path for path in unfilled_paths if not any_match(fresh, path)]
+
     if missing_keys:
         names = format_names(sorted(missing_keys), 6)
         hint = f"; unused keys: {format_names(sorted(unknown_keys), 3)}" if unknown_keys else ""
@@ -148,6 +149,7 @@ def import_tree(
     """
     plan = plan_import(rules, tensors, params, ignorable=ignorable, fresh=fresh, source=source)
 
+    # One tensor: read, checked, converted to the layout of the parameter and copied to its place.
     def fill(store: Store, layer: int, rule: Rule, hf_key: str, shape) -> tuple[str, int]:
         array = np.asarray(tensors[hf_key])
         check_finite(hf_key, array, source)
@@ -212,6 +214,7 @@ class _DeviceArray:
             if not self.is_stacked:
                 copies.copy_into(shard, array[index])
                 continue
+            # A layer is copied to those shards that include it.
             layers = range(*index[0].indices(self.struct.shape[0]))
             if layer in layers:
                 copies.copy_into(shard[layers.index(layer)], array[index[1:]])
@@ -253,6 +256,7 @@ def export_tree(
     Raises:
       WeightsError: naming the unmapped paths, for which the format has no key.
     """
+    # The first rule of a path counts, as in an import.
     rule_by_path: dict[str, Rule] = {}
     for rule in rules:
         rule_by_path.setdefault(rule.path, rule)
@@ -268,6 +272,7 @@ def export_tree(
     for path, rule in rule_by_path.items():
         if path not in params:
             continue
+
         array = params[path]
         hf_shape = rule.hf_shape(array.shape)
         hf_dtype = np.dtype(array.dtype if dtype is None else dtype)

@@ -42,6 +42,8 @@ def export_files(
     """
     tokenizer_json, image_token_id = with_image_token(tokenizer["tokenizer.json"])
     text_files = {**tokenizer, "tokenizer.json": tokenizer_json}
+
+    # The template goes into a file of its own; batches are padded on the left for generation.
     tokenizer_config = json.loads(tokenizer.get("tokenizer_config.json", "{}"))
     tokenizer_config.pop("chat_template", None)
     tokenizer_config["padding_side"] = "left"
@@ -63,6 +65,7 @@ def export_files(
     )
     text_files["generation_config.json"] = store.dump_json(generation_config(tokenizer, template))
 
+    # The model card, and the code that transformers runs.
     text_files["README.md"] = model_card(arch, name=name)
     for file in CODE_FILES:
         text_files[file] = (_DIRECTORY / file).read_text(encoding="utf-8")
@@ -72,13 +75,17 @@ def export_files(
 def generation_config(tokenizer: Mapping[str, str], template: Template) -> dict[str, Any]:
     """Returns the ids that end an answer: the template's end of turn, and the LLM's own."""
     vocabulary = tokenizers.Tokenizer.from_str(tokenizer["tokenizer.json"])
+    # `eos_token_id` is a number, a list, or missing.
     own = json.loads(tokenizer.get("generation_config.json", "{}")).get("eos_token_id")
     ids = own if isinstance(own, list) else [own]
 
+    # `eos_token` is a text, or an object with its content.
     tokenizer_config = json.loads(tokenizer.get("tokenizer_config.json", "{}"))
     eos_token = tokenizer_config.get("eos_token")
     eos_token = eos_token["content"] if isinstance(eos_token, dict) else eos_token
+
     ids += [vocabulary.token_to_id(token) for token in _end_tokens(template, eos_token)]
+    # A token that the vocabulary does not have has no id.
     ids = sorted({token_id for token_id in ids if token_id is not None})
     return {"eos_token_id": ids, "pad_token_id": ids[0]} if ids else {}
 
@@ -103,6 +110,7 @@ def model_card(arch: presets.WingsArch, *, name: str) -> str:
         if is_release
         else "the paper's, causal: generation uses a KV cache",
     }
+
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     card = (_DIRECTORY / "model_card.md").read_text(encoding="utf-8")
     return card.replace("NAME", name, 1).replace("TABLE", table)
@@ -110,10 +118,13 @@ def model_card(arch: presets.WingsArch, *, name: str) -> str:
 
 def chat_template(template: Template) -> str:
     """Returns the template in Jinja, for messages of texts or of text and image parts."""
+    # Roles of transformers' messages -> speakers of LLaVA's conversations.
     names = {"system": "system", "user": "human", "assistant": "gpt"}
     speakers = {
         role: template.speakers[name] for role, name in names.items() if name in template.speakers
     }
+
+    # The template as data: one Jinja program computes all templates from it.
     markup = {
         "start": template.start,
         "system": template.system,
@@ -126,6 +137,7 @@ def chat_template(template: Template) -> str:
         "between": template.between,
         "strip": int(template.strip),
     }
+
     program = (_DIRECTORY / "chat_template.jinja").read_text(encoding="utf-8")
     return "{%- set markup = " + json.dumps(markup) + " -%}\n" + program
 
@@ -136,6 +148,7 @@ def with_image_token(tokenizer_json: str) -> tuple[str, int]:
     if IMAGE_TOKEN in vocabulary:
         return tokenizer_json, vocabulary[IMAGE_TOKEN]
 
+    # The new id is behind all others, so that no token changes its id.
     content = json.loads(tokenizer_json)
     image_token_id = max(vocabulary.values()) + 1
     content["added_tokens"].append(

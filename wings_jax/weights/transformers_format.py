@@ -59,37 +59,45 @@ LORA = {
 
 def wings_rules(arch: presets.WingsArch) -> tuple[rules.Rule, ...]:
     """Returns the table of a whole model: every parameter path has exactly one row."""
+    # The LLM's rows, below the prefix of the language model.
     rows = []
     for rule in hf.decoder_rules(arch.decoder):
         key = rule.hf_key.replace("model.", LANGUAGE_MODEL, 1)
         rows.append(rules.Rule(key, f"decoder/{rule.path}", rule.dims))
 
+    # What Wings, LoRA and prefix tuning add to the layers.
     layers = "decoder/layers/"
     for name in arch.learners:
         key = f"{LAYER}learners.{name}."
         rows += rules.with_prefix(LEARNER, hf_key=key, path=f"{layers}{name}/")
+
     if arch.router:
         rows += rules.with_prefix(ROUTER, hf_key=LAYER, path=layers)
     if arch.prefix_length:
         rows += rules.with_prefix(PREFIX, hf_key=LAYER, path=layers)
+
     for target in arch.lora_targets if arch.lora_rank else ():
         module, path, a_dims, b_dims = LORA[target]
         rows.append(rules.Rule(f"{LAYER}{module}.lora_a.weight", f"{layers}{path}/a", a_dims))
         rows.append(rules.Rule(f"{LAYER}{module}.lora_b.weight", f"{layers}{path}/b", b_dims))
 
+    # The first layer takes the features of the tower [E], the others the LLM's width [D].
     for index in range(release.projector_depth(arch.projector)):
         key, path = f"{PROJECTOR}layers.{index}", f"projector/linear_{index}"
         dims = "O D <-> D O" if index else "D E <-> E D"
         rows.append(rules.Rule(f"{key}.weight", f"{path}/kernel", dims))
         rows.append(rules.Rule(f"{key}.bias", f"{path}/bias", "D <-> D"))
+
     return (*rows, *rules.with_prefix(hf.vision_rules(arch.vision), hf_key=TOWER, path="vision/"))
 
 
 def wings_config(arch: presets.WingsArch, *, image_token_id: int) -> dict[str, Any]:
     """Returns the `config.json` of an exported model."""
     semantics = arch.semantics
+
     return {
         "architectures": ["WingsForConditionalGeneration"],
+        # The classes of the exported code that transformers opens.
         "auto_map": {
             "AutoConfig": "configuration_wings.WingsConfig",
             "AutoModel": "modeling_wings.WingsForConditionalGeneration",
@@ -97,6 +105,7 @@ def wings_config(arch: presets.WingsArch, *, image_token_id: int) -> dict[str, A
             "AutoProcessor": "processing_wings.WingsProcessor",
         },
         "model_type": "wings",
+        # The LLM and the tower, each as in a config of its own.
         "text_config": hf.llm_config(arch.decoder),
         "vision_config": {
             **hf.vision_config(arch.vision),
@@ -105,20 +114,25 @@ def wings_config(arch: presets.WingsArch, *, image_token_id: int) -> dict[str, A
             "tower_feature_layer": arch.vision.feature_layer,
         },
         "tie_word_embeddings": arch.decoder.tie_embeddings,
+        # The token that stands for an image's slots, and how many slots an image has.
         "image_token_id": image_token_id,
         "image_seq_length": arch.vision.num_patches,
+        # The projector, and whether the LLM normalizes q and k.
         "projector": arch.projector,
         "qk_norm": arch.decoder.qk_norm,
+        # The learners and the router.
         "learners": list(arch.learners),
         "learner_rank": arch.rank,
         "learner_layers": None if arch.learner_layers is None else list(arch.learner_layers),
         "router": arch.router,
         "router_positions": arch.router_positions,
         "gain": arch.gain,
+        # How learners are computed: `presets.Semantics`.
         "learner_query": semantics.query,
         "learner_scaled_rope": semantics.scaled_rope,
         "ungated_when_alone": semantics.ungated_when_alone,
         "prompt_length": semantics.prompt_length,
+        # LoRA and the prefix.
         "lora_rank": arch.lora_rank,
         "lora_alpha": arch.lora_alpha,
         "lora_targets": list(arch.lora_targets) if arch.lora_rank else [],
@@ -141,6 +155,7 @@ def as_transformers(
             f"the transformers format holds whole models, {missing[0]} is missing; "
             "--format llm exports the LLM alone"
         )
+
     return transfer.export_tree(table, params, dtype=dtype)
 
 
@@ -155,8 +170,12 @@ def from_transformers(directory: str | os.PathLike) -> ImportSpec:
         raise WeightsError(
             f"{directory}/config.json: model_type {config.get('model_type')!r} is not 'wings'"
         )
+
+    # One part with all the tensors: an export is a whole model.
     arch = arch_from_config(config, processor=store.read_config(directory, "processor_config.json"))
     part = ImportPart("Wings", str(directory), wings_rules(arch), store.open_tensors(directory))
+
+    # An `<image>` token that the export put behind the embedding is left out again.
     text_files = tokenizer_files.read_tokenizer_files(directory, flag="--tokenizer")
     vocab_size = arch.decoder.vocab_size
     text_files["tokenizer.json"] = _without_image_token(text_files["tokenizer.json"], vocab_size)
@@ -168,6 +187,7 @@ def from_transformers(directory: str | os.PathLike) -> ImportSpec:
 def _without_image_token(tokenizer_json: str, vocab_size: int) -> str:
     """Returns `tokenizer.json` without a token `<image>` that the LLM has no embedding for."""
     content = json.loads(tokenizer_json)
+    # A token with a row in the embedding is the LLM's own and stays.
     content["added_tokens"] = [
         token
         for token in content["added_tokens"]
@@ -188,6 +208,7 @@ def arch_from_config(
         "vision_feature_layer": tower["tower_feature_layer"],
     }
 
+    # JSON has lists where the dataclass has tuples.
     layers = config["learner_layers"]
     return presets.WingsArch(
         decoder=hf_config.decoder_from_hf(config["text_config"]),
@@ -207,6 +228,7 @@ def arch_from_config(
         ),
         lora_rank=config["lora_rank"],
         lora_alpha=config["lora_alpha"],
+        # Without LoRA the config lists no targets: the default, as for a model that never had it.
         lora_targets=tuple(config["lora_targets"]) or presets.WingsArch.lora_targets,
         prefix_length=config["prefix_length"],
     )
