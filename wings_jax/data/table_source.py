@@ -132,6 +132,7 @@ def csv_to_jsonl(path: pathlib.Path, content: pathlib.Path, delimiter: str) -> p
     csv.field_size_limit(sys.maxsize)  # cells may be images
     target = temporary_file(".jsonl")
     line = 1
+
     try:
         with (
             content.open(encoding="utf-8-sig", newline="") as text,
