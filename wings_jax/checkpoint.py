@@ -74,6 +74,7 @@ class Checkpoint:
 @contextlib.contextmanager
 def _open_reader(handler: Any) -> Iterator[ocp.Checkpointer]:
     """Opens one item by itself; orbax would warn that a manager's metadata is a level up."""
+    # orbax logs through absl.
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)

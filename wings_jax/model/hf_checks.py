@@ -49,6 +49,7 @@ def check_decoder_features(
     """Raises UserError naming an entry that the decoder here does not compute."""
     check_not_quantized(config, fields.file)
 
+    # The feed-forward network is gated by SiLU, and rope rotates whole heads.
     fields.refuse("hidden_act", ["silu"])
     fields.refuse("partial_rotary_factor", [1])
     for name, value in family.required.items():
@@ -159,6 +160,7 @@ def image_normalization(
     if any(value <= 0 for value in std):
         raise steps.error("image_std", "a list of 3 numbers above 0")
 
+    # Without normalization: subtract 0 and divide by 1.
     if not steps.flag("do_normalize", True):
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 

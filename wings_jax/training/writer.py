@@ -43,6 +43,7 @@ class CheckpointWriter:
         self._tokenizer = dict(tokenizer_files)
         _silence_background_errors()
 
+        # A step is kept if any policy keeps it.
         policies: list[Any] = [preservation.LatestN(max_checkpoints)]
         if keep_every_hours:
             policies.append(preservation.EveryNSeconds(round(keep_every_hours * 3600)))
