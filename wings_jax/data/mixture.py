@@ -60,6 +60,7 @@ class Mixture:
         Its images are not opened.
         """
         identity = self._default_id(number)
+
         try:
             sample = self[number]
             identity = sample.id

@@ -103,7 +103,6 @@ def _set_up(
     tokenizer = checkpoint.open_tokenizer(tokenizer_files)
     check_tokenizer(tokenizer, arch)
     loader = open_data(config, arch, tokenizer, workdir)
-
     # A negative number of steps stands for `epochs`.
     steps = config.steps
     if steps < 0:
