@@ -95,6 +95,7 @@ def __getattr__(name: str) -> Any:
     else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
+    # From now on the module has the name, and this function is not called for it.
     globals()[name] = value
     return value
 

@@ -89,6 +89,7 @@ def parse_flags() -> argparse.Namespace:
 
     flags = parser.parse_args()
     cli.check_text(flags)
+
     for flag, minimum in (("limit", 1), ("longest", 1), ("batch_size", 1), ("exclude_prefix", 0)):
         value = getattr(flags, flag)
         if value < minimum:
@@ -124,6 +125,7 @@ def measure_models(flags: argparse.Namespace) -> list[ShiftResult]:
         adapters=flags.adapter,
         loading=models.LoadOptions(flags.dtype, mesh),
     )
+
     # The same samples for all models, before the first model is loaded.
     sample_list = read_samples(flags)
     variant = probes.Variant(flags.rows, flags.exclude_prefix, flags.prompt_only)

@@ -56,8 +56,10 @@ def make_mesh(shape: Mapping[str, int], devices: Sequence[jax.Device] | None = N
         raise MeshError(f"mesh {shown}: sizes are positive, and at most one is -1")
 
     known = int(np.prod([size for size in sizes if size > 0]))
+    # The size -1 becomes what the others leave of the devices.
     if -1 in sizes and len(devices) % known == 0:
         sizes[sizes.index(-1)] = len(devices) // known
+
     if int(np.prod(sizes)) != len(devices):
         raise MeshError(f"mesh {shown} does not fit {len(devices)} device(s)")
 
@@ -101,6 +103,7 @@ def constrain(array: jax.Array, dims: str) -> jax.Array:
 
     Without a mesh in the context it is returned as it is.
     """
+    # Code without a mesh, such as tests and inference on one device, has no shardings.
     if jax.sharding.get_abstract_mesh().empty:
         return array
     return jax.lax.with_sharding_constraint(array, spec_of(tuple(dims)))
@@ -135,6 +138,7 @@ def check_hosts(mesh: Mesh, rows: int) -> None:
       MeshError: naming how many rows each host would hold.
     """
     slices = sharding_of(mesh, ("B",)).devices_indices_map((rows,))
+    # The rows of each host; devices along the tensor axis hold the same ones.
     rows_by_host: dict[int, set[int]] = {}
     for device, (span,) in slices.items():
         host = cast("jax.Device", device).process_index

@@ -74,6 +74,7 @@ class Checkpoint:
 @contextlib.contextmanager
 def _open_reader(handler: Any) -> Iterator[ocp.Checkpointer]:
     """Opens one item by itself; orbax would warn that a manager's metadata is a level up."""
+    # orbax logs through absl.
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -128,6 +129,8 @@ def verify_step(step: pathlib.Path) -> int:
     check_complete(step)
     read_tokenizer_files(step)
     params = read_params(step)
+
+    # An import has no opt_state, and version 0.1.0 wrote no checksums.
     saved = _read_json_item(step, "meta").get("checksums", {})
     if not (step / "opt_state").is_dir():
         return len(saved.get("params", {}))
@@ -169,6 +172,8 @@ def newest_step(directory: str | pathlib.Path) -> pathlib.Path | None:
     path = files.absolute_path(directory)
     if (path / "params").is_dir() and (path / "meta").is_dir():
         return path
+
+    # Not a step, so a workdir.
     steps = list_steps(path)
     if not steps:
         return None
@@ -190,6 +195,7 @@ def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
     if step is not None:
         return step
 
+    # A directory of weights in another format, or a name on the hub, gets a hint.
     path = files.absolute_path(directory)
     entries = [path] if path.is_file() else list(path.iterdir()) if path.is_dir() else []
     hint = ""
@@ -259,11 +265,13 @@ def read_params(
             for path, meta in read_shapes(step).items()
         }
 
+    # Arrays of the step that are not among the targets are not read.
     nested = tree.nest(targets)
     arguments = ocp.checkpoint_utils.construct_restore_args(nested)
     restore = ocp.args.PyTreeRestore(nested, restore_args=arguments, partial_restore=True)
     with ReadErrors(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
         flat = tree.flatten(reader.restore(step / "params", args=restore))
+
     if verify:
         verify_arrays(step, "params", flat)
     return flat
@@ -287,9 +295,11 @@ def read_eos_ids(files: Mapping[str, str], where: str) -> tuple[int, ...]:
     if not isinstance(content, dict):
         raise UserError(f"{where}: is not an object")
 
+    # It is one id or a list of them; some models have no such entry.
     ids = content.get("eos_token_id")
     if ids is None:
         return ()
+
     ids = ids if isinstance(ids, list) else [ids]
     if not all(type(number) is int for number in ids):
         raise UserError(f"{where}: eos_token_id is {ids!r}, not an id or a list of ids")
@@ -300,6 +310,7 @@ def open_tokenizer(files: Mapping[str, str]) -> Any:
     """Returns the transformers tokenizer of these files (name -> content)."""
     import transformers  # takes 2 seconds, so only where it is needed
 
+    # transformers opens a directory of files, not their texts.
     with tempfile.TemporaryDirectory() as directory:
         for name, content in files.items():
             (pathlib.Path(directory) / name).write_text(content, encoding="utf-8")
@@ -330,6 +341,7 @@ def load(
     targets = _targets(step, arch, dtype, mesh)
     chosen = {path: struct for path, struct in targets.items() if is_read(path)}
     flat = read_params(step, chosen, verify=verify)
+
     tokenizer_files = read_tokenizer_files(step)
     tokenizer = open_tokenizer(tokenizer_files)
     eos_ids = read_eos_ids(tokenizer_files, str(step))
@@ -348,6 +360,7 @@ def _targets(
         abstract = parameters.abstract_params(arch, mesh=mesh)
         shardings = {path: leaf.sharding for path, leaf in abstract.items()}
 
+    # Norm scales, biases and routers keep the dtype they were saved in.
     return {
         path: jax.ShapeDtypeStruct(
             meta.shape,
@@ -401,6 +414,7 @@ def write_checkpoint(
         meta=ocp.args.JsonSave(meta),
         tokenizer=ocp.args.JsonSave(dict(tokenizer_files)),
     )
+
     path = files.absolute_path(workdir) / SUBDIRECTORY
     with ocp.CheckpointManager(path, options=options, item_handlers=handlers) as manager:
         manager.save(0, args=arguments)

@@ -35,11 +35,13 @@ def checksum_arrays(arrays: Mapping[str, Any]) -> dict[str, Checksums]:
     >>> checksum_arrays({"a": np.arange(3, dtype=np.float32)})
     {'a': {'float32': 4013119933, 'bfloat16': 2140118262}}
     """
+    # Named by path and dtype, so that one call computes all of them.
     versions = {
         f"{path}:{dtype}": (array, dtype)
         for path, array in arrays.items()
         for dtype in _dtypes(str(array.dtype))
     }
+
     sums = _checksum_versions(versions)
     return {
         path: {dtype: sums[f"{path}:{dtype}"] for dtype in _dtypes(str(array.dtype))}
@@ -72,6 +74,7 @@ def _checksum_versions(versions: Mapping[str, tuple[Any, str]]) -> dict[str, int
     """Returns the checksum of each (array, dtype), the array cast to the dtype."""
     on_host, on_device = {}, {}
     for name, (array, dtype) in versions.items():
+        # Arrays of several hosts or on an accelerator are summed where they are.
         is_local = not isinstance(array, jax.Array) or array.is_fully_addressable
         if is_local and (not isinstance(array, jax.Array) or jax.default_backend() == "cpu"):
             on_host[name] = checksum_numpy(np.asarray(array), dtype)
@@ -93,6 +96,7 @@ def _checksum_jax(
     """Returns u32[] checksums of arrays on any mesh."""
     sums = {}
     for name, dtype in dtypes:
+        # The bits as unsigned integers, whatever the dtype.
         array = arrays[name].astype(dtype)
         unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
         bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
@@ -113,10 +117,14 @@ def checksum_numpy(array: np.ndarray, dtype: str) -> int:
     flat = np.ascontiguousarray(array).reshape(-1)
     total = 0
     for start in range(0, flat.size, _CHUNK):
+        # The part is cast, not the array: memory stays at one part.
         part = flat[start : start + _CHUNK].astype(jnp.dtype(dtype), copy=False)
         bits = part.view(f"uint{8 * part.dtype.itemsize}").astype(np.uint32)
+
+        # The index of the first element, spread as all indices are.
         first = np.uint32(start * int(_SPREAD) % 2**32)
         bits ^= _SPREAD_INDEX[: part.size] + first
+
         total += int(_mix(bits).sum(dtype=np.uint64))
     return total % 2**32
 

@@ -136,10 +136,12 @@ def run_main(program: str, main: Callable[[], None]) -> None:
     """
     accept_any_text()
     _name_warnings(program)
+
     try:
         main()
         sys.stdout.flush()
     except BrokenPipeError:
+        # Another pipe than stdout is not the end of a `| head`.
         if not _is_stdout_closed():
             raise
         sys.exit(PIPE_CLOSED)

@@ -282,6 +282,7 @@ def to_dict(value: Any) -> Any:
     """Returns nested dataclasses as nested dicts, which JSON can hold; `from_dict` reads them."""
     if dataclasses.is_dataclass(value):
         return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
+
     if isinstance(value, Mapping):
         return {key: to_dict(item) for key, item in value.items()}
     return value
@@ -317,10 +318,12 @@ def from_dict(kind: Any, value: Any, key: str) -> Any:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin in (types.UnionType, typing.Union):  # X | None
         return None if value is None else from_dict(arguments[0], value, key)
+
     if origin is tuple:
         if isinstance(value, str) or not isinstance(value, (list, tuple)):
             raise UserError(f"{key}: {value!r} is not a tuple")
         return tuple(from_dict(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
+
     if origin is not None:  # Mapping[str, X]
         if not isinstance(value, Mapping):
             raise UserError(f"{key}: {value!r} is not a mapping")
@@ -347,6 +350,7 @@ def _dataclass_from_dict(kind: Any, value: Any, key: str) -> Any:
     unknown = sorted(set(value) - set(hints))
     if unknown:
         raise UserError(f"{key}.{unknown[0]}: no such key; there are {', '.join(sorted(hints))}")
+
     fields = {name: from_dict(hints[name], item, f"{key}.{name}") for name, item in value.items()}
     return kind(**fields)
 
@@ -362,6 +366,7 @@ def field_docs(kind: type) -> dict[str, str]:
     >>> field_docs(MeshConfig)["data"]
     'Replicas of the parameters; each takes a share of the batch.'
     """
+    # The source, because string literals below fields are not kept at run time.
     (declared,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
     assert isinstance(declared, ast.ClassDef)
 

@@ -59,6 +59,7 @@ def parse_profile(text: str) -> tuple[int, int]:
     """
     if not text:
         return 0, 0
+
     match = re.fullmatch(r"([0-9]{1,12}):([0-9]{1,12})", text)
     first, stop = (int(match[1]), int(match[2])) if match else (0, 0)
     if not 1 <= first < stop:
@@ -70,6 +71,7 @@ def parse_profile(text: str) -> tuple[int, int]:
 
 def _check_choices(config: Config) -> None:
     model, optimizer = config.model, config.optimizer
+
     # Key -> its value and the allowed ones.
     one_of = {
         "config.remat": (config.remat, tuple(decoder.REMAT)),
@@ -80,6 +82,7 @@ def _check_choices(config: Config) -> None:
         "config.model.projector": (model.projector, vision.PROJECTORS),
         "config.model.semantics": (model.semantics, SEMANTICS),
     }
+
     for key, (value, allowed) in one_of.items():
         if value not in allowed:
             choices = ", ".join(repr(choice) for choice in allowed)
@@ -87,6 +90,7 @@ def _check_choices(config: Config) -> None:
 
     if model.learners not in LEARNERS:
         raise UserError(f"config.model.learners: {model.learners} is not one of {LEARNERS}")
+
     # The targets of LoRA are a set of names.
     unknown = sorted(set(model.lora_targets) - set(LORA_TARGETS))
     if unknown:
@@ -97,6 +101,7 @@ def _check_choices(config: Config) -> None:
 
 def _check_bounds(config: Config) -> None:
     model, optimizer = config.model, config.optimizer
+
     # Key -> its value and the least allowed one.
     at_least = {
         "config.batch_size": (config.batch_size, 1),
@@ -120,8 +125,10 @@ def _check_bounds(config: Config) -> None:
         "config.data.sequence_length": (config.data.sequence_length, 2),
         "config.data.images_per_row": (config.data.images_per_row, 0),
     }
+
     for group, rate in optimizer.learning_rates.items():
         at_least[f"config.optimizer.learning_rates.{group}"] = (rate, 0)
+
     for key, (value, least) in at_least.items():
         if not value >= least:
             raise UserError(f"{key}: {value} is less than {least}")
@@ -132,6 +139,7 @@ def _check_bounds(config: Config) -> None:
         "config.optimizer.b1": optimizer.b1,
         "config.optimizer.b2": optimizer.b2,
     }
+
     for key, value in shares.items():
         if not 0 <= value < 1:
             raise UserError(f"{key}: {value} is not at least 0 and less than 1")
@@ -141,9 +149,11 @@ def _check_bounds(config: Config) -> None:
         raise UserError(
             f"config.profile: {config.profile} begins after the last step, {config.steps}"
         )
+
     # numpy and grain take seeds of 32 bits.
     if not 0 <= config.seed < 2**32:
         raise UserError(f"config.seed: {config.seed} is not at least 0 and less than 2**32")
+
     if config.steps < 0 and not config.epochs > 0:
         raise UserError(f"config.epochs: {config.epochs} is not more than 0")
 
@@ -156,6 +166,7 @@ def _check_fit(config: Config) -> None:
             f"config.model.router: a router needs both learners, and config.model.learners is "
             f"{model.learners}"
         )
+
     if model.router and config.data.sequence_length > model.router_positions:
         raise UserError(
             f"config.data.sequence_length: {config.data.sequence_length} is more than "

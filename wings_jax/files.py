@@ -40,10 +40,12 @@ def as_path(path: str | os.PathLike, flag: str = "") -> pathlib.Path:
         return pathlib.Path(path)
 
     prefix = f"{flag}: " if flag else ""
+
     if not str(path).startswith("gs://"):
         raise UserError(f"{prefix}{path}: only local paths and gs:// are supported")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"{prefix}{path}: gs:// needs gcsfs: pip install 'wings_jax[gcs]'")
+
     from etils import epath  # slow to import, and only needed here
 
     remote: Any = epath.Path(str(path))
@@ -61,7 +63,10 @@ def check_bucket(path: str | os.PathLike, flag: str) -> None:
         return
 
     as_path(path, flag)  # a URL of another kind is refused as a whole
+
+    # gs://NAME of gs://NAME/runs/stage1.
     bucket = as_path("/".join(str(path).split("/")[:3]), flag)
+
     import aiohttp  # gcsfs needs them; local paths do not
     import gcsfs.retry
     import google.auth.exceptions as auth
@@ -72,6 +77,7 @@ def check_bucket(path: str | os.PathLike, flag: str) -> None:
     except failures as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{flag}: {bucket} cannot be reached: {reason[:200]}") from error
+
     if not is_there:
         raise UserError(f"{flag}: the bucket {bucket} does not exist, or it may not be read")
 
@@ -85,9 +91,11 @@ def check_writable(directory: str | os.PathLike, flag: str) -> None:
         check_bucket(directory, flag)
         return
 
+    # The nearest directory that exists: those below it would be created.
     existing = pathlib.Path(directory).absolute()
     while not existing.exists():
         existing = existing.parent
+
     if not existing.is_dir() or not os.access(existing, os.W_OK):
         raise UserError(f"{flag}: cannot write to {existing}")
 
@@ -105,10 +113,14 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         with tempfile.TemporaryDirectory(prefix="wings-") as directory:
             local = pathlib.Path(directory) / str(path).rpartition("/")[2]
             yield local
+
+            # Not reached if the block raises: the object stays as it was.
             upload(local, path)
         return
 
     path = pathlib.Path(path)
+
+    # In the same directory, because a rename across file systems is not atomic.
     temporary = path.with_name(f".{os.getpid()}.{path.name}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,6 +129,7 @@ def replacing(path: str | os.PathLike) -> Iterator[pathlib.Path]:
     except OSError as error:
         raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
+        # After a successful rename it does not exist any more.
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
 
@@ -151,6 +164,7 @@ def new_directory(path: str | os.PathLike, *, need_bytes: int = 0) -> Iterator[p
     """
     if is_url(path):
         raise UserError(f"{path}: a local directory is needed; copy it to the bucket afterwards")
+
     path = pathlib.Path(path)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise UserError(f"{path} exists already; give another output or remove it")
@@ -158,9 +172,13 @@ def new_directory(path: str | os.PathLike, *, need_bytes: int = 0) -> Iterator[p
     temporary = path.with_name(f".{path.name}.partial-{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
+        # disk_usage needs a directory that exists.
         if shutil.disk_usage(temporary).free < need_bytes:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
         yield temporary
+
+        # An empty directory was allowed above.
         if path.exists():
             path.rmdir()
         temporary.rename(path)

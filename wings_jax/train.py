@@ -35,29 +35,38 @@ def main() -> None:
     if options.help:
         print(arguments.format_help(cli.program_name("wings_jax.train"), options))
         return
+
     config = config_lib.from_config_dict(options.config)
     if options.print_config:
         print(json.dumps(config_lib.to_dict(config), indent=2))
         return
 
+    # Mistakes in paths come before the minutes of setting up.
     workdir = options.workdir or config.workdir
     config_checks.check_text("--workdir", workdir)
     files.check_bucket(workdir, "--workdir")
     files.check_bucket(config.init_from, "config.init_from")
+
     cli.use_compilation_cache()
+
+    # Before anything asks JAX for its devices.
     if options.distributed:
         join_job(config.host_timeout)
 
     with errors.full_memory(memory_advice(config)), _lost_hosts(config.host_timeout):
         run = start.set_up(config, files.as_path(workdir, "--workdir"))
+
+        # The attention-shift metric is made only where the config logs it.
         metric = None
         if config.laws_every:
             from wings_jax.analysis import shift_metric  # slow to import, and rarely used
 
             metric = shift_metric.make_metric(config, run.arch, run.tokenizer, run.mesh)
+
         with jax.set_mesh(run.mesh):
             summary = loop.train(run, metric)
 
+    # A run that was complete already has no step to report.
     if "last_loss" in summary:
         print(
             f"{summary['steps']} steps in {formatting.format_duration(summary['seconds'])}, "
@@ -73,8 +82,10 @@ def _lost_hosts(timeout: int) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
+        # An exhausted memory has its own message, and a single process has no other host.
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
+
         reason = str(error).splitlines()[0][:200]
         raise UserError(
             f"host {jax.process_index()} of {jax.process_count()}: another host ended or cannot be "
@@ -85,6 +96,7 @@ def _lost_hosts(timeout: int) -> Iterator[None]:
 
 def memory_advice(config: config_lib.Config) -> str:
     """Returns what lowers the memory that a run needs, with the current values."""
+    # Rows that are on the devices at the same time.
     rows = config.batch_size // config.optimizer.accumulation
     return (
         f"raise config.optimizer.accumulation ({config.optimizer.accumulation}, so {rows} rows at "
@@ -102,6 +114,7 @@ def join_job(timeout: int) -> None:
       timeout: seconds without a heartbeat of another process after which this one ends.
     """
     address = os.environ.get("JAX_COORDINATOR_ADDRESS")
+    # Without an address JAX finds the job's scheduler itself: a TPU pod, Slurm or Open MPI.
     if address is None:
         jax.distributed.initialize(heartbeat_timeout_seconds=timeout)
         _print_host()
@@ -114,6 +127,7 @@ def join_job(timeout: int) -> None:
             "--distributed: JAX_COORDINATOR_ADDRESS needs JAX_NUM_PROCESSES and JAX_PROCESS_ID "
             f"beside it, as numbers: {error}"
         ) from error
+
     jax.distributed.initialize(address, count, number, heartbeat_timeout_seconds=timeout)
     _print_host()
 

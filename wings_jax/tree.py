@@ -60,6 +60,7 @@ def match_table(paths: Iterable[str], table: Mapping[str, str], *, name: str) ->
 
     matches: dict[str, str] = {}
     unmatched = []
+    # The order of the rows is their priority.
     for path in paths:
         row = next((row for row, pattern in rows.items() if pattern.fullmatch(path)), None)
         if row is None:
@@ -69,6 +70,8 @@ def match_table(paths: Iterable[str], table: Mapping[str, str], *, name: str) ->
 
     if unmatched:
         raise UserError(f"{name}: no row matches {formatting.format_names(unmatched)}")
+
+    # A row that never matches is a mistake in its expression, or in the order of the rows.
     unused = [row for row in rows if row not in matches.values()]
     if unused:
         listed = ", ".join(f"{row} ({table[row]})" for row in unused)
@@ -106,6 +109,7 @@ def describe(flat: Mapping[str, Any], columns: Mapping[str, Mapping[str, str]]) 
     a           2       1,152
     rest        1           3
     """
+    # The columns' labels together are the key of a row.
     paths_by_labels: dict[tuple[str, ...], list[str]] = {}
     for path in flat:
         labels = tuple(column[path] for column in columns.values())

@@ -86,6 +86,8 @@ def measure_checkpoint(
         measurement=measurement,
         tally=tally,
     )
+
+    # Probes whose curves are flat have no shift; at least one must have one.
     probes.check_any(int(result.used.sum()), result.skipped, source)
     return result
 
@@ -100,6 +102,7 @@ def _measure(
     dtype = settings.dtype or model.config.compute_dtype or parameters.default_dtype()
     wings = Wings(model.arch, jnp.dtype(dtype))
     batch_size = min(settings.batch_size, len(probe_list))
+
     if settings.mesh is None:
         batches = probes.batch_probes(probe_list, recipe, batch_size)
         return laws.measure_batches(wings, model.params, batches)

@@ -75,6 +75,7 @@ def _equalize_ranges(axes_row: Sequence[Axes]) -> None:
     limits = np.array([axes.get_ylim() for axes in axes_row])
     half_range = np.ptp(limits, axis=1).max() / 2
     for axes, center in zip(axes_row, limits.mean(1), strict=True):
+        # Shares are not negative.
         low = max(0.0, center - half_range)
         axes.set_ylim(low, low + 2 * half_range)
 
@@ -132,6 +133,7 @@ def _plot_trend(axes: Axes, points: Sequence[ShiftPoint]) -> None:
     ends = np.array([shifts.min(), shifts.max()])
     line = np.polyfit(shifts, accuracies, 1)
     axes.plot(ends, np.polyval(line, ends), color=LIGHT, lw=2, zorder=0)
+
     rank = stats.spearmanr(shifts, accuracies).statistic
     axes.set_title(f"{len(points)} models, Spearman {rank:+.2f}, line: least squares")
 

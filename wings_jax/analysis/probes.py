@@ -122,6 +122,7 @@ def spread_samples(
 ) -> Iterator[samples.Sample | samples.BadSample]:
     """Yields up to `limit` samples, spread evenly over the source; the error of a bad one."""
     count = len(source)
+    # Equal distances, whatever the length of the source.
     for index in sorted({i * count // limit for i in range(limit)}):
         try:
             yield source[index]
@@ -236,6 +237,7 @@ def assemble_rows(probes: Sequence[Probe], recipe: examples.Recipe, batch_size: 
     length = SHORTEST_ROW
     while length < max(len(probe.classes) for probe in probes):
         length *= 2
+
     max_images = max(len(probe.example.images) for probe in probes)
     row_recipe = dataclasses.replace(recipe, length=length, images_per_row=max_images)
 

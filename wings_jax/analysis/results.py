@@ -186,6 +186,7 @@ def arrays(result: ShiftResult) -> dict[str, np.ndarray]:
     """
     measurement = result.measurement
     named = {"masses": measurement.head_masses[:, :, ROWS.index(result.variant.rows)]}
+    # Without a router there are no gates.
     if measurement.gates is not None:
         named["gates"] = measurement.gates
 
@@ -203,6 +204,7 @@ def arrays(result: ShiftResult) -> dict[str, np.ndarray]:
 def text_table(results: Sequence[ShiftResult]) -> str:
     """Returns a table for a terminal: shift with its interval, and where attention goes."""
     variant = results[0].variant
+    # The shift over the other group of queries has a column too.
     other_rows = next(query_rows for query_rows in ROWS if query_rows != variant.rows)
     shown = {"before": laws.BEFORE, "image": laws.IMAGE, "after": laws.AFTER}
 

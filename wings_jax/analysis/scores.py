@@ -43,6 +43,7 @@ def read_scores(reports: Sequence[str], score: str) -> dict[str, Score]:
 
 def _read_report(file: str) -> dict[str, dict[str, Score]]:
     """Returns model -> "task/row" -> score, of one report."""
+    # A path may hold characters that a terminal cannot show.
     shown = ascii(file)[1:-1]
     try:
         report = json.loads(pathlib.Path(file).read_text(encoding="utf-8-sig"))
@@ -58,11 +59,13 @@ def _read_report(file: str) -> dict[str, dict[str, Score]]:
 def _model_scores(model: Mapping[str, Any]) -> dict[str, Score]:
     """Raises LookupError, TypeError, AttributeError or ValueError for another format."""
     scores = {}
+
     for task, rows in model["tasks"].items():
         for row, score in rows.items():
             low, high = score["interval95"]
             percent = [100.0 * float(value) for value in (score["accuracy"], low, high)]
             if not np.isfinite(percent).all():
                 raise ValueError(f"{task}/{row}: not a number")
+
             scores[f"{task}/{row}"] = (percent[0], percent[1], percent[2])
     return scores

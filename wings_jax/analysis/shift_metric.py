@@ -45,6 +45,7 @@ def make_metric(
     probes.check_any(len(probe_list), tally, "config.laws_every: embedded probes")
 
     batch_size = probes.sharded_batch_size(BATCH_SIZE, mesh)
+    # Placed on the mesh once: every measurement reads the same probes.
     batches = [
         (len(numbers), probes.shard_rows(rows, mesh))
         for numbers, rows in probes.batch_probes(probe_list, recipe, batch_size)
@@ -57,7 +58,9 @@ def make_metric(
 
     def start(flat: Mapping[str, jax.Array]) -> FetchScalars:
         params = tree.nest(flat)
+        # Dispatched, not awaited: training continues, and the caller fetches the result later.
         measured = [(count, measure(params, rows)) for count, rows in batches]
+        # Rows after the first `count` are padding of the last batch.
         return lambda: summarize_masses([np.asarray(masses)[:count] for count, masses in measured])
 
     return start
@@ -73,14 +76,18 @@ def summarize_masses(masses: Sequence[np.ndarray]) -> Scalars:
     A shift is left out where the curves of every probe are flat.
     """
     whole = np.concatenate(masses)
+
+    # [B,L,Q,C] -> [B,L,C] -> [C]
     curves = whole[:, :, ROWS.index(Variant().rows)]
     shares = curves.mean((0, 1))
+
     scalars = {
         f"laws/{class_name}": float(shares[CLASSES.index(class_name)])
         for class_name in ("before", "image", "after")
     }
 
     for metric, query_rows in (("laws/shift", Variant().rows), ("laws/shift_after", "after")):
+        # [B], NaN where a curve is flat.
         shifts = laws.attention_shift(whole[:, :, ROWS.index(query_rows)])
         finite = shifts[np.isfinite(shifts)]
         if len(finite):

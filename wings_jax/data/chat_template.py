@@ -106,6 +106,7 @@ def choose_template(tokenizer: tokenization.HFTokenizer, *, prefer_named: bool) 
     names = conversation.find_template_names(tokenizer)
     names = names[:1] if prefer_named else names
     name = names[0] if names else None
+
     if not getattr(tokenizer, "chat_template", None):
         name = name or conversation.get_template_for(tokenizer)
         return name, f"template: {name}, by its control tokens; the tokenizer has no chat template"
@@ -117,20 +118,24 @@ def choose_template(tokenizer: tokenization.HFTokenizer, *, prefer_named: bool) 
     for each, difference in differences.items():
         if not difference:
             return each, f"template: {each}, equal to the tokenizer's chat template"
+
     difference = differences[name] if name else ""
     if name and prefer_named:
         return name, f"template: {name}; the tokenizer's chat template differs: {difference}"
 
+    # What cannot be derived may still be one of the named templates.
     try:
         derive_template(tokenizer)
     except UserError as error:
         if name is None:
             raise UserError(f"{error}; give --template NAME or FILE") from error
+
         for each in names:
             template = conversation.TEMPLATES[each]
             if not compare_templates(template, tokenizer, prompts_only=True):
                 return each, f"template: {each}, equal in prompts; {error}"
         return name, f"template: {name}, by its control tokens; {error}"
+
     differs = f"; {name} differs: {difference}" if name else ""
     return TOKENIZER, f"template: the tokenizer's chat template{differs}"
 
@@ -144,9 +149,11 @@ def explain_template(name: str, tokenizer: tokenization.HFTokenizer) -> str:
     if name == TOKENIZER:
         derive_template(tokenizer)
         return "template: the tokenizer's chat template"
+
     template = conversation.get_template(name)
     if not getattr(tokenizer, "chat_template", None):
         return f"template: {name}; the tokenizer has no chat template"
+
     difference = compare_templates(template, tokenizer)
     if not difference:
         return f"template: {name}, equal to the tokenizer's chat template"
@@ -186,6 +193,7 @@ class _Derivation:
         self.first, self.to_answer, self.to_question, again, self.end = _split(text, words)
         if again != self.to_answer:
             raise ValueError("it writes a later answer in another way than the first")
+
         # The generation prompt: from the question to where an answer begins.
         opened = _render(tokenizer, turns[:1], is_open=True)
         _, self.header = _split(opened, words[:1])
@@ -205,6 +213,7 @@ class _Derivation:
         """Returns the template, which remains to be checked."""
         if not self.to_answer.startswith(self.header):
             raise ValueError("its answers do not begin with its generation prompt")
+
         # The second question follows the end of the first answer.
         after_answer, between = self._end_of_turn()
         question_header = self.to_question.removeprefix(after_answer + between)
@@ -216,10 +225,12 @@ class _Derivation:
             answer_header = self.header.removeprefix(after_answer + between)
         elif between:
             after_question, _, answer_header = self.header.partition(between)
+
         speakers = {
             "human": TurnMarkup(question_header, after_question),
             "gpt": TurnMarkup(answer_header, after_answer),
         }
+
         template = Template(
             controls=self.controls,
             start=self.first.removesuffix(question_header),
@@ -239,6 +250,7 @@ class _Derivation:
             if self.end[size] != self.to_question[size]:
                 break
             size += 1
+
         shared = self.end[:size]
         stops = [shared.index(token) + len(token) for token in self.controls if token in shared]
         if not stops:
@@ -253,6 +265,7 @@ class _Derivation:
         before, after = self.system
         question_header = template.speakers["human"].before
         size = len(before) + len(after)
+
         # Does a conversation without system text begin as one with it?
         is_default = (
             len(self.first) >= size and self.first.startswith(before) and self.first.endswith(after)
@@ -274,6 +287,7 @@ class _Derivation:
             after_system, after_header = after, ""
             if template.between:
                 after_system, _, after_header = after.partition(template.between)
+
         markup = TurnMarkup(before.removeprefix(start), after_system)
         return dataclasses.replace(
             template,
@@ -328,9 +342,11 @@ def _render(
         except ValueError as error:
             results.append(error)
             continue
+
         if all(text in written for text in texts):
             return written
         results.append(written)
+
     if isinstance(results[0], ValueError):
         raise results[0]
     return results[0]
@@ -369,5 +385,6 @@ def _first_difference(written: str, expected: str) -> str:
     size = 0
     while size < min(len(written), len(expected)) and written[size] == expected[size]:
         size += 1
+
     start = max(0, size - 12)
     return f"{written[start : size + 28]!r} instead of {expected[start : size + 28]!r}"

@@ -35,11 +35,14 @@ from wings_jax.data import (
 def main() -> None:
     """Checks a data file and prints the report; exits with status 1 if a sample is bad."""
     arguments, changes = _parse_args()
+
+    # Without a recipe lengths are not checked.
     recipe = None
     if arguments.config:
         recipe = _recipe_from_config([f"--config={arguments.config}", *changes])
     elif arguments.tokenizer:
         recipe = _recipe_from_tokenizer(arguments)
+
     if arguments.fix and pathlib.Path(arguments.fix).exists():
         raise errors.UserError(f"--fix {arguments.fix} exists; remove it or give another name")
 
@@ -48,6 +51,7 @@ def main() -> None:
         raise errors.UserError(
             f"--fix: {arguments.file} is a prepared directory, which has no bad samples to remove"
         )
+
     workers = arguments.workers
     if workers is None:
         workers = parallel.default_workers(len(source))
@@ -59,6 +63,8 @@ def main() -> None:
         files.write_json(arguments.output, report)
     if arguments.figure:
         inspection_figure.write_figure(arguments.figure, findings, report)
+
+    # Image paths in the new file are relative to the same directory as before.
     if arguments.fix:
         write_good_records(source, findings, arguments.fix)
         images = arguments.images or str(pathlib.Path(arguments.file).parent)
@@ -66,6 +72,7 @@ def main() -> None:
             f"{report['samples'] - report['bad']:,} good records: {arguments.fix} (its images: "
             f"--images {shlex.quote(images)})"
         )
+
     if report["bad"]:
         sys.exit(1)
 
@@ -80,7 +87,9 @@ def write_good_records(
     """
     is_by_line = pathlib.Path(path).suffix.lower() in (".jsonl", ".ndjson")
     begin, between, end = ("", "\n", "\n") if is_by_line else ("[\n", ",\n", "\n]\n")
+
     with files.replacing(path) as temporary, temporary.open("w", encoding="utf-8") as file:
+        # The text before the next record: `begin` before the first.
         separator = begin
         for index, finding in enumerate(findings):
             if finding.reason is not None:
@@ -92,6 +101,7 @@ def write_good_records(
                     f"--fix: record {finding.id} cannot be written as JSON ({error}); "
                     "python -m wings_jax.data.prepare --skip-bad writes the good samples"
                 ) from error
+
             file.write(separator + text)
             separator = between
         file.write(end)
@@ -108,10 +118,12 @@ def _recipe_from_config(argv: Sequence[str]) -> examples.Recipe:
     options = arguments.parse(config_files.resolve_flags(argv))
     assert options.config is not None  # parse raises without --config
     config = config_lib.from_config_dict(options.config)
+
     arch = starting.resolve_arch(config.model, starting.saved_arch(config))
     # The checkpoint to start from may not be trained yet; its tokenizer is that of the LLM.
     source = checkpoint.newest_step(config.init_from) if config.init_from else None
     tokenizer_files = starting.tokenizer_files(config, source)
+
     return examples.make_recipe(
         config.data,
         checkpoint.open_tokenizer(tokenizer_files),
@@ -125,18 +137,22 @@ def _recipe_from_tokenizer(arguments: argparse.Namespace) -> examples.Recipe:
 
     if not pathlib.Path(arguments.tokenizer).is_dir():
         raise errors.UserError(f"--tokenizer {arguments.tokenizer} is not a directory")
+
     try:
         tokenizer: Any = transformers.AutoTokenizer.from_pretrained(arguments.tokenizer)
     except (OSError, ValueError) as error:
         first_line = str(error).splitlines()[0]
         raise errors.UserError(f"--tokenizer {arguments.tokenizer}: {first_line}") from error
 
+    # Without --template, the one that fits the tokenizer's chat template or control tokens.
     data = settings.DataConfig(
         template=arguments.template
         or chat_template.choose_template(tokenizer, prefer_named=False)[0],
         sequence_length=arguments.sequence_length,
         images_per_row=arguments.images_per_row,
     )
+
+    # Instead of a vision tower: only the number of its slots matters for lengths.
     slots = inspection.ImageSlots(arguments.image_slots)
     return examples.make_recipe(data, tokenizer, slots)
 
@@ -176,6 +192,8 @@ def _parse_args() -> tuple[argparse.Namespace, list[str]]:
     add_argument("--sequence-length", type=_at_least(1), default=2048, help="slots of a row")
     add_argument("--image-slots", type=_at_least(1), default=729, help="slots of one image")
     add_argument("--images-per-row", type=_at_least(0), default=8, help="most images of a sample")
+
+    # What is written.
     add_argument("--output", help="write the report, with all ids, as JSON")
     add_argument("--figure", help="write histograms of slots and images as PNG")
     add_argument("--fix", help="write the good records to this .json or .jsonl file")
@@ -188,10 +206,12 @@ def _parse_args() -> tuple[argparse.Namespace, list[str]]:
     )
     add_argument("--debug", action="store_true", help="show tracebacks")
 
+    # What the parser does not know must be changes of config leaves.
     arguments, changes = parser.parse_known_args()
     unknown = [text for text in changes if not text.startswith("--config.")]
     if unknown or (changes and not arguments.config):
         parser.error(f"unrecognized arguments: {' '.join(unknown or changes)}")
+
     if arguments.config and arguments.tokenizer:
         parser.error("--tokenizer: the config has one, --config.data.tokenizer")
     return arguments, changes

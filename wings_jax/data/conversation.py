@@ -105,6 +105,7 @@ def _write_conversation(
 ) -> None:
     """Writes the turns with their markup."""
     turns = [parse_turn(turn, strip=template.strip) for turn in conversations]
+    # A conversation without system text gets the template's own, which may be empty.
     has_default = bool(template.system) or template.always_system
     if has_default and (not turns or turns[0][0] != "system"):
         turns.insert(0, ("system", template.system))
@@ -123,17 +124,21 @@ def _write_conversation(
         if previous == "system" and speaker == "human" and template.after_system is not None:
             before = template.after_system
         writer.write_markup(before)
+
         if is_answer:
             writer.write_answer(template.lead + text)
         elif speaker == "human":
             writer.write_question(text)
         else:
             writer.write_context(text)
+
+        # What follows an answer is learned with it, or the model would never end its turn.
         writer.write_markup(markup.after, learned=is_answer)
         if not is_last:
             writer.write_markup(template.between, learned=is_answer)
         previous = speaker
 
+    # The header of the answer that the model is to write.
     if open_answer:
         writer.write_markup(template.speakers["gpt"].before)
 
@@ -198,6 +203,7 @@ class _IdWriter:
     def write_answer(self, text: str) -> None:
         """Writes an answer, tokenized as it is after the last words of its header."""
         self._flush()
+        # The text after the header's last control token, with which the first word may merge.
         header = _split_controls(self.template.controls, self.template.speakers["gpt"].before)
         prefix = header[-1] if header and header[-1] not in self.controls else ""
         self._append(self.tokenizer.encode_after(prefix, text), learned=True)
@@ -246,6 +252,7 @@ def expand(encoded: Encoded, image_slots: int, *, length: int | None = None) -> 
     # Every id takes one slot, an image `image_slots` of them.
     is_image = encoded.ids == IMAGE_ID
     sizes = np.where(is_image, image_slots, 1)  # slots of each id
+
     if length is not None:
         count = int(np.searchsorted(np.cumsum(sizes), length, side="right"))
         encoded = Encoded(encoded.ids[:count], encoded.labels[:count])

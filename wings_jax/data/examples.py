@@ -82,6 +82,7 @@ def make_recipe(
     for name, least in (("sequence_length", 1), ("images_per_row", 0)):
         if getattr(data, name) < least:
             raise UserError(f"data: {name} must be at least {least}, not {getattr(data, name)}")
+
     if min(vision.image_size, vision.num_patches) < 1 or len(vision.mean) != 3:
         raise UserError(
             "data: an image needs a size, slots and 3 mean values, not "
@@ -92,6 +93,7 @@ def make_recipe(
     template = chat_template.template_from_settings(data, tokenizer)
     text_tokenizer = tokenization.as_text_tokenizer(tokenizer)
     text_tokenizer.controls(template.controls)
+
     return Recipe(
         text_tokenizer,
         template,
@@ -140,6 +142,7 @@ def truncate(encoded: conversation.Encoded, recipe: Recipe) -> conversation.Expa
       BadSample: no target is left.
     """
     slots = conversation.expand(encoded, recipe.vision.num_patches, length=recipe.length)
+
     if (slots.targets == layout.IGNORE).all():
         detail = f"no answer within the first {recipe.length} slots"
         raise samples.BadSample(samples.CUT_OFF, detail)

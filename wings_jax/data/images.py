@@ -116,6 +116,7 @@ def to_rgb(image: Image.Image) -> Image.Image:
       BadSample: the pixels cannot be converted.
     """
     try:
+        # PIL would cut values above 255 off instead of scaling them.
         if image.mode == "F" or image.mode.startswith("I"):
             image = Image.fromarray(to_8_bit(np.asarray(image)))
         return image.convert("RGB")
@@ -149,6 +150,7 @@ def to_8_bit(values: np.ndarray) -> np.ndarray:
     floats = values.astype(np.float64)
     if not np.isfinite(floats).all():
         raise ValueError("pixel values are not finite")
+
     low, high = _value_range(values)
     scaled = (floats - low) * (255 / (high - low)) if high > low else floats - low
     return np.floor(scaled + 0.5).clip(0, 255).astype(np.uint8)
@@ -165,6 +167,8 @@ def _value_range(values: np.ndarray) -> tuple[float, float]:
     for limit in limits:
         if least >= 0 and most <= limit:
             return 0.0, limit
+
+    # No range from 0 holds them all.
     return float(values.min()), float(values.max())
 
 
@@ -188,6 +192,7 @@ def prepare_image(
     `resample` is bicubic or bilinear.
     """
     side = max(image.size)
+    # The square of a long and narrow image may not fit in memory.
     if side * side > MAX_SQUARE_PIXELS:
         square = _resize_in_strips(image, size, mean, resample)
     else:
@@ -247,6 +252,8 @@ def _from_array(values: np.ndarray) -> Image.Image:
     is_color = values.ndim == 3 and values.shape[2] in (3, 4)
     if not (is_gray or is_color) or not values.size:
         raise samples.BadSample(samples.UNREADABLE_IMAGE, f"{name}: expected [h,w] or [h,w,3]")
+
+    # A gray image of more than 8 bits keeps its values until `to_rgb` scales them.
     try:
         return Image.fromarray(
             values if is_gray and values.dtype.itemsize > 1 else to_8_bit(values)

@@ -56,6 +56,7 @@ def inspect_sample(
     source: sources.SampleSource, index: int, recipe: examples.Recipe | None
 ) -> Finding:
     """Returns why a sample is bad, or its size; slots are counted only with a recipe."""
+    # Replaced by more as more of the sample turns out to be good.
     finding = Finding(f"#{index}")
     try:
         sample = source[index]
@@ -67,15 +68,18 @@ def inspect_sample(
         has_word = any(turns.ESCAPED_MARKER in turn["value"] for turn in conversation)
         if recipe is not None:
             encoded = examples.encode_sample(sample, recipe)
+            # An image is one id, and takes P slots.
             slots = len(encoded.ids) + finding.images * (recipe.vision.num_patches - 1)
             examples.truncate(encoded, recipe)
 
+        # Every image is decoded, as in training: a damaged one shows only then.
         modes, pixels = [], 0
         for image in sample.images:
             opened = images.open_image(image)
             images.to_rgb(opened)
             modes.append(opened.mode)
             pixels = max(pixels, opened.width * opened.height)
+
         word = has_word and not sample.images
         return dataclasses.replace(
             finding, slots=slots, modes=tuple(modes), pixels=pixels, word=word
@@ -126,8 +130,10 @@ def summarize(
     forms = collections.Counter(finding.form or "none" for finding in findings)
     report["forms"] = dict(forms.most_common())
     report["images"] = _image_statistics(findings)
+
     words = [finding.id for finding in findings if finding.word]
     report["image_word_without_images"] = {"count": len(words), "first": words[:5]}
+
     image_counts = np.bincount([finding.images for finding in findings]).tolist()
     report["images_per_sample"] = {
         str(number): count for number, count in enumerate(image_counts) if count
@@ -145,7 +151,9 @@ def _image_statistics(findings: Sequence[Finding]) -> dict[str, Any]:
     A thread that loads an image holds its file, its pixels of 3 bytes and a copy of them.
     """
     modes = collections.Counter(mode for finding in findings for mode in finding.modes)
+    # Modes of more than 8 bits per channel (`images.to_8_bit`).
     deep = {mode: modes[mode] for mode in sorted(modes) if mode == "F" or mode.startswith("I")}
+
     largest = max(findings, key=lambda finding: finding.pixels)
     return {
         "scaled_to_8_bit": deep,
@@ -173,6 +181,7 @@ def as_table(report: dict[str, Any]) -> str:
     """Returns the report as text for the terminal."""
     lines = [f"{report['file']}: {report['samples']:,} samples, {report['bad']:,} bad"]
     lines.append("record form        " + _join_counts(report["forms"]))
+
     for cause, entry in report["causes"].items():
         lines.append(f"  {entry['count']:>9,}  {cause}")
         lines += [f"{'':13}{example}" for example in entry["first"]]
@@ -187,6 +196,7 @@ def as_table(report: dict[str, Any]) -> str:
             f"<image> as a word  {word['count']:,} samples without images (first: "
             f"{word['first'][0]}); is their image under another key?"
         )
+
     image_report = report["images"]
     if image_report["scaled_to_8_bit"]:
         lines.append("scaled to 8 bits   " + _join_counts(image_report["scaled_to_8_bit"]))

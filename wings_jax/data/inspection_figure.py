@@ -20,6 +20,8 @@ def write_figure(
 
     slots = [finding.slots for finding in findings if finding.slots is not None]
     counts = np.bincount([finding.images for finding in findings if finding.reason is None])
+
+    # A second panel only where slots were counted.
     drawing = figure.Figure(figsize=(9, 3.6), layout="constrained")
     panels = drawing.subplots(1, 2 if slots else 1, squeeze=False)[0]
     drawing.suptitle(f"{report['file']}: {report['samples']:,} samples, {report['bad']:,} bad")

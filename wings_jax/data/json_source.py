@@ -102,10 +102,13 @@ class _Window:
         """Appends as much as there is already, and at least a block."""
         content = self._file.read(max(_BLOCK, len(self.text)))
         self.is_complete = not content
+
+        # Bytes of a character that was cut by the end of the last block.
         pending = self._decoder.getstate()[0]
         try:
             self.text += self._decoder.decode(content, final=self.is_complete)
         except UnicodeDecodeError as error:
+            # The line in the whole file: lines dropped, lines held, lines of these bytes.
             lines = (pending + content).count(b"\n", 0, error.start)
             line = self._line + self.text.count("\n") + lines
             raise UserError(
@@ -151,6 +154,7 @@ class _Window:
         while True:
             try:
                 value, end = _DECODER.raw_decode(self.text, position)
+                # A value that ends where the text ends may go on: 12 of 123.
                 if end < len(self.text) or self.is_complete:
                     return value, end
             except json.JSONDecodeError as error:
@@ -171,10 +175,12 @@ def _find_spans(path: pathlib.Path, content: pathlib.Path, *, by_line: bool) -> 
     """
     find_records = _line_records if by_line else _list_records
     spans = array.array("q")
+
     try:
         with content.open("rb") as file:
             window = _Window(path, file)
             try:
+                # Positions are characters of the text in the window; spans are bytes of the file.
                 for start, end in find_records(window):
                     spans.extend((window.byte(start), window.byte(end)))
             except json.JSONDecodeError as error:
@@ -218,13 +224,16 @@ def _list_records(window: _Window) -> Iterator[tuple[int, int]]:
 
     start = window.skip_space(start + 1)
     while window.text[start : start + 1] != "]":
+        # What has been passed is dropped, so memory does not grow with the file.
         if start > _BLOCK:
             window.drop(start)
             start = 0
+
         end = _parse_record(window, start)
         yield start, end
 
         start = window.skip_space(end)
+        # JSON allows no comma after the last record.
         if window.text[start : start + 1] == ",":
             start = window.skip_space(start + 1)
             if window.text[start : start + 1] == "]":

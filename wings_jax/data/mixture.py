@@ -60,6 +60,7 @@ class Mixture:
         Its images are not opened.
         """
         identity = self._default_id(number)
+
         try:
             sample = self[number]
             identity = sample.id
@@ -74,6 +75,7 @@ class Mixture:
         return tuple(part.fingerprint for part in self._parts)
 
     def _locate(self, number: int) -> tuple[int, int]:
+        # The last source that begins at or before this number.
         part = int(np.searchsorted(self.starts, number, side="right")) - 1
         return part, int(number - self.starts[part])
 
@@ -141,5 +143,6 @@ def _read_sizes(path: pathlib.Path) -> tuple[np.ndarray, samples.Tally]:
 
 
 def _write_sizes(path: pathlib.Path, sizes: np.ndarray, tally: samples.Tally) -> None:
+    # A file, not its path: np.savez would add a suffix to the path.
     with files.replacing(path) as temporary, temporary.open("wb") as file:
         np.savez(file, sizes=sizes, tally=json.dumps(tally.as_dict()))

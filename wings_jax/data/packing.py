@@ -46,6 +46,7 @@ def one_each(first: int, count: int) -> PackedRows:
 
 def concatenate(pools: Sequence[PackedRows]) -> PackedRows:
     """Returns the rows of all pools, one pool after another."""
+    # A pool's offsets begin where the members of the pools before it end.
     members = np.concatenate([pool.members for pool in pools])
     starts = np.cumsum([0] + [len(pool.members) for pool in pools])
     offsets = [pool.offsets[:-1] + start for pool, start in zip(pools, starts, strict=False)]
@@ -88,6 +89,7 @@ def first_fit(
             fullest = int(room[:, 0].argmin())
             closed.append(open_rows.pop(fullest))
             room = np.delete(room, fullest, axis=0)
+
         open_rows.append([int(member)])
         room = np.concatenate([room, [[length, images_per_row] - need]])
 

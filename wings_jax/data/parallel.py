@@ -43,6 +43,7 @@ def _chunks(
     function: Callable[[Any, int], Any], shared: Any, count: int, workers: int
 ) -> Iterator[tuple[int, list[Any]]]:
     ranges = [range(first, min(first + _CHUNK, count)) for first in range(0, count, _CHUNK)]
+    # In this process nothing has to be sent.
     if not workers:
         for chunk in ranges:
             yield chunk.start, [function(shared, index) for index in chunk]
@@ -54,6 +55,7 @@ def _chunks(
         initializer=_receive,
         initargs=(function, shared),
     ) as pool:
+        # pool.map has the results in the order of the ranges.
         for chunk, results in zip(ranges, pool.map(_apply_received, ranges), strict=True):
             yield chunk.start, results
 

@@ -64,6 +64,7 @@ class Steps:
         ]
 
     def _row_range(self, step: int) -> range:
+        # Steps are consecutive blocks of B rows in one endless order.
         first = step * self._batch
         return range(first + self._part.start, first + self._part.stop)
 
@@ -78,6 +79,7 @@ class Steps:
             row: list[examples.Example] = []
             for number in self._rows[self._order[index]]:
                 example = self._mixture.make_example(int(number), self._recipe)
+                # A bad sample takes no slots; what it would have filled stays padding.
                 if isinstance(example, examples.Example):
                     row.append(example)
                 else:
@@ -90,6 +92,8 @@ class Steps:
 
 def assemble(rows: Sequence[Sequence[examples.Example]], recipe: examples.Recipe) -> layout.Batch:
     """Returns the batch whose row r holds the examples rows[r], one after another."""
+    # Slots: i32[B,T]. Pixels: u8[B,I,height,width,3], of which rows with fewer images have blank
+    # ones, which no slot refers to.
     shape = (len(rows), recipe.length)
     tokens, segments = np.zeros(shape, np.int32), np.zeros(shape, np.int32)
     modality = np.full(shape, layout.PADDING, np.int32)
@@ -100,6 +104,7 @@ def assemble(rows: Sequence[Sequence[examples.Example]], recipe: examples.Recipe
     for number, row in enumerate(rows):
         # Examples follow each other without a gap; the rest of the row stays padding.
         start, image_count = 0, 0
+        # Segments count from 1; padding is 0.
         for segment, example in enumerate(row, start=1):
             span = slice(start, start + len(example.tokens))
             tokens[number, span] = example.tokens
@@ -216,11 +221,13 @@ class Loader:
     def _account(
         self, batch: layout.Batch, seen: int, bad_samples: Sequence[mixing.Bad]
     ) -> layout.Batch:
+        # The same sample can come up in every epoch: it is counted each time and logged once.
         self._tally.add(seen, bad_samples)
         for identity, reason in bad_samples:
             if identity not in self._logged and len(self._logged) < _MAX_LOGGED:
                 self._logged.add(identity)
                 logging.warning("sample %s is skipped: %s", identity, reason)
+
         self._stop_if_bad(self._tally)
         return batch
 
@@ -239,6 +246,8 @@ class Loader:
         is_weighted = any(source.weight for source in self._data.sources.values())
         boundaries = mixture.starts if is_weighted else mixture.starts[[0, -1]]
         spans = list(itertools.pairwise(boundaries.tolist()))
+
+        # Without packing every sample has a row of its own.
         if not self._data.packing:
             return [packing.one_each(first, last - first) for first, last in spans]
 
@@ -249,6 +258,7 @@ class Loader:
         if self._left_out.bad:
             logging.warning("left out of the rows: %s", self._left_out.summary(len(samples.CAUSES)))
 
+        # One generator for all pools, so that no two are permuted alike.
         generator = np.random.default_rng(self._seed)
         return [self._pack(sizes, first, last, generator) for first, last in spans]
 
@@ -256,9 +266,11 @@ class Loader:
         self, sizes: np.ndarray, first: int, last: int, generator: np.random.Generator
     ) -> packing.PackedRows:
         """Returns rows of the good samples first..last-1, whose slots and images are `sizes`."""
+        # A bad sample has no slots; it was counted when it was measured.
         members = first + np.flatnonzero(sizes[first:last, 0])
         if not len(members):
             raise UserError(f"no sample of a source can be used: {self._left_out.summary()}")
+
         if self._shuffle:
             members = generator.permutation(members)
 
@@ -270,8 +282,10 @@ class Loader:
 
     def _order(self, pools: Sequence[int]) -> grain.MapDataset:
         """Returns the endless sequence of row numbers: the pools repeated and mixed by weight."""
+        # Each pool has its own seed, or pools of equal size would be shuffled alike.
         endless, first = [], 0
         seeds = np.random.SeedSequence(self._seed).generate_state(len(pools))
+
         for size, seed in zip(pools, seeds, strict=True):
             rows = grain.MapDataset.range(first, first + size)
             rows = rows.seed(int(seed)).shuffle() if self._shuffle else rows

@@ -81,8 +81,10 @@ def write_dataset(
     out = pathlib.Path(out)
     if out.exists():
         raise errors.UserError(f"--out {out} exists; remove it or give another directory")
+
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
         raise errors.UserError(f"--name {name!r} must be lower-case letters, digits and _")
+
     source = sources.open_source(path, images=images)
 
     # Written beside `out` and moved there when complete.
@@ -90,10 +92,13 @@ def write_dataset(
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}.") as temporary:
+            # A generator: each example is made when the builder writes it.
             examples = _make_examples(source, tally, skip_bad=skip_bad)
             _run_builder(_Builder(name=name, split=split, examples=examples, out=temporary))
+            # After the run: only then is every sample counted.
             if tally.bad == tally.seen:
                 raise errors.UserError(f"{path}: nothing to write, {tally.summary()}")
+
             shutil.move(pathlib.Path(temporary) / name / VERSION, out)
     except OSError as error:
         raise errors.UserError(f"--out {out}: {error.strerror or error}") from error
@@ -110,6 +115,7 @@ def _make_examples(
     source: sources.SampleSource, tally: samples.Tally, *, skip_bad: bool
 ) -> Iterator[tuple[int, dict[str, Any]]]:
     for number in tqdm.trange(len(source), desc="writing samples", disable=None):
+        # Its number, until the sample has been read and has an id.
         identity = f"#{number}"
         try:
             sample = source[number]
@@ -124,6 +130,7 @@ def _make_examples(
                     "samples, --skip-bad leaves them out"
                 ) from reason
             continue
+
         tally.add(1, [])
         yield number, features
 
@@ -131,6 +138,8 @@ def _make_examples(
 def _features(sample: samples.Sample) -> dict[str, Any]:
     """Returns the features of a sample. Raises BadSample if its turns or images are bad."""
     turns.normalize_sample(sample)
+
+    # Decoded only to find damaged images: what is written are the bytes of their files.
     for image in sample.images:
         images.load_image(image)
 
@@ -165,6 +174,7 @@ def main() -> None:
         split=arguments.split,
         skip_bad=arguments.skip_bad,
     )
+
     if tally.bad:
         print(tally.summary(causes=len(samples.CAUSES)), file=sys.stderr)
     print(f"{tally.seen - tally.bad:,} samples written to {arguments.out}")

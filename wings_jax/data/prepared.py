@@ -23,6 +23,7 @@ class PreparedSource:
     def __init__(self, path: pathlib.Path, split: str):
         import tensorflow_datasets as tfds  # slow to import, and only needed here
 
+        # One data set: in this directory, or anywhere below it.
         notes = sorted(path.glob("dataset_info.json")) or sorted(path.rglob("dataset_info.json"))
         if len(notes) != 1:
             what = "no dataset_info.json" if not notes else f"{len(notes)} data sets, name one"
@@ -37,6 +38,7 @@ class PreparedSource:
         except (ValueError, KeyError, NotImplementedError, OSError) as error:
             detail = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise UserError(f"data directory {path}, split {split!r}: {detail}") from error
+
         if "conversations" not in builder.info.features:
             raise UserError(f"data directory {path} has no feature 'conversations'")
 
@@ -60,6 +62,7 @@ class PreparedSource:
 def _prepared_images(record: Mapping[str, Any]) -> tuple[Any, ...]:
     """Returns the images of a prepared record; an empty one stands for no image."""
     feature = next((record[key] for key in records.IMAGE_KEYS if key in record), ())
+    # One image, or a sequence of them.
     is_array = isinstance(feature, np.ndarray) and feature.ndim == 3
     images = [feature] if is_array or isinstance(feature, bytes) else list(feature)
     return tuple(image for image in images if len(image))

@@ -102,6 +102,7 @@ def _read_sample(record: Record, identity: str, images: pathlib.Path) -> samples
     conversation = form.read_turns(record, inline)
     listed = _listed_images(record, form.image_keys)
     values = _fill_images(inline, listed) if inline else listed
+
     if not values:
         _refuse_empty_image(record, form, conversation)
 
@@ -119,6 +120,7 @@ def _fill_images(inline: Sequence[Any], listed: Sequence[Any]) -> list[Any]:
     if empty != len(listed):
         detail = f"{empty} image parts without content, {len(listed)} images in the record"
         raise BadSample(samples.MARKERS, detail)
+
     rest = iter(listed)
     return [next(rest) if image is None else image for image in inline]
 
@@ -128,6 +130,7 @@ def _refuse_keys(record: Record, weights: Sequence[str]) -> None:
     for key, cause in REFUSED_KEYS.items():
         if record.get(key) and record[key] != "[]":
             raise BadSample(cause, f"{key} is {samples.shorten(record[key])}")
+
     # A masked turn would be learned, so it is refused rather than ignored.
     for key in weights:
         if record.get(key, 1) not in (1, None):
@@ -201,6 +204,7 @@ def _read_message(message: Any, images: list[Any], *, escape: bool) -> list[Turn
     """Returns the turn of a message, or the two of a pair."""
     if not isinstance(message, Mapping):
         return [message]
+
     _refuse_keys(message, TURN_WEIGHTS)
 
     # ShareGPT pairs, then role/content, then LLaVA's from/value.
@@ -237,6 +241,7 @@ def _read_parts(
             content = part.get("text", part.get("value"))
             if not isinstance(content, str):
                 raise BadSample(samples.MALFORMED, f"a text part is {samples.shorten(part)}")
+            # Where images have parts of their own, the word `<image>` in a text is not a marker.
             is_escaped = escape and speaker == "human"
             texts.append(turns.escape_markers(content) if is_escaped else content)
         elif kind in IMAGE_PARTS:
@@ -286,6 +291,7 @@ def _caption(record: Record, images: list[Any]) -> list[Turn]:
     listed = _listed_images(record, CAPTION_IMAGE_KEYS)
     if not listed:
         raise BadSample(samples.EMPTY_IMAGE, "an image and text without an image")
+
     caption = next(record[key] for key in CAPTION_KEYS if key in record)
     return [
         {"from": "human", "value": turns.MARKER * len(listed)},
@@ -337,8 +343,10 @@ def _image_source(value: Any, directory: pathlib.Path) -> pathlib.Path | bytes:
         if not header.endswith(";base64"):
             raise BadSample(samples.UNREADABLE_IMAGE, f"{samples.shorten(value)}: not base64")
         return _decode_base64(content)
+
     if _BASE64_IMAGE.fullmatch(value):
         return _decode_base64(value)
+
     if value.startswith("file://"):
         value = urllib.parse.unquote(urllib.parse.urlsplit(value).path)
     elif _URL.match(value):

@@ -105,6 +105,7 @@ class Tally:
             self.causes[reason.cause] += 1
             examples = self.first.setdefault(reason.cause, [])
             message = f"{identity}: {reason.detail}"
+            # A sample that is bad again in a later epoch is listed once.
             if len(examples) < self.max_examples and message not in examples:
                 examples.append(message)
 

@@ -80,8 +80,10 @@ def open_source(
         exists = path.exists()
     except OSError as error:  # such as a name that is too long
         raise UserError(f"data file {path} cannot be read: {error.strerror}") from error
+
     if not exists:
         raise UserError(f"data file {samples.printable(str(path))} does not exist")
+
     # Image paths are relative to the directory of the data unless another is given.
     base = path if path.is_dir() else path.parent
     image_directory = base if images is None else pathlib.Path(images)
@@ -92,6 +94,7 @@ def open_source(
         source = _open_directory(path, image_directory, split)
     else:
         source = _open_file(path, image_directory)
+
     if not len(source):
         raise UserError(f"data file {path} has no samples")
     return source
@@ -99,11 +102,13 @@ def open_source(
 
 def _open_file(path: pathlib.Path, images: pathlib.Path) -> SampleSource:
     _refuse_lfs_pointer(path)
+
     # The last suffix may be .gz; the one before it names the format.
     suffixes = [suffix.lower() for suffix in path.suffixes]
     is_compressed = suffixes[-1:] == [".gz"]
     suffix = (suffixes[:-1] if is_compressed else suffixes)[-1:] or [""]
     file_format = FORMATS.get(suffix[0], FileFormat())
+
     if file_format.is_table:
         return ArrowSource(path, [path], images)
     if file_format.is_tar:
@@ -125,6 +130,7 @@ def _open_directory(path: pathlib.Path, images: pathlib.Path, split: str) -> Sam
             raise UserError(f"data directory {path.parent} has no split {split!r}")
 
     shards = sorted([*path.glob("*.arrow"), *path.glob("*.parquet")])
+    # A pointer would be reported as a damaged table.
     for shard in shards:
         _refuse_lfs_pointer(shard)
     if shards:

@@ -37,8 +37,10 @@ class ArrowSource:
 
     def __init__(self, path: pathlib.Path, shards: Sequence[pathlib.Path], images: pathlib.Path):
         self._path, self._images = path, images
+        # Sizes and times of change stand for the content.
         stamps = [(shard.stat().st_size, shard.stat().st_mtime_ns) for shard in shards]
         self.fingerprint = f"{path.absolute()} {stamps}"
+
         self._shards = [_as_arrow_file(shard) for shard in shards]
         self._table = self._open_table()
 
@@ -63,6 +65,7 @@ class ArrowSource:
         return self._table.slice(index, 1).to_pylist()[0]
 
     def __getstate__(self) -> dict[str, Any]:
+        # A memory map cannot be pickled: the other process opens the files again.
         return {**self.__dict__, "_table": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -74,6 +77,7 @@ def _map_table(path: pathlib.Path) -> Any:
     """Returns the table of an arrow file, of either of its two formats."""
     import pyarrow as pa
 
+    # The file format, or the stream format that `datasets` writes.
     mapped = pa.memory_map(str(path))
     try:
         return pa.ipc.open_file(mapped).read_all()
@@ -132,6 +136,7 @@ def csv_to_jsonl(path: pathlib.Path, content: pathlib.Path, delimiter: str) -> p
     csv.field_size_limit(sys.maxsize)  # cells may be images
     target = temporary_file(".jsonl")
     line = 1
+
     try:
         with (
             content.open(encoding="utf-8-sig", newline="") as text,

@@ -56,14 +56,17 @@ class TarSource:
         for number, shard in enumerate(self._shards):
             key = None
             for member in _members(path, shard):
+                # Adjacent members with the same key are one sample.
                 name, suffix = _split_name(member.name)
                 kind = MEMBERS.get(suffix)
                 if kind is None:
                     continue
+
                 if name != key:
                     starts.append(len(members) // 4)
                     key = name
                 members.extend((number, kind, member.offset_data, member.size))
+
         self._members = np.array(members, np.int64).reshape(-1, 4)
         self._starts = np.array([*starts, len(self._members)], np.int64)
         self._files = self._open_files()
@@ -86,9 +89,11 @@ class TarSource:
         for shard, kind, start, size in self._members[
             self._starts[index] : self._starts[index + 1]
         ]:
+            # pread has no position of its own, so threads can share the file.
             raw = os.pread(self._files[shard].fileno(), int(size), int(start))
             if len(raw) != size:
                 raise UserError(f"data file {self._shards[shard]} was changed while it was in use")
+
             if kind == IMAGE:
                 images.append(raw)
             elif kind == TEXT:
@@ -133,6 +138,7 @@ def _members(path: pathlib.Path, shard: pathlib.Path) -> Iterator[tarfile.TarInf
 
 def _is_compressed(shard: pathlib.Path) -> bool:
     with shard.open("rb") as file:
+        # gzip, bzip2, zstd and xz
         return file.read(4).startswith((b"\x1f\x8b", b"BZh", b"\x28\xb5\x2f\xfd", b"\xfd7zX"))
 
 

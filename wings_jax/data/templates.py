@@ -135,6 +135,7 @@ def get_template(name: str, *, system: str | None = None) -> Template:
 def find_template_names(tokenizer: tokenization.AnyTokenizer) -> list[str]:
     """Returns the names of the templates whose control tokens the tokenizer has."""
     vocabulary = tokenization.as_text_tokenizer(tokenizer)
+    # Without its control tokens a template's markup would be split into pieces of text.
     return [
         name
         for name, template in TEMPLATES.items()

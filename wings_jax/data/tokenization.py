@@ -94,6 +94,7 @@ class TextTokenizer:
         `prefix` never depend on what follows.
         """
         before, ids = self.encode(prefix), self.encode(prefix + text)
+        # The ids of `prefix` are unchanged: the border is between two tokens.
         if ids[: len(before)] == before:
             return ids[len(before) :]
         return self.encode(text)

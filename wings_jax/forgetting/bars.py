@@ -257,6 +257,8 @@ def _add_method_legend(panel: mpl_axes.Axes, title: str, methods: Sequence[str])
     """Adds the title and a legend of the methods in one row above a panel."""
     # The panel of the learning rates has shorter names.
     names = RATE_NAMES if title == RATES_TITLE else {}
+
+    # A line as wide as a bar stands for it.
     panel.legend(
         [
             lines.Line2D([], [], color=find_method(method_name).color, lw=6)

@@ -194,6 +194,7 @@ def make_settings(flags: argparse.Namespace, overrides: Sequence[str]) -> Experi
     base = BASES[flags.base]
     data = find_data(flags.data_root)
     language = find_language_flags(flags, base)
+
     return ExperimentSettings(
         base=flags.base,
         gguf=find_gguf(flags.gguf, base),
@@ -204,6 +205,7 @@ def make_settings(flags: argparse.Namespace, overrides: Sequence[str]) -> Experi
         data=data,
         overrides=tuple(overrides),
         language=language,
+        # Flags and their files alternate.
         files=file_digest(f"{data}/scenes.json", *language[1::2]),
     )
 

@@ -236,9 +236,11 @@ def choose_names(text: str, known: Mapping[str, object], flag: str) -> tuple[str
       UserError: one of them is not known, or there is none.
     """
     names = {name.strip() for name in text.split(",") if name.strip()}
+
     unknown = sorted(names - set(known))
     if unknown or not names:
         raise UserError(_unknown_message(unknown, known, flag))
+
     return tuple(name for name in known if name in names)
 
 
@@ -251,9 +253,11 @@ def choose_methods(text: str, flag: str) -> tuple[str, ...]:
     # A value can be a tuple.
     parts = re.split(r",(?![^(]*\))", text)  # not at the commas of a tuple
     method_names = {method_name.strip() for method_name in parts if method_name.strip()}
+
     unknown = sorted(method_name for method_name in method_names if not is_known(method_name))
     if unknown or not method_names:
         raise UserError(f"{_unknown_message(unknown, METHODS, flag)}, or variants, llava@key=value")
+
     return tuple(sorted(method_names, key=table_order))
 
 

@@ -92,6 +92,7 @@ def _draw_points(
             alpha=0.85,
             ls="",
         )
+
     panel.spines[["top", "right"]].set_visible(False)
     panel.grid(color=GRID_COLOR, lw=0.6)
     panel.margins(0.08)

@@ -99,6 +99,7 @@ def lock_directory(out: pathlib.Path, settings: ExperimentSettings) -> Iterator[
     files.check_writable(out, "--out")
     settings_file, lock_file = out / "settings.json", out / ".lock"
     has_settings = not out.exists() or settings_file.exists()
+    # A lock file alone is from an experiment that had not written its settings yet.
     if not has_settings and any(path != lock_file for path in out.iterdir()):
         raise UserError(f"--out: {out} exists and is not the output of an experiment")
 
@@ -109,6 +110,7 @@ def lock_directory(out: pathlib.Path, settings: ExperimentSettings) -> Iterator[
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise UserError(f"--out: another experiment is running in {out}") from error
+
         os.set_inheritable(lock.fileno(), True)
 
         _write_settings(settings_file, settings_to_dict(settings))
@@ -153,6 +155,7 @@ def file_digest(*paths: str) -> str:
             checksum.update(path.read_bytes())
         except OSError as error:
             raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+
     return checksum.hexdigest()[:16]
 
 

@@ -155,6 +155,7 @@ def main_cells(runs: Sequence[RunScores], regime: str, base: BaseLLM) -> list[li
 
     for method_name, measure_cells in zip(scored_methods(runs, regime), method_rows, strict=True):
         of_method = results.select_runs(runs, method_name, regime)
+        # The base is not trained, so it has no seeds.
         seeds = NOTHING if method_name == BASE else str(len(of_method))
         title, *values = measure_cells
         table_cells.append([title, seeds, *values, f"{of_method[0].trained:,}"])
@@ -181,6 +182,7 @@ def _cells(
 
 def scored_methods(runs: Sequence[RunScores], regime: str) -> list[str]:
     """Returns the methods and variants that have runs under a regime, in the table's order."""
+    # A run without a regime is the base, which is in every table.
     names = {run.method for run in runs if run.regime in ("", regime)}
     return sorted(names, key=table_order)
 
@@ -265,6 +267,7 @@ def _row_to_dict(runs: Sequence[RunScores], method: str, regime: str) -> dict[st
         estimate = estimates.estimate_mean(of_method, measure)
         if math.isnan(estimate.mean):
             continue
+
         difference = estimates.estimate_difference(runs, method, regime, measure)
         scores.setdefault(task, {})[row_name] = {
             **_estimate_to_dict(estimate, measure),

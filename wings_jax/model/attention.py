@@ -78,7 +78,9 @@ def attend(
         return _merged(q, k, v, probes, query, key)
 
     if is_cache:
+        # [B*K, S, H] -> [B, S, K, H]
         k, v = (split_heads(x, q.shape[0]) for x in (k, v))
+
     has_probes = probes is not None
     if probes is None:
         probes = jnp.zeros((q.shape[0], num_keys, 0), jnp.float32)
@@ -168,7 +170,9 @@ def _accelerated(
 ) -> tuple[jax.Array, jax.Array | None]:
     """`attend` with a kernel of `choice.ACCELERATED`."""
     if k.ndim == 3:
+        # [B*K, S, H] -> [B, S, K, H]
         k, v = (split_heads(x, q.shape[0]) for x in (k, v))
+
     has_probes = probes is not None
     if probes is None:
         probes = jnp.zeros((*k.shape[:2], 0), jnp.float32)
@@ -208,12 +212,14 @@ def _einsum(
     """The reference: q [B,T,K,G,H] -> out [B,T,K,G,H] and probed f32[B,T,K,G,C]."""
     # [B, K, G, T, S]
     logits = jnp.einsum("BTKGH,BSKH->BKGTS", q, k, preferred_element_type=jnp.float32)
+    # [B, T, S] -> [B, 1, 1, T, S]
     mask = layout_lib.visible(query, key)[:, None, None]
     logits = jnp.where(mask, logits / math.sqrt(q.shape[-1]), MASKED)
 
     # The second mask makes the rows of queries without visible keys 0.
     weights = jnp.where(mask, jax.nn.softmax(logits, axis=-1), 0.0)
 
+    # [B, K, G, T, S] -> [B, T, K, G, H], and the probed rows [B, T, K, G, C]
     out = jnp.einsum("BKGTS,BSKH->BTKGH", weights.astype(v.dtype), v)
     probed = exact_einsum("BKGTS,BSC->BTKGC", weights, probes)
     return out, probed
@@ -240,6 +246,7 @@ def _merged(
     # [B*K, T*G, S] -> [B, K, T, G, S]
     logits = jnp.einsum("ngh,nsh->ngs", groups, k, preferred_element_type=jnp.float32)
     logits = logits.reshape(rows, kv_heads, slots, -1, k.shape[1]) / math.sqrt(width)
+    # [B, T, S] -> [B, 1, T, 1, S]
     mask = layout_lib.visible(query, key)[:, None, :, None]
     weights = jax.nn.softmax(jnp.where(mask, logits, MASKED), axis=-1)
     weights = jnp.where(mask, weights, 0.0)

@@ -48,6 +48,7 @@ class ConfigFields:
     def size(self, name: str, default: int | None = None, *, maximum: int = MAX_SIZE) -> int:
         """Returns a positive integer."""
         value = self.value(name, default)
+        # In Python, true and false are integers too.
         if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
             raise self.error(name, f"a whole number from 1 to {maximum}")
         return value
@@ -95,6 +96,7 @@ class ConfigFields:
     def refuse(self, name: str, allowed: Sequence[Any]) -> None:
         """Raises UserError if there is a value other than the allowed ones."""
         value = self._entries.get(name)
+        # Equal, not identical: 1 and 1.0 are the same in JSON.
         if value is not None and not any(value == item for item in allowed):
             choices = " or ".join(repr(item) for item in allowed)
             raise UserError(f"{self.file}: {name} {_shown(value)} is not supported, only {choices}")
@@ -106,6 +108,7 @@ class ConfigFields:
 
 def _is_number(value: Any) -> bool:
     """Returns whether a JSON value is a number that float32 can hold."""
+    # JSON's true and false are not numbers, although Python counts them as such.
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         return False
     return math.isfinite(value) and abs(value) < 1e38

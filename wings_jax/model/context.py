@@ -104,6 +104,7 @@ def make_context(
         )
         for name in arch.learners
     }
+
     if image_slots == 0:
         learners.pop("visual", None)
     elif "visual" in learners and image_slots is not None and image_slots < x0.shape[1]:
@@ -141,8 +142,10 @@ def rope_tables(arch: WingsArch, positions: Array) -> tuple[RopeTable, RopeTable
     """
     llm = arch.decoder
     table = rope_table(positions, llm.head_dim, llm.rope_theta, llm.rope_scaling)
+
     if arch.semantics.scaled_rope or llm.rope_scaling is None:
         return table, None
+
     return table, rope_table(positions, llm.head_dim, llm.rope_theta)
 
 
@@ -155,9 +158,12 @@ def ungated_tokens(
     """
     if not (arch.semantics.ungated_when_alone and learners):
         return None
+
+    # [B,T,S] -> [B,T], by learner
     has_keys = [
         layout.visible(query, kv_inputs.visibility).any(-1) for kv_inputs in learners.values()
     ]
+    # [M,B,T] -> [B,T]
     return jnp.stack(has_keys).sum(0) == 1
 
 
@@ -174,6 +180,7 @@ def update_cache(
         raise ValueError("a KV cache needs the first slot of the new keys (KVInputs.start)")
 
     def write(old: jax.Array, new: jax.Array) -> jax.Array:
+        # [B,F,K,H] -> [B*K,F,H], the layout of the cache
         merged = attention.merge_heads(new.astype(old.dtype))
         return jax.lax.dynamic_update_slice_in_dim(old, merged, start, axis=1)
 
@@ -182,6 +189,7 @@ def update_cache(
 
 def _is_causal(arch: WingsArch, rows: Layout, kv_inputs: KVInputs) -> bool:
     """Returns whether the keys are the slots of the rows, and visible from their own on."""
+    # Packed keys are no longer the slots of the rows, and the release's keys are not causal.
     has_all_slots = kv_inputs.visibility.segments.shape == rows.segments.shape
     return has_all_slots and arch.semantics.prompt_length is None
 
@@ -189,6 +197,7 @@ def _is_causal(arch: WingsArch, rows: Layout, kv_inputs: KVInputs) -> bool:
 def _with_mask(kernel: str, query: Visibility, kv_inputs: KVInputs, *, is_causal: bool) -> KVInputs:
     """Returns a learner's inputs with the kernel's mask, their keys in the kernel's order."""
     mask, order = attention.prepare_keys(kernel, query, kv_inputs.visibility, is_causal=is_causal)
+
     if order is not None:
         kv_inputs = jax.tree.map(lambda x: take_slots(x, order), kv_inputs)
     return dataclasses.replace(kv_inputs, mask=mask)
@@ -196,6 +205,7 @@ def _with_mask(kernel: str, query: Visibility, kv_inputs: KVInputs, *, is_causal
 
 def _pack_images(visual: KVInputs, rows: Layout, count: int) -> KVInputs:
     """Returns the visual learner's keys without text slots: its first `count` image slots."""
+    # A stable sort puts the image slots first and keeps their order.
     is_other = (rows.modality != layout.IMAGE).astype(jnp.int32)
     index = jnp.argsort(is_other, axis=1, stable=True)[:, :count]
 

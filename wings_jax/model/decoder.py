@@ -181,6 +181,7 @@ class DecoderLayer(nn.Module):
         main, probed, keys_values = Attention(arch, self.kernel, name="attn")(
             h, ctx, self._probes(router, ctx), cached.get("main"), prefix, switches.rope
         )
+
         fresh = {"main": keys_values}
         self.sow("intermediates", "main_norm", _norm(main))
         self._sow_masses(probed, ctx)
@@ -239,9 +240,12 @@ class DecoderLayer(nn.Module):
         num_learners = len(arch.learners)
         gates = jnp.ones((*ctx.query.segments.shape, num_learners), jnp.float32)
         if arch.router and probed is not None:
+            # [B, T, N, M] -> [B, T, M]
             gates = router(probed[..., :num_learners].sum(2))
             self.sow("intermediates", "gates", gates)
         gates = gates * (arch.gain * switch)
+
+        # Tokens that only one learner has keys for are not gated.
         if ctx.ungated is not None:
             gates = jnp.where(ctx.ungated[..., None], switch, gates)
         return gates
@@ -324,6 +328,7 @@ class Decoder(nn.Module):
 
         layer = DecoderLayer
         if self.remat != "none":
+            # In a scan, common subexpressions of the two passes are not merged in any case.
             layer = nn.remat(layer, policy=REMAT[self.remat], prevent_cse=False)
         self._layers = nn.scan(
             layer,

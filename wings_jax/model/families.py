@@ -108,9 +108,12 @@ def find_model_type(arch: DecoderArch, preferred: str = "") -> str:
     Raises:
       UserError: no family of transformers has these layers.
     """
+    # Several families may have the same layers; then `preferred` decides, or their order.
     matches = [name for name, family in FAMILIES.items() if has_layers_of(arch, family)]
+
     if preferred in matches:
         return preferred
+
     if not matches:
         raise UserError(
             "no LLM of transformers has these layers: "

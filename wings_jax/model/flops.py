@@ -128,6 +128,7 @@ def count_workload(batch: Batch, arch: WingsArch) -> Workload:
     modality = np.asarray(rows.modality)
     keys = {"visual": int((modality == IMAGE).sum()), "textual": int((modality == TEXT).sum())}
     indices = {"main": MAIN, **layout_lib.LEARNERS}
+
     return Workload(
         slots=int((modality != PADDING).sum()),
         images=keys["visual"] // arch.vision.num_patches,
@@ -140,6 +141,7 @@ def _count_pairs(rows: layout_lib.Layout, attention: int) -> int:
     """Returns how many (query, key) pairs of an attention are visible, in all rows."""
     positions, segments = np.asarray(rows.positions), np.asarray(rows.segments)
     visible_from = np.asarray(rows.visible_from)[..., attention]
+    # NEVER is larger than any number of slots.
     is_key = (segments > 0) & (visible_from < segments.shape[1])
 
     # A segment's slots are adjacent: the slot at whose position a key becomes visible.
@@ -182,6 +184,7 @@ def padded_workload(arch: WingsArch, rows: int, slots: int, images: int) -> Work
     Args:
       images: images per row.
     """
+    # The visual learner's keys are image slots only, at most a whole row.
     visual = min(images * arch.vision.num_patches, slots)
     pairs = {"main": slots * slots, "visual": slots * visual, "textual": slots * slots}
     return Workload(
@@ -203,9 +206,12 @@ def count_flops(
     """
     recomputed = RECOMPUTED[remat]
     totals = dict.fromkeys(PARTS, PartFlops())
+
     for product in list_products(arch, work, trained):
         has_backward = product.wgrad or product.dgrad
         is_recomputed = has_backward and product.kind in recomputed
+
+        # A multiply-add is two operations.
         total = totals[product.part]
         totals[product.part] = PartFlops(
             total.forward + 2 * product.macs,
@@ -285,11 +291,13 @@ def _main_products(
         "mlp/up": (model, decoder.ffn_size),
         "mlp/down": (decoder.ffn_size, model),
     }
+
     for path, (width_in, width_out) in shapes.items():
         # Nothing in the layer depends on what `down` returns, so no policy computes it again.
         kind = "" if path == "mlp/down" else "linears"
         kernel = trains(f"{layers}{path}/kernel")
         yield Product("main linears", slots * width_in * width_out, kernel, stream, kind)
+
         if path.split("/")[1] in arch.lora_targets and arch.lora_rank:
             lora = trains(f"{layers}{path}/a")
             macs = slots * arch.lora_rank

@@ -34,9 +34,11 @@ def find_family(config: Mapping[str, Any], file: str) -> families.Family:
     name = config.get("model_type")
     if isinstance(name, str) and name in families.FAMILIES:
         return families.FAMILIES[name]
+
     if isinstance(name, str) and (name in MULTIMODAL or "vision_config" in config):
         advice = MULTIMODAL.get(name, "give the directory of its LLM alone")
         raise UserError(f"{file}: model_type {name!r} is a multimodal model, not an LLM: {advice}")
+
     known = ", ".join(families.FAMILIES)
     raise UserError(f"{file}: model_type {name!r} is not one of {known}")
 
@@ -46,6 +48,8 @@ def check_decoder_features(
 ) -> None:
     """Raises UserError naming an entry that the decoder here does not compute."""
     check_not_quantized(config, fields.file)
+
+    # The feed-forward network is gated by SiLU, and rope rotates whole heads.
     fields.refuse("hidden_act", ["silu"])
     fields.refuse("partial_rotary_factor", [1])
     for name, value in family.required.items():
@@ -67,6 +71,7 @@ def _check_window(fields: ConfigFields) -> None:
     """Raises UserError for a sliding window (Mistral 7B v0.1) that cuts the context."""
     if not fields.has("sliding_window"):
         return
+
     window = fields.size("sliding_window")
     positions = fields.size("max_position_embeddings", 2048)
     if window < positions:
@@ -83,11 +88,13 @@ def check_not_quantized(config: Mapping[str, Any], file: str) -> None:
     quantization = config.get("quantization_config") or config.get("compression_config")
     if not quantization:
         return
+
     method = "an unknown method"
     if isinstance(quantization, Mapping):
         method = str(quantization.get("quant_method") or method)
         if quantization.get("load_in_4bit") or quantization.get("load_in_8bit"):
             method = "bitsandbytes"
+
     raise UserError(
         f"{file}: quantization_config: the model is quantized with {method[:40]!r}; import the "
         "model that it was made from"
@@ -130,8 +137,10 @@ def check_image_steps(steps: ConfigFields, image_size: int) -> None:
             continue
         size = steps.value(name)
         sides = list(size.values()) if isinstance(size, Mapping) else [size]
+        # With the crop turned off its size has no effect.
         if name == "crop_size" and steps.value("do_center_crop", True) is False:
             continue
+
         if not sides or any(side != image_size for side in sides):
             raise UserError(
                 f"{steps.file}: {name} {size!r} is not the tower's image_size, {image_size}"
@@ -150,6 +159,8 @@ def image_normalization(
     std = steps.numbers("image_std", 3, default_std)
     if any(value <= 0 for value in std):
         raise steps.error("image_std", "a list of 3 numbers above 0")
+
+    # Without normalization: subtract 0 and divide by 1.
     if not steps.flag("do_normalize", True):
         mean, std = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 

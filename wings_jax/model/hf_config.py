@@ -31,11 +31,15 @@ def decoder_from_hf(config: Mapping[str, Any], *, file: str = "config.json") -> 
     width = fields.size("hidden_size")
     heads = fields.size("num_attention_heads")
     kv_heads = fields.size("num_key_value_heads", heads)
+
+    # Without a head_dim of its own, a head has an equal part of the width.
     if not fields.has("head_dim") and width % heads:
         raise UserError(f"{file}: hidden_size {width} is not a multiple of the {heads} heads")
     if heads % kv_heads:
         raise UserError(f"{file}: num_attention_heads {heads} is not a multiple of {kv_heads}")
+
     head_dim = fields.size("head_dim", max(width // heads, 1))
+    # Rope rotates pairs of features.
     if head_dim % 2:
         raise UserError(f"{file}: head_dim {head_dim} is odd, which rope does not allow")
 
@@ -43,6 +47,7 @@ def decoder_from_hf(config: Mapping[str, Any], *, file: str = "config.json") -> 
     rope_name = "rope_parameters" if config.get("rope_parameters") else "rope_scaling"
     rope = fields.object(rope_name)
     theta = rope if rope.has("rope_theta") else fields
+
     layers = fields.size("num_hidden_layers", maximum=_MAX_LAYERS)
     return presets.DecoderArch(
         vocab_size=fields.size("vocab_size"),
@@ -96,6 +101,7 @@ def _scaling_from_hf(rope: ConfigFields) -> presets.RopeScaling | None:
     if not low < high:
         raise UserError(f"{rope.file}: low_freq_factor {low} is not below high_freq_factor {high}")
     original = rope.size("original_max_position_embeddings")
+
     return presets.RopeScaling("llama3", rope.number("factor"), low, high, original)
 
 
@@ -119,6 +125,8 @@ def vision_from_hf(
     fields = whole.object("vision_config") if whole.has("vision_config") else whole
     is_clip = hf_checks.is_clip_tower(fields.value("model_type", "missing"), file)
     hf_checks.check_not_quantized(config, file)
+
+    # The tower here does not compute other values of these.
     fields.refuse("num_channels", [3])
     fields.refuse("hidden_act", ["gelu_pytorch_tanh", "quick_gelu", "gelu"])
     whole.refuse("vision_feature_select_strategy", ["default", "full"])
@@ -126,6 +134,7 @@ def vision_from_hf(
     layers = fields.size("num_hidden_layers", 12, maximum=_MAX_LAYERS)
     if feature_layer is None:
         feature_layer = _feature_layer(whole, fields, layers)
+
     width, heads = fields.size("hidden_size", 768), fields.size("num_attention_heads", 12)
     if width % heads:
         raise UserError(f"{file}: hidden_size {width} is not a multiple of the {heads} heads")
@@ -135,9 +144,12 @@ def vision_from_hf(
     patch_size = fields.size("patch_size", 32 if is_clip else 16, maximum=image_size)
     steps = ConfigFields(processor or {}, "preprocessor_config.json")
     hf_checks.check_image_steps(steps, image_size)
+
+    # The processor's own values, or else those that the family was trained with.
     default_mean = presets.CLIP_MEAN if is_clip else presets.HALF
     default_std = presets.CLIP_STD if is_clip else presets.HALF
     mean, std = hf_checks.image_normalization(steps, default_mean, default_std)
+
     return presets.VisionArch(
         hidden_size=width,
         num_layers=layers,
@@ -162,6 +174,7 @@ def vision_from_hf(
 def _dropped_tokens(whole: ConfigFields, *, is_clip: bool) -> int | None:
     """Returns what llava-hf's `vision_feature_select_strategy` drops; None for the class token."""
     strategy = whole.text("vision_feature_select_strategy", "")
+    # What a tower does by itself: CLIP drops its class token, SigLIP has none.
     if not strategy or strategy == ("default" if is_clip else "full"):
         return None
     return 1 if strategy == "default" else 0
@@ -171,6 +184,7 @@ def _feature_layer(whole: ConfigFields, tower: ConfigFields, layers: int) -> int
     """Returns the hidden state that a multimodal config, or else the tower's, selects."""
     owner = whole if whole.has("vision_feature_layer") else tower
     layer = owner.integer("vision_feature_layer", -2)
+    # There are layers + 1 hidden states: the embeddings, and the output of each layer.
     if not -(layers + 1) <= layer <= layers:
         raise UserError(f"{owner.file}: vision_feature_layer {layer} of {layers} layers")
     return layer

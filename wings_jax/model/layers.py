@@ -193,6 +193,7 @@ def _rms_norm_backward(
     x, scale, inverse = residuals
     products = x * dy
     d_scale = exact_einsum("...i,...D->D", inverse, products)
+    # [..., D] -> [..., 1]
     along = exact_einsum("...D,D->...", products, scale)[..., None]
     return inverse * (scale * dy) - x * (inverse**3 * along / x.shape[-1]), d_scale
 
@@ -248,6 +249,7 @@ def _scale_frequencies(frequencies: jax.Array, scaling: RopeScaling) -> jax.Arra
 
     wavelengths = 2 * math.pi / frequencies
     low, high = scaling.low_freq_factor, scaling.high_freq_factor
+    # 0 for long wavelengths, 1 for short ones, with a ramp between `low` and `high`.
     smooth = (scaling.original_max_positions / wavelengths - low) / (high - low)
     smooth = jnp.clip(smooth, 0.0, 1.0)
     return (1 - smooth) * frequencies / scaling.factor + smooth * frequencies
@@ -335,6 +337,7 @@ class Prefix(nn.Module):
             kernel="einsum",  # T x length logits, not T x S
         )
 
+        # [N] -> [N, 1], a factor per head
         init = partitioned(nn.initializers.zeros, ("N",))
         gate = jnp.tanh(self.param("gate", init, (heads,), jnp.float32))
         return gate.astype(q.dtype)[:, None] * out

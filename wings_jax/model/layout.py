@@ -123,10 +123,13 @@ def release_visible_from(
            [-1,  0, -1, -1,  1]], dtype=int32)
     """
     visible_from = paper_visible_from(positions, modality)
+
+    # All image slots are visible from the first position on.
     visible_from[..., VISUAL] = np.where(modality == IMAGE, 0, NEVER)
 
     for row in range(len(positions)):
         for segment in np.unique(segments[row][modality[row] != PADDING]):
+            # The slots of one conversation.
             slots = np.flatnonzero(segments[row] == segment)
             slot_positions, slot_modality = positions[row, slots], modality[row, slots]
             first_image = slot_positions[slot_modality == IMAGE].min(initial=NEVER)
@@ -135,7 +138,10 @@ def release_visible_from(
             if 0 < first_image < NEVER:
                 after_prompt = (slot_positions >= prompt_length) | (slot_positions > first_image)
                 is_key = (slot_modality == TEXT) & after_prompt
+
+            # The n-th textual key is visible from position n on.
             visible_from[row, slots, TEXTUAL] = np.where(is_key, np.cumsum(is_key) - 1, NEVER)
+
     return visible_from
 
 

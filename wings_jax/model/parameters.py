@@ -33,6 +33,7 @@ def check_mesh(arch: WingsArch, mesh: Mesh, batch_size: int = 0, *, flag: str) -
     Raises:
       MeshError: naming `flag` and every dimension that it does not divide.
     """
+    # Logical axis -> size, by part of the model (the letters of `axes.py`).
     decoder, vision = arch.decoder, arch.vision
     sizes_by_part = {
         "the batch": {"B": batch_size},
@@ -65,8 +66,10 @@ def abstract_params(
 
     Traces the initialization: nothing is allocated.
     """
+    # flax boxes each parameter with the names of its logical axes.
     boxed = jax.eval_shape(functools.partial(_initialize, arch), jax.random.key(0))
     specs = tree.flatten(nn.get_partition_spec(boxed))
+
     return {
         path: jax.ShapeDtypeStruct(
             leaf.shape, dtype, sharding=mesh and axes.sharding_of(mesh, specs[path])
@@ -86,6 +89,7 @@ def initialize_params(
     if not paths:
         return {}
 
+    # The compiler removes the initialization of the parameters that are not returned.
     def init(key: jax.Array) -> dict[str, jax.Array]:
         flat = tree.flatten(nn.unbox(_initialize(arch, key)))
         return {path: flat[path] for path in paths}
@@ -104,8 +108,11 @@ def place_params(
 
     def put(path: str, value: Any) -> jax.Array:
         sharding = abstract[path].sharding
+        # From device to device, without a copy on the host.
         if isinstance(value, jax.Array):
             return jax.device_put(value.astype(dtype or value.dtype), sharding)
+
+        # A host array of any size: each device gets its part, cast part by part.
         value = np.asarray(value)
         return jax.make_array_from_callback(
             value.shape, sharding, lambda index: value[index].astype(dtype or value.dtype)
@@ -116,12 +123,16 @@ def place_params(
 
 def _initialize(arch: WingsArch, key: jax.Array) -> Mapping[str, Any]:
     """Returns boxed parameters; a row of one image and one text token uses all of them."""
+    # One row of P image slots and one text slot: [1, P+1].
     side, patches = arch.vision.image_size, arch.vision.num_patches
     modality = np.full((1, patches + 1), layout.IMAGE)
     modality[:, -1] = layout.TEXT
     rows = layout.make_layout(np.zeros_like(modality), modality)
+
+    # One image: u8[B,I,height,width,3].
     images = np.zeros((1, 1, side, side, 3), np.uint8)
 
+    # Parameters do not depend on the kernel, and einsum runs everywhere.
     model = Wings(arch, kernel="einsum")
     batch = layout.Batch(rows, rows.tokens, images)
     return model.init(key, batch, method=Wings.initialize)["params"]

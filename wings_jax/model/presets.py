@@ -219,6 +219,7 @@ def _qwen2(
         rope_theta=1e6,
         rope_scaling=None,
         max_positions=32768,
+        # The only biases of a Qwen2 layer: o and the feed-forward network have none.
         qkv_bias=True,
         tie_embeddings=tie,
     )
@@ -280,6 +281,7 @@ def _llama3(
     width: int, layers: int, heads: tuple[int, int], ffn: int, *, factor: float, tie: bool = False
 ) -> DecoderArch:
     """Returns a Llama 3.1 or 3.2 model, with the factor of its rope scaling."""
+    # Trained on 8192 positions; the scaling extends them to 131072.
     scaling = RopeScaling("llama3", factor, 1.0, 4.0, 8192)
     return _llama(
         width, layers, heads, ffn, 128256, theta=5e5, scaling=scaling, positions=131072, tie=tie
@@ -342,6 +344,7 @@ def _siglip(
         pre_norm=False,
         post_norm=True,
         patch_bias=True,
+        # Pixels from 0 to 1 are mapped to -1 to 1.
         mean=HALF,
         std=HALF,
         resample=resample,

@@ -69,6 +69,7 @@ class VisionMlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
+        # [B, P, E] -> [B, P, F] -> [B, P, E]
         h = Projection("BPE,EF->BPF", {"F": self.arch.ffn_size}, bias=True, name="up")(x)
         h = ACTIVATIONS[self.arch.activation](h)
         return Projection("BPF,FE->BPE", {"E": x.shape[-1]}, bias=True, name="down")(h)
@@ -128,6 +129,7 @@ class VisionTower(nn.Module):
             x = jnp.concatenate([token, x], axis=1)
 
         x = x + self._param("position", (None, "E"), x.shape[1:]).astype(x.dtype)
+
         if arch.pre_norm:
             x = LayerNorm(arch.norm_eps, name="pre_norm")(x)
 
@@ -165,6 +167,7 @@ class Projector(nn.Module):
         for i in range(PROJECTORS[self.projector]):
             if i > 0:
                 x = ACTIVATIONS["gelu"](x)
+            # [B, P, E] -> [B, P, D], then [B, P, D] -> [B, P, D]
             eqn = "BPE,ED->BPD" if i == 0 else "BPD,DO->BPO"
             sizes = {"D": self.width, "O": self.width}
             x = Projection(eqn, sizes, bias=True, name=f"linear_{i}")(x)

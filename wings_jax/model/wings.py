@@ -67,6 +67,7 @@ class Wings(nn.Module):
         `classes` f32[B,T,C] are probes of the main attention (`context.LayerContext`).
         """
         x0 = self.embed(batch.layout, batch.images)
+        # An upper bound of the image slots: a row may have fewer images.
         images_per_row = batch.images.shape[1]
         image_slots = images_per_row * self.arch.vision.num_patches if images_per_row else 0
         return self.decoder(x0, batch.layout, classes, image_slots=image_slots)

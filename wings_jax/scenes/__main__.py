@@ -28,9 +28,12 @@ def main() -> None:
     )
     parser.add_argument("directory", help="directory to write")
     parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+
     for field in dataclasses.fields(dataset.SceneSettings):
         flag = f"--{field.name.replace('_', '-')}"
         parser.add_argument(flag, type=int, default=field.default, help=FLAG_HELP[field.name])
+
+    # What remains are the settings, by field.
     settings = vars(parser.parse_args())
     settings.pop("debug")
 

@@ -128,6 +128,7 @@ def training_records(album: Album, settings: SceneSettings) -> dict[str, list[Re
     rng = album.rng
     captions, answered, mixed = [], [], []
     images = [album.add() for _ in range(settings.pictures)]
+
     for number, (image, scene) in enumerate(images):
         # Stage 1: every image has a caption.
         caption = QuestionTurn("caption", questions.DESCRIBE, questions.describe(rng, scene))
@@ -148,6 +149,7 @@ def training_records(album: Album, settings: SceneSettings) -> dict[str, list[Re
             turns = text + questions.ask_turns(rng, [scene], settings.turns // 2)
             record = make_record(f"mixed-{number}", "interleaved", turns, [image], at=len(text))
             mixed.append(record)
+
         turns = questions.ask_turns(rng, [scene], min(settings.turns, 2 + 2 * len(scene)))
         answered.append(make_record(f"asked-{number}", "single", turns, [image]))
 
@@ -155,6 +157,7 @@ def training_records(album: Album, settings: SceneSettings) -> dict[str, list[Re
         make_record(f"replay-{number}", "text", text_turns(rng, skills.REPLAYED, "train", 4))
         for number in range(settings.replay)
     ]
+
     return {
         "train_stage1": captions,
         "train_stage2": answered,
@@ -170,6 +173,7 @@ def test_records(album: Album, settings: SceneSettings) -> dict[str, list[Record
         *_several_tests(album, settings.test_each),
         *_interleaved_tests(album, settings.test_each),
     ]
+
     # Text: every skill alone, the replayed and the never replayed ones.
     text = []
     for name in skills.SKILLS:
@@ -193,6 +197,7 @@ def _single_tests(album: Album, count: int) -> list[Record]:
 def _several_tests(album: Album, count: int) -> list[Record]:
     """Returns `count` questions about two images."""
     records = []
+
     for number in range(count):
         kind = questions.ALL_KINDS[number % len(questions.ALL_KINDS)]
         pair = [album.add(with_kind=None if kind == "which" else kind) for _ in range(2)]
@@ -206,11 +211,13 @@ def _interleaved_tests(album: Album, count: int) -> list[Record]:
     """Returns `count` questions about an image after one or two text-only questions."""
     records = []
     kinds = list(questions.KINDS)
+
     for number in range(count):
         kind = kinds[number % len(kinds)]
         image, scene = album.add(with_kind=kind)
         turns = text_turns(album.rng, skills.REPLAYED, "test", album.rng.randint(1, 2))
         turns += _ask_one(album.rng, [scene], kind)
+
         last = len(turns) - 1
         record = make_record(f"interleaved-{number}", "interleaved", turns, [image], at=last)
         records.append(record)
@@ -258,6 +265,7 @@ def _check_same(directory: pathlib.Path, settings: SceneSettings | None) -> None
     written = json.loads(note.read_text(encoding="utf-8"))["settings"]
     if settings is None:
         return
+
     requested = dataclasses.asdict(settings)
     if written != requested:
         raise errors.UserError(
@@ -272,6 +280,7 @@ def _write_files(directory: pathlib.Path, settings: SceneSettings) -> None:
     for split, make_records in (("train", training_records), ("test", test_records)):
         # A seed of its own for each split: one can change without the other.
         album = Album(split, random.Random(f"{settings.seed}-{split}"))
+
         for name, records in make_records(album, settings).items():
             _write_records(directory / f"{name}.json", records)
             counts[name] = len(records)

@@ -45,11 +45,13 @@ DESCRIBE = "Describe the picture."
 def make_objects(rng: random.Random, glyphs: drawings.Glyphs) -> tuple[Placed, ...]:
     """Returns 1-3 objects of different names and colors in different cells, by cell."""
     count = rng.choice((1, 2, 2, 3, 3))
+    # Digits and things are equally frequent.
     digits = sum(rng.random() < 0.5 for _ in range(count))
     names = rng.sample(DIGITS, digits) + rng.sample(THINGS, count - digits)
     rng.shuffle(names)
 
     colors = rng.sample(list(COLORS), count)
+    # Sorted, so that the objects are in reading order.
     cells = sorted(rng.sample(range(len(PLACES)), count))
     return tuple(_place(rng, glyphs, *chosen) for chosen in zip(names, colors, cells, strict=True))
 
@@ -66,6 +68,8 @@ def make_crowd(rng: random.Random, count: int) -> tuple[Placed, ...]:
 def _place(rng: random.Random, glyphs: drawings.Glyphs, name: str, color: str, cell: int) -> Placed:
     """Returns the object drawn with a random glyph of its name, inside its cell."""
     scale = rng.randint(24, 30)
+
+    # The glyph may move within its cell, but not out of it.
     room = (drawings.CELL - scale) // 2
     shift = (rng.randint(-room, room), rng.randint(-room, room))
     return Placed(name, color, cell, rng.choice(glyphs.by_name[name]), scale, shift)
@@ -78,6 +82,7 @@ def describe(rng: random.Random, objects: Sequence[Placed], *, most: int = 6) ->
     image, not from its position.
     """
     order = rng.sample(objects, len(objects))
+    # Fewer statements per object where there are many, so that `most` cuts off few.
     statement_count = 2 if len(order) < 4 else 1
     statements = [fact for placed in order for fact in rng.sample(facts(placed), statement_count)]
     return " ".join(fact.answer for fact in statements[:most])
@@ -122,6 +127,7 @@ def _fact(kind: str) -> Callable[[random.Random, Sequence[Placed]], QuestionAnsw
 
 def _count(rng: random.Random, objects: Sequence[Placed]) -> QuestionAnswer | None:
     digits = sum(map(_is_digit, objects))
+    # The things that are not digits are drawings.
     counts = {"digits": digits, "drawings": len(objects) - digits, "objects": len(objects)}
     counted = rng.choice(list(counts))
     return f"How many {counted} are there?", str(counts[counted])
@@ -135,7 +141,9 @@ def _exists(rng: random.Random, objects: Sequence[Placed]) -> QuestionAnswer | N
 
 def ask_exists(rng: random.Random, names: Sequence[str], colors: Sequence[str]) -> tuple[str, str]:
     """Returns whether an object of some name, or sometimes of some color, is among these."""
+    # Half of the answers are yes, so a guess without the image is right half of the time.
     is_there = rng.random() < 0.5
+
     if colors and rng.random() < 0.25:
         choices = colors if is_there else [color for color in COLORS if color not in colors]
         question = f"Is anything {rng.choice(choices)}?"
@@ -192,6 +200,7 @@ def ask_among(
     if question_answer is None:
         return None
     question, answer = question_answer
+    # The question continues a sentence: "In the second picture, what colour is ...".
     lowered = question[0].lower() + question[1:]
     return f"In the {ORDINALS[number]} picture, {lowered}", answer
 
@@ -201,6 +210,8 @@ def _which(rng: random.Random, images: Sequence[Sequence[Placed]]) -> QuestionAn
     for number, objects in enumerate(images):
         for placed in objects:
             holders.setdefault(placed.name, []).append(number)
+
+    # An object in several images has no single answer.
     unique = sorted(name for name, numbers in holders.items() if len(numbers) == 1)
     if not unique:
         return None
@@ -226,6 +237,7 @@ def ask_turns(
     for _ in range(8 * turns):
         if len(by_question) == turns:
             break
+
         kind = rng.choice(kinds)
         question_answer = ask(rng, images[0], kind) if is_single else ask_among(rng, images, kind)
         if question_answer is not None:

@@ -88,11 +88,13 @@ def _plus(rng: random.Random) -> tuple[str, str]:
 
 def _minus(rng: random.Random) -> tuple[str, str]:
     right, difference = rng.randint(0, 9), rng.randint(0, 9)
+    # Chosen from the difference, so that no answer is negative.
     left = right + difference
     return rng.choice((f"What is {left} minus {right}?", f"{left} - {right} = ?")), str(difference)
 
 
 def _larger(rng: random.Random) -> tuple[str, str]:
+    # Different numbers: one of them is larger.
     left, right = rng.sample(range(21), 2)
     word, pick = rng.choice((("larger", max), ("smaller", min)))
     return f"Which is {word}, {left} or {right}?", str(pick(left, right))
@@ -112,6 +114,7 @@ def _parity(rng: random.Random) -> tuple[str, str]:
 
 def _property(rng: random.Random) -> tuple[str, str]:
     question, holders = PROPERTIES[rng.choice(list(PROPERTIES))]
+    # Half of the answers are yes, so the question alone does not tell more than chance.
     is_holder = rng.random() < 0.5
     names = holders if is_holder else [thing for thing in drawings.THINGS if thing not in holders]
     name = questions.article(rng.choice(names))
@@ -129,6 +132,7 @@ def _color_fact(rng: random.Random) -> tuple[str, str]:
 
 
 def _lookup(rng: random.Random) -> tuple[str, str]:
+    # The question is about a statement of the text itself.
     context, turns, _ = imagine(rng)
     return f"{context}\n{turns[0].question}", turns[0].answer
 
@@ -149,12 +153,14 @@ REPLAYED = tuple(name for name, skill in SKILLS.items() if skill.replayed)
 
 def is_test(question: str) -> bool:
     """Returns whether a question of a skill with `held_out` belongs to the test."""
+    # A fixed fifth of the questions, by their text: it does not depend on a seed or an order.
     return zlib.crc32(question.encode()) % 5 == 0
 
 
 def sample(rng: random.Random, name: str, split: str) -> tuple[str, str]:
     """Returns a random (question, answer) of the skill in "train" or "test"."""
     skill = SKILLS[name]
+    # Drawn again until the question belongs to the split.
     while True:
         question, answer = skill.make(rng)
         if not skill.held_out or is_test(question) == (split == "test"):
@@ -178,6 +184,7 @@ def imagine(
     rng.shuffle(statements)
     context = " ".join(fact.answer for fact in statements)
 
+    # A color that no statement names cannot be answered from the text.
     colors = [placed.color for placed in objects if placed.color in context]
     mentioned = questions.ask_exists(rng, [placed.name for placed in objects], colors)
     return context, rng.sample(statements, len(statements)), mentioned

@@ -81,6 +81,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     """
     # Leaves first: argparse does not know their names.
     changes, rest = _split_changes(argv)
+
     parser = _Parser(add_help=False, allow_abbrev=False)
     parser.add_argument("--config", "-config", default="")
     parser.add_argument("--data", action="append", default=[])
@@ -117,6 +118,7 @@ def _split_changes(argv: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     changes: dict[str, str] = {}
     rest: list[str] = []
     arguments = list(argv)
+
     while arguments:
         argument = arguments.pop(0)
         match = re.fullmatch(r"--?(no)?config\.([^=]*)(=(.*))?", argument, re.DOTALL)
@@ -142,11 +144,13 @@ def load_config(flag: str) -> tuple[config_dict.ConfigDict, tuple[str, ...]]:
     """
     name, _, preset = flag.partition(":")
     path = pathlib.Path(name)
+
     # The config of an earlier run.
     if path.is_dir():
         path = path / "config.json"
     if path.suffix == ".json":
         return _load_json(path), ()
+
     if not path.is_file():
         raise UserError(f"--config: {name} does not exist")
 
@@ -155,12 +159,14 @@ def load_config(flag: str) -> tuple[config_dict.ConfigDict, tuple[str, ...]]:
     if spec is None or spec.loader is None:
         raise UserError(f"--config: {name} is not a Python or JSON file")
     module = importlib.util.module_from_spec(spec)
+
     try:
         spec.loader.exec_module(module)
         config = module.get_config(preset) if preset else module.get_config()
     except _CONFIG_ERRORS as error:
         detail = " ".join(str(error).split()) or type(error).__name__
         raise UserError(f"--config: {name}: {detail}") from error
+
     if not isinstance(config, config_dict.ConfigDict):
         raise UserError(f"--config: {name}: get_config() returned {type(config).__name__}")
 
@@ -190,6 +196,7 @@ def parse_data(text: str) -> tuple[str, dict[str, Any]]:
       UserError: there is no name or no file.
     """
     name, _, location = text.partition("=")
+
     # The weight is after the last @, since a path may have one.
     weighted = re.fullmatch(r"(.*)@([0-9.eE+-]+)", location, re.DOTALL)
     weight = 0.0
@@ -203,6 +210,7 @@ def parse_data(text: str) -> tuple[str, dict[str, Any]]:
     path, _, images = location.partition(":")
     if not re.fullmatch(r"\w[\w-]*", name) or not path:
         raise UserError(f"--data {text}: the form is NAME=FILE[:IMAGES][@WEIGHT]")
+
     return name, {"path": path, "images": images, "weight": weight, "split": "train"}
 
 
@@ -230,6 +238,8 @@ def apply_changes(
         for former_key, text in changes.items():
             key, kind = find_leaf(former_key)
             values[key] = _from_text(text, kind, f"--config.{key}")
+
+        # Mappings that do not exist yet are created on the way, a source with its defaults.
         for key, value in values.items():
             *parents, leaf = key.split(".")
             node = config
@@ -247,6 +257,7 @@ def apply_changes(
                 source.images = ""
             for leaf in {"path", "images"} - changed:
                 source[leaf] = _move(source[leaf], scenes, config.data.scenes)
+
         if not any(_is_inside(s.path, config.data.scenes) for s in config.data.sources.values()):
             config.data.scenes = ""  # no source needs it
 
@@ -273,6 +284,7 @@ def find_leaf(key: str) -> tuple[str, Any]:
     """
     kind: Any = config_lib.Config
     names: list[str] = []
+
     for name in key.split("."):
         # A field of a dataclass, or any name in a mapping (sources, groups).
         if dataclasses.is_dataclass(kind):
@@ -288,6 +300,7 @@ def find_leaf(key: str) -> tuple[str, Any]:
             kind = typing.get_args(kind)[1]
         else:
             raise UserError(f"--config.{key}: config.{'.'.join(names)} has no keys")
+
         names.append(name)
     return ".".join(names), kind
 

@@ -33,11 +33,14 @@ class NonFiniteGuard:
         >>> [guard.check(1, 1), guard.check(2, 1), guard.check(3, 2)]
         [(), (), (1, 3)]
         """
+        # The count is kept on the devices, so a step was skipped if it has grown.
         if skipped > self._skipped:
             self._steps.append(step)
+
         self._skipped = int(skipped)
         while self._steps and self._steps[0] <= step - self._window:
             self._steps.popleft()
+
         return tuple(self._steps) if len(self._steps) >= self._limit else ()
 
 
@@ -55,7 +58,10 @@ def stop(
     Raises:
       UserError: always, with the steps, the first samples, and the file that has them all.
     """
+    # Batches are a function of the step, so the samples need not have been kept.
     samples = {str(step): list(sample_ids(step - 1)) for step in steps}
+
+    # Each host has samples of its own, and all write to one workdir.
     name = "nonfinite.json"
     if jax.process_count() > 1:
         name = f"nonfinite-host{jax.process_index()}.json"

@@ -42,6 +42,7 @@ def load_params(
       UserError: shapes or architectures differ, the LLM or the tower is missing in the source, or
         a newly initialized parameter is frozen.
     """
+    # Trained parameters are f32, because small updates would be rounded away in bfloat16.
     frozen_dtype = jnp.dtype(config.frozen_dtype or parameters.default_dtype())
     is_trained = {path: optim.is_trained(labels, config.optimizer, path) for path in abstract}
 
@@ -60,6 +61,7 @@ def load_params(
         dtypes = {path: jnp.float32 if is_trained[path] else frozen_dtype for path in abstract}
         loaded = _load_checkpoint(source, config, arch, abstract, dtypes)
 
+    # What the source does not have is newly initialized, such as learners or a router.
     missing = [path for path in abstract if path not in loaded]
     _check_trainable(missing, labels, config.optimizer)
     initialized = parameters.initialize_params(arch, missing, abstract, config.seed)
@@ -87,11 +89,13 @@ def _load_checkpoint(
     # An LLM alone has no tower to compare; that it is missing has its own message.
     has_tower = any(path.startswith("vision/") for path in saved)
     compared = arch if has_tower else dataclasses.replace(arch, vision=saved_arch.vision)
+
     check_compatible(compared, saved_arch, str(source))
     starting.check_sources(abstract, saved, str(source))
     check_learners(arch, saved_arch, str(source), accept=config.accept_changed_model)
     check_unused(saved, abstract, str(source))
 
+    # The sharding of the model, and the dtype of its group, whatever was saved.
     targets = {
         path: jax.ShapeDtypeStruct(leaf.shape, dtypes[path], sharding=leaf.sharding)
         for path, leaf in abstract.items()
@@ -122,14 +126,17 @@ def check_learners(
     Raises:
       UserError: gain or semantics differ and `accept` is not set; it has both values.
     """
+    # Compared only where both models have the part that it applies to.
     compared: dict[str, tuple[Any, Any]] = {}
     if saved_arch.learners and arch.learners:
         compared["semantics"] = (_semantics_name(saved_arch), _semantics_name(arch))
     if saved_arch.router and arch.router:
         compared["gain"] = (saved_arch.gain, arch.gain)
+
     for name, (saved_value, value) in compared.items():
         if saved_value == value:
             continue
+
         change = f"{saved_value} -> {value}"
         message = f"config.model.{name} differs from the checkpoint's ({change}), {source}"
         if not accept:
@@ -148,6 +155,7 @@ def check_unused(saved: Mapping[str, Any], abstract: Mapping[str, Any], source: 
     """
     unused = sorted(saved.keys() - abstract.keys())
     adapters = [path for path in unused if starting.is_adapter(path)]
+
     if adapters:
         raise UserError(
             f"{source}: {adapters[0]} is not in the config's model and would be lost: continue "
@@ -187,6 +195,7 @@ def _print_table(
     rates = {
         group: f"{rate:g}" if rate else "frozen" for group, rate in optimizer.learning_rates.items()
     }
+
     columns = {
         "group": labels,
         "learning rate": {path: rates[group] for path, group in labels.items()},

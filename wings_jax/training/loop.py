@@ -77,6 +77,7 @@ def _run_steps(
         before = time.perf_counter()
         batch = next(batches)
         waited = time.perf_counter() - before
+
         watchdog.begin(f"step {step}")
         placed = meshes.place_batch(
             batch,
@@ -84,12 +85,15 @@ def _run_steps(
             batch_size=config.batch_size,
             accumulation=config.optimizer.accumulation,
         )
+
         with profiler.trace_step(step):
             run.state, scalars = run.update(run.state, placed)
 
         # The scalars of the step before: the device has the next update to work on meanwhile.
         if pending:
             log.log_step(*pending)
+
+        # At the first and the last step too, so that a short run has a curve.
         watched = None
         if watch and (step in (1, run.steps) or step % config.laws_every == 0):
             watched = watch({**run.state.frozen, **run.state.trained})
@@ -127,9 +131,11 @@ class _StepLog:
         )
         is_first_host = jax.process_index() == 0
         self._writer = metrics.MetricsWriter(run.workdir, start=done) if is_first_host else None
+
         chip = chips.find_chip(jax.devices()[0].device_kind)
         if not chip and is_first_host:
             print(chips.unknown_chip(jax.devices()[0].device_kind), flush=True)
+
         self.clock = metrics.Clock(
             run.steps, devices=run.mesh.size, peak_flops=chip.flops if chip else None
         )
@@ -137,6 +143,7 @@ class _StepLog:
 
     def tick(self, waited: float, batch: Batch) -> None:
         """Adds to the clock a step that waited so many seconds for this host's batch."""
+        # The model's operations, not the hardware's: recomputed activations do not count.
         work = flops.count_workload(batch, self._run.arch)
         operations = flops.model_flops(self._run.arch, work, self._run.state.trained)
         hosts = jax.process_count()  # all have as many rows, and are assumed to be as full
@@ -164,6 +171,8 @@ class _StepLog:
             self._writer.write(step, scalars)
             if step % run.config.log_every == 0 or step in (1, run.steps):
                 print(metrics.format_line(step, run.steps, scalars), flush=True)
+
+        # Skipped steps changed no parameter; too many of them end the run.
         skipped_steps = self._guard.check(step, scalars["skipped"])
         if skipped_steps:
             divergence.stop(run.workdir, skipped_steps, run.loader.sample_ids)

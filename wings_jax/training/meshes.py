@@ -33,8 +33,10 @@ def make_run_mesh(
         axes.check_hosts(mesh, rows)
     except axes.MeshError as error:
         raise axes.MeshError(f"{flag}: {error}") from None
+
     parameters.check_mesh(arch, mesh, rows // config.optimizer.accumulation, flag=flag)
 
+    # Rows that do not divide evenly over the devices are filled up.
     added = rows - config.batch_size
     if added and jax.process_index() == 0:
         print(
@@ -61,6 +63,7 @@ def mesh_shape(mesh: config_lib.MeshConfig, arch: WingsArch, devices: int) -> di
         return shape  # `axes.make_mesh` completes it, or names what is wrong
 
     remaining = devices // given
+    # The largest number of shards that divides both widths (D and E) and the devices.
     fsdp = math.gcd(remaining, arch.decoder.hidden_size, arch.vision.hidden_size)
     return {**shape, "data": mesh.data * remaining // fsdp, "fsdp": fsdp}
 
@@ -68,13 +71,16 @@ def mesh_shape(mesh: config_lib.MeshConfig, arch: WingsArch, devices: int) -> di
 def padded_batch_size(mesh: Mesh, batch_size: int, accumulation: int) -> int:
     """Returns the rows of a batch with those of padding, so that each device has as many."""
     shares = mesh.shape["data"] * mesh.shape["fsdp"] * accumulation
+    # -(-a // b) rounds up.
     return -(-batch_size // shares) * shares
 
 
 def place_batch(batch: Batch, mesh: Mesh, *, batch_size: int, accumulation: int) -> Batch:
     """Returns the global batch on the mesh, from this host's rows, padded where necessary."""
     padded = padded_batch_size(mesh, batch_size, accumulation)
+    # Each host adds its part of the padding.
     batch = pad_rows(batch, (padded - batch_size) // jax.process_count())
+
     sharding = axes.sharding_of(mesh, ("B",))
     return jax.tree.map(lambda x: jax.make_array_from_process_local_data(sharding, x), batch)
 
@@ -83,10 +89,12 @@ def pad_rows(batch: Batch, count: int) -> Batch:
     """Returns the batch with `count` more rows, which hold padding only and no target."""
     if not count:
         return batch
+    # Slots of modality PADDING (0), so the rows have no key, no loss and no gradient.
     slots = np.zeros((count, batch.targets.shape[1]), np.int32)
     padding = Batch(
         make_layout(slots, slots),
         np.full_like(slots, IGNORE),
         np.zeros((count, *batch.images.shape[1:]), np.uint8),
     )
+
     return jax.tree.map(lambda *parts: np.concatenate(parts), batch, padding)

@@ -41,6 +41,7 @@ class MetricsWriter:
 
         self._workdir = workdir
         self._mirror, self._uploaded = None, time.monotonic()
+
         directory = pathlib.Path(workdir)
         if files.is_url(workdir):
             self._mirror = tempfile.TemporaryDirectory(prefix="wings-metrics-")
@@ -48,9 +49,11 @@ class MetricsWriter:
         self._path, board = directory / "metrics.jsonl", directory / "tensorboard"
 
         with self._writing():
+            # A resumed run computes the steps after its checkpoint again.
             earlier = files.as_path(workdir) / "metrics.jsonl"
             if earlier.exists():
                 _copy_lines_until(earlier, start, self._path)
+
             self._lines = self._path.open("a", encoding="utf-8", buffering=1)
             board.mkdir(parents=True, exist_ok=True)
             self._events = event_file_writer.EventsWriter(str(board / "events"))
@@ -65,10 +68,13 @@ class MetricsWriter:
 
         with self._writing():
             self._lines.write(json.dumps({"step": step, **scalars}) + "\n")
+
             for name, value in scalars.items():
                 point = summary.scalar(name, value)
                 event = event_pb2.Event(wall_time=time.time(), step=step, summary=point)
                 self._events.write_event(event)
+
+            # Flushed at every step, so that the points of a killed run are in the file.
             self._events.flush()
             if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
                 self._upload()
@@ -89,6 +95,7 @@ class MetricsWriter:
 
         Python would report such a file once more when it is deleted.
         """
+        # `EventsWriter.close` flushes first; if that raises, its file stays open.
         records = self._events._py_recordio_writer
         try:
             self._events.close()
@@ -117,6 +124,7 @@ class MetricsWriter:
 
 def _copy_lines_until(source: pathlib.Path, last: int, target: pathlib.Path) -> None:
     """Copies the lines of a JSONL file up to step `last`, without a line that is not whole."""
+    # A killed run may have written half of its last line.
     lines = source.read_text(encoding="utf-8").splitlines()
     whole = [line for line in lines if line.endswith("}")]
     remaining = [line + "\n" for line in whole if json.loads(line)["step"] <= last]
@@ -158,6 +166,7 @@ class Clock:
           tokens: slots of the whole batch that are not padding.
           flops: operations that the model needs for them, forward and backward.
         """
+        # Sums since the start: the difference of two marks is what lies between them.
         last = self._marks[-1]
         self._marks.append(
             _Mark(
@@ -180,9 +189,11 @@ class Clock:
         step_p50_s, step_p95_s  the median, and what 95 % of the steps stay below
         eta_s                 seconds until the last step
         """
+        # Differences between the oldest and the newest mark: the last 50 steps.
         marks = list(self._marks) or [_Mark(0.0)]
         first, last = marks[0], marks[-1]
         elapsed = max(last.time - first.time, 1e-9)
+
         times = [after.time - before.time for before, after in itertools.pairwise(marks)] or [0.0]
         step_s = sum(times) / len(times)
 
@@ -198,13 +209,17 @@ class Clock:
             "step_p95_s": float(np.percentile(times, 95)),
             "eta_s": step_s * (self._steps - step),
         }
+
         return speed | ({"mfu": flops_per_s / self._peak_flops} if self._peak_flops else {})
 
 
 def format_line(step: int, steps: int, scalars: Mapping[str, float]) -> str:
     """Returns the line that the terminal shows for a step."""
+    # The rates of the groups, whose scalars are named lr/GROUP.
     rates = {k.removeprefix("lr/"): v for k, v in scalars.items() if k.startswith("lr/")}
     shown_rates = " ".join(f"{name}={rate:.1e}" for name, rate in rates.items())
+
+    # With one device both speeds are the same.
     speed = f"{scalars['tokens_per_s']:,.0f} tok/s"
     if scalars["tokens_per_s_device"] != scalars["tokens_per_s"]:
         speed += f" ({scalars['tokens_per_s_device']:,.0f} per device)"

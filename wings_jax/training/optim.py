@@ -71,6 +71,7 @@ def make_optimizer(
         path: labels[path] if no_decay.fullmatch(path) else f"{labels[path]}+decay"
         for path in trained
     }
+
     transforms = {
         label: _make_transform(
             rates[label.removesuffix("+decay")],
@@ -80,6 +81,7 @@ def make_optimizer(
         for label in set(decay_labels.values())
     }
 
+    # The norm is taken over all groups, so clipping comes before the partition.
     by_label = optax.partition(transforms, decay_labels)
     if optimizer.max_grad_norm > 0:
         return optax.chain(optax.clip_by_global_norm(optimizer.max_grad_norm), by_label)
@@ -95,6 +97,7 @@ def _make_transform(
             rate, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, weight_decay=decay
         )
 
+    # consistent_rms gives the updates AdamW's size, so AdamW's learning rates fit.
     return contrib.muon(
         rate,
         adam_b1=optimizer.b1,
@@ -111,10 +114,14 @@ def _matrices(params: Mapping[str, jax.Array]) -> dict[str, object]:
 
     def axes_of(path: tuple, value: jax.Array) -> object:
         *parents, name, leaf = path[-1].key.split("/")
+        # Embeddings, the head, routers, the patch convolution, norms and biases stay with AdamW.
         if leaf not in ("kernel", "a", "b") or name in ("router", "head", "patch"):
             return None
 
+        # The layers are stacked along the first axis: each has a matrix of its own.
         first = int("layers" in parents)
+
+        # [D,N,H] and [D,F] have one input axis, the output projection [N,H,D] has two.
         summed = 2 if name == "o" and leaf != "b" else 1
         rows = tuple(range(first, first + summed))
         columns = tuple(range(first + summed, value.ndim))

@@ -22,6 +22,7 @@ class Profiler:
     def __init__(self, steps: str, workdir: pathlib.Path, *, last: int):
         """`last` is the run's last step. Raises UserError if the trace would begin after it."""
         self._first, self._stop = config_checks.parse_profile(steps)
+
         if self._first > last:
             raise UserError(f"config.profile: {steps} begins after the last step, {last}")
         self._directory = workdir / "profile"
@@ -35,6 +36,7 @@ class Profiler:
         """
         if not self._first <= step < self._stop:
             return contextlib.nullcontext()
+
         if not self._is_tracing:
             try:
                 self._directory.mkdir(parents=True, exist_ok=True)
@@ -42,10 +44,12 @@ class Profiler:
                 raise UserError(f"config.profile: {self._directory}: {error.strerror}") from error
             jax.profiler.start_trace(self._directory)
             self._is_tracing = True
+
         return jax.profiler.StepTraceAnnotation("train", step_num=step)
 
     def end_step(self, step: int, outputs: Any) -> None:
         """Ends the trace with its last step, when the devices have computed its outputs."""
+        # Computation is asynchronous: without the wait the trace would end before the last step.
         if self._is_tracing and step + 1 >= self._stop:
             jax.block_until_ready(outputs)
             self._write()

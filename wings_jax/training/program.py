@@ -40,6 +40,7 @@ def split_params(
             for path, leaf in leaves.items()
         }
 
+    # Small updates would be rounded away in bfloat16; what is frozen is only read.
     trained, frozen = tree.split(abstract, is_trained)
     return typed(trained, jnp.dtype(jnp.float32)), typed(frozen, frozen_dtype)
 
@@ -66,12 +67,15 @@ def abstract_batch(config: config_lib.Config, arch: WingsArch, mesh: Mesh) -> la
     """Returns a global batch of the config as shapes, sharded over the mesh."""
     rows = meshes.padded_batch_size(mesh, config.batch_size, config.optimizer.accumulation)
     side = arch.vision.image_size
+
+    # One row on the host: only its shapes and dtypes are used.
     slots = np.zeros((1, config.data.sequence_length), np.int32)
     example = layout.Batch(
         layout.make_layout(slots, slots),
         slots,
         np.zeros((1, config.data.images_per_row, side, side, 3), np.uint8),
     )
+
     sharding = axes.sharding_of(mesh, ("B",))
     return jax.tree.map(
         lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype, sharding=sharding), example
@@ -90,11 +94,14 @@ def jit_update(
     """
     dtype = jnp.dtype(config.compute_dtype or parameters.default_dtype())
     model = Wings(arch, dtype, config.attention, config.remat)
+
     update = step.make_train_step(
         model,
         optimizer,
         loss_chunk=config.loss_chunk,
         accumulation=config.optimizer.accumulation,
     )
+
+    # Without them the compiler may choose others, and the next step would compile again.
     shardings = jax.tree.map(lambda x: x.sharding, current)
     return jax.jit(update, donate_argnums=0, out_shardings=(shardings, None))

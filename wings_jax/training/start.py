@@ -66,9 +66,11 @@ def set_up(config: config_lib.Config, workdir: pathlib.Path) -> TrainingRun:
         try:
             return _set_up(config, workdir, damaged)
         except checkpoint.DamagedCheckpointError as error:
+            # Only a damaged step of this workdir has a step before it to fall back to.
             is_own = error.step in checkpoint.list_steps(workdir)
             if not is_own or not workdirs.list_steps(workdir, [*damaged, error.step]):
                 raise
+
             print(f"{error.step} is damaged ({error.reason}): trying the step before", flush=True)
             damaged.append(error.step)
 
@@ -101,6 +103,7 @@ def _set_up(
     tokenizer = checkpoint.open_tokenizer(tokenizer_files)
     check_tokenizer(tokenizer, arch)
     loader = open_data(config, arch, tokenizer, workdir)
+    # A negative number of steps stands for `epochs`.
     steps = config.steps
     if steps < 0:
         steps = max(1, round(config.epochs * loader.steps_per_epoch))
@@ -179,6 +182,7 @@ def open_data(
       UserError: a source has no path, or its data cannot be used.
     """
     data = config.data
+    # One host writes them, and the others wait until they are complete.
     if data.scenes and jax.process_index() == 0:
         dataset.write_scenes(data.scenes)
     if jax.process_count() > 1:

@@ -24,6 +24,7 @@ def make_state(
     shardings = jax.tree.map(lambda x: x.sharding, shapes)
     replicated = NamedSharding(mesh, PartitionSpec())
 
+    # Computed by one jit, so that the moments are created with their final shardings.
     opt_state = jax.jit(optimizer.init, out_shardings=shardings)(dict(trained))
     step, skipped = (jax.device_put(np.zeros((), np.int32), replicated) for _ in range(2))
     return TrainState(step, skipped, dict(trained), dict(frozen), opt_state)
@@ -40,10 +41,12 @@ def abstract_opt_state(
     def shaped(leaf: jax.ShapeDtypeStruct, sharding: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
+    # Groups of `optax.partition` mask the parameters of the others: such a leaf has no shape.
     def like_parameter(leaf: Any, parameter: Any) -> Any:
         is_masked = isinstance(leaf, optax.MaskedNode)
         return leaf if is_masked else shaped(leaf, parameter.sharding)
 
+    # Counters are replicated; only what is like a parameter is sharded.
     return optax.tree_map_params(
         optimizer,
         like_parameter,

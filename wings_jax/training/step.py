@@ -44,6 +44,7 @@ def split_micro_batches(batch: Batch, count: int) -> Batch:
     """
 
     def split(x: jax.Array) -> jax.Array:
+        # [B, ...] -> [B/count, count, ...] -> [count, B/count, ...]
         return jnp.swapaxes(x.reshape(x.shape[0] // count, count, *x.shape[1:]), 0, 1)
 
     return jax.tree.map(split, batch)
@@ -75,6 +76,7 @@ def make_train_step(
 
         zero = jnp.zeros((), jnp.float32)
         initial = (jax.tree.map(jnp.zeros_like, trained), zero, zero)
+        # Sums, which are divided by the targets of the whole batch later.
         return jax.lax.scan(add, initial, split_micro_batches(batch, accumulation))[0]
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:

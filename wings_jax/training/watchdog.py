@@ -31,8 +31,10 @@ class Watchdog:
         self, seconds: float, dump: Callable[[TextIO], None] = faulthandler.dump_traceback
     ):
         self._seconds, self._dump = seconds, dump
+        # A condition, not a sleep: `begin` and the end of the run wake the thread at once.
         self._changed = threading.Condition()
         self._begun, self._count, self._is_closed = "the run", 0, False
+
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
     def begin(self, what: str) -> None:
@@ -50,6 +52,7 @@ class Watchdog:
         with self._changed:
             self._is_closed = True
             self._changed.notify()
+
         if self._thread.is_alive():
             self._thread.join()
 
@@ -59,6 +62,7 @@ class Watchdog:
             while not self._is_closed:
                 count = self._count
                 self._changed.wait(self._seconds)
+                # Woken by `begin`, or timed out although it came meanwhile: that is progress.
                 if self._is_closed or self._count != count:
                     periods = 0
                     continue

@@ -31,9 +31,11 @@ def list_steps(workdir: pathlib.Path, damaged: Sequence[pathlib.Path] = ()) -> l
 
 def set_aside(damaged: Sequence[pathlib.Path]) -> None:
     """Renames damaged steps to STEP.damaged, so that the resumed run can save them again."""
+    # One host renames, and the others wait for it.
     if jax.process_index() == 0:
         for step in damaged:
             step.rename(step.with_name(f"{step.name}.damaged"))
+
     if damaged and jax.process_count() > 1:
         multihost_utils.sync_global_devices("damaged")
 
@@ -68,6 +70,7 @@ def check_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
                 f"--workdir: {workdir} holds a run of another config ({'; '.join(changed[:4])}): "
                 "give another --workdir, or remove it"
             )
+
     # Content counts, not where the files are.
     if earlier_data is not None and not config.accept_changed_data:
         _check_data(earlier_data, fingerprint_data(config.data))
@@ -103,10 +106,12 @@ def fingerprint_data(data: settings.DataConfig) -> dict[str, dict[str, str]]:
 def _digest(path: pathlib.Path) -> str:
     """Returns a short hash of a file or directory; '' if it cannot be read."""
     digest = hashlib.blake2b(digest_size=8)
+
     try:
         if not path.is_dir():
             with path.open("rb") as file:
                 return hashlib.file_digest(file, lambda: digest).hexdigest()
+
         # Names and sizes of a directory's files; content of its notes only.
         for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
             digest.update(f"{file_path.relative_to(path)} {file_path.stat().st_size}\n".encode())
@@ -114,6 +119,7 @@ def _digest(path: pathlib.Path) -> str:
                 digest.update(file_path.read_bytes())
     except OSError:  # opening the data reports it, by name
         return ""
+
     return digest.hexdigest()
 
 
@@ -137,10 +143,12 @@ def claim_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
     """Creates the workdir and writes the config and the data's digests, on the first host."""
     if jax.process_index():
         return
+
     try:
         if not files.is_url(workdir):
             workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(f"--workdir: cannot write to {workdir}: {error.strerror}") from error
+
     files.write_json(workdir / CONFIG_FILE, config_lib.to_dict(config))
     files.write_json(workdir / DATA_FILE, fingerprint_data(config.data))

@@ -42,9 +42,12 @@ class CheckpointWriter:
         self._meta = {"config": config_lib.to_dict(config), "arch": config_lib.to_dict(arch)}
         self._tokenizer = dict(tokenizer_files)
         _silence_background_errors()
+
+        # A step is kept if any policy keeps it.
         policies: list[Any] = [preservation.LatestN(max_checkpoints)]
         if keep_every_hours:
             policies.append(preservation.EveryNSeconds(round(keep_every_hours * 3600)))
+
         options = ocp.CheckpointManagerOptions(
             preservation_policy=preservation.AnyPreservationPolicy(policies), create=True
         )
@@ -60,6 +63,7 @@ class CheckpointWriter:
         Raises:
           UserError: this save, or the one before it, cannot be written.
         """
+        # A finished run that is started again has saved its last step already.
         if step in self._manager.all_steps():
             return
 
@@ -68,12 +72,14 @@ class CheckpointWriter:
             "params": checksums.checksum_arrays(params),
             "opt_state": checksums.checksum_arrays(checkpoint.flatten_state(opt_state)),
         }
+
         arguments = ocp.args.Composite(
             params=ocp.args.PyTreeSave(tree.nest(params)),
             opt_state=ocp.args.PyTreeSave(opt_state),
             meta=ocp.args.JsonSave({**self._meta, "step": step, "checksums": sums}),
             tokenizer=ocp.args.JsonSave(self._tokenizer),
         )
+
         with self._writing():
             self._manager.save(step, args=arguments)
 

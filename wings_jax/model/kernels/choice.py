@@ -39,6 +39,7 @@ def check_kernel(kernel: str, dtype: jnp.dtype, *, key: str = "config.attention"
     """
     if kernel not in ACCELERATED:
         return
+
     device = _device()
     missing = ACCELERATED[kernel].requirement(device, jnp.dtype(dtype))
     if missing:
@@ -61,11 +62,13 @@ def best_kernel(dtype: jnp.dtype) -> str:
 
 
 def _device() -> jax.Device:
+    # The device of an ahead-of-time compilation comes first.
     return _targets[-1] if _targets else jax.devices()[0]
 
 
 @functools.cache
 def _best_kernel(device: jax.Device, dtype: jnp.dtype) -> str:
+    # In the order of preference: the first that runs is chosen.
     missing = {}
     for name, module in ACCELERATED.items():
         reason = module.requirement(device, dtype)

@@ -66,10 +66,12 @@ def attend(
         padding = (-num_queries % SLOTS, -num_keys % SLOTS)
         is_visible = layout.visible(mask.query, mask.key)
         is_visible = jnp.pad(is_visible, ((0, 0), (0, padding[0]), (0, padding[1])))
+
         # cuDNN's gradient of a query without keys is NaN: such a query gets the first one. Its
         # result is replaced by 0, so that its gradient is 0.
         is_empty = ~is_visible.any(2, keepdims=True)
         is_visible = (is_visible | (is_empty & (jnp.arange(is_visible.shape[2]) == 0)))[:, None]
+
         q = jnp.pad(q, ((0, 0), (0, padding[0]), (0, 0), (0, 0)))
         k, v = (jnp.pad(x, ((0, 0), (0, padding[1]), (0, 0), (0, 0))) for x in (k, v))
         probes = jnp.pad(probes, ((0, 0), (0, padding[1]), (0, 0)))
@@ -92,6 +94,7 @@ def attend(
         )[:, :num_queries]
         return result if has_keys is None else jnp.where(has_keys, result, 0)
 
+    # [B, T, N, W] -> [B, T, N, H]
     out = call(widen(v))[..., :width]
     if not num_probes:
         return out, jnp.zeros((*out.shape[:3], 0), jnp.float32)

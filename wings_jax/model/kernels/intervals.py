@@ -78,6 +78,7 @@ def key_intervals(query: Visibility, key: Visibility) -> Intervals:
     mask = layout.visible(query, key)
     num_keys = mask.shape[2]
     slots = jnp.arange(num_keys, dtype=jnp.int32)
+    # [B, T, S] -> [B, T]; a query without visible keys gets S and 0, an empty interval.
     first = jnp.where(mask, slots, num_keys).min(2)
     stop = jnp.where(mask, slots + 1, 0).max(2)
     return Intervals(jnp.minimum(first, stop), stop)

@@ -33,10 +33,14 @@ def over_mesh(kernel: Kernel) -> Kernel:
             return kernel(q, k, v, probes, mask)
 
         rows, heads = axes.spec_of("B")[0], axes.spec_of("N")[0]
+        # Rows that do not divide, such as a single one, are not sharded.
         if q.shape[0] % axes.num_shards(mesh.shape, rows or ()):
             rows = None
+
+        # q [B,T,N,H], k and v [B,S,K,H]; probes [B,S,C] and the mask are by row only.
         by_row = PartitionSpec(rows)
         by_head = PartitionSpec(rows, None, heads)
+
         return jax.shard_map(
             kernel,
             mesh=mesh,

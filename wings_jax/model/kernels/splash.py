@@ -57,6 +57,7 @@ def attend(
       mask: which keys a query attends to; None: all.
       interpret: whether to run on any backend, slowly.
     """
+    # Probes are further columns of the values, so one pass computes both.
     (num_queries, _, width), num_keys = q.shape[1:], k.shape[1]
     num_probes = probes.shape[-1]
     wide = columns.add_columns(v, probes if num_probes else None)
@@ -70,13 +71,18 @@ def attend(
     if mask is None:
         mask = _all_visible(q.shape[0], num_queries, num_keys)
     segments = _segments(mask, padding)
+
+    # The kernel computes one row: the batch is mapped over.
     kernel = functools.partial(_one_row, is_causal=mask.is_causal, interpret=interpret)
+    # i32[B,T'], the last key slot that each query attends to
     last = jnp.pad(jnp.asarray(mask.intervals.stop) - 1, ((0, 0), (0, padding[0])))
     out = jax.vmap(kernel)(q_heads, k_heads, v_heads, segments, last)
 
     # [B, N, T', W] -> [B, T, N, W]
     out = out.swapaxes(1, 2)[:, :num_queries]
     out, probed = columns.split_columns(out, width, num_probes, v.dtype)
+
+    # The kernel's row of a query without keys is not defined; its output is zero.
     has_keys = jnp.asarray(mask.intervals.has_keys)[..., None, None]
     return jnp.where(has_keys, out, 0), jnp.where(has_keys, probed, 0.0)
 
@@ -95,6 +101,7 @@ def _all_visible(rows: int, num_queries: int, num_keys: int) -> KeyMask:
 
 def _segments(mask: KeyMask, padding: tuple[int, int]) -> splash.SegmentIds:
     """Returns i32[B,T'] and i32[B,S']: a query attends to keys of its own segment only."""
+    # Keys that no query attends to have a segment that no query has.
     is_never = jnp.asarray(mask.key.visible_from) >= layout.NEVER
     return splash.SegmentIds(
         jnp.pad(
@@ -135,6 +142,8 @@ def _one_row(
         residual_checkpoint_name="attention",
         interpret=interpret,
     )
+
+    # Key slots are compared with `last` in place of the query's own slot.
     if not is_causal:
         infos = (kernel.fwd_mask_info, kernel.dkv_mask_info)
         forward, backward = (info._replace(q_sequence=last) for info in infos)

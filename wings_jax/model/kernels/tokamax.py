@@ -71,8 +71,10 @@ def attend(
       out_dtype: in which the kernel writes its rows, q's by default. With float32 the probed rows
         are not rounded to bfloat16, and the kernel writes twice as much.
     """
+    # Probes are further columns of the values, so one pass computes both.
     (num_queries, width), num_probes = (q.shape[1], q.shape[3]), probes.shape[-1]
     wide = columns.add_columns(v, probes if num_probes else None, COLUMNS if num_probes else 1)
+
     if mask is None:
         every = jnp.zeros((q.shape[0], num_queries), jnp.int32)
         visible = Intervals(every, every + k.shape[1])
@@ -81,6 +83,7 @@ def attend(
 
     # The kernel reads slots in blocks, so some are added; no query attends to an added key.
     padding, key_padding = -num_queries % QUERIES, -k.shape[1] % KEYS
+    # [B,T] -> [B,1,T'], the shape of tokamax's masks
     starts, stops = (
         jnp.pad(x, ((0, 0), (0, padding)), mode="edge")[:, None]
         for x in (visible.start, visible.stop)
@@ -91,6 +94,7 @@ def attend(
     settings = (implementation or IMPLEMENTATION, jnp.dtype(out_dtype or q.dtype))
     out = _attention(settings, q, k, wide, starts, stops)
     out, probed = columns.split_columns(out[:, :num_queries], width, num_probes, v.dtype)
+
     if mask is None:
         return out, probed
 
@@ -143,6 +147,7 @@ def _forward(
         precision=precision,
         return_residuals=True,
     )
+
     out, highest, total = (checkpoint_name(x, "attention") for x in (out, highest, total))
     return out, (q, k, v, starts, stops, out, highest, total)
 
@@ -152,6 +157,7 @@ def _backward(settings: Settings, residuals: tuple, d_out: jax.Array) -> tuple:
     q, k, v, starts, stops, out, highest, total = residuals
     operation, gradient = _operations(settings[0])
     bound = operation.bind(q, k, v, mask=_mask(starts, stops), logits_scale=_scale(q))
+
     options = {name: x for name, x in bound.kwargs.items() if name != "return_residuals"}
     grads = gradient((highest, total), out, d_out.astype(v.dtype), q, k, v, **options)
     d_q, d_k, d_v = (grads[name] for name in "qkv")
