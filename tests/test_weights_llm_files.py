@@ -15,7 +15,7 @@ import transformers
 import weights_cases
 from weights_cases import run
 
-from wings_jax import checkpoint
+from wings_jax import checkpoint, convert
 from wings_jax.errors import UserError
 from wings_jax.weights import hf, release_import, sources, store
 from wings_jax.weights.tensors import WeightsError
@@ -200,3 +200,21 @@ def test_help_does_not_import_transformers():
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert "heavy: []" in result.stdout, result.stdout + result.stderr
+
+
+def test_import_and_export_do_not_import_torch(tmp_path):
+    """transformers imports torch with the first tokenizer, unless it takes it for missing."""
+    code = (
+        "import sys; from wings_jax import convert; sys.argv[0] = 'convert'\n"
+        "convert.main()\n"
+        "print('torch' in sys.modules, 'transformers' in sys.modules)"
+    )
+    tiny = pathlib.Path(convert.__file__).parent / "assets" / "tiny"
+    imported = ("--llm", tiny / "llm", "--vision", tiny / "vision", "--out", tmp_path / "in")
+    exported = ("--checkpoint", tmp_path / "in", "--format", "llm", "--out", tmp_path / "out")
+    for arguments in (("import", *imported), ("export", *exported)):
+        command = [sys.executable, "-c", code, *map(str, arguments)]
+        result = subprocess.run(command, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.endswith("False True\n"), result.stdout
+        assert "PyTorch" not in result.stderr

@@ -37,6 +37,7 @@ SUBDIRECTORY = "checkpoints"
 ITEMS = ("params", "opt_state", "meta", "tokenizer")
 # Files that hold weights in other formats, which have to be imported first.
 OTHER_FORMATS = (".safetensors", ".bin", ".pth", ".gguf")
+MIN_BYTES_IN_FLIGHT = 250_000_000  # that `write_checkpoint` lets orbax write at a time
 
 
 class DamagedCheckpointError(UserError):
@@ -405,7 +406,7 @@ def write_checkpoint(
     # Few arrays at a time, and none copied first: the peak stays near the parameters themselves.
     options = ocp.CheckpointManagerOptions(create=True, enable_async_checkpointing=False)
     handlers = {
-        "params": ocp.PyTreeCheckpointHandler(save_concurrent_gb=1),
+        "params": ocp.PyTreeCheckpointHandler(save_concurrent_gb=_bytes_in_flight(params) / 1e9),
         "meta": ocp.JsonCheckpointHandler(),
         "tokenizer": ocp.JsonCheckpointHandler(),
     }
@@ -418,3 +419,12 @@ def write_checkpoint(
     path = files.absolute_path(workdir) / SUBDIRECTORY
     with ocp.CheckpointManager(path, options=options, item_handlers=handlers) as manager:
         manager.save(0, args=arguments)
+
+
+def _bytes_in_flight(params: Mapping[str, Any]) -> int:
+    """Returns how many bytes of arrays orbax may write at a time.
+
+    Its copies of them are most of what a write needs beside the arrays. Orbax refuses an array that
+    is not smaller than the limit.
+    """
+    return max([MIN_BYTES_IN_FLIGHT, *(array.nbytes + 1024 for array in params.values())])

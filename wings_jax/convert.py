@@ -45,6 +45,8 @@ def main() -> None:
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax warns of files it does not need
 
     # After parsing: --help and mistakes in flags do not wait for these imports.
+    if arguments.command in ("import", "export"):
+        cli.import_transformers_without_torch()
     from wings_jax.weights import commands, push
 
     run = {

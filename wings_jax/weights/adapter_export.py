@@ -8,7 +8,7 @@ from typing import Any
 
 from wings_jax import checkpoint, tree
 from wings_jax.model import presets
-from wings_jax.weights import adapter, digests, rules, transfer
+from wings_jax.weights import adapter, digests, rules, stored_params, transfer
 from wings_jax.weights.digests import TensorDigest
 from wings_jax.weights.tensors import LazyTensor, WeightsError
 
@@ -94,9 +94,10 @@ def check_unchanged(base: pathlib.Path, own: Mapping[str, TensorDigest]) -> None
     Raises:
       WeightsError: naming the first tensor that differs.
     """
-    # The LLM and the tower only.
-    loaded = checkpoint.load(base, flag="--base", is_read=adapter.is_base)
-    theirs = digests.digest_tensors(digests.split_tensors(tree.flatten(loaded.params)))
+    # Read one parameter at a time, as the checkpoint's own.
+    stored = stored_params.open_params(base)
+    frozen = {path: array for path, array in stored.items() if adapter.is_base(path)}
+    theirs = digests.digest_tensors(digests.split_tensors(frozen))
     for name, digest in own.items():
         if name not in theirs or not digest.is_same(theirs[name]):
             raise WeightsError(f"an adapter cannot hold {name}, which differs from that of {base}")
