@@ -31,6 +31,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # from a clone
 WORKER = ROOT / "benchmarks" / "train_cpu_worker.py"
 ONE_THREAD = {
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1",

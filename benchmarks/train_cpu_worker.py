@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import argparse
 import json
+import pathlib
 import resource
 import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
+
+sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # from a clone, after PYTHONPATH
 
 # 13 M parameters with both learners; the tower gives 64 image slots.
 VOCAB, WIDTH, LAYERS, HEADS, FFN, RANK = 8192, 256, 8, 8, 688, 64

@@ -73,7 +73,8 @@ def attention_matrices(model: Wings, params: dict, rows: ProbeRows) -> np.ndarra
             layer = oracle.at_layer(params["decoder"]["layers"], index)
             scale = layer["norm_attn"]["scale"]
             h = np.stack([oracle.rms_norm(x, scale, shape.norm_eps) for x in state])
-            actual[row, index] = oracle.main_attention(h, oracle.Slots(*each), layer, shape)[1]
+            main = oracle.main_attention(h, oracle.Slots(*each), layer, shape, has_rope=True)
+            actual[row, index] = main[1]
     return actual
 
 

@@ -58,7 +58,7 @@ def test_packing_measures_once_for_a_workdir(tmp_path, monkeypatch):
     first = open_data(tmp_path / "run", **changes)
     assert [path.suffix for path in (tmp_path / "run" / "data_cache").iterdir()] == [".npz"]
 
-    monkeypatch.setattr(mixture, "_chunks", None)  # nothing may be measured again
+    monkeypatch.setattr(mixture.parallel, "map_samples", None)  # nothing may be measured again
     again = open_data(tmp_path / "run", **changes)
     assert (again[1].layout.tokens == first[1].layout.tokens).all()
 

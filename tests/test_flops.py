@@ -122,7 +122,8 @@ def test_flops_are_those_of_the_traced_program(case, remat):
 @pytest.mark.slow
 def test_flops_agree_with_xla():
     """XLA counts the body of a loop once, so the stacks have one layer; and no pallas kernel."""
-    model, remat = arch(("visual", "textual"), layers=1), "full"
+    # Without rematerialization: of one layer, XLA drops what is computed again.
+    model, remat = arch(("visual", "textual"), layers=1), "none"
     update, inputs, paths = make_program(model, remat, ("projector/", "decoder/"))
     compiled = jax.jit(update).lower(*inputs).compile()
 

@@ -186,7 +186,7 @@ def test_scan_equals_a_loop_over_layers():
     x, layer = x0, decoder.DecoderLayer(model.arch)
     for index in range(arch.num_layers):
         layer_params = jax.tree.map(lambda p, i=index: p[i], params["decoder"]["layers"])
-        x, _ = layer.apply({"params": layer_params}, x, (jnp.ones(()), None), ctx)
+        x, _ = layer.apply({"params": layer_params}, x, (decoder.LayerSwitches(1.0), None), ctx)
     scale = params["decoder"]["norm"]["scale"]
     looped = np.asarray(x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6) * scale)
 

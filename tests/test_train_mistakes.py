@@ -74,7 +74,10 @@ def fails(arguments: list[str], capsys, monkeypatch) -> str:
         ),
         ({"model__lora_rank": "4"}, "learning_rates.llm: decoder/layers/attn/k/a is newly init"),
         ({"steps": "-1", "epochs": "0.0"}, "config.epochs: 0.0 is not more than 0"),
-        ({"init_from": "gs://there"}, "config.init_from: gs://there is not a directory"),
+        (
+            {"init_from": "s3://there"},
+            "config.init_from: s3://there: only local paths and gs:",
+        ),
     ],
 )
 def test_user_error_is_one_line(changes, message, tmp_path, capsys, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -58,7 +59,8 @@ def test_resume_keeps_all_metrics_and_a_finished_run_its_summary(tmp_path, monke
     cases.run(tmp_path / "one", "stage1", steps=1)
     options = {"steps": 4, "init_from": str(tmp_path / "one")}
     ready = cases.set_up(tmp_path / "run", **options)
-    monkeypatch.setattr(loop, "_preemption", lambda: lambda step: step == 2)
+    stop = contextlib.nullcontext(lambda step: step == 2)
+    monkeypatch.setattr(loop, "_preemption", lambda: stop)
     with jax.set_mesh(ready.mesh), pytest.raises(SystemExit) as stopped:
         loop.train(ready)
     assert stopped.value.code == 143

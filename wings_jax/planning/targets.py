@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import importlib.util
@@ -133,7 +134,9 @@ def open_devices(count: int, chip_name: str, hbm: float) -> Target:
     # The number of virtual devices is fixed when JAX first uses its CPU backend.
     jax.config.update("jax_platforms", "cpu")
     if jax.config.values["jax_num_cpu_devices"] < count:
-        jax.config.update("jax_num_cpu_devices", count)
+        # A program that has used JAX already has the devices that it has.
+        with contextlib.suppress(RuntimeError):
+            jax.config.update("jax_num_cpu_devices", count)
     devices = jax.devices()[:count]
     if len(devices) < count:
         raise UserError(f"--devices: this process has {len(devices)} devices, not {count}")

@@ -37,6 +37,19 @@ def packs_keys(is_causal: bool) -> bool:
     return False
 
 
+def _padded_mask(mask: KeyMask, padding: tuple[int, int]) -> jax.Array:
+    """Returns bool[B,1,T',S'] with so many more query and key slots; every query has a key.
+
+    cuDNN's gradient of a query without keys is NaN: such a query gets the first key. Its result is
+    replaced by 0, so that its gradient is 0.
+    """
+    # [B, T, S] -> [B, T', S'] -> [B, 1, T', S']
+    is_visible = layout.visible(mask.query, mask.key)
+    is_visible = jnp.pad(is_visible, ((0, 0), (0, padding[0]), (0, padding[1])))
+    is_empty = ~is_visible.any(2, keepdims=True)
+    return (is_visible | (is_empty & (jnp.arange(is_visible.shape[2]) == 0)))[:, None]
+
+
 def attend(
     q: jax.Array,
     k: jax.Array,
@@ -62,16 +75,8 @@ def attend(
     if mask is not None:
         has_keys = jnp.asarray(mask.intervals.has_keys)[..., None, None]
         is_causal = mask.is_causal
-        # [B, T, S] -> [B, 1, T', S']
         padding = (-num_queries % SLOTS, -num_keys % SLOTS)
-        is_visible = layout.visible(mask.query, mask.key)
-        is_visible = jnp.pad(is_visible, ((0, 0), (0, padding[0]), (0, padding[1])))
-
-        # cuDNN's gradient of a query without keys is NaN: such a query gets the first one. Its
-        # result is replaced by 0, so that its gradient is 0.
-        is_empty = ~is_visible.any(2, keepdims=True)
-        is_visible = (is_visible | (is_empty & (jnp.arange(is_visible.shape[2]) == 0)))[:, None]
-
+        is_visible = _padded_mask(mask, padding)
         q = jnp.pad(q, ((0, 0), (0, padding[0]), (0, 0), (0, 0)))
         k, v = (jnp.pad(x, ((0, 0), (0, padding[1]), (0, 0), (0, 0))) for x in (k, v))
         probes = jnp.pad(probes, ((0, 0), (0, padding[1]), (0, 0)))
