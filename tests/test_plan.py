@@ -6,6 +6,7 @@ import dataclasses
 import json
 import sys
 
+import jax
 import pytest
 import test_flops
 import training_cases
@@ -16,6 +17,13 @@ from wings_jax.errors import UserError
 from wings_jax.model.flops import PartFlops
 from wings_jax.planning import compiled, hlo, memory, report, roofline, targets
 from wings_jax.training import chips
+
+
+@pytest.fixture(autouse=True, scope="module")
+def initialized_devices() -> None:
+    """Uses JAX first: a plan would fix the number of devices for all later tests of the process."""
+    assert len(jax.devices()) == 8
+
 
 PROGRAM = """\
 HloModule jit_step, entry_computation_layout={()->f32[]}
