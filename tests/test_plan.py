@@ -67,6 +67,25 @@ def test_large_arrays_are_sorted_and_named():
     assert largest[1].shape == "f32[64,256]"
 
 
+def test_large_arrays_of_branches_are_found():
+    program = """\
+%first (p: f32[8]) -> f32[4,8] {
+  ROOT %small = f32[4,8]{1,0} broadcast(%p), dimensions={1}
+}
+
+%second (p.1: f32[8]) -> f32[4,8] {
+  %wide = f32[400,800]{1,0} broadcast(%p.1), metadata={op_name="jit(step)/skip"}
+  ROOT %cut = f32[4,8]{1,0} slice(%wide), slice={[0:4], [0:8]}
+}
+
+ENTRY %main () -> f32[4,8] {
+  ROOT %chosen = f32[4,8]{1,0} conditional(%index, %a, %b), branch_computations={%first, %second}
+}
+"""
+    (largest,) = hlo.list_large_arrays(program, count=1)
+    assert largest == hlo.LargeArray("f32[400,800]", 4 * 400 * 800, "jit(step)/skip")
+
+
 def make_config(**changes) -> config_lib.Config:
     sizes = {"data__sequence_length": test_flops.SLOTS, "data__images_per_row": 1}
     tree = training_cases.tree_of("stage2", **sizes, batch_size=4, **changes)

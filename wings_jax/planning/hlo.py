@@ -109,16 +109,10 @@ def count_runs(computations: Mapping[str, list[Instruction]], entry: str) -> dic
     def visit(name: str, times: int) -> None:
         runs[name] += times
         for instruction in computations[name]:
-            # What an instruction calls: fusions, bodies and conditions of loops, reducers,
-            # branches.
-            inner = _CALLS.findall(instruction.rest)
-            branches = _BRANCHES.search(instruction.rest)
-            inner += re.findall(r"[\w.$-]+", branches[1].replace("%", "")) if branches else []
-
             # What a loop calls runs as often as the loop.
             is_loop = instruction.opcode == "while"
             trips = _trip_count(computations, instruction) if is_loop else 1
-            for called in inner:
+            for called in _called_computations(instruction):
                 if called in computations:
                     visit(called, times * trips)
 
@@ -235,6 +229,13 @@ def list_large_arrays(text: str, count: int = 5) -> list[LargeArray]:
     return sorted(largest.values(), key=lambda array: -array.bytes)[:count]
 
 
+def _called_computations(instruction: Instruction) -> list[str]:
+    """Returns what an instruction calls: fusions, bodies and conditions of loops, branches."""
+    called = _CALLS.findall(instruction.rest)
+    branches = _BRANCHES.search(instruction.rest)
+    return called + (re.findall(r"[\w.$-]+", branches[1].replace("%", "")) if branches else [])
+
+
 def _buffers(computations: Mapping[str, list[Instruction]], entry: str) -> Iterator[Instruction]:
     """Yields the instructions of the entry and of loop bodies whose results are arrays."""
     pending, seen = [entry], set()
@@ -247,6 +248,6 @@ def _buffers(computations: Mapping[str, list[Instruction]], entry: str) -> Itera
         for instruction in computations[name]:
             # The body of a fusion has no arrays in memory, so that fusions are not followed.
             if instruction.opcode in ("while", "call", "conditional"):
-                pending += _CALLS.findall(instruction.rest)
+                pending += _called_computations(instruction)
             if instruction.opcode not in _NO_BUFFER:
                 yield instruction
