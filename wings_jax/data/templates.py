@@ -48,16 +48,18 @@ class Template:
     after_system: str | None = None
 
 
+def _mark_roles(header: str, end: str) -> Mapping[str, TurnMarkup]:
+    """Returns the markup of a template whose headers differ in the name of the role only."""
+    roles = {"system": "system", "human": "user", "gpt": "assistant"}
+    return {name: TurnMarkup(header.format(role=role), end) for name, role in roles.items()}
+
+
 # Qwen, SmolLM2 and many others; the format of the Wings release.
 CHATML = Template(
     controls=("<|im_start|>", "<|im_end|>"),
     start="",
     system="You are a helpful assistant.",
-    speakers={
-        "system": TurnMarkup("<|im_start|>system\n", "<|im_end|>"),
-        "human": TurnMarkup("<|im_start|>user\n", "<|im_end|>"),
-        "gpt": TurnMarkup("<|im_start|>assistant\n", "<|im_end|>"),
-    },
+    speakers=_mark_roles("<|im_start|>{role}\n", "<|im_end|>"),
     between="\n",
 )
 # How Qwen3 begins an answer without thoughts (enable_thinking=False).
@@ -79,11 +81,7 @@ TEMPLATES: Mapping[str, Template] = {
         controls=("<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
         start="<|begin_of_text|>",
         system="",
-        speakers={
-            "system": TurnMarkup("<|start_header_id|>system<|end_header_id|>\n\n", "<|eot_id|>"),
-            "human": TurnMarkup("<|start_header_id|>user<|end_header_id|>\n\n", "<|eot_id|>"),
-            "gpt": TurnMarkup("<|start_header_id|>assistant<|end_header_id|>\n\n", "<|eot_id|>"),
-        },
+        speakers=_mark_roles("<|start_header_id|>{role}<|end_header_id|>\n\n", "<|eot_id|>"),
         strip=True,
     ),
     # Mistral 7B v0.3, whose [INST] is a control token; a system text begins the first question.

@@ -6,7 +6,12 @@ that of lm-eval, which has none of the others.
 
 from __future__ import annotations
 
-from wings_jax.evaluation.benchmarks.record import Benchmark, FilePattern, Prompt, Shots
+from wings_jax.evaluation.benchmarks.declarations import (
+    chinese_choice,
+    file_patterns,
+    likelihood_prompts,
+)
+from wings_jax.evaluation.benchmarks.record import FilePattern, Prompt, Shots
 
 CMMLU_FIELDS = {
     "question": "Question",
@@ -15,22 +20,20 @@ CMMLU_FIELDS = {
     "group": "@stem",
     "subject_zh": "subject_zh",
 }
+CMMLU_OPTIONS = {"rewrite": "cmmlu", "strip": True}
 CMMLU_HINT = "以下是关于{subject_zh}的单项选择题，请直接给出正确答案的选项。\n"
-CMMLU = Benchmark(
+
+
+def _cmmlu_files(split: str) -> tuple[FilePattern, ...]:
+    """Returns the forms of a split of CMMLU, which differ in the folder only."""
+    globs = (f"{split}/*.csv", f"cmmlu_v1_0_1/{split}/*.csv", f"data/{split}/*.csv")
+    return file_patterns("original", globs, split, CMMLU_FIELDS, CMMLU_OPTIONS)
+
+
+CMMLU = chinese_choice(
     name="cmmlu",
     title="CMMLU",
-    kind="choice",
-    modality="text",
-    language="zh",
-    files=tuple(
-        FilePattern(form, pattern, reader, split, CMMLU_FIELDS, {"rewrite": "cmmlu", "strip": True})
-        for split in ("test", "dev")
-        for form, pattern, reader in (
-            ("original", f"{split}/*.csv", "csv"),
-            ("original", f"cmmlu_v1_0_1/{split}/*.csv", "csv"),
-            ("original", f"data/{split}/*.csv", "csv"),
-        )
-    ),
+    files=(*_cmmlu_files("test"), *_cmmlu_files("dev")),
     directories=("cmmlu", "CMMLU"),
     prompts={
         "ppl": Prompt(
@@ -54,19 +57,15 @@ CHID_FIELDS = {
     "options": "candidates",
     "answer": "answer",
 }
-CHID = Benchmark(
+CHID = chinese_choice(
     name="chid",
     title="CHID",
-    kind="choice",
-    modality="text",
-    language="zh",
-    files=tuple(
-        FilePattern("original", pattern, "json", "test", CHID_FIELDS, {"answers": "index"})
-        for pattern in (
-            "test_public.json",
-            "chid/test_public.json",
-            "datasets/chid/test_public.json",
-        )
+    files=file_patterns(
+        "original",
+        ("test_public.json", "chid/test_public.json", "datasets/chid/test_public.json"),
+        "test",
+        CHID_FIELDS,
+        {"answers": "index"},
     ),
     directories=("chid", "FewCLUE/chid", "FewCLUE", "CHID"),
     prompts={
@@ -88,34 +87,24 @@ OCNLI_FIELDS = {
     "sentence2": "sentence2",
     "group": "genre?",
 }
-OCNLI_RELATIONS = {"contradiction": 0, "entailment": 1, "neutral": 2}
+OCNLI_OPTIONS = {
+    "choices": ("矛盾", "蕴含", "无关"),
+    "answers": {"contradiction": 0, "entailment": 1, "neutral": 2},
+    "skip": {"label": ("-",)},
+}
 OCNLI_QUESTION = "语句一：“{sentence1}”\n语句二：“{sentence2}”\n请问这两句话是什么关系？\n"
-OCNLI = Benchmark(
+OCNLI = chinese_choice(
     name="ocnli",
     title="OCNLI",
-    kind="choice",
-    modality="text",
-    language="zh",
-    files=tuple(
-        FilePattern(
-            "original",
-            pattern,
-            "json",
-            "dev",
-            OCNLI_FIELDS,
-            {
-                "choices": ("矛盾", "蕴含", "无关"),
-                "answers": OCNLI_RELATIONS,
-                "skip": {"label": ("-",)},
-            },
-        )
-        for pattern in ("dev.json", "ocnli/dev.json", "OCNLI/dev.json", "ocnli_public/dev.json")
+    files=file_patterns(
+        "original",
+        ("dev.json", "ocnli/dev.json", "OCNLI/dev.json", "ocnli_public/dev.json"),
+        "dev",
+        OCNLI_FIELDS,
+        OCNLI_OPTIONS,
     ),
     directories=("ocnli", "OCNLI", "ocnli_public", "CLUE"),
-    prompts={
-        "ppl": Prompt(OCNLI_QUESTION, "{option}"),
-        "ll": Prompt(OCNLI_QUESTION, "{option}"),
-    },
+    prompts=likelihood_prompts(Prompt(OCNLI_QUESTION, "{option}")),
     split="dev",
     size=2950,
     source="cluebenchmark/OCNLI, or ocnli_public.zip of CLUE",
@@ -124,38 +113,18 @@ OCNLI = Benchmark(
 )
 
 CLUEWSC_QUESTION = "{question}\n此处，代词“{span2}”被用于指代“{span1}”吗？\n"
-CLUEWSC = Benchmark(
+CLUEWSC = chinese_choice(
     name="cluewsc",
     title="CLUEWSC",
-    kind="choice",
-    modality="text",
-    language="zh",
-    files=tuple(
-        FilePattern(
-            "original",
-            pattern,
-            "json",
-            "test",
-            {
-                "id": "idx?",
-                "question": "text",
-                "answer": "label",
-                "span1": "span1",
-                "span2": "span2",
-            },
-            {
-                "rewrite": "mark_spans",
-                "choices": ("是", "否"),
-                "answers": {"true": 0, "false": 1},
-            },
-        )
-        for pattern in ("test_public.json", "cluewsc/test_public.json")
+    files=file_patterns(
+        "original",
+        ("test_public.json", "cluewsc/test_public.json"),
+        "test",
+        {"id": "idx?", "question": "text", "answer": "label", "span1": "span1", "span2": "span2"},
+        {"rewrite": "mark_spans", "choices": ("是", "否"), "answers": {"true": 0, "false": 1}},
     ),
     directories=("cluewsc", "FewCLUE/cluewsc", "FewCLUE", "CLUEWSC"),
-    prompts={
-        "ppl": Prompt(CLUEWSC_QUESTION, "{option}。"),
-        "ll": Prompt(CLUEWSC_QUESTION, "{option}。"),
-    },
+    prompts=likelihood_prompts(Prompt(CLUEWSC_QUESTION, "{option}。")),
     split="test",
     size=976,
     source="CLUEbenchmark/FewCLUE (datasets/cluewsc)",

@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from wings_jax.evaluation.benchmarks.declarations import (
+    TSV,
+    chat_prompts,
+    file_patterns,
+    image_choice,
+)
 from wings_jax.evaluation.benchmarks.record import Benchmark, FilePattern, Prompt
-
-TSV = {"delimiter": "\t"}
 
 _CHOICE = (
     "{hint_line}Question: {question}\nOptions:\n{options}\n"
@@ -25,11 +29,7 @@ _DIRECT = (
 
 def choice_prompts(context: str, extraction: str = "option") -> dict[str, Prompt]:
     """Returns the prompts of multiple choice: likelihood of the letters, and generation."""
-    return {
-        "ppl": Prompt(context, "{letter}", chat=True),
-        "ll": Prompt(context, "{letter}", chat=True),
-        "generate": Prompt(context, chat=True, extraction=extraction),
-    }
+    return chat_prompts(context, "{letter}", extraction)
 
 
 def _tsv_fields(group: str = "category?", **more: Any) -> Mapping[str, Any]:
@@ -66,9 +66,9 @@ def _mmmu_files(split: str, parquet: str, tsv: str) -> tuple[FilePattern, ...]:
     # One TSV holds dev and validation, by its column `split`.
     rows = {**options, **TSV, "where": {"split": (parquet,)}}
 
+    tables = (f"*/{parquet}-*.parquet", f"**/{parquet}/*.arrow")
     return (
-        FilePattern("huggingface", f"*/{parquet}-*.parquet", "parquet", split, fields, options),
-        FilePattern("huggingface", f"**/{parquet}/*.arrow", "arrow", split, fields, options),
+        *file_patterns("huggingface", tables, split, fields, options),
         FilePattern("vlmevalkit", tsv, "csv", split, table, rows),
         FilePattern("huggingface", "*.parquet", "parquet", split, fields, options),
     )
@@ -78,17 +78,14 @@ def _mmmu(name: str, title: str, split: str, size: int, tsv: str, notes: str) ->
     # `choices_block` is empty for an open question.
     context = "Question: {question}\n{choices_block}"
 
-    return Benchmark(
+    return image_choice(
         name=name,
         title=title,
-        kind="choice",
-        modality="image",
         language="en",
         files=_mmmu_files(split, {"val": "validation", "test": "test"}[split], tsv),
         directories=("MMMU", "mmmu", "hf_arrow/mmmu"),
         prompts=choice_prompts(context, "option or text"),
         split=split,
-        headline="generate",
         grouping="subject",
         size=size,
         source="MMMU/MMMU at Hugging Face, or VLMEvalKit's MMMU_DEV_VAL.tsv and MMMU_TEST.tsv",
@@ -131,20 +128,17 @@ def _mmbench(name: str, title: str, language: str, tsvs: tuple[str, ...]) -> Ben
 
     code = "en" if language == "en" else "cn"
 
-    return Benchmark(
+    return image_choice(
         name=name,
         title=title,
-        kind="choice",
-        modality="image",
         language=language,
         files=(
-            *(FilePattern("vlmevalkit", tsv, "csv", "dev", fields, options) for tsv in tsvs),
+            *file_patterns("vlmevalkit", tsvs, "dev", fields, options),
             FilePattern("huggingface", f"{code}/dev-*.parquet", "parquet", "dev", fields, options),
         ),
         directories=(f"mmbench_{code}", f"MMBench_{code.upper()}", "MMBench", "mmbench"),
         prompts=choice_prompts(_CHOICE),
         split="dev",
-        headline="generate",
         metric="circular",
         grouping="category",
         size=None,
@@ -188,28 +182,18 @@ SCIENCE_QA_FIELDS = {
     "images": "image",
     "hint": "hint?",
 }
-SCIENCE_QA = Benchmark(
+SCIENCE_QA = image_choice(
     name="scienceqa",
     title="ScienceQA (test)",
-    kind="choice",
-    modality="image",
     language="en",
     files=(
-        FilePattern(
+        *file_patterns(
             "original",
-            "problems.json",
-            "science_qa",
+            ("problems.json", "data/scienceqa/problems.json"),
             "test",
             {"id": "pid", **SCIENCE_QA_FIELDS},
             {"answers": "index", "subset": "test", "image_dirs": ("images", ".")},
-        ),
-        FilePattern(
-            "original",
-            "data/scienceqa/problems.json",
-            "science_qa",
-            "test",
-            {"id": "pid", **SCIENCE_QA_FIELDS},
-            {"answers": "index", "subset": "test", "image_dirs": ("images", ".")},
+            reader="science_qa",
         ),
         FilePattern(
             "huggingface",
@@ -224,7 +208,6 @@ SCIENCE_QA = Benchmark(
     directories=("ScienceQA", "scienceqa", "hf_arrow/scienceqa"),
     prompts=choice_prompts(_DIRECT),
     split="test",
-    headline="generate",
     metric="with_image",
     grouping="subject",
     size=4241,
@@ -235,11 +218,9 @@ SCIENCE_QA = Benchmark(
     "the paper's column fits neither number of questions.",
 )
 
-SEED_BENCH = Benchmark(
+SEED_BENCH = image_choice(
     name="seedbench",
     title="SEED-Bench (image)",
-    kind="choice",
-    modality="image",
     language="en",
     files=(
         FilePattern(
@@ -267,7 +248,6 @@ SEED_BENCH = Benchmark(
     directories=("SEED-Bench", "seed_bench", "seedbench", "SEEDBench"),
     prompts=choice_prompts(_CHOICE),
     split="test",
-    headline="generate",
     grouping="category",
     size=None,
     source="AILab-CVC/SEED-Bench, or VLMEvalKit's SEEDBench_IMG.tsv",
@@ -275,22 +255,14 @@ SEED_BENCH = Benchmark(
     notes="The questions about images only, about 14,200.",
 )
 
-AI2D = Benchmark(
+AI2D = image_choice(
     name="ai2d",
     title="AI2D (test)",
-    kind="choice",
-    modality="image",
     language="en",
     files=(
-        FilePattern(
-            "vlmevalkit",
-            "AI2D_TEST.tsv",
-            "csv",
-            "test",
-            _tsv_fields(),
-            TSV,
+        *file_patterns(
+            "vlmevalkit", ("AI2D_TEST.tsv", "AI2D_TEST_NO_MASK.tsv"), "test", _tsv_fields(), TSV
         ),
-        FilePattern("vlmevalkit", "AI2D_TEST_NO_MASK.tsv", "csv", "test", _tsv_fields(), TSV),
         FilePattern(
             "huggingface",
             "**/test-*.parquet",
@@ -303,7 +275,6 @@ AI2D = Benchmark(
     directories=("AI2D", "ai2d"),
     prompts=choice_prompts(_CHOICE),
     split="test",
-    headline="generate",
     grouping="category",
     size=3088,
     source="VLMEvalKit's AI2D_TEST.tsv (labels masked) or AI2D_TEST_NO_MASK.tsv",

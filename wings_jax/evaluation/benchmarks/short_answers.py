@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
+
+from wings_jax.evaluation.benchmarks.declarations import SHORT_ANSWER, file_patterns
 from wings_jax.evaluation.benchmarks.record import Benchmark, FilePattern, Prompt
 
-_CONTEXT = "{question}\nAnswer the question using a single word or phrase."
 _FIELDS = {
     "id": "question_id",
     "question": "question",
@@ -13,16 +15,26 @@ _FIELDS = {
 }
 
 
-def _prompts(extraction: str) -> dict[str, Prompt]:
-    return {"generate": Prompt(_CONTEXT, "{answer}", chat=True, extraction=extraction)}
-
-
-TEXT_VQA = Benchmark(
-    name="textvqa",
-    title="TextVQA (val)",
+# All of them are outside of the paper's tables, and have this license.
+_short_answer = functools.partial(
+    Benchmark,
     kind="generate",
     modality="image",
     language="en",
+    headline="generate",
+    license="CC BY 4.0",
+    in_paper=False,
+)
+
+
+def _prompts(extraction: str) -> dict[str, Prompt]:
+    context = "{question}" + SHORT_ANSWER
+    return {"generate": Prompt(context, "{answer}", chat=True, extraction=extraction)}
+
+
+TEXT_VQA = _short_answer(
+    name="textvqa",
+    title="TextVQA (val)",
     files=(
         FilePattern(
             "llava",
@@ -68,21 +80,15 @@ TEXT_VQA = Benchmark(
     directories=("textvqa", "TextVQA"),
     prompts=_prompts("vqa"),
     split="val",
-    headline="generate",
     metric="vqa",
     size=5000,
     source="TextVQA 0.5.1 (val) and LLaVA's eval.zip",
-    license="CC BY 4.0",
     notes="LLaVA's file has the text that OCR found in the question.",
-    in_paper=False,
 )
 
-GQA = Benchmark(
+GQA = _short_answer(
     name="gqa",
     title="GQA (testdev balanced)",
-    kind="generate",
-    modality="image",
-    language="en",
     files=(
         FilePattern(
             "llava",
@@ -101,44 +107,31 @@ GQA = Benchmark(
                 },
             },
         ),
-        *(
-            FilePattern(
-                "original",
-                pattern,
-                "json",
-                "testdev",
-                {
-                    "id": "@key",
-                    "question": "question",
-                    "answer": "answer",
-                    "images": "image_file",
-                    "cluster": "imageId",
-                },
-                {"answers": "text", "rewrite": "gqa", "image_dirs": ("images", "../images")},
-            )
-            for pattern in (
-                "testdev_balanced_questions.json",
-                "data/testdev_balanced_questions.json",
-            )
+        *file_patterns(
+            "original",
+            ("testdev_balanced_questions.json", "data/testdev_balanced_questions.json"),
+            "testdev",
+            {
+                "id": "@key",
+                "question": "question",
+                "answer": "answer",
+                "images": "image_file",
+                "cluster": "imageId",
+            },
+            {"answers": "text", "rewrite": "gqa", "image_dirs": ("images", "../images")},
         ),
     ),
     directories=("gqa", "GQA"),
     prompts=_prompts("gqa"),
     split="testdev",
-    headline="generate",
     size=12578,
     source="GQA of Stanford (questions 1.2 and images), and LLaVA's eval.zip",
-    license="CC BY 4.0",
     notes="An answer must be the true one, in any case and without a last period.",
-    in_paper=False,
 )
 
-VQA_V2 = Benchmark(
+VQA_V2 = _short_answer(
     name="vqav2",
     title="VQAv2",
-    kind="generate",
-    modality="image",
-    language="en",
     files=(
         FilePattern(
             "llava",
@@ -152,38 +145,32 @@ VQA_V2 = Benchmark(
                 "image_dirs": ("test2015",),
             },
         ),
-        *(
-            FilePattern(
-                "original",
-                pattern,
-                "json",
-                "test",
-                {**_FIELDS, "answer": "label.answers"},
-                {
-                    "answers": "accepted",
-                    "rows": "questions",
-                    "rewrite": "vqav2",
-                    "image_dirs": ("val2014", "images/val2014"),
-                    "labels": {
-                        "file": "v2_mscoco_val2014_annotations.json",
-                        "rows": "annotations",
-                        "on": "question_id",
-                        "key": "question_id",
-                    },
+        FilePattern(
+            "original",
+            "v2_OpenEnded_mscoco_val2014_questions.json",
+            "json",
+            "test",
+            {**_FIELDS, "answer": "label.answers"},
+            {
+                "answers": "accepted",
+                "rows": "questions",
+                "rewrite": "vqav2",
+                "image_dirs": ("val2014", "images/val2014"),
+                "labels": {
+                    "file": "v2_mscoco_val2014_annotations.json",
+                    "rows": "annotations",
+                    "on": "question_id",
+                    "key": "question_id",
                 },
-            )
-            for pattern in ("v2_OpenEnded_mscoco_val2014_questions.json",)
+            },
         ),
     ),
     directories=("vqav2", "VQAv2"),
     prompts=_prompts("vqa"),
     split="test",
-    headline="generate",
     metric="vqa",
     size=None,
     source="VQA v2.0 (questions, annotations, COCO images), and LLaVA's eval.zip",
-    license="CC BY 4.0",
     notes="test-dev has no answers: they are written for submission to EvalAI. Of val2014, whose "
     "answers are public, the accuracy is computed.",
-    in_paper=False,
 )

@@ -7,13 +7,18 @@ joins by a line break, the answer follows "Answer:" and the like after a space h
 
 from __future__ import annotations
 
+from wings_jax.evaluation.benchmarks.declarations import (
+    english_choice,
+    file_patterns,
+    likelihood_prompts,
+)
 from wings_jax.evaluation.benchmarks.record import Benchmark, FilePattern, Prompt, Shots
 
 LETTERED = "{question}\n{options}\nAnswer:"
 QUESTION = Prompt("Question: {question}\nAnswer:")
 
 
-def _mmlu_files(split: str, parquet: str) -> tuple[FilePattern, ...]:
+def _mmlu_files(split: str) -> tuple[FilePattern, ...]:
     """Returns the forms of a split of MMLU: with and without header, parquet."""
     by_stem = {"group": "@stem"}
     header = {
@@ -29,24 +34,20 @@ def _mmlu_files(split: str, parquet: str) -> tuple[FilePattern, ...]:
     headed = {**stem, "answers": "index"}
     headless = {**stem, "answers": "letter", "header": False}
     rows = {"answers": "index", "strip": True}
+
+    csv = f"{split}/*_{split}.csv"
+    tables = (f"all/{split}-*.parquet", f"**/{split}-*.parquet", f"**/{split}/*.arrow")
     return (
-        FilePattern("csv with header", f"{split}/*_{split}.csv", "csv", split, header, headed),
-        FilePattern("original", f"{split}/*_{split}.csv", "csv", split, bare, headless),
-        FilePattern("original", f"data/{split}/*_{split}.csv", "csv", split, bare, headless),
-        FilePattern("original", f"*/data/{split}/*_{split}.csv", "csv", split, bare, headless),
-        FilePattern("huggingface", f"all/{parquet}-*.parquet", "parquet", split, named, rows),
-        FilePattern("huggingface", f"**/{parquet}-*.parquet", "parquet", split, named, rows),
-        FilePattern("huggingface", f"**/{parquet}/*.arrow", "arrow", split, named, rows),
+        FilePattern("csv with header", csv, "csv", split, header, headed),
+        *file_patterns("original", (csv, f"data/{csv}", f"*/data/{csv}"), split, bare, headless),
+        *file_patterns("huggingface", tables, split, named, rows),
     )
 
 
-MMLU = Benchmark(
+MMLU = english_choice(
     name="mmlu",
     title="MMLU",
-    kind="choice",
-    modality="text",
-    language="en",
-    files=(*_mmlu_files("test", "test"), *_mmlu_files("dev", "dev")),
+    files=(*_mmlu_files("test"), *_mmlu_files("dev")),
     directories=("mmlu", "MMLU", "mmlu_parquet", "mmlu_hendrycks_form", "hf_arrow/mmlu"),
     prompts={
         "ppl": Prompt(
@@ -72,49 +73,39 @@ MMLU = Benchmark(
 )
 
 
+# ARC and OpenBookQA: AI2's lines nest the stem and the choices in the key "question".
+AI2_FIELDS = {
+    "id": "id",
+    "question": "question.stem",
+    "options": "question.choices[].text",
+    "labels": "question.choices[].label",
+    "answer": "answerKey",
+}
+# Hugging Face's rows of them hold the choices as parallel lists.
+AI2_COLUMNS = {"options": "choices.text", "labels": "choices.label"}
+
+
 def _arc(name: str, level: str, title: str, size: int) -> Benchmark:
     """Returns ARC-Easy or ARC-Challenge."""
-    # AI2's lines nest the stem and the choices in the key "question".
-    original = {
-        "id": "id",
-        "question": "question.stem",
-        "options": "question.choices[].text",
-        "labels": "question.choices[].label",
-        "answer": "answerKey",
-    }
-
-    # Hugging Face's rows hold the choices as parallel lists.
-    rows = {
-        "id": "id",
-        "question": "question",
-        "options": "choices.text",
-        "labels": "choices.label",
-        "answer": "answerKey",
-    }
+    rows = {**AI2_FIELDS, **AI2_COLUMNS, "question": "question"}
 
     # Abbreviation of the level in folders and in OpenCompass' names of configurations.
     short = "e" if level == "Easy" else "c"
     # The answer key is a label of the choices: a letter, or a digit in some questions.
     by_label = {"answers": "label"}
 
-    return Benchmark(
+    test = f"ARC-{level}-Test.jsonl"
+    lines = (f"ARC-{short}/{test}", f"ARC-{level}/{test}", test)
+    tables = (f"**/ARC-{level}/test-*.parquet", f"**/ARC-{level}/test/*.arrow")
+    return english_choice(
         name=name,
         title=title,
-        kind="choice",
-        modality="text",
-        language="en",
-        files=tuple(
-            FilePattern(form, pattern, reader, "test", fields, by_label)
-            for form, pattern, reader, fields in (
-                ("original", f"ARC-{short}/ARC-{level}-Test.jsonl", "json", original),
-                ("original", f"ARC-{level}/ARC-{level}-Test.jsonl", "json", original),
-                ("original", f"ARC-{level}-Test.jsonl", "json", original),
-                ("huggingface", f"**/ARC-{level}/test-*.parquet", "parquet", rows),
-                ("huggingface", f"**/ARC-{level}/test/*.arrow", "arrow", rows),
-            )
+        files=(
+            *file_patterns("original", lines, "test", AI2_FIELDS, by_label),
+            *file_patterns("huggingface", tables, "test", rows, by_label),
         ),
         directories=("ARC", "arc", "ai2_arc", "ARC-V1-Feb2018-2", "hf_arrow/ai2_arc"),
-        prompts={"ppl": QUESTION, "ll": QUESTION},
+        prompts=likelihood_prompts(QUESTION),
         split="test",
         size=size,
         source="AI2's ARC-V1-Feb2018, or allenai/ai2_arc at Hugging Face",
@@ -135,21 +126,28 @@ WINOGRANDE_FIELDS = {
     "tail": "tail",
 }
 WINOGRANDE_OPTIONS = {"answers": "number", "rewrite": "winogrande"}
-WINOGRANDE = Benchmark(
+WINOGRANDE = english_choice(
     name="winogrande",
     title="WinoGrande",
-    kind="choice",
-    modality="text",
-    language="en",
-    files=tuple(
-        FilePattern(form, pattern, reader, "dev", WINOGRANDE_FIELDS, WINOGRANDE_OPTIONS)
-        for form, pattern, reader in (
-            ("original", "dev.jsonl", "json"),
-            ("original", "winogrande_1.1/dev.jsonl", "json"),
-            ("huggingface", "**/winogrande_xl/validation-*.parquet", "parquet"),
-            ("huggingface", "**/validation-*.parquet", "parquet"),
-            ("huggingface", "**/validation/*.arrow", "arrow"),
-        )
+    files=(
+        *file_patterns(
+            "original",
+            ("dev.jsonl", "winogrande_1.1/dev.jsonl"),
+            "dev",
+            WINOGRANDE_FIELDS,
+            WINOGRANDE_OPTIONS,
+        ),
+        *file_patterns(
+            "huggingface",
+            (
+                "**/winogrande_xl/validation-*.parquet",
+                "**/validation-*.parquet",
+                "**/validation/*.arrow",
+            ),
+            "dev",
+            WINOGRANDE_FIELDS,
+            WINOGRANDE_OPTIONS,
+        ),
     ),
     directories=("winogrande", "winogrande_1.1", "hf_arrow/winogrande"),
     prompts={
@@ -173,20 +171,8 @@ def _openbookqa_files(with_fact: bool) -> tuple[FilePattern, ...]:
     )
     fact = {"fact1": "fact1"} if with_fact else {}
 
-    original = {
-        "id": "id",
-        "question": "question.stem",
-        "options": "question.choices[].text",
-        "labels": "question.choices[].label",
-        "answer": "answerKey",
-        **fact,
-    }
-    rows = {
-        **original,
-        "question": "question_stem",
-        "options": "choices.text",
-        "labels": "choices.label",
-    }
+    original = {**AI2_FIELDS, **fact}
+    rows = {**original, **AI2_COLUMNS, "question": "question_stem"}
 
     # `split_lettered` makes the columns `options` and `labels` of one cell with all choices.
     table = {
@@ -201,16 +187,14 @@ def _openbookqa_files(with_fact: bool) -> tuple[FilePattern, ...]:
     # A quotation mark in the TSV belongs to the text.
     tsv = {**by_label, "delimiter": "\t", "quotes": False, "rewrite": "split_lettered"}
 
-    return tuple(
-        FilePattern(form, pattern, reader, "test", fields, options)
-        for form, pattern, reader, fields, options in (
-            ("original", f"{folder}/test{suffix}.jsonl", "json", original, by_label),
-            ("original", f"Data/{folder}/test{suffix}.jsonl", "json", original, by_label),
-            ("original tsv", f"{folder}/test{suffix}.tsv", "csv", table, tsv),
-            ("original tsv", f"Data/{folder}/test{suffix}.tsv", "csv", table, tsv),
-            ("huggingface", f"{variant}/test-*.parquet", "parquet", rows, by_label),
-            ("huggingface", f"{variant}/test/*.arrow", "arrow", rows, by_label),
-        )
+    test = f"{folder}/test{suffix}"
+    published = (f"{variant}/test-*.parquet", f"{variant}/test/*.arrow")
+    return (
+        *file_patterns(
+            "original", (f"{test}.jsonl", f"Data/{test}.jsonl"), "test", original, by_label
+        ),
+        *file_patterns("original tsv", (f"{test}.tsv", f"Data/{test}.tsv"), "test", table, tsv),
+        *file_patterns("huggingface", published, "test", rows, by_label),
     )
 
 
@@ -223,12 +207,9 @@ def _openbookqa(name: str, title: str, with_fact: bool) -> Benchmark:
         " {letter}",
     )
 
-    return Benchmark(
+    return english_choice(
         name=name,
         title=title,
-        kind="choice",
-        modality="text",
-        language="en",
         files=_openbookqa_files(with_fact),
         directories=(
             "openbookqa",
@@ -268,27 +249,25 @@ def _race(level: str, size: int) -> Benchmark:
     lines = {**fields, "id": "id?"}
     # An original file is one article with the lists of its questions.
     article = {"rewrite": "split_article"}
+    articles = (f"test/{level}/*.txt", f"RACE/test/{level}/*.txt")
+    tables = (f"{level}/test-*.parquet", f"{level}/test/*.arrow")
+
     prompt = Prompt(
         "Read the article, and answer the question by replying A, B, C or D.\n\n"
         "Article:\n{article}\n\nQ: {question}\n\n{options}\nA:",
         " {letter}",
     )
 
-    return Benchmark(
+    return english_choice(
         name=f"race_{level}",
         title=f"RACE-{level[0].upper()}",
-        kind="choice",
-        modality="text",
-        language="en",
         files=(
-            FilePattern("original", f"test/{level}/*.txt", "json", "test", fields, article),
-            FilePattern("original", f"RACE/test/{level}/*.txt", "json", "test", fields, article),
+            *file_patterns("original", articles, "test", fields, article, reader="json"),
             FilePattern("opencompass", f"test/{level}.jsonl", "json", "test", lines),
-            FilePattern("huggingface", f"{level}/test-*.parquet", "parquet", "test", lines),
-            FilePattern("huggingface", f"{level}/test/*.arrow", "arrow", "test", lines),
+            *file_patterns("huggingface", tables, "test", lines),
         ),
         directories=("race", "RACE", "hf_arrow/race"),
-        prompts={"ppl": prompt, "ll": prompt},
+        prompts=likelihood_prompts(prompt),
         split="test",
         size=size,
         source="RACE of Carnegie Mellon University, or ehovy/race at Hugging Face",
@@ -317,20 +296,18 @@ WSC_LETTERED = Prompt(
     "Passage: {question}\nDoes the pronoun # {span2} # refer to * {span1} *?\n{options}\nAnswer:",
     " {letter}",
 )
-WSC = Benchmark(
+WSC = english_choice(
     name="wsc",
     title="WSC",
-    kind="choice",
-    modality="text",
-    language="en",
-    files=tuple(
-        FilePattern(form, pattern, reader, "val", WSC_FIELDS, WSC_OPTIONS)
-        for form, pattern, reader in (
-            ("original", "val.jsonl", "json"),
-            ("original", "WSC/val.jsonl", "json"),
-            ("huggingface", "**/wsc.fixed/validation-*.parquet", "parquet"),
-            ("huggingface", "**/wsc*/validation/*.arrow", "arrow"),
-        )
+    files=(
+        *file_patterns("original", ("val.jsonl", "WSC/val.jsonl"), "val", WSC_FIELDS, WSC_OPTIONS),
+        *file_patterns(
+            "huggingface",
+            ("**/wsc.fixed/validation-*.parquet", "**/wsc*/validation/*.arrow"),
+            "val",
+            WSC_FIELDS,
+            WSC_OPTIONS,
+        ),
     ),
     directories=("WSC", "SuperGLUE/WSC", "SuperGLUE", "super_glue", "hf_arrow/super_glue"),
     prompts={

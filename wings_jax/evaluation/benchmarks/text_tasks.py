@@ -6,7 +6,11 @@ Prompts are those of OpenCompass and lm-eval, as in `text`.
 from __future__ import annotations
 
 from wings_jax.evaluation.benchmarks import worked_examples
+from wings_jax.evaluation.benchmarks.declarations import english_choice, file_patterns
 from wings_jax.evaluation.benchmarks.record import Benchmark, FilePattern, Prompt, Shots
+
+# Where Hugging Face's forms of a validation split lie.
+VALIDATION = ("**/validation-*.parquet", "**/validation/*.arrow")
 
 HELLASWAG_FIELDS = {
     "id": "ind?",
@@ -19,21 +23,14 @@ HELLASWAG_FIELDS = {
 }
 HELLASWAG_QUERY = {"question": "passage", "options": "choices", "answer": "gold", "query": "query"}
 HELLASWAG_OPTIONS = {"answers": "index", "rewrite": "hellaswag"}
-HELLASWAG = Benchmark(
+HELLASWAG = english_choice(
     name="hellaswag",
     title="HellaSwag",
-    kind="choice",
-    modality="text",
-    language="en",
     files=(
-        *(
-            FilePattern(form, pattern, reader, "val", HELLASWAG_FIELDS, HELLASWAG_OPTIONS)
-            for form, pattern, reader in (
-                ("original", "hellaswag_val.jsonl", "json"),
-                ("huggingface", "**/validation-*.parquet", "parquet"),
-                ("huggingface", "**/validation/*.arrow", "arrow"),
-            )
+        FilePattern(
+            "original", "hellaswag_val.jsonl", "json", "val", HELLASWAG_FIELDS, HELLASWAG_OPTIONS
         ),
+        *file_patterns("huggingface", VALIDATION, "val", HELLASWAG_FIELDS, HELLASWAG_OPTIONS),
         FilePattern(
             "opencompass",
             "hellaswag.jsonl",
@@ -58,40 +55,18 @@ SIQA_FIELDS = {
     "answer": "label",
     "context": "context",
 }
-SIQA = Benchmark(
+SIQA = english_choice(
     name="siqa",
     title="SIQA",
-    kind="choice",
-    modality="text",
-    language="en",
     files=(
-        *(
-            FilePattern(
-                "original",
-                pattern,
-                "json",
-                "dev",
-                SIQA_FIELDS,
-                {"answers": "number", "labels": {"file": "dev-labels.lst", "reader": "lines"}},
-            )
-            for pattern in ("dev.jsonl", "socialiqa-train-dev/dev.jsonl")
-        ),
-        FilePattern(
-            "huggingface",
-            "**/validation-*.parquet",
-            "parquet",
+        *file_patterns(
+            "original",
+            ("dev.jsonl", "socialiqa-train-dev/dev.jsonl"),
             "dev",
             SIQA_FIELDS,
-            {"answers": "number"},
+            {"answers": "number", "labels": {"file": "dev-labels.lst", "reader": "lines"}},
         ),
-        FilePattern(
-            "huggingface",
-            "**/validation/*.arrow",
-            "arrow",
-            "dev",
-            SIQA_FIELDS,
-            {"answers": "number"},
-        ),
+        *file_patterns("huggingface", VALIDATION, "dev", SIQA_FIELDS, {"answers": "number"}),
     ),
     directories=("siqa", "socialiqa", "social_i_qa", "socialiqa-train-dev", "hf_arrow/siqa"),
     prompts={
@@ -106,12 +81,9 @@ SIQA = Benchmark(
 )
 
 PIQA_FIELDS = {"question": "goal", "options": ["sol1", "sol2"], "answer": "label"}
-PIQA = Benchmark(
+PIQA = english_choice(
     name="piqa",
     title="PIQA",
-    kind="choice",
-    modality="text",
-    language="en",
     files=(
         *(
             FilePattern(
@@ -128,22 +100,7 @@ PIQA = Benchmark(
                 ("dev.jsonl", "dev-labels.lst"),
             )
         ),
-        FilePattern(
-            "huggingface",
-            "**/validation-*.parquet",
-            "parquet",
-            "val",
-            PIQA_FIELDS,
-            {"answers": "index"},
-        ),
-        FilePattern(
-            "huggingface",
-            "**/validation/*.arrow",
-            "arrow",
-            "val",
-            PIQA_FIELDS,
-            {"answers": "index"},
-        ),
+        *file_patterns("huggingface", VALIDATION, "val", PIQA_FIELDS, {"answers": "index"}),
     ),
     directories=("piqa", "physicaliqa-train-dev", "hf_arrow/piqa"),
     prompts={
@@ -165,14 +122,15 @@ GSM8K = Benchmark(
     kind="generate",
     modality="text",
     language="en",
-    files=tuple(
-        FilePattern(form, pattern, reader, "test", GSM8K_FIELDS, GSM8K_OPTIONS)
-        for form, pattern, reader in (
-            ("original", "test.jsonl", "json"),
-            ("huggingface", "main/test-*.parquet", "parquet"),
-            ("huggingface", "**/test-*.parquet", "parquet"),
-            ("huggingface", "**/test/*.arrow", "arrow"),
-        )
+    files=(
+        FilePattern("original", "test.jsonl", "json", "test", GSM8K_FIELDS, GSM8K_OPTIONS),
+        *file_patterns(
+            "huggingface",
+            ("main/test-*.parquet", "**/test-*.parquet", "**/test/*.arrow"),
+            "test",
+            GSM8K_FIELDS,
+            GSM8K_OPTIONS,
+        ),
     ),
     directories=("gsm8k", "GSM8K", "hf_arrow/gsm8k"),
     prompts={
@@ -206,11 +164,10 @@ def _mbpp_files(split: str, first: int, last: int) -> tuple[FilePattern, ...]:
         "setup": "setup",
     }
     options = {"answers": "text", "rewrite": "mbpp", "between": {"task_id": (first, last)}}
+    tables = (f"full/{split}-*.parquet", f"**/{split}-*.parquet", f"**/{split}/*.arrow")
     return (
         FilePattern("original", "mbpp.jsonl", "json", split, fields, options),
-        FilePattern("huggingface", f"full/{split}-*.parquet", "parquet", split, fields, options),
-        FilePattern("huggingface", f"**/{split}-*.parquet", "parquet", split, fields, options),
-        FilePattern("huggingface", f"**/{split}/*.arrow", "arrow", split, fields, options),
+        *file_patterns("huggingface", tables, split, fields, options),
     )
 
 

@@ -7,20 +7,28 @@ compared too. Generated answers are read by VLMEvalKit's rule (MME, HallusionBen
 
 from __future__ import annotations
 
+import functools
+
+from wings_jax.evaluation.benchmarks.declarations import (
+    SHORT_ANSWER,
+    TSV,
+    chat_prompts,
+    file_patterns,
+    image_choice,
+)
 from wings_jax.evaluation.benchmarks.record import Benchmark, FilePattern, Prompt
 
 ANSWERS = {"choices": ("Yes", "No"), "answers": {"yes": 0, "no": 1}}
-TSV = {"delimiter": "\t", **ANSWERS}
-SHORT = "\nAnswer the question using a single word or phrase."
+TSV_ANSWERS = {**TSV, **ANSWERS}
 
-
-def _prompts(context: str, extraction: str) -> dict[str, Prompt]:
-    return {
-        "ppl": Prompt(context, "{option}", chat=True),
-        "ll": Prompt(context, "{option}", chat=True),
-        "generate": Prompt(context, chat=True, extraction=extraction),
-    }
-
+_yes_or_no = functools.partial(
+    Benchmark,
+    kind="yesno",
+    modality="image",
+    language="en",
+    headline="generate",
+    grouping="category",
+)
 
 _MME_LABELS = {
     "rewrite": "mme_answers",
@@ -28,49 +36,36 @@ _MME_LABELS = {
     "on": "key",
     "key": "key",
 }
-_MME_FOLDER = {
-    "id": "key",
+MME_FIELDS = {
+    "id": "index",
     "question": "question",
     "answer": "answer",
     "group": "category",
     "images": "image",
     "cluster": "image_path",
 }
-MME = Benchmark(
+MME = _yes_or_no(
     name="mme",
     title="MME",
-    kind="yesno",
-    modality="image",
-    language="en",
     files=(
         FilePattern(
             "vlmevalkit",
             "MME.tsv",
             "csv",
             "test",
+            MME_FIELDS,
             {
-                "id": "index",
-                "question": "question",
-                "answer": "answer",
-                "group": "category",
-                "images": "image",
-                "cluster": "image_path",
+                **TSV_ANSWERS,
+                "rewrite": "image_or_path",
+                "image_dirs": ("images/MME", "images", "."),
             },
-            {**TSV, "rewrite": "image_or_path", "image_dirs": ("images/MME", "images", ".")},
         ),
         FilePattern(
             "llava",
             "llava_mme.jsonl",
             "json",
             "test",
-            {
-                "id": "key",
-                "question": "question",
-                "answer": "label.answer",
-                "group": "category",
-                "images": "image",
-                "cluster": "image",
-            },
+            {**MME_FIELDS, "id": "key", "answer": "label.answer", "cluster": "image"},
             {
                 **ANSWERS,
                 "rewrite": "llava_mme",
@@ -78,28 +73,23 @@ MME = Benchmark(
                 "labels": {**_MME_LABELS, "file": "MME_Benchmark_release_version/**/*.txt"},
             },
         ),
-        *(
-            FilePattern(
-                "original",
-                pattern,
-                "lines",
-                "test",
-                _MME_FOLDER,
-                {**ANSWERS, "rewrite": "mme_answers", "image_dirs": ("../images", ".")},
-            )
-            for pattern in (
+        *file_patterns(
+            "original",
+            (
                 "MME_Benchmark_release_version/**/*.txt",
                 "*/questions_answers_YN/*.txt",
                 "*/*.txt",
-            )
+            ),
+            "test",
+            {**MME_FIELDS, "id": "key"},
+            {**ANSWERS, "rewrite": "mme_answers", "image_dirs": ("../images", ".")},
+            reader="lines",
         ),
     ),
     directories=("MME", "mme"),
-    prompts=_prompts("{question}", "yes or no"),
+    prompts=chat_prompts("{question}", "{option}", "yes or no"),
     split="test",
-    headline="generate",
     metric="mme",
-    grouping="category",
     size=2374,
     source="BradyFU/Awesome-Multimodal-Large-Language-Models (Evaluation), or VLMEvalKit's MME.tsv",
     license="research only",
@@ -116,12 +106,9 @@ HALLUSION_FIELDS = {
     "figure_id": "figure_id",
     "question_id": "question_id",
 }
-HALLUSION_BENCH = Benchmark(
+HALLUSION_BENCH = _yes_or_no(
     name="hallusionbench",
     title="HallusionBench",
-    kind="yesno",
-    modality="image",
-    language="en",
     files=(
         FilePattern(
             "original",
@@ -143,15 +130,17 @@ HALLUSION_BENCH = Benchmark(
             "csv",
             "image",
             {**HALLUSION_FIELDS, "answer": "answer", "images": "image"},
-            {**TSV, "rewrite": "hallusion", "image_dirs": ("hallusion_bench", "images", ".")},
+            {
+                **TSV_ANSWERS,
+                "rewrite": "hallusion",
+                "image_dirs": ("hallusion_bench", "images", "."),
+            },
         ),
     ),
     directories=("HallusionBench", "hallusionbench", "hallusion_bench"),
-    prompts=_prompts("{question}", "yes or no"),
+    prompts=chat_prompts("{question}", "{option}", "yes or no"),
     split="image",
-    headline="generate",
     metric="hallusion",
-    grouping="category",
     size=951,
     source="tianyi-lab/HallusionBench (json and hallusion_bench.zip), or VLMEvalKit's "
     "HallusionBench.tsv",
@@ -160,33 +149,27 @@ HALLUSION_BENCH = Benchmark(
     "The 178 questions without an image are left out.",
 )
 
-NLVR = Benchmark(
+NLVR = image_choice(
     name="nlvr",
     title="NLVR (dev)",
-    kind="choice",
-    modality="image",
     language="en",
-    files=tuple(
-        FilePattern(
-            "original",
-            pattern,
-            "json",
-            "dev",
-            {
-                "id": "identifier",
-                "question": "sentence",
-                "answer": "label",
-                "images": "image",
-                "cluster": "image",
-            },
-            {
-                "choices": ("true", "false"),
-                "answers": {"true": 0, "false": 1},
-                "rewrite": "nlvr",
-                "image_dirs": ("images",),
-            },
-        )
-        for pattern in ("dev/dev.json", "nlvr/dev/dev.json")
+    files=file_patterns(
+        "original",
+        ("dev/dev.json", "nlvr/dev/dev.json"),
+        "dev",
+        {
+            "id": "identifier",
+            "question": "sentence",
+            "answer": "label",
+            "images": "image",
+            "cluster": "image",
+        },
+        {
+            "choices": ("true", "false"),
+            "answers": {"true": 0, "false": 1},
+            "rewrite": "nlvr",
+            "image_dirs": ("images",),
+        },
     ),
     directories=("nlvr", "NLVR"),
     prompts={
@@ -199,7 +182,6 @@ NLVR = Benchmark(
         ),
     },
     split="dev",
-    headline="generate",
     size=None,
     source="lil-lab/nlvr (nlvr/dev)",
     license="CC BY 4.0",
@@ -213,12 +195,9 @@ POPE_FIELDS = {
     "images": "image",
     "cluster": "image",
 }
-POPE = Benchmark(
+POPE = _yes_or_no(
     name="pope",
     title="POPE",
-    kind="yesno",
-    modality="image",
-    language="en",
     files=(
         FilePattern(
             "llava",
@@ -243,7 +222,7 @@ POPE = Benchmark(
             "csv",
             "test",
             {**POPE_FIELDS, "id": "index", "answer": "answer", "cluster": "image_path?"},
-            TSV,
+            TSV_ANSWERS,
         ),
         FilePattern(
             "original",
@@ -262,11 +241,9 @@ POPE = Benchmark(
         ),
     ),
     directories=("pope", "POPE"),
-    prompts=_prompts("{question}" + SHORT, "pope"),
+    prompts=chat_prompts("{question}" + SHORT_ANSWER, "{option}", "pope"),
     split="test",
-    headline="generate",
     metric="pope",
-    grouping="category",
     size=8910,
     source="AoiDragon/POPE (output/coco) with COCO val2014, and LLaVA's eval.zip",
     license="MIT",
