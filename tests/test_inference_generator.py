@@ -20,6 +20,7 @@ from wings_jax.data import conversation, tokenization
 from wings_jax.errors import UserError
 from wings_jax.inference import decode, device_memory
 from wings_jax.inference import generator as generator_lib
+from wings_jax.inference.answers import stop_tokens
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model import hf_config, presets
@@ -197,5 +198,5 @@ def test_sampling_params_out_of_range_are_refused():
 def test_stop_tokens_include_the_end_of_turn():
     tokenizer = cases.tokenizer()
     template = conversation.TEMPLATES["chatml"]
-    stops = generator_lib.stop_tokens(tokenizer, template)
+    stops = stop_tokens(tokenizer, template)
     assert tokenization.as_text_tokenizer(tokenizer).id_of("<|im_end|>") in stops

@@ -13,7 +13,7 @@ from PIL import Image
 
 import wings_jax
 from wings_jax.errors import UserError
-from wings_jax.inference.generator import Answer
+from wings_jax.inference.answers import Answer
 from wings_jax.inference.prompts import Request
 
 ROOT = pathlib.Path(wings_jax.__file__).parents[1]

@@ -33,8 +33,9 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 if TYPE_CHECKING:
     from wings_jax import chat, convert
     from wings_jax.errors import UserError
+    from wings_jax.inference.answers import Answer
     from wings_jax.inference.chat import Chat
-    from wings_jax.inference.generator import Answer, Generator
+    from wings_jax.inference.generator import Generator
     from wings_jax.inference.likelihood import Likelihood
     from wings_jax.inference.loading import load_generator as load
     from wings_jax.inference.loading import score
@@ -60,7 +61,7 @@ __all__ = [
 
 # Public name -> module, and its name there; None for the module itself.
 _EXPORTS = {
-    "Answer": ("wings_jax.inference.generator", "Answer"),
+    "Answer": ("wings_jax.inference.answers", "Answer"),
     "Chat": ("wings_jax.inference.chat", "Chat"),
     "Generator": ("wings_jax.inference.generator", "Generator"),
     "Likelihood": ("wings_jax.inference.likelihood", "Likelihood"),

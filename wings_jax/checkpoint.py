@@ -7,8 +7,8 @@
 
 A 7B stage-2 checkpoint is therefore 16 bytes a parameter and a frozen one 2. An import writes no
 `opt_state`. Orbax writes a step in the background under a temporary name and renames it when it is
-complete. Wherever a checkpoint is asked for, a workdir means its newest step. What is loaded is
-compared with the checksums (`checksums.py`), so that a damaged file is an error.
+complete. Steps are found by `checkpoint_steps.py`. What is loaded is compared with the checksums
+(`checksums.py`), so that a damaged file is an error.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import functools
 import json
 import logging
 import pathlib
-import re
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -30,26 +29,18 @@ import orbax.checkpoint as ocp
 
 from wings_jax import checksums, files, tree
 from wings_jax import config as config_lib
+from wings_jax.checkpoint_steps import SUBDIRECTORY as SUBDIRECTORY
+from wings_jax.checkpoint_steps import DamagedCheckpointError as DamagedCheckpointError
+from wings_jax.checkpoint_steps import ReadErrors as ReadErrors
+from wings_jax.checkpoint_steps import check_complete as check_complete
+from wings_jax.checkpoint_steps import find_step as find_step
+from wings_jax.checkpoint_steps import list_steps as list_steps
+from wings_jax.checkpoint_steps import newest_step as newest_step
 from wings_jax.errors import UserError
 from wings_jax.model import layers, parameters, presets
 
-SUBDIRECTORY = "checkpoints"
 ITEMS = ("params", "opt_state", "meta", "tokenizer")
-# Files that hold weights in other formats, which have to be imported first.
-OTHER_FORMATS = (".safetensors", ".bin", ".pth", ".gguf")
 MIN_BYTES_IN_FLIGHT = 250_000_000  # that `write_checkpoint` lets orbax write at a time
-
-
-class DamagedCheckpointError(UserError):
-    """A step that cannot be read, or whose values are not those that were saved."""
-
-    def __init__(self, step: pathlib.Path, reason: str):
-        """The message names the step before, if there is one."""
-        steps = list_steps(step.parent.parent)
-        before = [other for other in steps if _number(other) < _number(step)]
-        advice = f"the one before is {before[-1]}" if before else "there is none before it"
-        super().__init__(f"{step}: the checkpoint is damaged ({reason}); {advice}")
-        self.step, self.reason = step, reason
 
 
 @dataclasses.dataclass(frozen=True)
@@ -84,27 +75,6 @@ def _open_reader(handler: Any) -> Iterator[ocp.Checkpointer]:
             yield reader
     finally:
         logger.setLevel(level)
-
-
-class ReadErrors:
-    """Context manager: what cannot be read is a DamagedCheckpointError of this step."""
-
-    def __init__(self, step: pathlib.Path):
-        self._step = step
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, _: object
-    ) -> None:
-        if kind is None or isinstance(error, UserError):
-            return
-
-        # For an array that cannot be decoded, orbax raises `Exception` itself.
-        if kind is Exception or issubclass(kind, (OSError, ValueError, KeyError)):
-            lines = str(error).partition(". See ")[0].splitlines() or [kind.__name__]
-            raise DamagedCheckpointError(self._step, f"cannot be read: {lines[0][:200]}") from error
 
 
 def verify_arrays(step: pathlib.Path, item: str, arrays: Mapping[str, Any]) -> None:
@@ -151,61 +121,6 @@ def flatten_state(opt_state: Any) -> dict[str, jax.Array]:
     """Returns the arrays of an optimizer state by their path."""
     leaves = jax.tree_util.tree_leaves_with_path(opt_state)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
-
-
-def _number(step: pathlib.Path) -> int:
-    return int(step.name) if step.name.isdigit() else -1
-
-
-def list_steps(workdir: str | pathlib.Path) -> list[pathlib.Path]:
-    """Returns the directories of a workdir's steps, oldest first."""
-    directory = files.absolute_path(workdir) / SUBDIRECTORY
-    entries = directory.iterdir() if directory.is_dir() else ()
-    return sorted((entry for entry in entries if entry.name.isdigit()), key=_number)
-
-
-def newest_step(directory: str | pathlib.Path) -> pathlib.Path | None:
-    """Returns the newest step of a workdir, or `directory` itself if it is a step.
-
-    Raises:
-      DamagedCheckpointError: the newest step is not complete.
-    """
-    path = files.absolute_path(directory)
-    if (path / "params").is_dir() and (path / "meta").is_dir():
-        return path
-
-    # Not a step, so a workdir.
-    steps = list_steps(path)
-    if not steps:
-        return None
-    check_complete(steps[-1])
-    return steps[-1]
-
-
-def check_complete(step: pathlib.Path) -> None:
-    """Raises DamagedCheckpointError if an item that every checkpoint has does not exist."""
-    for item in ("params", "meta", "tokenizer"):
-        if not (step / item).is_dir():
-            raise DamagedCheckpointError(step, f"{item} does not exist")
-
-
-def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
-    """Returns `newest_step(directory)`. Raises UserError naming `flag` when there is none."""
-    files.check_bucket(directory, flag)
-    step = newest_step(directory)
-    if step is not None:
-        return step
-
-    # A directory of weights in another format, or a name on the hub, gets a hint.
-    path = files.absolute_path(directory)
-    entries = [path] if path.is_file() else list(path.iterdir()) if path.is_dir() else []
-    hint = ""
-    if any(entry.suffix in OTHER_FORMATS for entry in entries):
-        hint = " of wings_jax; import it first: python -m wings_jax.convert import"
-    elif not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(directory)):
-        command = f"python -m wings_jax.convert import --llm {directory} --out DIR"
-        hint = f"; if it is on the Hugging Face hub, import it first: {command} (or --wings)"
-    raise UserError(f"{flag}: {directory} holds no checkpoint{hint}")
 
 
 def _read_json_item(step: pathlib.Path, item: str) -> dict[str, Any]:

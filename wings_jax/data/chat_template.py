@@ -10,19 +10,17 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, cast
+from typing import cast
 
 from wings_jax.data import conversation, settings, tokenization
+from wings_jax.data.chat_rendering import make_turns, render_chat
 from wings_jax.data.conversation import Template, TurnMarkup
 from wings_jax.errors import UserError
 
 TOKENIZER = "tokenizer"  # as the name of a template: that of the tokenizer's chat template
 NAMES = (*conversation.TEMPLATES, TOKENIZER)
 _FILE = "chat_template.jinja"
-# Templates that print the date take this one, so that prompts do not change from day to day.
-_DATE = "26 Jul 2024"
 
-_ROLES = {"system": "system", "human": "user", "gpt": "assistant"}
 _SYSTEM, _QUESTIONS, _ANSWERS = "xSystemx", ("xAskx", "yAsky"), ("xReplyx", "yReplyy")
 _QUESTION, _ANSWER = _QUESTIONS[0], _ANSWERS[0]
 
@@ -63,7 +61,7 @@ def compare_templates(
             part = turns[:-1] if is_open else turns
             written = conversation.render_text(part, template, open_answer=is_open)
             try:
-                expected = _render(tokenizer, part, is_open=is_open)
+                expected = render_chat(tokenizer, part, is_open=is_open)
             except ValueError as error:
                 return f"it refuses {written[:40]!r}... ({error})"
             if expected not in (written, written + template.between):
@@ -186,23 +184,23 @@ class _Derivation:
         special = tokenization.special_tokens(tokenizer)
 
         # What stands before and after each of four texts.
-        turns = _turns(("human", _QUESTIONS[0]), ("gpt", _ANSWERS[0]), ("human", _QUESTIONS[1]))
-        turns += _turns(("gpt", _ANSWERS[1]))
+        turns = make_turns(("human", _QUESTIONS[0]), ("gpt", _ANSWERS[0]), ("human", _QUESTIONS[1]))
+        turns += make_turns(("gpt", _ANSWERS[1]))
         words = (_QUESTIONS[0], _ANSWERS[0], _QUESTIONS[1], _ANSWERS[1])
-        text = _render(tokenizer, turns, is_open=False)
+        text = render_chat(tokenizer, turns, is_open=False)
         self.first, self.to_answer, self.to_question, again, self.end = _split(text, words)
         if again != self.to_answer:
             raise ValueError("it writes a later answer in another way than the first")
 
         # The generation prompt: from the question to where an answer begins.
-        opened = _render(tokenizer, turns[:1], is_open=True)
+        opened = render_chat(tokenizer, turns[:1], is_open=True)
         _, self.header = _split(opened, words[:1])
         self.controls = tuple(sorted(token for token in special if token in text + opened))
 
         # Before and after a system text.
         try:
-            with_system = _turns(("system", _SYSTEM)) + turns[:2]
-            text = _render(tokenizer, with_system, is_open=False)
+            with_system = make_turns(("system", _SYSTEM)) + turns[:2]
+            text = render_chat(tokenizer, with_system, is_open=False)
             before, after, *_ = _split(text, (_SYSTEM, *words[:2]))
             self.system: tuple[str, str] | None = (before, after)
             self.controls = tuple(sorted({*self.controls, *(t for t in special if t in text)}))
@@ -300,69 +298,21 @@ class _Derivation:
 
     def _is_stripped(self) -> bool:
         """Returns whether white space around a question is removed."""
-        opened = _render(self.tokenizer, _turns(("human", f"\t{_QUESTION}\t")), is_open=True)
+        opened = render_chat(
+            self.tokenizer, make_turns(("human", f"\t{_QUESTION}\t")), is_open=True
+        )
         return f"\t{_QUESTION}\t" not in opened
-
-
-def _turns(*pairs: tuple[str, str]) -> list[dict[str, str]]:
-    return [{"from": speaker, "value": text} for speaker, text in pairs]
 
 
 def _conversations(*, with_system: bool) -> list[list[dict[str, str]]]:
     """Returns conversations in which templates differ, each with a last answer."""
-    first = _turns(("human", "What is it?"), ("gpt", "A cat."))
-    more = _turns(("human", "  Really?\n"), ("gpt", "\nYes, it is. "))
+    first = make_turns(("human", "What is it?"), ("gpt", "A cat."))
+    more = make_turns(("human", "  Really?\n"), ("gpt", "\nYes, it is. "))
     conversations = [first, first + more, first + more + first]
     if with_system:
-        system = _turns(("system", "Be brief. Answer in English."))
+        system = make_turns(("system", "Be brief. Answer in English."))
         conversations += [system + first, system + first + more]
     return conversations
-
-
-def _render(
-    tokenizer: tokenization.HFTokenizer, turns: Sequence[Mapping[str, str]], *, is_open: bool
-) -> str:
-    """Returns what the chat template writes. Raises ValueError if it refuses the conversation.
-
-    A template of a processor reads the content of a message as parts; it gets such messages if it
-    does not write the texts of others.
-    """
-    texts = [turn["value"].strip() for turn in turns]
-    messages = [{"role": _ROLES[turn["from"]], "content": turn["value"]} for turn in turns]
-    of_parts = [
-        {**message, "content": [{"type": "text", "text": message["content"]}]}
-        for message in messages
-    ]
-
-    # Where neither gives all texts, the result is that of messages of text, the usual ones.
-    results: list[str | ValueError] = []
-    for form in (messages, of_parts):
-        try:
-            written = _apply(tokenizer, form, is_open=is_open)
-        except ValueError as error:
-            results.append(error)
-            continue
-
-        if all(text in written for text in texts):
-            return written
-        results.append(written)
-
-    if isinstance(results[0], ValueError):
-        raise results[0]
-    return results[0]
-
-
-def _apply(
-    tokenizer: tokenization.HFTokenizer, messages: list[dict[str, Any]], *, is_open: bool
-) -> str:
-    """Returns what the chat template writes of messages. Raises ValueError if it refuses them."""
-    import jinja2
-
-    options: dict[str, Any] = {"tokenize": False, "date_string": _DATE}
-    try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=is_open, **options)
-    except (jinja2.TemplateError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError((str(error).splitlines() or [type(error).__name__])[0]) from error
 
 
 def _split(text: str, words: Sequence[str]) -> tuple[str, ...]:

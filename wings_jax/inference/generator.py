@@ -28,6 +28,7 @@ from wings_jax.inference import (
     scoring_plan,
     streaming,
 )
+from wings_jax.inference.answers import Answer, finish_answer, stop_tokens
 from wings_jax.inference.chat import Chat
 from wings_jax.inference.chunks import PromptSlots
 from wings_jax.inference.dialogue import Dialogue
@@ -38,27 +39,6 @@ from wings_jax.model import parameters
 from wings_jax.model.presets import WingsArch
 from wings_jax.weights import adapter as adapter_lib
 from wings_jax.weights import digests
-
-
-@dataclasses.dataclass(frozen=True)
-class Answer:
-    """A generated answer. `str(answer)` is its text.
-
-    text      without the stop token or stop string that ended it
-    tokens    ids, without the stop token
-    reason    why it ended: "stop" (a stop token), "string" (a stop string) or "length"
-    prompt    how many slots the prompt has
-    logprobs  the log-probability of each token, with `SamplingParams.logprobs`
-    """
-
-    text: str
-    tokens: tuple[int, ...]
-    reason: str
-    prompt: int
-    logprobs: tuple[float, ...] | None = None
-
-    def __str__(self) -> str:
-        return self.text
 
 
 class Generator:
@@ -342,21 +322,7 @@ class Generator:
 
     def answer(self, output: scheduler.PartialOutput) -> Answer:
         """Returns the answer of a finished task of the scheduler."""
-        # The stop token is generated, but not part of the answer.
-        tokens, params = list(output.tokens), output.task.sampling
-        reason = "length"
-        if tokens and tokens[-1] in self.options.stops:
-            tokens, reason = tokens[:-1], "stop"
-
-        # Tokens after a stop string may have been generated in the same device call.
-        text, is_cut = streaming.cut_at_stop(self.processor.decode(tokens), params.stop)
-        return Answer(
-            text,
-            tuple(tokens),
-            "string" if is_cut else reason,
-            output.task.slots.count,
-            tuple(output.logprobs[: len(tokens)]) if params.logprobs else None,
-        )
+        return finish_answer(output, self.processor.decode, self.options.stops)
 
 
 def missing_parts(arch: WingsArch, params: Mapping[str, Any]) -> tuple[str, ...]:
@@ -370,21 +336,3 @@ def place_params(params: Mapping[str, Any], arch: WingsArch, mesh: Mesh) -> dict
     parameters.check_mesh(arch, mesh, flag="mesh")
     abstract = parameters.abstract_params(arch, mesh=mesh)
     return tree.nest(parameters.place_params(tree.flatten(params), abstract))
-
-
-def stop_tokens(
-    tokenizer: tokenization.HFTokenizer,
-    template: conversation.Template,
-    eos_ids: Sequence[int] = (),
-) -> tuple[int, ...]:
-    """Returns the ids that end an answer.
-
-    They are the template's end of turn, the tokenizer's end of text, and `eos_ids`.
-    """
-    end_of_turn = template.speakers["gpt"].after.strip()
-    ids = {
-        tokenization.as_text_tokenizer(tokenizer).id_of(end_of_turn),
-        tokenizer.eos_token_id,
-        *eos_ids,
-    }
-    return tuple(sorted(token for token in ids if token is not None))

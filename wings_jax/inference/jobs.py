@@ -19,7 +19,8 @@ from typing import Any
 from wings_jax import files
 from wings_jax.data import samples
 from wings_jax.errors import UserError
-from wings_jax.inference.generator import Answer, Generator
+from wings_jax.inference.answers import Answer
+from wings_jax.inference.generator import Generator
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams, change_params
 

@@ -13,7 +13,8 @@ from typing import Any
 from wings_jax.data import tokenization
 from wings_jax.errors import UserError
 from wings_jax.inference import chunks, prompts, scheduler, streaming
-from wings_jax.inference.generator import Answer, Generator
+from wings_jax.inference.answers import Answer
+from wings_jax.inference.generator import Generator
 from wings_jax.inference.prompts import PromptProcessor
 from wings_jax.inference.sampling import SamplingParams
 from wings_jax.inference.scoring_plan import ScoringRequest

@@ -21,7 +21,8 @@ from wings_jax.evaluation.benchmarks.passes import EvaluationPass, OptionRequest
 from wings_jax.evaluation.benchmarks.record import Benchmark, DataSet, Item
 from wings_jax.evaluation.models import MEMORY_ADVICE
 from wings_jax.inference import likelihood, plain_text, scoring_plan
-from wings_jax.inference.generator import Answer, Generator
+from wings_jax.inference.answers import Answer
+from wings_jax.inference.generator import Generator
 from wings_jax.inference.likelihood import ScoredRequest
 from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model.layout import TEXT

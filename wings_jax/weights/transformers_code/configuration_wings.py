@@ -74,20 +74,25 @@ class WingsConfig(PretrainedConfig):
         self.image_seq_length = image_seq_length
         self.projector = projector
         self.qk_norm = qk_norm
+
         self.learners = list(learners)
         self.learner_rank = learner_rank
         self.learner_layers = None if learner_layers is None else list(learner_layers)
+
         self.router = router
         self.router_positions = router_positions
         self.gain = gain
+
         self.learner_query = learner_query
         self.learner_scaled_rope = learner_scaled_rope
         self.ungated_when_alone = ungated_when_alone
         self.prompt_length = prompt_length
+
         self.lora_rank = lora_rank
         self.lora_alpha = lora_alpha
         self.lora_targets = list(lora_targets)
         self.prefix_length = prefix_length
+
         self.use_cache = use_cache
         kwargs.setdefault("tie_word_embeddings", self.text_config.tie_word_embeddings)
         super().__init__(**kwargs)

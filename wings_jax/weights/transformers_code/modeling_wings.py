@@ -32,7 +32,7 @@ from .configuration_wings import WingsConfig
 from .decoder_wings import Prefix, Router, WingsDecoderLayer, cached_keys_values
 from .layers_wings import LoraLinear, LowRank, RMSNorm
 from .packing_wings import PackedWeights
-from .slots_wings import WingsCache, make_slots
+from .slots_wings import Slots, WingsCache, make_slots
 from .vision_wings import Projector, VisionTower
 
 
@@ -166,27 +166,17 @@ class WingsModel(WingsPreTrainedModel):
             cache: keys and values of earlier slots (`past_key_values` is its older name).
             key_classes: f32[B,S,C]: the main attention's masses on these classes are returned.
         """
-        cache = past_key_values if cache is None else cache
         if inputs_embeds is not None:
             raise ValueError("pass input_ids: without them the image slots are unknown")
         eager = self.config._attn_implementation == "eager"
         if output_attentions and not eager:
             raise ValueError('output_attentions needs attn_implementation="eager"')
-        is_checkpointing = self.gradient_checkpointing and self.training
-        use_cache = self.config.use_cache if use_cache is None else use_cache
-        use_cache = use_cache and not is_checkpointing and self.config.prompt_length is None
-        if use_cache and cache is None:
-            cache = WingsCache()
-        if not use_cache:
-            cache = None
 
+        # Layer-0 features [B,T,D], and what every layer uses of the slots.
+        cache = self._cache_to_use(past_key_values if cache is None else cache, use_cache)
         x0 = self.embed(input_ids, pixel_values)
-        slots = make_slots(
-            self.config, input_ids, attention_mask, position_ids, cache, key_classes, x0.dtype
-        )
-        slots.packed = self._packed_weights(x0, cache)
-        if slots.packed is not None and self.config.router:
-            slots.router_values = slots.packed.router_values(slots.positions)
+        slots = self._make_slots(input_ids, attention_mask, position_ids, cache, key_classes, x0)
+
         keys_values = cached_keys_values(self.language_model.layers, x0, slots, cache)
         x = x0
         states, attentions, masses, gates = [x], [], [], []
@@ -196,8 +186,10 @@ class WingsModel(WingsPreTrainedModel):
             attentions.append(weights)
             masses.append(mass)
             gates.append(gate)
+
         x = self.language_model.norm(x)
         states[-1] = x
+
         return WingsOutput(
             last_hidden_state=x,
             hidden_states=tuple(states) if output_hidden_states else None,
@@ -206,6 +198,27 @@ class WingsModel(WingsPreTrainedModel):
             gates=tuple(gates) if output_gates else None,
             **{CACHE: cache},
         )
+
+    def _cache_to_use(self, cache, use_cache: bool | None) -> DynamicCache | None:
+        """Returns the given cache or a new one; None where keys and values are not cached.
+
+        They are not with gradient checkpointing, nor with the release's mask, which is not causal.
+        """
+        use_cache = self.config.use_cache if use_cache is None else use_cache
+        is_checkpointing = self.gradient_checkpointing and self.training
+        if not use_cache or is_checkpointing or self.config.prompt_length is not None:
+            return None
+        return WingsCache() if cache is None else cache
+
+    def _make_slots(self, input_ids, attention_mask, position_ids, cache, key_classes, x0) -> Slots:
+        """Returns what every layer uses of the slots, with the packed weights where they apply."""
+        slots = make_slots(
+            self.config, input_ids, attention_mask, position_ids, cache, key_classes, x0.dtype
+        )
+        slots.packed = self._packed_weights(x0, cache)
+        if slots.packed is not None and self.config.router:
+            slots.router_values = slots.packed.router_values(slots.positions)
+        return slots
 
     def _packed_weights(self, x0, cache) -> PackedWeights | None:
         """Returns the learners' matrices for a step of one token without gradients, else None.

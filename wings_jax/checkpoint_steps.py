@@ -1,0 +1,106 @@
+"""The steps of a workdir, WORKDIR/checkpoints/STEP: how they are found, and damaged ones.
+
+Wherever a checkpoint is asked for, a workdir means its newest step, and the directory of a step
+means that step. A damaged step is a `DamagedCheckpointError`, which names the step before it. The
+arrays and JSON of a step are read by `checkpoint.py`.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+from wings_jax import files
+from wings_jax.errors import UserError
+
+SUBDIRECTORY = "checkpoints"
+# Files that hold weights in other formats, which have to be imported first.
+OTHER_FORMATS = (".safetensors", ".bin", ".pth", ".gguf")
+
+
+def _number(step: pathlib.Path) -> int:
+    return int(step.name) if step.name.isdigit() else -1
+
+
+class DamagedCheckpointError(UserError):
+    """A step that cannot be read, or whose values are not those that were saved."""
+
+    def __init__(self, step: pathlib.Path, reason: str):
+        """The message names the step before, if there is one."""
+        steps = list_steps(step.parent.parent)
+        before = [other for other in steps if _number(other) < _number(step)]
+        advice = f"the one before is {before[-1]}" if before else "there is none before it"
+        super().__init__(f"{step}: the checkpoint is damaged ({reason}); {advice}")
+        self.step, self.reason = step, reason
+
+
+class ReadErrors:
+    """Context manager: what cannot be read is a DamagedCheckpointError of this step."""
+
+    def __init__(self, step: pathlib.Path):
+        self._step = step
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: object
+    ) -> None:
+        if kind is None or isinstance(error, UserError):
+            return
+
+        # For an array that cannot be decoded, orbax raises `Exception` itself.
+        if kind is Exception or issubclass(kind, (OSError, ValueError, KeyError)):
+            lines = str(error).partition(". See ")[0].splitlines() or [kind.__name__]
+            raise DamagedCheckpointError(self._step, f"cannot be read: {lines[0][:200]}") from error
+
+
+def list_steps(workdir: str | pathlib.Path) -> list[pathlib.Path]:
+    """Returns the directories of a workdir's steps, oldest first."""
+    directory = files.absolute_path(workdir) / SUBDIRECTORY
+    entries = directory.iterdir() if directory.is_dir() else ()
+    return sorted((entry for entry in entries if entry.name.isdigit()), key=_number)
+
+
+def newest_step(directory: str | pathlib.Path) -> pathlib.Path | None:
+    """Returns the newest step of a workdir, or `directory` itself if it is a step.
+
+    Raises:
+      DamagedCheckpointError: the newest step is not complete.
+    """
+    path = files.absolute_path(directory)
+    if (path / "params").is_dir() and (path / "meta").is_dir():
+        return path
+
+    # Not a step, so a workdir.
+    steps = list_steps(path)
+    if not steps:
+        return None
+    check_complete(steps[-1])
+    return steps[-1]
+
+
+def check_complete(step: pathlib.Path) -> None:
+    """Raises DamagedCheckpointError if an item that every checkpoint has does not exist."""
+    for item in ("params", "meta", "tokenizer"):
+        if not (step / item).is_dir():
+            raise DamagedCheckpointError(step, f"{item} does not exist")
+
+
+def find_step(directory: str | pathlib.Path, *, flag: str) -> pathlib.Path:
+    """Returns `newest_step(directory)`. Raises UserError naming `flag` when there is none."""
+    files.check_bucket(directory, flag)
+    step = newest_step(directory)
+    if step is not None:
+        return step
+
+    # A directory of weights in another format, or a name on the hub, gets a hint.
+    path = files.absolute_path(directory)
+    entries = [path] if path.is_file() else list(path.iterdir()) if path.is_dir() else []
+    hint = ""
+    if any(entry.suffix in OTHER_FORMATS for entry in entries):
+        hint = " of wings_jax; import it first: python -m wings_jax.convert import"
+    elif not path.exists() and re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", str(directory)):
+        command = f"python -m wings_jax.convert import --llm {directory} --out DIR"
+        hint = f"; if it is on the Hugging Face hub, import it first: {command} (or --wings)"
+    raise UserError(f"{flag}: {directory} holds no checkpoint{hint}")
