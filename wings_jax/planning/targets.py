@@ -90,7 +90,7 @@ def open_topology(text: str) -> Target:
             f"'jax[tpu]=={importlib.metadata.version('jax')}' (no TPU is needed)"
         )
 
-    # Without these, libtpu asks a metadata server that only TPU machines have.
+    # Without these, libtpu sends requests to a metadata server that only TPU machines have.
     environment = {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",

@@ -1,8 +1,8 @@
 """Rows of the files that benchmarks come in: CSV, TSV, JSON, JSON lines, parquet, arrow, text.
 
-Each reader yields `Row`s one by one. Columns that hold images are not kept: a `Blob` says where the
-bytes are, and reads them when an item is asked, so that a TSV of several gigabytes needs little
-memory.
+Each reader yields `Row`s one by one. Columns that hold images are not kept: a `Blob` has the place
+of the bytes, and reads them when an item is evaluated, so that a TSV of several gigabytes needs
+little memory.
 """
 
 from __future__ import annotations

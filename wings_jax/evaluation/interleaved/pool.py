@@ -109,8 +109,8 @@ def normalize_item(benchmark: Benchmark, item: Item) -> PoolItem | None:
     """Returns an item as a single-choice question; None if it is not one, or too long.
 
     Left out are questions without an answer, with several images, an empty option, more than
-    MAX_OPTIONS options or MAX_TOKENS words, and rotations of MMBench. The numbers that GSM8K asks
-    for get three others as options.
+    MAX_OPTIONS options or MAX_TOKENS words, and rotations of MMBench. The numbers that answer GSM8K
+    get three others as options.
     """
     if benchmark.name == "gsm8k":
         item = add_numbers(item)
