@@ -81,7 +81,7 @@ def open_topology(text: str) -> Target:
     """Returns the devices of a TPU topology; no TPU is needed, but its compiler (libtpu).
 
     Raises:
-      UserError: libtpu is not installed, or does not know the topology.
+      UserError: libtpu is not installed, or has no such topology.
     """
     name, generation = topology_name(text)
     if importlib.util.find_spec("libtpu") is None:

@@ -222,7 +222,7 @@ def run_model(
     # What cannot be asked is found before the first answer is computed.
     for task in asked:
         try:
-            runner.check_sight(model.name, task, generator)
+            runner.check_vision(model.name, task, generator)
         except UserError as error:
             if missing is None:
                 raise

@@ -298,7 +298,7 @@ def read_arrow(path: pathlib.Path, options: Mapping[str, Any]) -> Iterator[Row]:
     table = _open_arrow(path)
     kept = [name for name in table.column_names if name not in IMAGE_COLUMNS]
 
-    # Images stay in the memory-mapped table until they are asked for.
+    # Images stay in the memory-mapped table until they are read.
     for index in range(table.num_rows):
         values = table.select(kept).slice(index, 1).to_pylist()[0]
         for column in IMAGE_COLUMNS:

@@ -83,7 +83,7 @@ class Shard:
         return number % self.count == self.index
 
 
-def check_sight(name: str, task: BenchmarkTask, generator: Generator) -> None:
+def check_vision(name: str, task: BenchmarkTask, generator: Generator) -> None:
     """Raises UserError if a task has questions about images and the model has no vision tower."""
     missing = generator.processor.missing_parts
     asked = sum(bool(item.images) for item in task.data.items)

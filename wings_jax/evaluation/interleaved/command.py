@@ -213,7 +213,7 @@ def evaluate_manifest(
         task = command.make_task(
             benchmark, data, BenchmarkOptions(None, protocols=tuple(protocols))
         )
-        runner.check_sight(model.name, task, generator)
+        runner.check_vision(model.name, task, generator)
         result = command.run_task(model.name, generator, model_hash, task, options)
         del generator
         if result is not None:

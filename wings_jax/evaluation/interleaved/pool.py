@@ -16,7 +16,7 @@ from wings_jax.evaluation.benchmarks.record import Benchmark, ImageRef, Item, Sh
 from wings_jax.evaluation.benchmarks.records import BENCHMARKS
 
 TEXT, IMAGE = "T", "V"
-# Of the paper; the others are what `--sources` may add, such as files that may be passed on.
+# Of the paper; the others are what `--sources` may add, such as files that may be redistributed.
 SOURCES = (
     "mmlu",
     "cmmlu",
