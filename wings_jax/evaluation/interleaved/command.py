@@ -263,9 +263,9 @@ def ask_companions(
     second = []
     for anchor, of_anchor in turns.items():
         if len(of_anchor) > 2:
-            answers = [letters[f"{anchor}/0/T"]]
+            first_answer = letters[f"{anchor}/0/T"]
             companions = list(of_anchor[:-1])
-            second.append(conversation.make_conversation(anchor, "TT", companions, answers))
+            second.append(conversation.make_conversation(anchor, "TT", companions, [first_answer]))
     letters |= _ask_letters(generator, benchmark, second, f"{title}: second turns")
 
     # In a setting of two turns, only the companion next to the anchor precedes it.
