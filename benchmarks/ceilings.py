@@ -38,8 +38,10 @@ def matmul_rate(size: int, chain: int = 16) -> float:
 
     @jax.jit
     def multiply(x: jax.Array, y: jax.Array) -> jax.Array:
-        # The scale keeps the values of a chain of products near 1.
-        step = lambda _, x: (x @ y) * jnp.bfloat16(size**-0.5)  # noqa: E731
+        def step(_: jax.Array, x: jax.Array) -> jax.Array:
+            # The scale keeps the values of a chain of products near 1.
+            return (x @ y) * jnp.bfloat16(size**-0.5)
+
         return jax.lax.fori_loop(0, chain, step, x)
 
     keys = jax.random.split(jax.random.key(0), 2)

@@ -20,15 +20,12 @@ of the memory bandwidth is of a copy on the same device, or of `--bandwidth`.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import functools
 import math
 import os
 import pathlib
-import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import jax
 import numpy as np
@@ -37,6 +34,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # from a c
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import ceilings
+from decode_times import Clock, Times, format_ms, format_ratio, median_times, time_tokens
+from small_model import DECODER, TOWER
 
 from wings_jax import tree
 from wings_jax.data import conversation
@@ -58,48 +57,15 @@ try:
 except ImportError:  # torch is not a dependency of the package
     torch = None
 
-SMALL = dataclasses.replace(
-    presets.DECODERS["qwen1_5_1_8b"],
-    vocab_size=8192,
-    hidden_size=256,
-    num_layers=8,
-    num_heads=8,
-    num_kv_heads=8,
-    head_dim=32,
-    ffn_size=688,
-    max_positions=4096,
-)
 SIZES = {
-    "small": SMALL,
+    "small": DECODER,
     "1.8b": presets.DECODERS["qwen1_5_1_8b"],
     "7b": presets.DECODERS["qwen1_5_7b"],
 }
-TOWER = dataclasses.replace(
-    presets.VISION["siglip_base_224"],
-    hidden_size=64,
-    num_layers=2,
-    num_heads=2,
-    ffn_size=128,
-    image_size=128,
-)
 STEPS = scheduler.SchedulerOptions().steps
 CACHED_TOKENS = 3 * STEPS  # timed tokens of an answer
 UNCACHED_TOKENS = 3
 TARGET_MS, TARGET_GROWTH, TARGET_HF = 8.0, 2.0, 1.5
-
-
-@dataclasses.dataclass(frozen=True)
-class Times:
-    """Seconds until the first token, and per later token.
-
-    first  until the first token, by the clock
-    wall   per later token, by the clock
-    cpu    per later token, of processor time
-    """
-
-    first: float
-    wall: float
-    cpu: float
 
 
 def random_weights(spec: engine.ModelSpec) -> engine.Weights:
@@ -125,17 +91,6 @@ def random_prompt(arch: presets.WingsArch, length: int, seed: int) -> chunks.Pro
     image = rng.integers(0, 256, (size, size, 3), np.uint8)
     ids = [*ids[:10], conversation.IMAGE_ID, *ids[10:]]
     return chunks.from_ids(ids, [image], arch.vision.num_patches)
-
-
-class Clock:
-    """Seconds by the clock, and of this process's processors, since it was created."""
-
-    def __init__(self) -> None:
-        self._wall, self._cpu = time.perf_counter(), time.process_time()
-
-    def elapsed(self) -> tuple[float, float]:
-        """Returns both."""
-        return time.perf_counter() - self._wall, time.process_time() - self._cpu
 
 
 class WingsDecoder:
@@ -192,19 +147,6 @@ class WingsDecoder:
         return time_tokens(tokens, UNCACHED_TOKENS)
 
 
-def time_tokens(tokens: Iterator, count: int) -> Times:
-    """Returns the times of an iterator over 1 + `count` tokens."""
-    clock = Clock()
-    next(tokens)
-    first, _ = clock.elapsed()
-
-    clock = Clock()
-    for _ in range(count):
-        next(tokens)
-    wall, cpu = clock.elapsed()
-    return Times(first, wall / count, cpu / count)
-
-
 class HuggingFace:
     """A random Qwen2 of transformers, in float32 on the CPU."""
 
@@ -234,22 +176,6 @@ class HuggingFace:
             ids = out.logits[:, -1:].argmax(-1)
             yield int(ids)
             out = self.model(ids, past_key_values=out.past_key_values, use_cache=True)
-
-
-def median_times(runs: Mapping[str, Callable[[], Times]], count: int) -> dict[str, Times]:
-    """Returns the median times of functions that take turns, after one warm-up run of each."""
-    samples: dict[str, list[Times]] = {name: [] for name in runs}
-    for turn in range(count + 1):
-        for name, run in runs.items():
-            times = run()
-            if turn:
-                samples[name].append(times)
-
-    medians = {}
-    for name, times_of_runs in samples.items():
-        columns = zip(*map(dataclasses.astuple, times_of_runs), strict=True)
-        medians[name] = Times(*map(statistics.median, columns))
-    return medians
 
 
 def bytes_per_step(
@@ -298,16 +224,6 @@ def print_single_row(
         cells += [f"{times[name].first:.3f}" if name in times else "-" for name in ("cached", "HF")]
         print(f"| {length} | {' | '.join(cells)} |", flush=True)
     return results
-
-
-def format_ms(times: Times | None) -> str:
-    """Returns milliseconds per token, wall / cpu."""
-    return f"{1e3 * times.wall:.2f} / {1e3 * times.cpu:.2f}" if times else "-"
-
-
-def format_ratio(times: Times, other: Times | None) -> str:
-    """Returns how many times as long as the other: wall, cpu."""
-    return f"{times.wall / other.wall:.2f}, {times.cpu / other.cpu:.2f}" if other else "-"
 
 
 def print_targets(results: Mapping[int, Mapping[str, Times]]) -> None:

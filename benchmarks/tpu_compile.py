@@ -21,7 +21,7 @@ import sys
 import time
 from typing import Any
 
-# libtpu asks for the machine's metadata unless it is told what it compiles for.
+# libtpu requests the machine's metadata unless these variables name its target.
 TOPOLOGIES = {
     "v5p:2x2x2": {"TPU_ACCELERATOR_TYPE": "v5p-16"},
     "v5e:4x4": {"TPU_ACCELERATOR_TYPE": "v5litepod-16"},

@@ -65,7 +65,7 @@ class Variant:
 
 @dataclasses.dataclass
 class Row:
-    """The result of a variant; `problem` says why there is none."""
+    """The result of a variant; `problem` is the reason if there is none."""
 
     variant: Variant
     step_s: float = 0.0

@@ -5,7 +5,7 @@
 
 A Wings of 13 M parameters (hidden 256, 8 layers, 8 heads, FFN 688, vocabulary 8192, rank 64) in
 float32 with AdamW, one row with an image of 64 slots. Each model is a process of its own, and they
-take turns step by step, so that all of them meet the same load of the machine:
+take turns step by step, so that all of them run under the same load of the machine:
 
     wings    this clone
     before   the commit of --against, from a temporary worktree

@@ -3,7 +3,7 @@
     python benchmarks/train_cpu_worker.py wings --slots=512 --stage=2 --remat=none
 
 Each answer is a line of JSON: CPU-seconds, loss and peak memory in MiB. Which wings_jax is measured
-is said by PYTHONPATH, so that two commits can take turns.
+is set by PYTHONPATH, so that two commits can take turns.
 """
 
 from __future__ import annotations
@@ -15,54 +15,38 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # from a clone, after PYTHONPATH
+sys.path.append(str(pathlib.Path(__file__).resolve().parent))
 
-# 13 M parameters with both learners; the tower gives 64 image slots.
-VOCAB, WIDTH, LAYERS, HEADS, FFN, RANK = 8192, 256, 8, 8, 688, 64
-IMAGE_SLOTS = 64
+import small_model
+
+if TYPE_CHECKING:  # the process that runs torch does not import jax
+    from wings_jax.model import layout, presets
 
 
 def wings_step(slots: int, stage: int, remat: str) -> Callable[[], float]:
     """Returns a function that runs one training step of Wings and returns the loss."""
-    import dataclasses
-
     import jax
 
     from configs import stage1, stage2
     from wings_jax import config as config_lib
     from wings_jax import tree
-    from wings_jax.model import layout, parameters, presets
+    from wings_jax.model import parameters, presets
     from wings_jax.model.wings import Wings
     from wings_jax.training import optim, step
-
-    decoder = dataclasses.replace(
-        presets.DECODERS["qwen1_5_1_8b"],
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        num_layers=LAYERS,
-        num_heads=HEADS,
-        num_kv_heads=HEADS,
-        head_dim=WIDTH // HEADS,
-        ffn_size=FFN,
-    )
-    tower = dataclasses.replace(
-        presets.VISION["siglip_base_224"],
-        hidden_size=64,
-        num_layers=2,
-        num_heads=2,
-        ffn_size=128,
-        image_size=128,
-    )
 
     # The stage's learners and groups, with AdamW.
     config = (stage1 if stage == 1 else stage2).get_config("tiny")
     config.optimizer.name = "adamw"
     config = config_lib.from_config_dict(config)
     learners, router = config.model.learners, config.model.router
-    arch = presets.WingsArch(decoder, tower, learners=learners, router=router, rank=RANK)
+    arch = presets.WingsArch(
+        small_model.DECODER, small_model.TOWER, learners=learners, router=router
+    )
     abstract = parameters.abstract_params(arch)
     labels = optim.label_groups(abstract, config.optimizer)
     params = parameters.initialize_params(arch, list(abstract), abstract, 0)
@@ -71,21 +55,13 @@ def wings_step(slots: int, stage: int, remat: str) -> Callable[[], float]:
     )
     optimizer = optim.make_optimizer(trained, labels, config.optimizer, 1000)
 
-    # One row: text, an image, text, all of which is target.
-    rng = np.random.default_rng(0)
-    modality = np.full((1, slots), layout.TEXT)
-    modality[:, 10 : 10 + IMAGE_SLOTS] = layout.IMAGE
-    rows = layout.make_layout(rng.integers(0, VOCAB, (1, slots)), modality)
-    targets = np.where(modality == layout.TEXT, np.roll(rows.tokens, -1, axis=1), layout.IGNORE)
-    images = rng.integers(0, 256, (1, 1, 128, 128, 3), np.uint8)
-    batch = layout.Batch(rows, targets.astype(np.int32), images)
-
     model = Wings(arch, remat=remat)
     update = step.make_train_step(
         model, optimizer, loss_chunk=config_lib.Config().loss_chunk, accumulation=1
     )
     done, skipped = (jax.device_put(np.zeros((), np.int32)) for _ in range(2))
     state = step.TrainState(done, skipped, trained, frozen, jax.jit(optimizer.init)(trained))
+    batch = random_batch(arch, slots)
     compiled = jax.jit(update, donate_argnums=0).lower(state, batch).compile()
 
     def run() -> float:
@@ -96,20 +72,36 @@ def wings_step(slots: int, stage: int, remat: str) -> Callable[[], float]:
     return run
 
 
+def random_batch(arch: presets.WingsArch, slots: int) -> layout.Batch:
+    """Returns one row: text, an image, text, all of which is target."""
+    from wings_jax.model import layout
+
+    rng = np.random.default_rng(0)
+    modality = np.full((1, slots), layout.TEXT)
+    modality[:, 10 : 10 + arch.vision.num_patches] = layout.IMAGE
+    tokens = rng.integers(0, arch.decoder.vocab_size, (1, slots))
+    rows = layout.make_layout(tokens, modality)
+    targets = np.where(modality == layout.TEXT, np.roll(rows.tokens, -1, axis=1), layout.IGNORE)
+    size = arch.vision.image_size
+    images = rng.integers(0, 256, (1, 1, size, size, 3), np.uint8)
+    return layout.Batch(rows, targets.astype(np.int32), images)
+
+
 def torch_step(slots: int, stage: int, remat: str) -> Callable[[], float]:
     """Returns the same for a Qwen2 of transformers in torch, without learners and images."""
     import torch
     import transformers
 
     torch.set_num_threads(1)
+    arch = small_model.DECODER
     config = transformers.Qwen2Config(
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=FFN,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
-        max_position_embeddings=4096,
+        vocab_size=arch.vocab_size,
+        hidden_size=arch.hidden_size,
+        intermediate_size=arch.ffn_size,
+        num_hidden_layers=arch.num_layers,
+        num_attention_heads=arch.num_heads,
+        num_key_value_heads=arch.num_kv_heads,
+        max_position_embeddings=arch.max_positions,
         tie_word_embeddings=False,
         use_cache=False,
     )
@@ -117,7 +109,7 @@ def torch_step(slots: int, stage: int, remat: str) -> Callable[[], float]:
     if remat != "none":
         model.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
-    ids = torch.randint(0, VOCAB, (1, slots))
+    ids = torch.randint(0, arch.vocab_size, (1, slots))
 
     def run() -> float:
         loss = model(ids, labels=ids).loss

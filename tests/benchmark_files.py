@@ -1,4 +1,4 @@
-"""Writes files of benchmarks in the forms that people have them in, from rows by hand."""
+"""Writes files of benchmarks in their published forms, from rows by hand."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def write(root: pathlib.Path, name: str, text: str) -> pathlib.Path:
 
 
 def write_image(root: pathlib.Path, name: str, color: str = "red") -> None:
-    """Writes a PNG, whatever its name says."""
+    """Writes a PNG, whatever the suffix of its name is."""
     path = root / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(png(color))

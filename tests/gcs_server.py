@@ -42,7 +42,7 @@ def serve_bucket(name: str) -> Iterator[dict[str, str]]:
             **os.environ,
             "STORAGE_EMULATOR_HOST": url,
             "TENSORSTORE_GCS_HTTP_URL": url,
-            # gcsfs would ask another service of Google for the kind of the bucket.
+            # gcsfs would request the kind of the bucket from another service of Google.
             "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
         }
     finally:

@@ -1,4 +1,4 @@
-"""The table of data sets in docs/evaluation.md says what the declarations say."""
+"""The table of data sets in docs/evaluation.md is equal to the declarations."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Real files of benchmarks, as people have them. Skipped where they are not there."""
+"""Real files of benchmarks, as published. Skipped where they are not there."""
 
 from __future__ import annotations
 

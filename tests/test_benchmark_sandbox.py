@@ -1,4 +1,4 @@
-"""Generated code: what it may do, and the one line that says what it may not."""
+"""Generated code: what it may do, and the one line that names what it may not."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ REAL = pathlib.Path(__file__).parents[2] / "shared" / "data" / "eval"
 TEST = ["assert f(1) == 2"]
 RIGHT = "def f(x): return x + 1\n"
 
+# Name -> code and the beginning of the reason; {path} is a directory with a file `old`.
 FAILURES = {
     "wrong answer": ("def f(x): return x", "wrong: assert f(1) == 2"),
     "syntax": ("def f(x) return x", "syntax: "),
@@ -30,10 +31,10 @@ FAILURES = {
     "system": ("import os\nos.system('true')", "process: "),
     "kill": ("import os\nos.kill(os.getppid(), 9)", "process: "),
     "native call": ("import ctypes\nctypes.CDLL(None).fork()", "process: "),
-    "write": ("open('/tmp/wings-sandbox-test', 'w').write('x')", "file: tried to write"),
+    "write": ("open('{path}/new', 'w').write('x')", "file: tried to write"),
     "write here": ("open('here', 'a')", "file: tried to write 'here'"),
     "low-level write": ("import os\nos.open('here', os.O_CREAT | os.O_WRONLY)", "file: "),
-    "remove": ("import os\nos.remove('/tmp/wings-sandbox-test')", "file: tried to change"),
+    "remove": ("import os\nos.remove('{path}/old')", "file: tried to change"),
     "socket": ("import socket\nsocket.socket()", "network: tried to open a socket"),
     "download": ("import urllib.request as r\nr.urlopen('http://127.0.0.1:9')", "network: "),
     "memory": ("x = bytearray(4 << 30)", "memory: needed more than 1024 MiB"),
@@ -46,13 +47,14 @@ FAILURES = {
 
 
 @pytest.mark.parametrize("name", FAILURES)
-def test_code_that_fails_gives_one_line(name):
+def test_code_that_fails_gives_one_line(name, tmp_path):
     code, expected = FAILURES[name]
-    outcome = sandbox.run_tests(code + "\n", TEST)
+    (tmp_path / "old").write_text("kept")
+    outcome = sandbox.run_tests(code.replace("{path}", str(tmp_path)) + "\n", TEST)
     assert not outcome.passed
     assert outcome.reason.startswith(expected)
     assert "\n" not in outcome.reason
-    assert not pathlib.Path("/tmp/wings-sandbox-test").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
-    """Writes a random small model with room for three questions."""
+    """Writes a random small model with positions for three questions."""
     return cases.write_checkpoint(tmp_path_factory.mktemp("model") / "tiny", positions=1024)
 
 

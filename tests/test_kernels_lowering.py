@@ -20,7 +20,7 @@ from wings_jax.weights import starting
 
 
 class Hopper:
-    """An H100, as tokamax asks for its device."""
+    """An H100, with the attributes that tokamax reads."""
 
     platform, compute_capability, core_count = "gpu", "9.0", 132
     device_kind = "NVIDIA H100 80GB HBM3"

@@ -32,8 +32,8 @@ DISTRIBUTIONS = {
     "PIL": "pillow",
     "sklearn": "scikit-learn",
 }
-# Imported below a function that says how to install it, or by a user's `.bin` files only. aiohttp
-# and google-auth come with gcsfs.
+# Imported below a function whose error has the command to install it, or by a user's `.bin` files
+# only. aiohttp and google-auth come with gcsfs.
 OPTIONAL = {
     *("lm-eval", "torch", "gguf", "tensorflow", "tokamax"),
     *("gcsfs", "aiohttp", "google-auth"),
@@ -215,8 +215,14 @@ def run_in(environment: pathlib.Path, directory: pathlib.Path, *command: str) ->
     return completed.stdout
 
 
+# Those with a command line; the other files are modules that they import.
+BENCHMARKS = sorted(
+    path.name for path in (ROOT / "benchmarks").glob("*.py") if "__main__" in path.read_text()
+)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("script", sorted(p.name for p in (ROOT / "benchmarks").glob("*.py")))
+@pytest.mark.parametrize("script", BENCHMARKS)
 def test_benchmarks_run_from_a_clone_that_is_not_installed(script, environment, tmp_path):
     if "\nimport torch\n" in (ROOT / "benchmarks" / script).read_text():
         pytest.importorskip("torch", reason="the benchmark compares with torch")

@@ -1,4 +1,4 @@
-"""The plan of a step: against the compiled program, and what it says about mistakes."""
+"""The plan of a step: against the compiled program, and its messages about mistakes."""
 
 from __future__ import annotations
 

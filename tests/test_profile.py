@@ -1,4 +1,4 @@
-"""A trace of some steps, and what a wrong `config.profile` says."""
+"""A trace of some steps, and the errors of a wrong `config.profile`."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def test_a_run_traces_the_steps_of_the_config_and_logs_its_speed(tmp_path, capsy
     (trace,) = (tmp_path / "profile").glob("plugins/profile/*/*.xplane.pb")
     assert traced_steps(trace) == {2, 3}
 
-    # Speed: in the metrics file and the log line; a CPU has no peak rate, which is said once.
+    # Speed: in the metrics file and the log line; a CPU has no peak rate, which is logged once.
     last = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert 0 < last["tflops_per_s_device"] < 10
     assert 0 < last["step_p50_s"] <= last["step_p95_s"]

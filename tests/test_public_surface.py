@@ -125,7 +125,7 @@ def test_convert_from_python(tmp_path):
 
 
 def test_no_warning_that_torch_is_missing(tmp_path):
-    """transformers says so at its first import, unless it is told not to."""
+    """transformers warns at its first import, unless the package turns that off."""
     script = """
 import sys
 sys.modules["torch"] = None  # as if it were not installed

@@ -42,7 +42,7 @@ VARIANTS = {
     "clip": tiny_model.arch(learners=tiny_model.BOTH, router=True, vision=tiny_model.CLIP),
 }
 # Rows drawn as tiny_model does: t text, i an image; the paddings differ. An image, text alone, two
-# images, an image at the start. Then there is room for an answer.
+# images, an image at the start. The slots for an answer follow.
 ROWS = ["ttitttt", "tttttttttttt", "tittitt", "itttt"]
 ANSWER = 6
 LENGTH = 13 + ANSWER
@@ -141,7 +141,7 @@ def generate_inputs(arch: presets.WingsArch, rows: list[str]) -> dict:
 
 
 def generate(other, inputs: dict, **options) -> list[list[int]]:
-    """Returns the new ids of each row, greedy where `options` do not say otherwise."""
+    """Returns the new ids of each row, greedy unless `options` has another choice."""
     defaults = {"max_new_tokens": ANSWER, "do_sample": False, "eos_token_id": None}
     with torch.no_grad():
         ids = other.generate(**inputs, **{**defaults, "pad_token_id": 0, **options})

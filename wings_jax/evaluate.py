@@ -29,10 +29,10 @@ of N on one of several machines with a common --out; the same command without it
 `forgetting` compares each model with the base, question by question; --compare does so for
 finished results.
 
-`iit` asks in interleaved conversations of text and images: embedded ones or, with --manifest, those
+`iit` runs interleaved conversations of text and images: embedded ones or, with --manifest, those
 that `iit build` made of the data sets below --data-root. A manifest has identifiers and hashes
-only. --history says what the earlier answers are: the true ones (gold), the model's own (model), or
-the true ones to random questions (shuffled).
+only. --history chooses the earlier answers: the true ones (gold), the model's own (model), or the
+true ones to random questions (shuffled).
 
 `language` measures any LLM by likelihood: the perplexity of English prose, and multiple choice
 without examples, where the most likely choice counts as the answer (and, in another row, the most
@@ -168,7 +168,7 @@ def evaluate_benchmarks(
 
 
 def benchmark_options(flags: argparse.Namespace) -> BenchmarkOptions:
-    """Returns what the flags ask of benchmarks. Raises UserError."""
+    """Returns the benchmarks' options of the flags. Raises UserError."""
     from wings_jax.evaluation.benchmarks import command, runner
 
     return command.BenchmarkOptions(
@@ -271,12 +271,12 @@ def check_iit_flags(flags: argparse.Namespace) -> None:
     if flags.history and not flags.manifest:
         raise UserError("--history: needs --manifest")
     if flags.manifest and flags.tasks:
-        raise UserError("--tasks: not with --manifest, which says what is asked")
+        raise UserError("--tasks: not with --manifest, which lists the questions")
     # A manifest is built from files alone, without a model.
     if is_build:
         unused = [name for name in ("checkpoint", "tasks") if getattr(flags, name)]
         if unused:
-            raise UserError(f"--{unused[0]}: is not for `iit {BUILD}`, which asks no model")
+            raise UserError(f"--{unused[0]}: is not for `iit {BUILD}`, which runs no model")
         for name in ("data_root", "out"):
             if getattr(flags, name) is None:
                 raise UserError(f"--{name.replace('_', '-')} is missing: `iit {BUILD}` needs it")

@@ -1,4 +1,4 @@
-"""Writing files so that nobody ever finds half of one, on a disk or in a bucket.
+"""Writing whole files or none, on a disk or in a bucket.
 
 On a disk, everything is written under a temporary name in the same directory and renamed when it
 is whole: a reader finds the old file or the new one, also after a crash or on a full disk. In a

@@ -49,7 +49,7 @@ def main() -> None:
 
     cli.use_compilation_cache()
 
-    # Before anything asks JAX for its devices.
+    # Before any code requests the devices of JAX.
     if options.distributed:
         join_job(config.host_timeout)
 
@@ -108,7 +108,7 @@ def memory_advice(config: config_lib.Config) -> str:
 
 
 def join_job(timeout: int) -> None:
-    """Makes this process one of the job's; environment variables say what JAX cannot find out.
+    """Makes this process one of the job's; environment variables set what JAX cannot detect.
 
     Args:
       timeout: seconds without a heartbeat of another process after which this one ends.

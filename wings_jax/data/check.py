@@ -206,7 +206,7 @@ def _parse_args() -> tuple[argparse.Namespace, list[str]]:
     )
     add_argument("--debug", action="store_true", help="show tracebacks")
 
-    # What the parser does not know must be changes of config leaves.
+    # Arguments that the parser does not define must be changes of config leaves.
     arguments, changes = parser.parse_known_args()
     unknown = [text for text in changes if not text.startswith("--config.")]
     if unknown or (changes and not arguments.config):

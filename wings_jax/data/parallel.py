@@ -31,7 +31,7 @@ def map_samples(
       shared: its first argument, sent to each process once.
       count: samples; `function` is called with 0..count-1.
       workers: processes; 0 for this one alone.
-      title: what the progress bar says.
+      title: of the progress bar.
     """
     with tqdm.tqdm(total=count, desc=title, disable=None) as progress:
         for first, results in _chunks(function, shared, count, workers):

@@ -126,7 +126,7 @@ def _members(path: pathlib.Path, shard: pathlib.Path) -> Iterator[tarfile.TarInf
             for member in file:
                 if member.isfile():
                     yield member
-                # tarfile keeps every header in memory; typeshed does not know the attribute.
+                # tarfile keeps every header in memory; typeshed lacks the attribute.
                 file.members = []  # type: ignore[attr-defined]
     except (OSError, tarfile.TarError) as error:
         reason = getattr(error, "strerror", None) or error

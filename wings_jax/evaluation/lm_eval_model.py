@@ -46,7 +46,7 @@ class WingsLM(TemplateLM):
       dtype: of matrices; by default bfloat16 on accelerators and float32 on a CPU.
       mesh: devices that share the model, such as "data=2+tensor=4".
       max_length: most tokens of context and continuation; by default the model's.
-      max_gen_toks: most new tokens where a task does not say.
+      max_gen_toks: most new tokens where a task sets no limit.
       options: other arguments of lm-eval's command line, such as device, which have no meaning.
 
     Raises:
@@ -94,7 +94,7 @@ class WingsLM(TemplateLM):
 
     @property
     def max_gen_toks(self) -> int:
-        """Most new tokens where a task does not say."""
+        """Most new tokens where a task sets no limit."""
         return self._max_gen_toks
 
     @property

@@ -22,7 +22,7 @@ from wings_jax.inference.token_scores import ComputedPrompts, ScoredSlots
 from wings_jax.model.layout import TEXT
 
 # Texts are short: little padding counts more than few compilations. All small caches have one
-# size, since scoring is compiled anew for every size.
+# size, since scoring is compiled once for every size.
 SMALLEST, CAPACITY = 2, 128
 
 

@@ -46,7 +46,7 @@ PARTS = (
 PROMPT = 14  # slots before the images of `full_rows`, as of the release's prompt
 
 # Remat policy -> what the backward pass computes again, kinds of `Product`. "values" are a v
-# where only a frozen projection reads it: if that one's output is saved, nobody needs it again.
+# where only a frozen projection reads it: if that one's output is saved, it is not needed again.
 RECOMPUTED: Mapping[str, tuple[str, ...]] = {
     "none": (),
     "full": ("linears", "attention", "values"),

@@ -122,7 +122,7 @@ RESAMPLE = {"bicubic": 3, "bilinear": 2}
 
 
 def resample_name(steps: ConfigFields) -> str:
-    """Returns how a processor resizes, bicubic where it does not say."""
+    """Returns how a processor resizes, bicubic by default."""
     number = steps.integer("resample", RESAMPLE["bicubic"])
     return next(name for name, known in RESAMPLE.items() if known == number)
 

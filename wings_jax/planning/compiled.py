@@ -27,7 +27,7 @@ class CompiledStep:
     arguments    parameters, optimizer state and batch
     aliased      of the results, those that take the place of arguments
     temporaries  what else is alive at the peak
-    peak         the most at one time, as the compiler plans it; 0 where it does not say
+    peak         the most at one time, as the compiler plans it; 0 where it is not reported
     flops        operations, with the body of a loop counted once
     seconds      that the compilation took
     collectives  by kind

@@ -1,4 +1,4 @@
-"""What the text of a compiled program says: collectives with their bytes, and large temporaries.
+"""Reads the text of a compiled program: collectives with their bytes, and large temporaries.
 
 A program is computations of instructions; loops, fusions and asynchronous operations call others.
 The trip count of a loop, which the compiler writes beside it or in its condition, makes what is in

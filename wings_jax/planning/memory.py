@@ -131,7 +131,7 @@ def largest_batch(
         verified = compile_rows(count * shares)
         if verified.needed <= usable:
             break
-        # The compiler needs more than the line says: as many rows less as that is.
+        # The compiler needs more than the linear estimate: as many rows less as that is.
         count = max(2, count - max(1, math.ceil((verified.needed - usable) / per_row)))
     else:
         verified = two if count == 2 else one

@@ -74,7 +74,7 @@ def make_plan(
     batch = program.abstract_batch(config, arch, mesh)
     rows, slots = batch.targets.shape
 
-    # The search for the largest batch may ask for a batch size again: each is compiled once.
+    # The search for the largest batch may try a batch size again: each is compiled once.
     def compile_rows(count: int) -> compiled.CompiledStep:
         if count not in compiled_steps:
             report(f"compiling {count} rows for {target.name}")

@@ -5,7 +5,7 @@
     links    bytes sent in collectives / rate of the links
 
 If all three overlap perfectly the step takes the longest of them; if they do not, their sum. A
-real step lies between, and matrix products themselves reach 70 to 90 % of the peak.
+real step is between, and matrix products themselves reach 70 to 90 % of the peak.
 
 The memory traffic is an estimate. Per parameter that trains: AdamW reads and writes the parameter
 and both moments, and the gradient is written and read, in float32. Each pass (forward, backward,

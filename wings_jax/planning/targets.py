@@ -81,7 +81,7 @@ def open_topology(text: str) -> Target:
     """Returns the devices of a TPU topology; no TPU is needed, but its compiler (libtpu).
 
     Raises:
-      UserError: libtpu is not installed, or does not know the topology.
+      UserError: libtpu is not installed, or has no such topology.
     """
     name, generation = topology_name(text)
     if importlib.util.find_spec("libtpu") is None:
@@ -90,7 +90,7 @@ def open_topology(text: str) -> Target:
             f"'jax[tpu]=={importlib.metadata.version('jax')}' (no TPU is needed)"
         )
 
-    # Without these, libtpu asks a metadata server that only TPU machines have.
+    # Without these, libtpu sends requests to a metadata server that only TPU machines have.
     environment = {
         "TPU_SKIP_MDS_QUERY": "1",
         "TPU_WORKER_HOSTNAMES": "localhost",

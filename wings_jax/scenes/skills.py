@@ -114,7 +114,7 @@ def _parity(rng: random.Random) -> tuple[str, str]:
 
 def _property(rng: random.Random) -> tuple[str, str]:
     question, holders = PROPERTIES[rng.choice(list(PROPERTIES))]
-    # Half of the answers are yes, so the question alone does not tell more than chance.
+    # Half of the answers are yes, so that guessing from the question alone is at chance.
     is_holder = rng.random() < 0.5
     names = holders if is_holder else [thing for thing in drawings.THINGS if thing not in holders]
     name = questions.article(rng.choice(names))

@@ -79,7 +79,7 @@ def parse(argv: Sequence[str]) -> Arguments:
     Raises:
       UserError: naming the flag, the config file or the key, and what is allowed.
     """
-    # Leaves first: argparse does not know their names.
+    # Leaves first: argparse does not define their names.
     changes, rest = _split_changes(argv)
 
     parser = _Parser(add_help=False, allow_abbrev=False)

@@ -166,7 +166,7 @@ class Clock:
           tokens: slots of the whole batch that are not padding.
           flops: operations that the model needs for them, forward and backward.
         """
-        # Sums since the start: the difference of two marks is what lies between them.
+        # Sums since the start: the difference of two marks is the interval's.
         last = self._marks[-1]
         self._marks.append(
             _Mark(

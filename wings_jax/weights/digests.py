@@ -33,7 +33,7 @@ class TensorDigest:
     """SHA-256 of the values in float32; None where bfloat16 holds them all exactly."""
 
     def is_same(self, other: TensorDigest) -> bool:
-        """Returns whether two digests are of the same values, as precisely as both know them."""
+        """Returns whether two digests are of the same values, in the lower precision of the two."""
         if self.shape != other.shape:
             return False
         if self.float32 and other.float32:

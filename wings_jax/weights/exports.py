@@ -57,7 +57,7 @@ class MergedKernel:
 def merge_lora(params: Mapping[str, Any], arch: presets.WingsArch) -> dict[str, Any]:
     """Returns the parameters with every LoRA pair added to its kernel, in the kernel's dtype."""
     merged = dict(params)
-    # Where `a` lies beside a kernel the pair is LoRA's; learners have no kernel there.
+    # An `a` beside a kernel is of a LoRA pair; learners have no kernel there.
     for path in params:
         stem, _, name = path.rpartition("/")
         if name == "kernel" and f"{stem}/a" in params:

@@ -19,8 +19,8 @@ CARD = "README.md"  # it declares the license
 def find_directory(name: str, flag: str) -> pathlib.Path:
     """Returns the directory `name`, downloaded first if it is the id of a hub repository.
 
-    `ID@REVISION` is a branch, tag or commit of a repository. What was downloaded before lies in the
-    hub's cache (`HF_HOME`), and is used without a connection too.
+    `ID@REVISION` is a branch, tag or commit of a repository. Earlier downloads are in the
+    hub's cache (`HF_HOME`), and are used without a connection too.
 
     Raises:
       UserError: naming `flag`, if there is neither a directory nor a repository of that name.

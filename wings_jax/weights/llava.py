@@ -107,7 +107,7 @@ def from_llava(directory: str | os.PathLike) -> ImportSpec:
 
 
 def _check_config(config: Mapping[str, Any], file: str) -> None:
-    """Raises UserError if a `config.json` is of another model, or asks for what is not computed."""
+    """Raises UserError if a `config.json` is of another model, or has what is not implemented."""
     family = config.get("model_type")
     if family in ("llava_next", "llava_onevision", "llava_next_video"):
         raise UserError(

@@ -1,7 +1,7 @@
 """The model card of an export, generated from its checkpoint and the stages before it.
 
 What it holds was recorded by the runs: base models and their licenses, data and digests, the
-hyperparameters of every stage, and the reports of `evaluate` that lie in the workdir.
+hyperparameters of every stage, and the reports of `evaluate` in the workdir.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Stage:
 
 
 def describe_source(part: str, directory: str | pathlib.Path) -> BaseModel:
-    """Returns what a directory of weights says about itself: its name and its license."""
+    """Returns the name and the license of the model in a directory of weights."""
     path = pathlib.Path(directory)
     cached = CACHE.search(str(path))
     name = f"{cached[1]}/{cached[2]}" if cached else path.name
@@ -93,7 +93,7 @@ def read_stages(step: pathlib.Path) -> list[Stage]:
     while found is not None and found not in visited:
         visited.add(found)
         config, _, number = checkpoint.read_meta(found)
-        # A step lies below its workdir, unless it was copied out of it.
+        # A step is below its workdir, unless it was copied out of it.
         is_inside = found.parent.name == checkpoint.SUBDIRECTORY
         stages.insert(0, Stage(config, number, found.parent.parent if is_inside else found))
 

@@ -66,7 +66,7 @@ def find_kind(path: pathlib.Path) -> str:
         peft.open_peft(path)
         return "peft"
 
-    # A whole model or an LLM: its config tells which format it is.
+    # A whole model or an LLM: its config determines the format.
     try:
         config = store.read_config(path)
         store.open_tensors(path)  # all shards are there
@@ -101,8 +101,8 @@ def upload(
       contents: name -> path of a file, or the content itself.
 
     Raises:
-      UserError: there is no token, no permission, or no connection. Without the commit nobody sees
-        any of the files.
+      UserError: there is no token, no permission, or no connection. Without the commit none of the
+        files is visible.
     """
     import huggingface_hub
     from huggingface_hub import errors

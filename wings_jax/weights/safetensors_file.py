@@ -58,7 +58,7 @@ def open_safetensors(path: pathlib.Path) -> TensorMap:
 
 
 def read_metadata(path: pathlib.Path) -> dict[str, str]:
-    """Returns what a file says about its tensors, name -> text. Raises as `open_safetensors`."""
+    """Returns the metadata of a file, name -> text. Raises as `open_safetensors`."""
     metadata = _read_header(path)[0].get(METADATA, {})
     if not isinstance(metadata, dict):
         raise WeightsError(f"{path} has a damaged header: {METADATA} is not an object")

@@ -24,9 +24,9 @@ FLAG = "--out"
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkOptions:
-    """What a command asks for, beside the models and the benchmarks."""
+    """The options of a command, beside the models and the benchmarks."""
 
-    # Directory that the files of the data sets lie in.
+    # Directory with the files of the data sets.
     data_root: pathlib.Path | None
     # Directory for results, None for the terminal only; such a run cannot be resumed.
     out: pathlib.Path | None = None
@@ -173,7 +173,7 @@ def read_tasks(
 
 
 def make_task(benchmark: Benchmark, data: DataSet, options: BenchmarkOptions) -> BenchmarkTask:
-    """Returns a benchmark as the options ask it. Raises UserError if it has not the protocols."""
+    """Returns the task of a benchmark by the options. Raises UserError without its protocols."""
     protocols = options.protocols or benchmark.protocols
     kept = tuple(name for name in protocols if name in benchmark.protocols)
     if not kept:
@@ -222,7 +222,7 @@ def run_model(
     # What cannot be asked is found before the first answer is computed.
     for task in asked:
         try:
-            runner.check_sight(model.name, task, generator)
+            runner.check_vision(model.name, task, generator)
         except UserError as error:
             if missing is None:
                 raise

@@ -1,6 +1,6 @@
 """The answer that a generated text gives: an option, yes or no, a number, or Python code.
 
-A benchmark whose model talks needs a rule that reads its text. For multiple choice and for yes or
+A benchmark with generated answers needs a rule to extract them. For multiple choice and for yes or
 no these are the rules of VLMEvalKit without a judge (`can_infer` of its `matching_util.py`,
 `YOrN_Extraction` of its `yorn.py`), where a text without a clear answer counts as wrong; for GSM8K
 and MBPP they are those of OpenCompass. They are also applied to models that answer with a letter

@@ -1,7 +1,7 @@
 """Declarations of multimodal multiple choice: MMMU, MMBench, ScienceQA, SEED-Bench, AI2D.
 
-Prompts are those of VLMEvalKit (`build_prompt` of its `image_mcq.py`), except where `notes` says
-otherwise; answers are extracted by its rules without a judge. The paper used VLMEvalKit.
+Prompts are those of VLMEvalKit (`build_prompt` of its `image_mcq.py`), except where `notes` has
+another; answers are extracted by its rules without a judge. The paper used VLMEvalKit.
 """
 
 from __future__ import annotations

@@ -23,11 +23,11 @@ class OptionLikelihood:
     logprob: float
     # Tokens of the continuation.
     tokens: int
-    # Of the context after its first token, in nats; 0 unless `ppl` asks for it.
+    # Of the context after its first token, in nats; 0 without `ppl`, which needs it.
     context_logprob: float
     # Tokens of the context, the first included.
     context_tokens: int
-    # Of the first token that tells the options apart.
+    # Of the first token in which the options differ.
     first: float
 
     def to_list(self) -> list[float]:

@@ -82,7 +82,7 @@ def score_pope(items: Sequence[Item], credits: Sequence[float]) -> list[MetricVa
     names = (extraction.YES, extraction.NO)
     truths = [names[int(item.answer)] for item in items if isinstance(item.answer, int)]
 
-    # A credit is enough to know the answer: right, or the other of two.
+    # A credit determines the answer: right, or the other of two.
     answers = [
         names[int(item.answer) if hit else 1 - int(item.answer)]
         for item, hit in zip(items, _hits(credits), strict=True)

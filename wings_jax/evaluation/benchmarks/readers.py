@@ -34,11 +34,11 @@ MAX_NAMES = 8  # of files or columns in a message
 
 
 class MissingDataError(UserError):
-    """The files of a benchmark are not below --data-root; the message says what was expected."""
+    """The files of a benchmark are not below --data-root; the message names what was expected."""
 
 
 class WrongLayoutError(UserError):
-    """Files lie where a benchmark's are, but their rows are not in any of its forms."""
+    """A benchmark's files exist, but their rows are not in any of its forms."""
 
 
 def read_data_set(benchmark: Benchmark, data_root: pathlib.Path) -> DataSet:

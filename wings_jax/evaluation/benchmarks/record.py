@@ -1,7 +1,7 @@
 """Declarations of benchmarks: what a data set is, and what its items are, as data.
 
-A `Benchmark` says where the files of a data set lie in each form that people have them in, how its
-prompts are written, and how answers are scored. Readers (`readers.READERS`, by name) turn files
+A `Benchmark` declares where the files of a data set are in each published form, how its prompts
+are written, and how answers are scored. Readers (`readers.READERS`, by name) turn files
 into `Item`s; `prompts` renders an item by a protocol; `extraction` judges generated answers;
 `metrics.METRICS` turns credits into scores. Nothing here reads a file or runs a model.
 """
@@ -150,7 +150,7 @@ class Benchmark:
     source: str
     # License of the data, as its owner names it.
     license: str
-    # Directories below --data-root that the files may lie in, tried in this order, then the root.
+    # Directories below --data-root that may have the files, tried in this order, then the root.
     directories: tuple[str, ...] = ()
     # Few-shot examples.
     shots: Shots = Shots()

@@ -1,8 +1,8 @@
 """Rows of the files that benchmarks come in: CSV, TSV, JSON, JSON lines, parquet, arrow, text.
 
-Each reader yields `Row`s one by one. Columns that hold images are not kept: a `Blob` says where the
-bytes are, and reads them when an item is asked, so that a TSV of several gigabytes needs little
-memory.
+Each reader yields `Row`s one by one. Columns that hold images are not kept: a `Blob` has the place
+of the bytes, and reads them when an item is evaluated, so that a TSV of several gigabytes needs
+little memory.
 """
 
 from __future__ import annotations
@@ -298,7 +298,7 @@ def read_arrow(path: pathlib.Path, options: Mapping[str, Any]) -> Iterator[Row]:
     table = _open_arrow(path)
     kept = [name for name in table.column_names if name not in IMAGE_COLUMNS]
 
-    # Images stay in the memory-mapped table until they are asked for.
+    # Images stay in the memory-mapped table until they are read.
     for index in range(table.num_rows):
         values = table.select(kept).slice(index, 1).to_pylist()[0]
         for column in IMAGE_COLUMNS:

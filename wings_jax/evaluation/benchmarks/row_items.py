@@ -54,7 +54,7 @@ def get_column(row: Row, column: Any, options: Mapping[str, Any]) -> Any:
 
 
 def _follow(value: Any, path: Sequence[str]) -> Any:
-    """Returns the value at a path of keys; "key[]" goes on in every element of a list."""
+    """Returns the value at a path of keys; "key[]" continues in every element of a list."""
     for position, key in enumerate(path):
         if not isinstance(value, Mapping):
             return None

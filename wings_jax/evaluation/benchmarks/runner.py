@@ -44,7 +44,7 @@ class EntryStore(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkTask:
-    """A benchmark as one run asks it."""
+    """A benchmark as one run evaluates it."""
 
     # The declaration.
     benchmark: Benchmark
@@ -84,8 +84,8 @@ class Shard:
         return number % self.count == self.index
 
 
-def check_sight(name: str, task: BenchmarkTask, generator: Generator) -> None:
-    """Raises UserError if a task asks about images and the model has no vision tower."""
+def check_vision(name: str, task: BenchmarkTask, generator: Generator) -> None:
+    """Raises UserError if a task has questions about images and the model has no vision tower."""
     missing = generator.processor.missing_parts
     asked = sum(bool(item.images) for item in task.data.items)
     if missing and asked:

@@ -36,7 +36,7 @@ NAMESPACES = (
 
 @dataclasses.dataclass(frozen=True)
 class CodeOutcome:
-    """What became of a program."""
+    """The outcome of a program."""
 
     # Whether every test passed.
     passed: bool

@@ -1,4 +1,4 @@
-"""Declarations of short free answers about images: TextVQA, GQA, VQAv2, as LLaVA asks them."""
+"""Declarations of short free answers about images: TextVQA, GQA, VQAv2, with LLaVA's prompts."""
 
 from __future__ import annotations
 

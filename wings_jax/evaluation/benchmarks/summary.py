@@ -59,7 +59,7 @@ class ProtocolScore:
     def headline(self, benchmark: Benchmark) -> Mean:
         """Returns the number that stands for the benchmark, 0 to 1.
 
-        It is the first of its own metric, or else the macro or micro mean, as the benchmark says.
+        It is the first of its own metric, or else the benchmark's macro or micro mean.
         """
         if self.metrics:
             first = self.metrics[0]

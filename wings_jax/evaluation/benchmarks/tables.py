@@ -78,7 +78,7 @@ def text_report(found: Results, missing: Sequence[str] = ()) -> str:
 
 
 def notes(found: Results) -> list[str]:
-    """Returns a line for everything that a reader of the scores should know."""
+    """Returns the remarks on the scores, a line each."""
     lines = []
     for task, of_models in found.items():
         benchmark, provenance = of_models[0].benchmark, of_models[0].provenance

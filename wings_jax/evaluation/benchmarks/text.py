@@ -272,7 +272,7 @@ def _race(level: str, size: int) -> Benchmark:
         size=size,
         source="RACE of Carnegie Mellon University, or ehovy/race at Hugging Face",
         license="non-commercial research",
-        notes="OpenCompass race_ppl_a138cd. Intervals resample articles. lm-eval's `race` asks "
+        notes="OpenCompass race_ppl_a138cd. Intervals resample articles. lm-eval's `race` has "
         "only the last question of each article of RACE-H, and is not comparable.",
     )
 

@@ -1,4 +1,4 @@
-"""`evaluate iit build` writes a manifest, `evaluate iit --manifest` asks what it says."""
+"""`evaluate iit build` writes a manifest, `evaluate iit --manifest` runs its conversations."""
 
 from __future__ import annotations
 
@@ -166,8 +166,8 @@ def make_items(
             # The turns next to the anchor, whose questions are closest to its own.
             used = of_anchor[len(of_anchor) - len(setting) :]
             true_answers = [turn.letter for turn in used[:-1]]
-            said = answers.get((anchor, setting), true_answers)
-            items.append(conversation.make_conversation(anchor, setting, used, said))
+            earlier = answers.get((anchor, setting), true_answers)
+            items.append(conversation.make_conversation(anchor, setting, used, earlier))
     return items
 
 
@@ -213,7 +213,7 @@ def evaluate_manifest(
         task = command.make_task(
             benchmark, data, BenchmarkOptions(None, protocols=tuple(protocols))
         )
-        runner.check_sight(model.name, task, generator)
+        runner.check_vision(model.name, task, generator)
         result = command.run_task(model.name, generator, model_hash, task, options)
         del generator
         if result is not None:
@@ -263,8 +263,9 @@ def ask_companions(
     second = []
     for anchor, of_anchor in turns.items():
         if len(of_anchor) > 2:
-            said = [letters[f"{anchor}/0/T"]]
-            second.append(conversation.make_conversation(anchor, "TT", list(of_anchor[:-1]), said))
+            first_answer = letters[f"{anchor}/0/T"]
+            companions = list(of_anchor[:-1])
+            second.append(conversation.make_conversation(anchor, "TT", companions, [first_answer]))
     letters |= _ask_letters(generator, benchmark, second, f"{title}: second turns")
 
     # In a setting of two turns, only the companion next to the anchor precedes it.

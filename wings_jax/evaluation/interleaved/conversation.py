@@ -97,7 +97,7 @@ assert all(
 class Turn:
     """A question as a turn of a conversation."""
 
-    # What the human says, without what connects it with the turn before.
+    # The human's text, without what connects it with the turn before.
     text: str
     # Before the text if another turn precedes, and if it is the first one; has the marker of an
     # image that the text does not have.
@@ -117,7 +117,7 @@ class Turn:
         return LETTERS[self.answer]
 
     def spoken(self, is_first: bool) -> str:
-        """Returns what the human says."""
+        """Returns the human's whole text."""
         before = self.beginning if is_first else self.connective
         return f"{before}\n{self.text}" if before else self.text
 
@@ -144,7 +144,7 @@ def make_turn(item: PoolItem, wording: ManifestItem) -> Turn:
         options=lines,
     )
 
-    # An image whose place the question does not say comes with the connective.
+    # An image without a marker in the question comes with the connective.
     needs_marker = item.modality == IMAGE and MARKER not in item.question
     banks = IMAGE_CONNECTIVES if needs_marker else TEXT_CONNECTIVES
     connective = banks[item.language][wording.template % CONNECTIVES]
@@ -179,7 +179,7 @@ def make_conversation(
     Args:
       identifier: of the anchor.
       turns: as many as the setting has letters.
-      answers: what the assistant said after each turn but the last.
+      answers: the assistant's, after each turn but the last.
     """
     last = turns[-1]
     history: list[dict[str, str]] = []

@@ -1,4 +1,4 @@
-"""Vectors of questions, whose cosine says how close two questions are.
+"""Vectors of questions, whose cosine is the similarity of two questions.
 
 wordllama: static vectors of Llama-2 tokens (package `wordllama`, 16 MB with its weights), averaged
 over the tokens of a text; the default where it is installed. TF-IDF of character n-grams

@@ -1,6 +1,6 @@
 """The manifest of an IIT data set: which questions, in which order and wording, by hash.
 
-It holds no text and no image of a data set, so that it may be passed on; whoever has the same data
+It holds no text and no image of a data set, so that it may be published; whoever has the same data
 sets gets the same conversations, in whichever form their files are.
 """
 

@@ -16,7 +16,7 @@ from wings_jax.evaluation.benchmarks.record import Benchmark, ImageRef, Item, Sh
 from wings_jax.evaluation.benchmarks.records import BENCHMARKS
 
 TEXT, IMAGE = "T", "V"
-# Of the paper; the others are what `--sources` may add, such as files that may be passed on.
+# Of the paper; the others are what `--sources` may add, such as files that may be redistributed.
 SOURCES = (
     "mmlu",
     "cmmlu",
@@ -109,8 +109,8 @@ def normalize_item(benchmark: Benchmark, item: Item) -> PoolItem | None:
     """Returns an item as a single-choice question; None if it is not one, or too long.
 
     Left out are questions without an answer, with several images, an empty option, more than
-    MAX_OPTIONS options or MAX_TOKENS words, and rotations of MMBench. The numbers that GSM8K asks
-    for get three others as options.
+    MAX_OPTIONS options or MAX_TOKENS words, and rotations of MMBench. The numbers that answer GSM8K
+    get three others as options.
     """
     if benchmark.name == "gsm8k":
         item = add_numbers(item)

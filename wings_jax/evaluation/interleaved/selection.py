@@ -18,7 +18,7 @@ from wings_jax.evaluation.interleaved.pool import IMAGE, TEXT, PoolItem, normali
 
 COMPANIONS = 2  # the most text questions before an anchor
 NEIGHBORS = 50  # candidates: the nearest text questions
-MAX_COSINE = 0.95  # nearer ones say the same
+MAX_COSINE = 0.95  # nearer ones are the same question in other words
 RELEVANCE = 0.7  # of maximal marginal relevance; the rest is for being unlike each other
 MAX_USES = 2  # of a question as a companion
 BATCH = 256  # anchors whose similarities are computed at once

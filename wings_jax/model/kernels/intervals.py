@@ -85,7 +85,7 @@ def key_intervals(query: Visibility, key: Visibility) -> Intervals:
 
 
 def without_empty(intervals: Intervals) -> Intervals:
-    """Returns intervals of at least one key: an empty one becomes the key before which it lies.
+    """Returns intervals of at least one key: an empty one becomes the key after its place.
 
     A kernel whose row has no key computes infinities. Such a row's result is replaced by 0
     afterwards, and its gradient is 0; the key is near those of its neighbors, so that their

@@ -179,9 +179,9 @@ def _mask(starts: jax.Array, stops: jax.Array | None) -> Any:
 
 @functools.cache  # once per process
 def _hide_missing_tunings() -> None:
-    """Hides tokamax's warning, of a thousand characters, for every shape that nobody has tuned.
+    """Hides tokamax's warning, of a thousand characters, for every shape without tuned block sizes.
 
-    It then takes its default block sizes.
+    It then takes its default ones.
     """
     logging.getLogger("absl").addFilter(
         lambda record: not str(record.msg).startswith("Autotuning cache miss")
