@@ -7,6 +7,7 @@ import functools
 import logging
 import pathlib
 import sys
+import warnings
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -150,7 +151,8 @@ def _silence_background_errors() -> None:
     """Hides what orbax prints about a failed save besides the error that it raises.
 
     Its threads log the error with tracebacks, and each write that was still in flight then fails
-    to report to an event loop that is gone: some hundred tracebacks, before our one line.
+    to report to an event loop that is gone: some hundred tracebacks, before our one line. Writes
+    that had not begun are warned of at the end of the process.
     """
     logging.getLogger("absl").addFilter(
         lambda record: record.levelno < logging.ERROR or "/orbax/" not in record.pathname
@@ -162,3 +164,4 @@ def _silence_background_errors() -> None:
             show_unraisable(unraisable)
 
     sys.unraisablehook = hook
+    warnings.filterwarnings("ignore", r"coroutine '\w*serialize.* was never awaited", RuntimeWarning)
