@@ -164,4 +164,5 @@ def _silence_background_errors() -> None:
             show_unraisable(unraisable)
 
     sys.unraisablehook = hook
-    warnings.filterwarnings("ignore", r"coroutine '\w*serialize.* was never awaited", RuntimeWarning)
+    never_awaited = r"coroutine '\w*serialize.* was never awaited"
+    warnings.filterwarnings("ignore", never_awaited, RuntimeWarning)
