@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import glob
 import hashlib
 import json
 import pathlib
@@ -23,6 +24,7 @@ from wings_jax.inference.answers import Answer
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams, change_params
+from wings_jax.inference.shards import Shard
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 KEYS = {"id", "prompt", "conversations", "image", "images", "sampling"}
@@ -238,6 +240,17 @@ class Journal:
         """Removes the journal, when its answers were written elsewhere."""
         self._file.close()
         self._path.unlink()
+
+
+def part_output(output: pathlib.Path, shard: Shard) -> pathlib.Path:
+    """Returns the output that the journal of a part belongs to."""
+    return output.with_name(f"{output.name}.part-{shard.index}-of-{shard.count}")
+
+
+def open_parts(output: pathlib.Path, job: Mapping[str, Any]) -> list[Journal]:
+    """Returns the journals of the parts of a job. Raises UserError if one is another job's."""
+    paths = sorted(output.parent.glob(f"{glob.escape(output.name)}.part-*-of-*.partial"))
+    return [Journal(path.with_suffix(""), job) for path in paths]
 
 
 def run(generator: Generator, lines: list[Line], journal: Journal) -> Iterator[dict[str, Any]]:

@@ -25,6 +25,7 @@ from wings_jax.inference.answers import Answer
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.likelihood import ScoredRequest
 from wings_jax.inference.sampling import SamplingParams
+from wings_jax.inference.shards import Shard
 from wings_jax.model.layout import TEXT
 
 BLOCK = 4  # batches of rows whose answers are generated together, as rows end at different times
@@ -66,22 +67,6 @@ class BenchmarkTask:
             prompts.select_shots(self.benchmark, self.data, item, self.shots)
             for item in self.data.items
         ]
-
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """The part of the batches that one of several processes computes.
-
-    index  of this process, from 0
-    count  of the processes; a batch is computed by the process of its number modulo `count`
-    """
-
-    index: int = 0
-    count: int = 1
-
-    def has_batch(self, number: int) -> bool:
-        """Returns whether a batch is this process's."""
-        return number % self.count == self.index
 
 
 def check_vision(name: str, task: BenchmarkTask, generator: Generator) -> None:
@@ -143,7 +128,7 @@ def _run_likelihood(
         for index, batch in enumerate(planned):
             progress.update(len(batch.indices))
             is_done = all(numbers[i] in store.answers for i in batch.indices)
-            if is_done or not shard.has_batch(index):
+            if is_done or not shard.has_piece(index):
                 continue
 
             # Images are read now, so that only those of one batch are in memory.
@@ -224,7 +209,7 @@ def _run_generation(
         for index, block in enumerate(blocks):
             numbers = {i: _entry_number(pass_number, len(items), i, 0) for i in block}
             is_done = all(number in store.answers for number in numbers.values())
-            if is_done or not shard.has_batch(index):
+            if is_done or not shard.has_piece(index):
                 progress.update(len(block))
                 continue
 
