@@ -179,7 +179,7 @@ def benchmark_options(flags: argparse.Namespace) -> BenchmarkOptions:
         flags.shots,
         flags.limit,
         flags.batch_size,
-        shards.parse_shard(flags.shard) if flags.shard else shards.Shard(),
+        shards.parse_shard(flags.shard) if flags.shard else shards.WHOLE,
     )
 
 

@@ -122,7 +122,7 @@ def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
     from wings_jax import checkpoint
     from wings_jax.inference import jobs, shards
 
-    shard = shards.parse_shard(arguments.shard) if arguments.shard else shards.Shard()
+    shard = shards.parse_shard(arguments.shard) if arguments.shard else shards.WHOLE
 
     # Every line is parsed before the model is loaded.
     image_root = arguments.images or arguments.input.parent
@@ -139,19 +139,8 @@ def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
     }
     if arguments.adapter:
         job["adapter"] = str(pathlib.Path(arguments.adapter).absolute())
-    if arguments.output.exists():
-        raise UserError(f"--output: {arguments.output} exists")
-
-    # A part has a journal of its own; without --shard, the answers of all parts are put together.
-    parts = []
-    if shard.count > 1:
-        lines = [line for index, line in enumerate(lines) if shard.has_piece(index)]
-        journal = jobs.Journal(jobs.part_output(arguments.output, shard), job)
-    else:
-        journal = jobs.Journal(arguments.output, job)
-        parts = jobs.open_parts(arguments.output, job)
-    for part in parts:
-        journal.answers.update(part.answers)
+    lines = [line for index, line in enumerate(lines) if shard.has_piece(index)]
+    journal, parts = jobs.open_journals(arguments.output, job, shard)
     finished = len(journal.answers)
     if finished:
         print(f"resuming: {finished} of {len(lines)} lines are answered", file=sys.stderr)

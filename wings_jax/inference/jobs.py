@@ -242,15 +242,28 @@ class Journal:
         self._path.unlink()
 
 
-def part_output(output: pathlib.Path, shard: Shard) -> pathlib.Path:
-    """Returns the output that the journal of a part belongs to."""
-    return output.with_name(f"{output.name}.part-{shard.index}-of-{shard.count}")
+def open_journals(
+    output: pathlib.Path, job: Mapping[str, Any], shard: Shard
+) -> tuple[Journal, list[Journal]]:
+    """Returns the journal of a job and those of its parts, whose answers it has too.
 
+    A shard has a journal of its own, and reads none of the others.
 
-def open_parts(output: pathlib.Path, job: Mapping[str, Any]) -> list[Journal]:
-    """Returns the journals of the parts of a job. Raises UserError if one is another job's."""
+    Raises:
+      UserError: the output exists, or a journal is another job's or cannot be written.
+    """
+    if output.exists():
+        raise UserError(f"--output: {output} exists")
+    if shard.count > 1:
+        name = f"{output.name}.part-{shard.index}-of-{shard.count}"
+        return Journal(output.with_name(name), job), []
+
+    journal = Journal(output, job)
     paths = sorted(output.parent.glob(f"{glob.escape(output.name)}.part-*-of-*.partial"))
-    return [Journal(path.with_suffix(""), job) for path in paths]
+    parts = [Journal(path.with_suffix(""), job) for path in paths]
+    for part in parts:
+        journal.answers.update(part.answers)
+    return journal, parts
 
 
 def run(generator: Generator, lines: list[Line], journal: Journal) -> Iterator[dict[str, Any]]:

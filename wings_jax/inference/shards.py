@@ -12,7 +12,7 @@ class Shard:
     """The part of a job that one of several processes computes.
 
     index  of this process, from 0
-    count  of the processes; piece `number` of the job is computed by process `number` modulo `count`
+    count  of the processes; process `number` modulo `count` computes piece `number` of the job
     """
 
     index: int = 0
@@ -33,3 +33,6 @@ def parse_shard(text: str) -> Shard:
     if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
         raise UserError(f"--shard: {text!r} is not I/N with I from 0 to N - 1")
     return Shard(int(index), int(count))
+
+
+WHOLE = Shard()  # the job is not divided

@@ -25,7 +25,7 @@ from wings_jax.inference.answers import Answer
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.likelihood import ScoredRequest
 from wings_jax.inference.sampling import SamplingParams
-from wings_jax.inference.shards import Shard
+from wings_jax.inference.shards import WHOLE, Shard
 from wings_jax.model.layout import TEXT
 
 BLOCK = 4  # batches of rows whose answers are generated together, as rows end at different times
@@ -81,7 +81,7 @@ def check_vision(name: str, task: BenchmarkTask, generator: Generator) -> None:
 
 
 def run_task(
-    generator: Generator, task: BenchmarkTask, store: EntryStore, title: str, shard: Shard = Shard()
+    generator: Generator, task: BenchmarkTask, store: EntryStore, title: str, shard: Shard = WHOLE
 ) -> None:
     """Computes every entry of a task that the journal does not have.
 
