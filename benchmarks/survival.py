@@ -195,18 +195,20 @@ class Trials:
         if moment == "resume":
             kill_at.append(("", rng.uniform(0, self._set_up_seconds + self._compile_seconds)))
 
-        killed = []
+        killed, has_hung = [], False
         for line, delay in kill_at:
             job = self._start(workdir, cache)
             if line:
                 job.wait_for(line)
             job.sleep(delay)
             killed.append(job.kill(rng) + workdir.describe_save())
+            has_hung |= job.hung
 
         job = self._start(workdir, cache)
         status = job.finish()
         resumed = re.search(r"resuming from step (\d+)", job.output)
         faults = self._find_faults(workdir, status)
+        faults += ["the other process did not end"] if has_hung else []
         return {
             "moment": moment,
             "killed": ", then ".join(killed),

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 LIMIT = 600  # seconds that a run may take
+HANG = 120  # seconds in which a process has to end after another one of its job
 
 
 class Job:
@@ -41,6 +42,7 @@ class Job:
             }
             extra = [shared | {"JAX_PROCESS_ID": str(number)} for number in range(processes)]
 
+        self.hung = False  # whether a process did not end after another one was killed
         self._began = time.monotonic()
         self._lines: list[str] = []  # of the first process, which logs
         self._changed = threading.Condition()
@@ -102,16 +104,21 @@ class Job:
     def kill(self, rng: random.Random) -> str:
         """Sends SIGKILL to a random process or to all; returns how far the job was.
 
-        What is not killed has to end by itself.
+        What is not killed has to end by itself. Before the processes have found each other, all are
+        killed: they would wait for the missing one for minutes.
         """
         chosen = self._processes
-        if len(chosen) > 1 and rng.random() < 0.5:
+        if len(chosen) > 1 and "host 0 of" in self.output and rng.random() < 0.5:
             chosen = [rng.choice(chosen)]
 
         for process in chosen:
             process.send_signal(signal.SIGKILL)
         for process in self._processes:
-            process.wait(LIMIT)
+            try:
+                process.wait(HANG)
+            except subprocess.TimeoutExpired:
+                self.hung = True
+                process.kill()
         for reader in self._readers:
             reader.join(LIMIT)
 
