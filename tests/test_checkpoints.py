@@ -83,7 +83,7 @@ DAMAGE = {
         "meta differs from its checksum",
     ),
     "structure": (
-        lambda step: flip(step / "params/_METADATA"),
+        lambda step: (step / "params/_METADATA").write_text("{"),
         "params: the names of its arrays cannot be read",
     ),
     "empty": (empty, "params does not exist"),
