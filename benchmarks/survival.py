@@ -38,6 +38,7 @@ from collections.abc import Iterator
 from typing import Any
 
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # from a clone
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 from survival_job import ROOT, Bucket, Disk, Job, Workdir
 

@@ -74,7 +74,7 @@ def main() -> None:
     print(f"checkpoint, metrics and summary: {run.workdir}")
 
 
-def make_measurements(run: start.TrainingRun) -> list[loop.Measurement]:
+def make_measurements(run: start.TrainingRun) -> list[loop.TrainingMetric]:
     """Returns what the config logs beside the numbers of the training steps. Raises UserError."""
     config, measurements = run.config, []
     parts = (config, run.arch, run.tokenizer, run.mesh)
@@ -85,7 +85,7 @@ def make_measurements(run: start.TrainingRun) -> list[loop.Measurement]:
 
         start_laws, laws_every = shift_metric.make_metric(*parts), config.laws_every
         measurements.append(
-            loop.Measurement(
+            loop.TrainingMetric(
                 "attention shift",
                 lambda step: step in (1, run.steps) or step % laws_every == 0,
                 start_laws,
@@ -97,7 +97,7 @@ def make_measurements(run: start.TrainingRun) -> list[loop.Measurement]:
 
         measure, every = training_metric.make_metric(*parts), config.eval.every
         measurements.append(
-            loop.Measurement(
+            loop.TrainingMetric(
                 "evaluation",
                 lambda step: step == run.steps or step % every == 0,
                 measure,

@@ -28,7 +28,7 @@ Watch = Callable[[Mapping[str, jax.Array]], Callable[[], Mapping[str, float]]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Measurement:
+class TrainingMetric:
     """What is measured of the parameters at some steps, and joins the metrics."""
 
     name: str
@@ -44,7 +44,7 @@ class Measurement:
 PREEMPTED = 143  # exit status after SIGTERM, as shells report it
 
 
-def train(run: TrainingRun, measurements: Sequence[Measurement] = ()) -> dict[str, Any]:
+def train(run: TrainingRun, measurements: Sequence[TrainingMetric] = ()) -> dict[str, Any]:
     """Trains all remaining steps and returns the summary, which it also writes.
 
     Metrics are fetched one step late, so the device never waits for them. What `measurements`
@@ -78,7 +78,7 @@ def _run_steps(
     run: TrainingRun,
     batches: Iterator[Batch],
     log: _StepLog,
-    measurements: Sequence[Measurement],
+    measurements: Sequence[TrainingMetric],
     is_preempted: Callable[[int], bool],
     watchdog: Watchdog,
     profiler: Profiler,
@@ -137,7 +137,7 @@ def _run_steps(
 def _measure(
     run: TrainingRun,
     step: int,
-    measurements: Sequence[Measurement],
+    measurements: Sequence[TrainingMetric],
     watchdog: Watchdog,
     clock: metrics.Clock,
 ) -> list[Callable[[], Mapping[str, float]]]:
