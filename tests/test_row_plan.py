@@ -13,8 +13,8 @@ from tiny_data import loader
 
 from wings_jax.data import settings
 from wings_jax.errors import UserError
-from wings_jax.model import layout
-from wings_jax.training import meshes
+from wings_jax.model import layout, vision
+from wings_jax.training import meshes, optim, program
 
 COUNT = 48  # samples, of which a third are text only
 # The first rows of the file without and with packing, in version 0.1.
@@ -33,17 +33,13 @@ def is_text_only(batch: layout.Batch) -> bool:
     return batch.images.shape[1] == 0
 
 
-def mixed(directory) -> dict:
-    """Returns changes of a config: half of the batches are of a file without images."""
-    records = [
-        {"id": f"t{number}", "conversations": tiny_data.turns(f"What is {number}?", "A number.")}
-        for number in range(16)
-    ]
-    file = tiny_data.write_json(directory / "text.json", records)
+def mixed() -> dict:
+    """Returns changes of a config: half of the batches are of the scenes' text-only replay."""
+    replay = training_cases.folder() / "scenes/train_replay.json"
     return {
         "data__batch_by_modality": True,
         "data__text_share": 0.5,
-        "data__sources__text": {"path": str(file)},
+        "data__sources__replay": {"path": str(replay)},
     }
 
 
@@ -175,34 +171,56 @@ def test_a_modality_that_no_sample_has_is_named(tmp_path):
         loader(sources={"a": dataclasses.replace(source, modality="images")})
 
 
-def test_text_only_step_equals_the_step_with_blank_images_and_has_no_tower(tmp_path):
-    ready = training_cases.set_up(tmp_path / "run", **mixed(tmp_path))
-    text = next(ready.loader[step] for step in range(9) if is_text_only(ready.loader[step]))
-    side = ready.arch.vision.image_size
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run whose batches are text only, or of images only."""
+    workdir = tmp_path_factory.mktemp("whole") / "run"
+    return training_cases.run(workdir, **mixed(), steps=4), workdir
+
+
+def test_text_only_step_equals_the_step_with_blank_images_and_has_no_tower(whole, monkeypatch):
+    run = whole[0]
+    text = next(run.loader[step] for step in range(4) if is_text_only(run.loader[step]))
+    side = run.arch.vision.image_size
     blank = dataclasses.replace(text, images=np.zeros((8, 1, side, side, 3), np.uint8))
+    placed = [
+        meshes.place_batch(batch, run.mesh, batch_size=8, accumulation=1) for batch in (text, blank)
+    ]
 
-    results, costs = [], []
-    for batch in (text, blank):
-        placed = meshes.place_batch(batch, ready.mesh, batch_size=8, accumulation=1)
-        with jax.set_mesh(ready.mesh):
-            costs.append(ready.update.lower(ready.state, placed).compile().cost_analysis()["flops"])
-            copied = jax.tree.map(lambda x: x.copy(), ready.state)  # the update donates it
-            results.append(jax.device_get(ready.update(copied, placed)))
-
+    results = []
+    with jax.set_mesh(run.mesh):
+        for batch in placed:
+            state = jax.tree.map(lambda x: x.copy(), run.state)  # the update donates it
+            results.append(jax.device_get(run.update(state, batch)))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5), *results)
     assert results[0][1]["targets"] > 0
-    assert costs[0] < 0.9 * costs[1]
+
+    # Without images the step is traced without the tower.
+    def refuse(*_):
+        raise AssertionError("the tower is computed")
+
+    monkeypatch.setattr(vision.VisionTower, "__call__", refuse)
+    optimizer = optim.make_optimizer(
+        run.state.trained,
+        optim.label_groups({**run.state.trained, **run.state.frozen}, run.config.optimizer),
+        run.config.optimizer,
+        4,
+    )
+    update = program.jit_update(run.config, run.arch, optimizer, run.state)
+    with jax.set_mesh(run.mesh):
+        update.lower(run.state, placed[0])
+        with pytest.raises(AssertionError, match="the tower is computed"):
+            update.lower(run.state, placed[1])
 
 
-def test_training_by_modality_resumes_bitwise(tmp_path):
-    changes = {**mixed(tmp_path), "steps": 4}
-    whole = training_cases.run(tmp_path / "whole", **changes)
-    forms = {is_text_only(whole.loader[step]) for step in range(4)}
-    assert forms == {True, False}
+def test_training_by_modality_resumes_bitwise(whole, tmp_path):
+    run, workdir = whole
+    assert {is_text_only(run.loader[step]) for step in range(2, 4)} == {True, False}
 
-    ready = training_cases.set_up(tmp_path / "run", checkpoint_every=2, **changes)
+    changes = {**mixed(), "steps": 4, "checkpoint_every": 2}
+    ready = training_cases.set_up(tmp_path / "run", **changes)
     ready.steps = 2
     with jax.set_mesh(ready.mesh):
         training_cases.loop.train(ready)
-    training_cases.run(tmp_path / "run", checkpoint_every=2, **changes)
-    assert training_cases.losses(tmp_path / "run") == training_cases.losses(tmp_path / "whole")
+    training_cases.run(tmp_path / "run", **changes)
+    assert training_cases.losses(tmp_path / "run") == training_cases.losses(workdir)
