@@ -129,7 +129,7 @@ def program_name(module: str) -> str:
 
 
 def run_main(program: str, main: Callable[[], None]) -> None:
-    """Runs `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C status 130.
+    """Runs `main`; a UserError becomes one line on stderr and its exit status, Ctrl-C status 130.
 
     With `--debug` among the arguments a UserError's traceback is shown instead. The text of a
     KeyboardInterrupt, if it has one, is part of the line. Where the reader of stdout has gone
@@ -150,7 +150,7 @@ def run_main(program: str, main: Callable[[], None]) -> None:
         if "--debug" in sys.argv:
             raise
         _print_error(f"{program}: {error}")
-        sys.exit(2)
+        sys.exit(error.exit_status)
     except KeyboardInterrupt as interrupt:
         _print_error(f"{program}: " + ": ".join(["interrupted", *map(str, interrupt.args)]))
         sys.exit(130)
