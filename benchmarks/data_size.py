@@ -200,7 +200,7 @@ def _write_million(path: pathlib.Path, count: int, shard_count: int) -> None:
             for _ in numbers:
                 writer.write(content)
             writer.close()
-            finished.append(shards.Shard(name, len(numbers), 0, len(numbers), 1, "", tally))
+            finished.append(shards.FinishedShard(name, len(numbers), 0, len(numbers), 1, "", tally))
 
         # The metadata are written beside files of the same names.
         notes = temporary / "notes"

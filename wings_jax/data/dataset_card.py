@@ -19,7 +19,7 @@ _DESCRIPTION = "Conversations about images, which are encoded files."
 def make_card(
     name: str,
     split: str,
-    finished: Sequence[shards.Shard],
+    finished: Sequence[shards.FinishedShard],
     settings: Mapping[str, Any],
     tally: samples.Tally,
 ) -> dict[str, Any]:
@@ -80,7 +80,7 @@ wings train --config=configs/stage2.py --data {card["name"]}=DIR
 
 
 def write_metadata(
-    directory: pathlib.Path, job: shards.ShardJob, finished: Sequence[shards.Shard]
+    directory: pathlib.Path, job: shards.ShardJob, finished: Sequence[shards.FinishedShard]
 ) -> list[pathlib.Path]:
     """Writes tensorflow-datasets' files to an empty local directory; returns them, `INFO` last."""
     import tensorflow_datasets as tfds  # slow to import, and only needed here

@@ -142,7 +142,7 @@ def _claim(work: pathlib.Path, job: shards.ShardJob, out: str | os.PathLike) -> 
         )
 
 
-def _write_shards(job: shards.ShardJob, workers: int) -> list[shards.Shard]:
+def _write_shards(job: shards.ShardJob, workers: int) -> list[shards.FinishedShard]:
     """Returns all shards, written by so many processes."""
     chunks = parallel.map_samples(
         shards.write_shard, job, job.count, workers=workers, title="writing shards", chunk=1
@@ -154,7 +154,7 @@ def _complete(
     work: pathlib.Path,
     target: pathlib.Path,
     job: shards.ShardJob,
-    finished: Sequence[shards.Shard],
+    finished: Sequence[shards.FinishedShard],
     settings: Mapping[str, Any],
     tally: samples.Tally,
 ) -> None:
@@ -209,7 +209,7 @@ def verify(directory: str | os.PathLike, *, workers: int = 0) -> dict[str, Any]:
     path = files.as_path(directory, "--verify") / dataset_card.CARD
     try:
         card = json.loads(path.read_text())
-        finished = [shards.Shard(**shard, bad={}) for shard in card["shards"]]
+        finished = [shards.FinishedShard(**shard, bad={}) for shard in card["shards"]]
     except FileNotFoundError as error:
         raise errors.UserError(
             f"--verify {directory} has no {dataset_card.CARD}: it is not a complete directory of "
@@ -242,7 +242,7 @@ def verify(directory: str | os.PathLike, *, workers: int = 0) -> dict[str, Any]:
     return card
 
 
-def _find_damage(shared: tuple[str, Sequence[shards.Shard]], number: int) -> str:
+def _find_damage(shared: tuple[str, Sequence[shards.FinishedShard]], number: int) -> str:
     directory, finished = shared
     return shards.find_damage(directory, finished[number])
 

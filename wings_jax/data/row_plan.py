@@ -23,7 +23,7 @@ MODALITIES = ("all", "image", "text")  # of the samples of a source that are use
 
 
 @dataclasses.dataclass(frozen=True)
-class Form:
+class BatchForm:
     """The shape of a batch; for each form there is one compiled training step.
 
     length          slots of a row (T)
@@ -36,7 +36,7 @@ class Form:
 
 
 @dataclasses.dataclass(frozen=True)
-class Pool:
+class RowPool:
     """Rows that are shuffled among themselves, epoch by epoch.
 
     rows      the samples of each row
@@ -47,7 +47,7 @@ class Pool:
 
     rows: packing.PackedRows
     weight: float
-    form: Form
+    form: BatchForm
     is_text: bool = False
 
 
@@ -101,7 +101,7 @@ def plan_pools(
     *,
     seed: int,
     shuffle: bool,
-) -> list[Pool]:
+) -> list[RowPool]:
     """Returns the pools of rows that the settings describe.
 
     Args:
@@ -119,24 +119,24 @@ def plan_pools(
     is_weighted = any(source.weight for source in sources.values())
     boundaries = starts if is_weighted else starts[[0, -1]]
     weights = [source.weight for source in sources.values()] if is_weighted else [0.0]
-    form = Form(data.sequence_length, data.images_per_row)
+    form = BatchForm(data.sequence_length, data.images_per_row)
 
     # Every sample has a row of its own, whatever it is.
     spans = list(itertools.pairwise(boundaries.tolist()))
     if sizes is None:
         return [
-            Pool(packing.one_each(first, last - first), weight, form)
+            RowPool(packing.one_each(first, last - first), weight, form)
             for (first, last), weight in zip(spans, weights, strict=True)
         ]
 
     # One generator for all pools, so that no two are permuted alike.
     generator = np.random.default_rng(seed) if shuffle else None
     is_used = _select_samples(data, starts, sizes)
-    pools: list[Pool] = []
+    pools: list[RowPool] = []
     for (first, last), weight in zip(spans, weights, strict=True):
         members = first + np.flatnonzero(is_used[first:last])
         parts = [
-            Pool(_make_rows(data, group, sizes, generator), 0.0, group_form, is_text)
+            RowPool(_make_rows(data, group, sizes, generator), 0.0, group_form, is_text)
             for group, group_form, is_text in _split(data, members, sizes)
         ]
 
@@ -171,7 +171,7 @@ def _select_samples(data: settings.DataConfig, starts: np.ndarray, sizes: np.nda
 
 def _split(
     data: settings.DataConfig, members: np.ndarray, sizes: np.ndarray
-) -> Iterator[tuple[np.ndarray, Form, bool]]:
+) -> Iterator[tuple[np.ndarray, BatchForm, bool]]:
     """Yields samples that may share a row, the form of their batches, whether all are text."""
     slots, images = sizes[members].T
     # The modality does not matter for rows that may be in any batch.
@@ -186,7 +186,7 @@ def _split(
     for text, number in sorted({*zip(is_text.tolist(), bucket.tolist(), strict=True)}):
         images_per_row = 0 if text and data.batch_by_modality else data.images_per_row
         group = members[(is_text == text) & (bucket == number)]
-        yield group, Form(lengths[number], images_per_row), text
+        yield group, BatchForm(lengths[number], images_per_row), text
 
 
 def _make_rows(
@@ -205,7 +205,7 @@ def _make_rows(
     )
 
 
-def _share_modalities(pools: Sequence[Pool], text_share: float) -> list[Pool]:
+def _share_modalities(pools: Sequence[RowPool], text_share: float) -> list[RowPool]:
     """Returns the pools with weights of which `text_share` are those of text."""
     if text_share < 0:
         return list(pools)
@@ -237,7 +237,7 @@ class RowPlan:
       row_count: rows of all pools.
     """
 
-    def __init__(self, pools: Sequence[Pool], *, batch: int, seed: int, shuffle: bool):
+    def __init__(self, pools: Sequence[RowPool], *, batch: int, seed: int, shuffle: bool):
         """Orders the rows.
 
         Args:
@@ -272,7 +272,7 @@ class RowPlan:
     def __len__(self) -> int:
         return sys.maxsize // self._batch
 
-    def rows(self, step: int, part: slice) -> tuple[list[np.ndarray], Form]:
+    def rows(self, step: int, part: slice) -> tuple[list[np.ndarray], BatchForm]:
         """Returns the samples of each row of a part of the batch of `step`, and its form."""
         numbers = self._batches[step]
         pool = int(np.searchsorted(self._starts, numbers[0], side="right")) - 1

@@ -26,7 +26,7 @@ NOTES = "shard_notes"  # directory of the notes of finished shards, until the la
 
 
 @dataclasses.dataclass(frozen=True)
-class Shard:
+class FinishedShard:
     """A finished shard.
 
     file       its name
@@ -96,7 +96,7 @@ def features() -> Any:
     )
 
 
-def write_shard(job: ShardJob, number: int) -> Shard:
+def write_shard(job: ShardJob, number: int) -> FinishedShard:
     """Returns a shard, which is written unless it is there already.
 
     Raises:
@@ -109,7 +109,7 @@ def write_shard(job: ShardJob, number: int) -> Shard:
 
     # The note is written after the shard.
     if note.exists() and path.exists():
-        shard = Shard(**json.loads(note.read_text()))
+        shard = FinishedShard(**json.loads(note.read_text()))
         if not job.skip_bad and shard.tally.bad:
             ((cause, rows),) = list(shard.bad["causes"].items())[:1]
             raise UserError(_bad_message(f"{rows['first'][0]}, {cause}"))
@@ -122,7 +122,7 @@ def write_shard(job: ShardJob, number: int) -> Shard:
             raise UserError(f"{path}: what is read back differs from what was written")
         size, sha256 = temporary.stat().st_size, _sha256(temporary)
 
-    shard = Shard(path.name, **counts, bytes=size, sha256=sha256, bad=tally.as_dict())
+    shard = FinishedShard(path.name, **counts, bytes=size, sha256=sha256, bad=tally.as_dict())
     files.write_json(note, dataclasses.asdict(shard))
     return shard
 
@@ -210,7 +210,7 @@ def _features(sample: samples.Sample) -> dict[str, Any]:
     }
 
 
-def find_damage(directory: str, shard: Shard) -> str:
+def find_damage(directory: str, shard: FinishedShard) -> str:
     """Returns how a shard of a directory differs from its note, "" if it does not."""
     path = files.as_path(directory) / shard.file
     if not path.exists():
