@@ -253,6 +253,21 @@ def _print_error(message: str) -> None:
     print(message, file=sys.stderr, flush=True)
 
 
+def at_least(least: int) -> Callable[[str], int]:
+    """Returns a type of integer flags that refuses smaller values.
+
+    >>> at_least(1)("3")
+    3
+    """
+
+    def parse_number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}")
+        return int(text)
+
+    return parse_number
+
+
 def add_adapter_flag(add: Callable[..., object]) -> None:
     """Adds `--adapter` of the commands that compare models, by their parser's `add_argument`."""
     add(

@@ -200,8 +200,8 @@ def parse_data(text: str) -> tuple[str, dict[str, Any]]:
 
     >>> parse_data("llava=mix665k.json:images@0.5")
     ('llava', {'path': 'mix665k.json', 'images': 'images', 'weight': 0.5, 'split': 'train'})
-    >>> parse_data("mine=/data/mine.jsonl")[1]["images"]
-    ''
+    >>> parse_data("mine=gs://data/mine.jsonl:gs://data/images")[1]["images"]
+    'gs://data/images'
 
     Raises:
       UserError: there is no name or no file.
@@ -218,7 +218,9 @@ def parse_data(text: str) -> tuple[str, dict[str, Any]]:
         except ValueError as error:
             raise UserError(f"--data {text}: {weighted[2]!r} is not a weight") from error
 
-    path, _, images = location.partition(":")
+    # The colon of gs:// is none between the two paths.
+    path, *rest = re.split(r":(?!//)", location, maxsplit=1)
+    images = rest[0] if rest else ""
     if not re.fullmatch(r"\w[\w-]*", name) or not path:
         raise UserError(f"--data {text}: the form is NAME=FILE[:IMAGES][@WEIGHT]")
 
