@@ -99,11 +99,17 @@ def read_tasks(config: Config) -> tuple[commands.Questions, list[BenchmarkTask]]
         questions: commands.Questions = {}
         if embedded:
             questions = commands.read_all_questions(embedded, root, limit, config.data.scenes)
-        if benchmarks and root is None:
-            raise UserError(f"--data-root is missing: the files of {benchmarks[0].name}")
+        asked: list[BenchmarkTask] = []
+        for benchmark in benchmarks:
+            if root is None:
+                raise UserError(f"--data-root is missing: the files of {benchmark.name}")
 
-        options = command.BenchmarkOptions(root, limit=limit, rows=settings.batch_size)
-        asked = command.read_tasks(benchmarks, root, options, None) if root else []
+            # Of several protocols, only that of the headline score.
+            protocol = benchmark.headline
+            if protocol not in benchmark.protocols:
+                protocol = benchmark.protocols[0]
+            options = command.BenchmarkOptions(root, protocols=(protocol,), limit=limit)
+            asked += command.read_tasks([benchmark], root, options, None)
     except UserError as error:
         # The flags of `python -m wings_jax.evaluate`, by the names that they have here.
         message = str(error)
