@@ -130,7 +130,7 @@ def make_recipe(**changes: Any) -> tuple[settings.DataConfig, examples.Recipe]:
 
 def measure_rows(directory: pathlib.Path, scale: float, repeats: int) -> None:
     """Rows of T=2048 with an image of 384 x 384, from files and from prepared shards."""
-    count, batch = max(32, int(1024 * scale)), 16
+    count, batch = max(32, int(1024 * scale)), 8
     path = write_photos(directory, count)
     prepared = directory / f"prepared_{count}"
     if not prepared.exists():
@@ -140,10 +140,11 @@ def measure_rows(directory: pathlib.Path, scale: float, repeats: int) -> None:
     # In turns, so that other work on the machine meets both.
     for _ in range(repeats):
         for name, source in (("JSON and files", path), ("prepared", prepared)):
-            data, recipe = make_recipe(sources={"a": settings.SourceConfig(str(source))})
+            sources_by_name = {"a": settings.SourceConfig(str(source))}
+            data, recipe = make_recipe(sources=sources_by_name, threads=2)
+            # Timed from the first batch on: later ones are built ahead.
             batches = pipeline.Loader(data, recipe, rows=batch).iterate()
-            next(batches)
-            steps = count // batch - 1
+            steps = count // batch
 
             def read(batches: Any = batches, steps: int = steps) -> None:
                 for _ in range(steps):
