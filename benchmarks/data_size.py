@@ -7,7 +7,8 @@ rows       rows/s at T=2048 with a 640 x 480 JPEG per row, from JSON and files a
 open       665,000 LLaVA records in one JSON file: seconds to open it, and the memory that takes
 prepared   the same of 1,000,000 prepared samples
 processes  check and the survey for packing, in 1 and in 2 processes, in turns
-plan       the first and the second start with packing
+plan       the first and the second start with packing; the plan of 665,000 lengths, and counting
+           the images of 665,000 records, which batches by modality need
 
 Every number is the median of `--repeats`; CPU seconds are of all processes together, and are what
 to compare on a machine that others use. `--scale=0.01` is a quick try.
@@ -161,7 +162,12 @@ def measure_rows(directory: pathlib.Path, scale: float, repeats: int) -> None:
 
 def measure_open(directory: pathlib.Path, scale: float, repeats: int) -> None:
     """Opening a JSON file of LLaVA's number of records."""
-    count = int(RECORDS * scale)
+    path = write_llava(directory, int(RECORDS * scale))
+    in_process(f"open, {int(RECORDS * scale):,} records, JSON", path, repeats)
+
+
+def write_llava(directory: pathlib.Path, count: int) -> pathlib.Path:
+    """Returns a JSON file of so many records, whose images do not exist; written once."""
     path = directory / f"llava_{count}.json"
     if not path.exists():
         generator = np.random.default_rng(0)
@@ -169,7 +175,7 @@ def measure_open(directory: pathlib.Path, scale: float, repeats: int) -> None:
         texts = [json.dumps(make_record(n, generator, f"{n}.jpg")) for n in range(2000)]
         with files.replacing(path) as temporary, temporary.open("w") as file:
             file.write("[" + ",\n".join(texts[n % 2000] for n in range(count)) + "]")
-    in_process(f"open, {count:,} records, JSON", path, repeats)
+    return path
 
 
 def measure_prepared(directory: pathlib.Path, scale: float, repeats: int) -> None:
@@ -315,6 +321,11 @@ def measure_plan(directory: pathlib.Path, scale: float, repeats: int) -> None:
         )
     )
     report(f"plan of {count:,} sizes", {"s": f"{wall:.1f}", "CPU s": f"{cpu:.1f}"})
+
+    # What batches by modality need of the data.
+    records = mixture.Mixture([sources.open_source(write_llava(directory, count))], ["llava"])
+    wall, cpu = timed(lambda: mixture.measure_mixture(records, None, workers=2))
+    report(f"images of {count:,} records", {"s": f"{wall:.1f}", "CPU s": f"{cpu:.1f}"})
 
 
 PARTS = {
