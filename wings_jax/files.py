@@ -52,6 +52,12 @@ def as_path(path: str | os.PathLike, flag: str = "") -> pathlib.Path:
     return remote
 
 
+def size_of(path: pathlib.Path) -> int:
+    """Returns the bytes of a file, of `as_path`."""
+    stat: Any = path.stat()  # that of etils has other names
+    return stat.length if is_url(path) else stat.st_size
+
+
 def absolute_path(path: str | os.PathLike) -> pathlib.Path:
     """Returns `as_path(path)`, absolute if it is local."""
     return as_path(path) if is_url(path) else pathlib.Path(path).absolute()
