@@ -17,6 +17,7 @@ to compare on a machine that others use. `--scale=0.01` is a quick try.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import pathlib
@@ -267,22 +268,22 @@ def measure_processes(directory: pathlib.Path, scale: float, repeats: int) -> No
     """Check with images, and the survey of lengths, in one and two processes."""
     path = write_photos(directory, max(32, int(1024 * scale)))
     _, recipe = make_recipe()
-    # Each photograph several times, so that the start of a process does not count.
     source = sources.open_source(path)
-    mixed = mixture.Mixture([source] * 8, ["photos"] * 8)
 
-    def check(workers: int) -> None:
+    def check(mixed: Any, workers: int) -> None:
         # A mixture has samples by number, as a source has.
-        inspection.inspect_source(mixed, recipe, workers=workers)  # type: ignore[arg-type]
+        inspection.inspect_source(mixed, recipe, workers=workers)
 
-    def survey(workers: int) -> None:
+    def survey(mixed: Any, workers: int) -> None:
         mixture.measure_mixture(mixed, recipe, workers=workers)
 
-    for name, work in (("check", check), ("survey", survey)):
+    # Each photograph several times, so that the start of a process (2 CPU seconds) counts little.
+    for name, work, copies in (("check", check, 12), ("survey", survey, 60)):
+        mixed = mixture.Mixture([source] * copies, ["photos"] * copies)
         measured: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
         for _ in range(repeats):
             for workers in (1, 2):
-                measured[workers].append(timed(lambda count=workers, work=work: work(count)))
+                measured[workers].append(timed(functools.partial(work, mixed, workers)))
 
         walls = {n: statistics.median(wall for wall, _ in values) for n, values in measured.items()}
         for workers, values in measured.items():
