@@ -43,6 +43,7 @@ def root(tmp_path_factory) -> pathlib.Path:
     """A directory with the files of the tasks."""
     root = test_benchmark_run.write_data(tmp_path_factory.mktemp("data"))
     shutil.copy(cases.folder() / "scenes/test_text.json", root)
+    (root / "images").mkdir()
     return root
 
 
