@@ -20,7 +20,7 @@ from wings_jax.weights import starting
 COUNTS = {"v5p": (8, 16, 64), "v5e": (16, 64), "v6e": (8, 16, 64)}
 COUNTS |= {"h100": (8, 16), "a100-80": (4, 8, 16)}
 # What does not fit in stage 2 with one row per device, by calculation.
-TOO_LARGE = {("vicuna_13b", "v5e", 16)}
+TOO_LARGE = {("vicuna_13b", "v5e", 16), ("vicuna_13b", "v6e", 8)}
 
 
 def prepare(preset: str, stage: str = "stage2", **changes):
