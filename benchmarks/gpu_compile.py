@@ -19,7 +19,6 @@ import collections
 import contextlib
 import dataclasses
 import importlib.util
-import json
 import os
 import pathlib
 import re
@@ -145,15 +144,7 @@ def main() -> None:
     )
     parser.add_argument("--chip", default="h100", choices=CHIPS)
     parser.add_argument("--devices", type=int, default=8)
-    parser.add_argument("--preset", default="qwen1_5_7b")
-    parser.add_argument("--stage", default="stage2")
-    parser.add_argument("--seq", type=int, default=2048)
-    parser.add_argument("--batch", type=int, default=0, help="rows of all GPUs; one each")
-    parser.add_argument("--tensor", type=int, default=1)
-    parser.add_argument("--layers", type=int, default=0, help="of the LLM; all of them")
-    parser.add_argument("--remat", default="full")
-    parser.add_argument("--attention", default="auto")
-    parser.add_argument("--json", default="", help="file for the result")
+    tpu_compile.add_flags(parser)
     flags = parser.parse_args()
 
     if not any(map(importlib.util.find_spec, ("jax_cuda13_plugin", "jax_cuda12_plugin"))):
@@ -163,21 +154,9 @@ def main() -> None:
 
     os.environ["JAX_PLATFORMS"] = "cpu"  # arrays, if there were any
     row = compile_step(flags)
-    columns = ("arguments_gib", "temporaries_gib", "peak_gib", "sent_gib", "seconds")
-    print("| devices | stage | preset | attention | remat | rows | " + " | ".join(columns) + " |")
-    print("|---" * (6 + len(columns)) + "|")
-    labels = (
-        f"{flags.devices} {flags.chip}",
-        flags.stage,
-        flags.preset,
-        flags.attention,
-        flags.remat,
-    )
-    cells = [*labels, str(row["rows"]), *(f"{row[x]:.2f}" for x in columns)]
-    print("| " + " | ".join(cells) + " |")
+    columns = ["arguments_gib", "temporaries_gib", "peak_gib", "sent_gib", "seconds"]
+    tpu_compile.print_row(flags, f"{flags.devices} {flags.chip}", row, columns)
     print("calls:", ", ".join(f"{count} x {name}" for name, count in row["calls"].items()))
-    if flags.json:
-        pathlib.Path(flags.json).write_text(json.dumps(row, indent=1))
 
 
 if __name__ == "__main__":

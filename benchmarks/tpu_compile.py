@@ -93,32 +93,44 @@ def compile_step(flags: argparse.Namespace) -> dict[str, Any]:
     }
 
 
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the step, which `gpu_compile.py` has too."""
+    parser.add_argument("--preset", default="qwen1_5_7b")
+    parser.add_argument("--stage", default="stage2")
+    parser.add_argument("--seq", type=int, default=2048)
+    parser.add_argument("--batch", type=int, default=0, help="rows of all devices; one each")
+    parser.add_argument("--tensor", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=0, help="of the LLM; all of them")
+    parser.add_argument("--remat", default="full")
+    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--json", default="", help="file for the result")
+
+
+def print_row(
+    flags: argparse.Namespace, device: str, row: dict[str, Any], columns: list[str]
+) -> None:
+    """Prints a table of one row, and writes it to the file of `--json`."""
+    print("| devices | stage | preset | attention | remat | rows | " + " | ".join(columns) + " |")
+    print("|---" * (6 + len(columns)) + "|")
+    labels = (device, flags.stage, flags.preset, flags.attention, flags.remat, row["rows"])
+    print("| " + " | ".join([*map(str, labels), *(f"{row[x]:.2f}" for x in columns)]) + " |")
+    if flags.json:
+        pathlib.Path(flags.json).write_text(json.dumps(row, indent=1))
+
+
 def main() -> None:
     """Prints one row of a Markdown table."""
     parser = argparse.ArgumentParser(
         prog="python benchmarks/tpu_compile.py", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--topology", default="v5p:2x2x2", choices=TOPOLOGIES)
-    parser.add_argument("--preset", default="qwen1_5_7b")
-    parser.add_argument("--stage", default="stage2")
-    parser.add_argument("--seq", type=int, default=2048)
-    parser.add_argument("--batch", type=int, default=0, help="rows of all chips; one each")
-    parser.add_argument("--tensor", type=int, default=1)
-    parser.add_argument("--layers", type=int, default=0, help="of the LLM; all of them")
-    parser.add_argument("--remat", default="full")
-    parser.add_argument("--attention", default="auto")
-    parser.add_argument("--json", default="", help="file for the result")
+    add_flags(parser)
     flags = parser.parse_args()
 
     os.environ.update({**ENVIRONMENT, **TOPOLOGIES[flags.topology]})
     row = compile_step(flags)
-    columns = ("arguments_gib", "temporaries_gib", "peak_gib", "tflop", "seconds")
-    print("| topology | stage | preset | attention | remat | rows | " + " | ".join(columns) + " |")
-    print("|---" * (6 + len(columns)) + "|")
-    labels = (flags.topology, flags.stage, flags.preset, flags.attention, flags.remat, row["rows"])
-    print("| " + " | ".join([*map(str, labels), *(f"{row[x]:.2f}" for x in columns)]) + " |")
-    if flags.json:
-        pathlib.Path(flags.json).write_text(json.dumps(row, indent=1))
+    columns = ["arguments_gib", "temporaries_gib", "peak_gib", "tflop", "seconds"]
+    print_row(flags, flags.topology, row, columns)
 
 
 if __name__ == "__main__":
