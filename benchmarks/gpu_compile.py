@@ -17,7 +17,6 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
-import dataclasses
 import importlib.util
 import os
 import pathlib
@@ -98,27 +97,15 @@ def compile_step(flags: argparse.Namespace) -> dict[str, Any]:
     import jax
     from jax.experimental import topologies
 
-    from wings_jax import axes
     from wings_jax.planning import hlo
-    from wings_jax.training import meshes, program
-    from wings_jax.weights import starting
 
     devices = topologies.get_topology_desc(
         flags.chip, "cuda", topology=f"1x1x{flags.devices}", target_config=target_config(flags.chip)
     ).devices
-    config = tpu_compile.make_config(flags, len(devices))
-    arch = starting.resolve_arch(config.model)
-    if flags.layers:
-        decoder = dataclasses.replace(arch.decoder, num_layers=flags.layers)
-        arch = dataclasses.replace(arch, decoder=decoder)
-
-    mesh = axes.make_mesh(meshes.mesh_shape(config.mesh, arch, len(devices)), devices)
-    state, optimizer = program.abstract_state(config, arch, mesh, steps=1000)
-    batch = program.abstract_batch(config, arch, mesh)
+    mesh, update, shapes = tpu_compile.make_step(flags, devices)
     started = time.perf_counter()
     with jax.set_mesh(mesh), compiling_for(devices[0]):
-        update = program.jit_update(config, arch, optimizer, state)
-        compiled = update.trace(state, batch).lower(lowering_platforms=("cuda",)).compile()
+        compiled = update.trace(*shapes).lower(lowering_platforms=("cuda",)).compile()
 
     memory, text = compiled.memory_analysis(), compiled.as_text()
     sizes = {
@@ -130,7 +117,7 @@ def compile_step(flags: argparse.Namespace) -> dict[str, Any]:
     calls = collections.Counter(re.findall(r'custom_call_target="([^"]+)"', text))
     return {
         **vars(flags),
-        "rows": config.batch_size,
+        "rows": shapes[1].targets.shape[0],
         **{f"{name}_gib": size / 2**30 for name, size in sizes.items()},
         "calls": dict(calls),
         "seconds": time.perf_counter() - started,

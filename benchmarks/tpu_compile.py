@@ -19,6 +19,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 # libtpu requests the machine's metadata unless these variables name its target.
@@ -51,17 +52,12 @@ def make_config(flags: argparse.Namespace, chips: int) -> Any:
     return config_lib.from_config_dict(tree)
 
 
-def compile_step(flags: argparse.Namespace) -> dict[str, Any]:
-    """Returns the memory per chip in GiB and operations per chip of one training step."""
-    import jax
-    from jax.experimental import topologies
-
+def make_step(flags: argparse.Namespace, devices: Sequence[Any]) -> tuple[Any, Any, tuple]:
+    """Returns the mesh of the devices, the jitted step and its arguments as shapes."""
     from wings_jax import axes
-    from wings_jax.model.kernels import choice
     from wings_jax.training import meshes, program
     from wings_jax.weights import starting
 
-    devices = topologies.get_topology_desc(flags.topology, "tpu").devices
     config = make_config(flags, len(devices))
     arch = starting.resolve_arch(config.model)
     if flags.layers:
@@ -71,9 +67,21 @@ def compile_step(flags: argparse.Namespace) -> dict[str, Any]:
     mesh = axes.make_mesh(meshes.mesh_shape(config.mesh, arch, len(devices)), devices)
     state, optimizer = program.abstract_state(config, arch, mesh, steps=1000)
     batch = program.abstract_batch(config, arch, mesh)
+    return mesh, program.jit_update(config, arch, optimizer, state), (state, batch)
+
+
+def compile_step(flags: argparse.Namespace) -> dict[str, Any]:
+    """Returns the memory per chip in GiB and operations per chip of one training step."""
+    import jax
+    from jax.experimental import topologies
+
+    from wings_jax.model.kernels import choice
+
+    devices = topologies.get_topology_desc(flags.topology, "tpu").devices
+    mesh, update, shapes = make_step(flags, devices)
     started = time.perf_counter()
     with jax.set_mesh(mesh), choice.compiling_for(devices[0]):
-        lowered = program.jit_update(config, arch, optimizer, state).lower(state, batch)
+        lowered = update.lower(*shapes)
         print(f"lowered in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
         compiled = lowered.compile()
 
@@ -86,7 +94,7 @@ def compile_step(flags: argparse.Namespace) -> dict[str, Any]:
     return {
         **vars(flags),
         "chips": len(devices),
-        "rows": config.batch_size,
+        "rows": shapes[1].targets.shape[0],
         **{f"{name}_gib": size / 2**30 for name, size in gib.items()},
         "tflop": (cost or {}).get("flops", float("nan")) / 1e12,
         "seconds": time.perf_counter() - started,
