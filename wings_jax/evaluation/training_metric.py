@@ -1,0 +1,146 @@
+"""Evaluation during training: accuracy on tasks every few steps, among the metrics of the run."""
+
+from __future__ import annotations
+
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from wings_jax import tree
+from wings_jax.config import Config
+from wings_jax.data import chat_template
+from wings_jax.errors import UserError
+from wings_jax.evaluation import commands, models, scoring
+from wings_jax.evaluation.benchmarks import catalog, command, results, runner
+from wings_jax.evaluation.benchmarks.runner import BenchmarkTask
+from wings_jax.inference.generator import Generator
+from wings_jax.inference.prompts import Request
+from wings_jax.inference.sampling import SamplingParams
+from wings_jax.model.presets import WingsArch
+
+FLAG = "config.eval"
+BASE_FLAG = "config.eval.base"
+
+Scalars = dict[str, float]
+FetchScalars = Callable[[], Scalars]
+
+
+def make_metric(
+    config: Config, arch: WingsArch, tokenizer: Any, mesh: Mesh
+) -> Callable[[Mapping[str, jax.Array]], FetchScalars]:
+    """Returns measure(flat params), which answers all questions and returns their scalars.
+
+    eval/TASK/accuracy  share of right answers, or the benchmark's headline score, 0 to 1
+    eval/TASK/change    that minus the same of `config.eval.base`; negative where it was forgotten
+    eval/seconds        what the measurement took
+
+    The parameters are only read: training continues as if nothing had been measured. The base is
+    evaluated here, once per start.
+
+    Raises:
+      UserError: a task or its data are missing, the base is not a checkpoint, or the job has
+        several processes.
+    """
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{FLAG}.every: evaluation during training needs one process, and the job has "
+            f"{jax.process_count()}; evaluate its checkpoints with python -m wings_jax.evaluate"
+        )
+    questions, benchmark_tasks = read_tasks(config)
+    template = chat_template.template_from_settings(config.data, tokenizer)
+    sampling = SamplingParams(max_new_tokens=commands.MAX_NEW_TOKENS)
+    shared_mesh = mesh if mesh.size > 1 else None
+
+    base: Scalars = {}
+    if config.eval.base:
+        loading = models.LoadOptions(config.compute_dtype or None, shared_mesh)
+        model = models.parse_model(config.eval.base, flag=BASE_FLAG, loading=loading)
+        generator = models.open_generator(model, rows=config.eval.batch_size, sampling=sampling)
+        base = measure_accuracies(generator, questions, benchmark_tasks, "base")
+
+    def measure(flat: Mapping[str, jax.Array]) -> FetchScalars:
+        started = time.perf_counter()
+        generator = Generator(
+            arch,
+            tree.nest(flat),
+            tokenizer,
+            template,
+            dtype=config.compute_dtype or None,
+            rows=config.eval.batch_size,
+            sampling=sampling,
+            mesh=shared_mesh,
+        )
+        accuracies = measure_accuracies(generator, questions, benchmark_tasks, "evaluation")
+
+        scalars = {f"eval/{name}/accuracy": value for name, value in accuracies.items()}
+        for name in base:
+            scalars[f"eval/{name}/change"] = accuracies[name] - base[name]
+        scalars["eval/seconds"] = time.perf_counter() - started
+        return lambda: scalars
+
+    return measure
+
+
+def read_tasks(config: Config) -> tuple[commands.Questions, list[BenchmarkTask]]:
+    """Returns the questions of the embedded tasks, and the benchmarks, of `config.eval`.
+
+    Raises:
+      UserError: there is no task of a name, or its data are missing; it names the config's key.
+    """
+    settings = config.eval
+    root = pathlib.Path(settings.data_root) if settings.data_root else None
+    limit = settings.limit or None
+    try:
+        embedded, benchmarks = catalog.split_names(settings.tasks, None)
+        questions: commands.Questions = {}
+        if embedded:
+            questions = commands.read_all_questions(embedded, root, limit, config.data.scenes)
+        if benchmarks and root is None:
+            raise UserError(f"--data-root is missing: the files of {benchmarks[0].name}")
+
+        options = command.BenchmarkOptions(root, limit=limit, rows=settings.batch_size)
+        asked = command.read_tasks(benchmarks, root, options, None) if root else []
+    except UserError as error:
+        # The flags of `python -m wings_jax.evaluate`, by the names that they have here.
+        message = str(error)
+        for flag, key in (("--data-root", "data_root"), ("--tasks", "tasks")):
+            message = message.replace(flag, f"{FLAG}.{key}")
+        raise UserError(message) from error
+    return questions, asked
+
+
+def measure_accuracies(
+    generator: Generator,
+    questions: commands.Questions,
+    benchmark_tasks: Sequence[BenchmarkTask],
+    name: str,
+) -> Scalars:
+    """Returns task -> accuracy, 0 to 1.
+
+    Raises:
+      UserError: a question does not fit the model; the message begins with `name`.
+    """
+    accuracies = {}
+    for task_name, task_questions in questions.items():
+        requests = [Request(question.turns, question.images) for question in task_questions]
+        right = 0
+        for index, answer in generator.answers(requests):
+            if isinstance(answer, UserError):
+                raise UserError(f"{name}: {task_questions[index].id}: {answer}") from answer
+            right += scoring.is_right(answer.text, task_questions[index].truth)
+        accuracies[task_name] = right / len(requests)
+
+    for task in benchmark_tasks:
+        runner.check_vision(name, task, generator)
+        store = command.MemoryStore()
+        runner.run_task(generator, task, store, name)
+
+        lines = runner.collect_lines(task, store.answers)
+        result = results.make_result(name, task, {}, lines, 0.0)
+        score = result.scores[result.headline_protocol].headline(task.benchmark)
+        accuracies[task.benchmark.name] = score.value
+    return accuracies
