@@ -178,6 +178,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--limited", default="gsm8k,mbpp", help="tasks that --limit is for; default: %(default)s")
     add("--batch-size", type=int, default=16, help="default: %(default)s")
     add("--rounds", type=int, default=1, help="default: %(default)s")
+    add("--only", choices=BACKENDS, help="run one model, for --out; no tables")
     add("--core", type=int, default=0, help="core that runs use, of those of this process")
     add("--worker", choices=BACKENDS, help=argparse.SUPPRESS)
     add("--out", type=pathlib.Path, help="also write every answer to this JSON file")
@@ -197,12 +198,14 @@ def main() -> None:
         for number in range(flags.rounds):
             # The second is not always the same, as the first may find an idle machine.
             order = BACKENDS if number % 2 == 0 else BACKENDS[::-1]
+            names = (flags.only,) if flags.only else order
             rounds.append(
-                {name: run_backend(flags, name, pathlib.Path(directory)) for name in order}
+                {name: run_backend(flags, name, pathlib.Path(directory)) for name in names}
             )
     if flags.out:
         flags.out.write_text(json.dumps(rounds))
-    print_tables(rounds)
+    if not flags.only:
+        print_tables(rounds)
 
 
 if __name__ == "__main__":

@@ -313,12 +313,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     # Outputs.
     add("--out", type=pathlib.Path, help="directory for the report and the answers")
-    add(
-        "--figure",
-        type=pathlib.Path,
-        metavar="FILE.png",
-        help="some questions with their images and the last model's answers",
-    )
+    figure_help = "some questions with images and the last model's answers"
+    add("--figure", type=pathlib.Path, metavar="FILE.png", help=figure_help)
     add("--picture", type=pathlib.Path, dest="figure", help=argparse.SUPPRESS)  # the old name
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser

@@ -21,6 +21,7 @@ from wings_jax.errors import UserError
 from wings_jax.inference import (
     adapters,
     chunks,
+    device_memory,
     engine,
     likelihood,
     prompts,
@@ -84,6 +85,8 @@ class Generator:
         # With a mesh, arrays get their sharding first, so that splitting keeps it.
         params = params if mesh is None else place_params(params, arch, mesh)
         self.weights = engine.split_layers(params, self.spec, release=release)
+        if release:
+            device_memory.trim_host_memory()
         self._eos_ids = tuple(eos_ids)
         # Of LLM and tower, computed once for all adapters that are put on them.
         self._base_digests: dict[str, digests.TensorDigest] = {}

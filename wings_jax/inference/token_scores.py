@@ -132,11 +132,23 @@ def _shard_cache(spec: ModelSpec, cache: KVCache) -> KVCache:
     return kv_cache.shard_cache(cache, spec.mesh)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "rows", "slots"))
 def _repeat_beginning(
     spec: ModelSpec, cache: KVCache, rows: int, slots: tuple[tuple[str, int], ...]
 ) -> KVCache:
     """Returns the cache of one row `rows` times, with at least as many slots."""
+    # Layer by layer, as the intermediate arrays of all would be as large as the cache.
+    repeated = [
+        _repeat_layer(spec, dataclasses.replace(cache, layers=(layer,)), rows, slots)
+        for layer in cache.layers
+    ]
+    return dataclasses.replace(repeated[0], layers=tuple(one.layers[0] for one in repeated))
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "rows", "slots"))
+def _repeat_layer(
+    spec: ModelSpec, cache: KVCache, rows: int, slots: tuple[tuple[str, int], ...]
+) -> KVCache:
+    """Returns the cache of one row and one layer `rows` times."""
     grown = kv_cache.grow(kv_cache.repeat_row(cache, rows), dict(slots))
     return kv_cache.shard_cache(grown, spec.mesh)
 
