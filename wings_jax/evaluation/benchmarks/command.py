@@ -28,6 +28,10 @@ from wings_jax.evaluation.benchmarks.runner import BenchmarkTask, Shard
 from wings_jax.inference.generator import Generator
 
 
+class UnsuitableFlagsError(UserError):
+    """A task cannot be asked as the flags say; one of a suite is left out and listed."""
+
+
 @dataclasses.dataclass(frozen=True)
 class BenchmarkOptions:
     """The options of a command, beside the models and the benchmarks."""
@@ -191,11 +195,11 @@ def read_tasks(
     scenes: str,
     missing: list[str] | None,
 ) -> list[BenchmarkTask]:
-    """Returns the tasks whose files are there.
+    """Returns the tasks whose files are there, and that the flags suit.
 
     Args:
       scenes: the embedded data set of the checkpoint's config, "" for none.
-      missing: gets a line per data set that is not there; None to raise instead.
+      missing: gets a line per task that is left out; None to raise instead.
 
     Raises:
       UserError: a data set is missing or malformed.
@@ -206,35 +210,42 @@ def read_tasks(
         options.data_root, scenes, options.text, options.choices, is_alone
     )
     for benchmark in benchmarks:
-        if benchmark.is_embedded:
-            asked.append(make_task(*embedded.read_embedded(benchmark, sources), options))
-            continue
-
         try:
-            assert options.data_root is not None  # checked by the caller
-            data = readers.read_data_set(benchmark, options.data_root)
-        except readers.MissingDataError as error:
+            asked.append(_read_task(benchmark, options, sources))
+        except (readers.MissingDataError, UnsuitableFlagsError) as error:
             if missing is None:
                 raise
             missing.append(str(error))
-            continue
-        asked.append(make_task(benchmark, data, options))
     return asked
 
 
+def _read_task(
+    benchmark: Benchmark, options: BenchmarkOptions, sources: embedded.EmbeddedSources
+) -> BenchmarkTask:
+    if benchmark.is_embedded:
+        return make_task(*embedded.read_embedded(benchmark, sources), options)
+
+    assert options.data_root is not None  # checked by `evaluate_benchmarks`
+    return make_task(benchmark, readers.read_data_set(benchmark, options.data_root), options)
+
+
 def make_task(benchmark: Benchmark, data: DataSet, options: BenchmarkOptions) -> BenchmarkTask:
-    """Returns the task of a benchmark by the options. Raises UserError without its protocols."""
+    """Returns the task of a benchmark by the options.
+
+    Raises:
+      UnsuitableFlagsError: it has none of the protocols, or nothing that shots come from.
+    """
     protocols = options.protocols or benchmark.protocols
     kept = tuple(name for name in protocols if name in benchmark.protocols)
     if not kept:
-        raise UserError(
+        raise UnsuitableFlagsError(
             f"--protocols: {benchmark.name} has {', '.join(benchmark.protocols)}, none of "
             f"{', '.join(protocols)}"
         )
 
     shots = benchmark.shots.count if options.shots is None else options.shots
     if shots and not data.shots:
-        raise UserError(f"--shots: {benchmark.name} has no split that shots come from")
+        raise UnsuitableFlagsError(f"--shots: {benchmark.name} has no split that shots come from")
 
     limited = dataclasses.replace(data, items=limit_items(data, options.limit))
     return BenchmarkTask(benchmark, limited, kept, shots)
