@@ -216,7 +216,7 @@ def check_mode(flags: argparse.Namespace) -> None:
     is_language = flags.mode == LANGUAGE
     problem = f"is not for `{LANGUAGE}`" if is_language else f"is for `{LANGUAGE}` only"
     # The tasks of `language` may be named among others.
-    forbidden = TASK_FLAGS if is_language else LANGUAGE_FLAGS
+    forbidden: tuple[str, ...] = TASK_FLAGS if is_language else LANGUAGE_FLAGS
     if not is_language and f"{LANGUAGE}_" in (flags.tasks or ""):
         forbidden = ()
     for name in forbidden:

@@ -104,12 +104,15 @@ def run_task(
     """
     examples = task.examples()
     for number, one in enumerate(task.passes):
-        if one.is_text:
-            run = text_likelihood.run_text
-        else:
-            run = _run_generation if one.is_generation else _run_likelihood
+        pass_title = f"{title} {one.key}"
+        run = _run_generation if one.is_generation else _run_likelihood
         with errors.full_memory(MEMORY_ADVICE):
-            run(generator, task, (number, one), examples, store, f"{title} {one.key}", shard)
+            if one.is_text:
+                text_likelihood.run_text(
+                    generator, task.data.items, number, store, title=pass_title, shard=shard
+                )
+            else:
+                run(generator, task, (number, one), examples, store, pass_title, shard)
 
 
 def _run_likelihood(

@@ -18,14 +18,14 @@ import numpy as np
 import tqdm
 
 from wings_jax.evaluation.benchmarks import passes
-from wings_jax.evaluation.benchmarks.passes import PERPLEXITY, EvaluationPass
+from wings_jax.evaluation.benchmarks.passes import PERPLEXITY
 from wings_jax.evaluation.benchmarks.record import Item
 from wings_jax.formatting import Interval
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.likelihood import Likelihood
 
 if TYPE_CHECKING:
-    from wings_jax.evaluation.benchmarks.runner import BenchmarkTask, EntryStore, Shard
+    from wings_jax.evaluation.benchmarks.runner import EntryStore, Shard
 
 RESAMPLES, SEED = 1000, 0  # of the bootstrap
 DIGITS = 6  # of log-probabilities in files
@@ -106,10 +106,10 @@ class TextLikelihood:
 
 def run_text(
     generator: Generator,
-    task: BenchmarkTask,
-    numbered: tuple[int, EvaluationPass],
-    examples: Sequence[Sequence[Item]],
+    items: Sequence[Item],
+    pass_number: int,
     store: EntryStore,
+    *,
     title: str,
     shard: Shard,
 ) -> None:
@@ -118,10 +118,7 @@ def run_text(
     Raises:
       UserError: a passage has less than two tokens.
     """
-    del examples  # a text has none
-    pass_number, _ = numbered
-    items, rows = task.data.items, generator.options.rows
-
+    rows = generator.options.rows
     with tqdm.tqdm(total=len(items), desc=title, disable=None) as progress:
         for index, first in enumerate(range(0, len(items), rows)):
             batch = range(first, min(first + rows, len(items)))
