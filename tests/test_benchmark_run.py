@@ -254,7 +254,7 @@ def test_a_suite_lists_what_is_missing(root, checkpoint, tmp_path, monkeypatch, 
 
 
 def test_a_suite_lists_what_the_flags_do_not_suit(root, checkpoint, tmp_path, monkeypatch, capsys):
-    arguments = ["--suite", "wings", "--data-root", root, "--protocols", "ll", "--limit", 2]
+    arguments = ["--suite", "wings", "--data-root", root, "--protocols", "ppl", "--limit", 2]
     arguments += ["--batch-size", 4, "--shots", 1, "--out", tmp_path]
     run(monkeypatch, "--checkpoint", f"m={checkpoint}", *arguments)
     assert "--protocols: ai2d has" in capsys.readouterr().out

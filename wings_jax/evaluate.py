@@ -114,10 +114,10 @@ def evaluate_models(flags: argparse.Namespace, benchmarks: Sequence[Benchmark]) 
         return
 
     if flags.manifest:
-        from wings_jax.evaluation.interleaved import command
+        from wings_jax.evaluation.interleaved import command as interleaved_command
 
         options = benchmark_options(flags)
-        command.evaluate_manifest(
+        interleaved_command.evaluate_manifest(
             lazy_models, flags.manifest, options, history=flags.history or "gold"
         )
         return
