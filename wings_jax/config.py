@@ -107,6 +107,24 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation during training; its scores are in the run's metrics."""
+
+    every: int = 0
+    """Steps between evaluations; the last step is evaluated too. 0 for never."""
+    tasks: str = "scenes_images,scenes_text"
+    """Tasks of `python -m wings_jax.evaluate --tasks`, separated by commas."""
+    data_root: str = ""
+    """Directory with the files of the tasks; '' for the embedded data set of `data.scenes`."""
+    limit: int = 200
+    """About how many questions of each task; 0 for all."""
+    batch_size: int = 16
+    """Questions that are answered at once."""
+    base: str = ""
+    """Checkpoint or workdir whose scores are subtracted, such as the imported base; '' for none."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Config:
     """One training run."""
 
@@ -155,6 +173,8 @@ class Config:
     """Seconds without a sign of another host after which a job of several hosts ends."""
     laws_every: int = 0
     """Steps between measurements of the attention shift; 0 for never."""
+    wandb: str = ""
+    """Project of Weights & Biases that gets the metrics too (needs wandb); '' for none."""
     profile: str = ""
     """Steps to trace, START:STOP without STOP, into WORKDIR/profile for xprof; '' for none."""
     model: ModelConfig = ModelConfig()
@@ -165,6 +185,8 @@ class Config:
     """The optimizer."""
     mesh: MeshConfig = MeshConfig()
     """The devices."""
+    eval: EvalConfig = EvalConfig()
+    """Evaluation during training."""
 
 
 # What may differ between a run and its resumption: it changes no number of the run.
@@ -180,6 +202,7 @@ FREE = (
     "accept_changed_data",
     "accept_changed_model",
     "laws_every",
+    "wandb",
     "profile",
     "data.threads",
     "data.workers",
@@ -264,7 +287,7 @@ def from_config_dict(tree: config_dict.ConfigDict) -> Config:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """Returns 'key: old -> new' for every leaf that differs, except those of `FREE` and the mesh.
+    """Returns 'key: old -> new' for every leaf that differs, except those of `FREE`, mesh, eval.
 
     >>> differences(Config(seed=1), Config(seed=2, log_every=5))
     ['seed: 1 -> 2']
@@ -274,7 +297,9 @@ def differences(old: Config, new: Config) -> list[str]:
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted({**before, **after})
-        if before.get(key) != after.get(key) and key not in FREE and not key.startswith("mesh.")
+        if before.get(key) != after.get(key)
+        and key not in FREE
+        and not key.startswith(("mesh.", "eval."))
     ]
 
 

@@ -135,7 +135,8 @@ def evaluate_models(flags: argparse.Namespace, benchmarks: Sequence[Benchmark]) 
 
 def benchmark_options(flags: argparse.Namespace) -> BenchmarkOptions:
     """Returns the benchmarks' options of the flags. Raises UserError."""
-    from wings_jax.evaluation.benchmarks import command, runner
+    from wings_jax.evaluation.benchmarks import command
+    from wings_jax.inference import shards
 
     return command.BenchmarkOptions(
         flags.data_root,
@@ -144,7 +145,7 @@ def benchmark_options(flags: argparse.Namespace) -> BenchmarkOptions:
         flags.shots,
         flags.limit,
         flags.batch_size,
-        command.parse_shard(flags.shard) if flags.shard else runner.Shard(),
+        shards.parse_shard(flags.shard) if flags.shard else shards.WHOLE,
         flags.figure,
         flags.text,
         flags.choices,

@@ -4,8 +4,9 @@
                               [--data NAME=FILE[:IMAGES][@WEIGHT] ...] [--workdir=DIR]
                               [--distributed] [--print_config] [--debug] [--help]
 
-`--distributed` joins the other hosts of a TPU pod, a Slurm or an Open MPI job; without any of
-these, set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+`--distributed` joins the other hosts of a TPU slice or of a job of Slurm, Open MPI or Kubernetes;
+without any of these, set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID,
+or give --coordinator_address, --num_processes and --process_id.
 A run that was stopped is resumed by the same command. Its workdir holds `config.json`,
 `metrics.jsonl`, `tensorboard/`, `checkpoints/` and, at the end, `summary.json`.
 """
@@ -24,7 +25,7 @@ import jax
 from wings_jax import cli, config_checks, config_files, errors, files, formatting
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
-from wings_jax.training import arguments, loop, start
+from wings_jax.training import arguments, hosts, loop, start, wandb_log
 
 PROGRAM = cli.program_name("wings_jax.train")
 
@@ -46,25 +47,22 @@ def main() -> None:
     config_checks.check_text("--workdir", workdir)
     files.check_bucket(workdir, "--workdir")
     files.check_bucket(config.init_from, "config.init_from")
+    if config.wandb:
+        wandb_log.check_installed()
 
     cli.use_compilation_cache()
 
     # Before any code requests the devices of JAX.
     if options.distributed:
-        join_job(config.host_timeout)
+        join_job(options.job, config.host_timeout)
 
     with errors.full_memory(memory_advice(config)), _lost_hosts(config.host_timeout):
         run = start.set_up(config, files.as_path(workdir, "--workdir"))
 
-        # The attention-shift metric is made only where the config logs it.
-        metric = None
-        if config.laws_every:
-            from wings_jax.analysis import shift_metric  # slow to import, and rarely used
-
-            metric = shift_metric.make_metric(config, run.arch, run.tokenizer, run.mesh)
+        measurements = make_measurements(run)
 
         with jax.set_mesh(run.mesh):
-            summary = loop.train(run, metric)
+            summary = loop.train(run, measurements)
 
     # A run that was complete already has no step to report.
     if "last_loss" in summary:
@@ -74,6 +72,39 @@ def main() -> None:
             f"{summary['last_tokens_per_s']:,.0f} tokens/s"
         )
     print(f"checkpoint, metrics and summary: {run.workdir}")
+
+
+def make_measurements(run: start.TrainingRun) -> list[loop.TrainingMetric]:
+    """Returns what the config logs beside the numbers of the training steps. Raises UserError."""
+    config, measurements = run.config, []
+    parts = (config, run.arch, run.tokenizer, run.mesh)
+
+    # At the first and the last step too, so that a short run has a curve.
+    if config.laws_every:
+        from wings_jax.analysis import shift_metric  # slow to import, and rarely used
+
+        start_laws, laws_every = shift_metric.make_metric(*parts), config.laws_every
+        measurements.append(
+            loop.TrainingMetric(
+                "attention shift",
+                lambda step: step in (1, run.steps) or step % laws_every == 0,
+                start_laws,
+            )
+        )
+
+    if config.eval.every:
+        from wings_jax.evaluation import training_metric  # the same
+
+        measure, every = training_metric.make_metric(*parts), config.eval.every
+        measurements.append(
+            loop.TrainingMetric(
+                "evaluation",
+                lambda step: step == run.steps or step % every == 0,
+                measure,
+                is_blocking=True,
+            )
+        )
+    return measurements
 
 
 @contextlib.contextmanager
@@ -87,7 +118,7 @@ def _lost_hosts(timeout: int) -> Iterator[None]:
             raise
 
         reason = str(error).splitlines()[0][:200]
-        raise UserError(
+        raise errors.LostHostError(
             f"host {jax.process_index()} of {jax.process_count()}: another host ended or cannot be "
             f"reached ({reason}); JAX names it within {timeout} s (config.host_timeout). Start the "
             "same command on all hosts to resume"
@@ -107,28 +138,41 @@ def memory_advice(config: config_lib.Config) -> str:
     )
 
 
-def join_job(timeout: int) -> None:
-    """Makes this process one of the job's; environment variables set what JAX cannot detect.
+def join_job(flags: hosts.JobFlags, timeout: int) -> None:
+    """Makes this process one of the job's.
 
     Args:
+      flags: what the command line gives of the job; the rest is from the environment.
       timeout: seconds without a heartbeat of another process after which this one ends.
+
+    Raises:
+      UserError: the environment has no job, or a part of one.
     """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    # Without an address JAX finds the job's scheduler itself: a TPU pod, Slurm or Open MPI.
-    if address is None:
-        jax.distributed.initialize(heartbeat_timeout_seconds=timeout)
+    job = hosts.find_job(flags, os.environ)
+
+    # JAX knows TPU slices, and pods whose service account may ask the API of Kubernetes.
+    if job is None:
+        try:
+            jax.distributed.initialize(heartbeat_timeout_seconds=timeout)
+        except ValueError as error:
+            raise UserError(
+                f"--distributed: no TPU slice, Slurm, Open MPI or Kubernetes job found ({error}); "
+                f"{hosts.ADVICE}"
+            ) from error
         _print_host()
         return
 
-    try:
-        count, number = (int(os.environ[f"JAX_{n}"]) for n in ("NUM_PROCESSES", "PROCESS_ID"))
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            "--distributed: JAX_COORDINATOR_ADDRESS needs JAX_NUM_PROCESSES and JAX_PROCESS_ID "
-            f"beside it, as numbers: {error}"
-        ) from error
-
-    jax.distributed.initialize(address, count, number, heartbeat_timeout_seconds=timeout)
+    # If the address is wrong, JAX ends the process after 5 minutes without naming it.
+    name = f"host {job.process_id} of {job.num_processes}"
+    print(f"{name} joins {job.coordinator_address} ({job.source})", flush=True)
+    jax.distributed.initialize(
+        job.coordinator_address,
+        job.num_processes,
+        job.process_id,
+        local_device_ids=job.local_device_ids,
+        cluster_detection_method="deactivate",  # else one task of a node would get one GPU
+        heartbeat_timeout_seconds=timeout,
+    )
     _print_host()
 
 

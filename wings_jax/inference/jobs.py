@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import glob
 import hashlib
 import json
 import pathlib
@@ -23,6 +24,7 @@ from wings_jax.inference.answers import Answer
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams, change_params
+from wings_jax.inference.shards import Shard
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 KEYS = {"id", "prompt", "conversations", "image", "images", "sampling"}
@@ -248,6 +250,30 @@ class Journal:
         """Removes the journal, when its answers were written elsewhere."""
         self._file.close()
         self._path.unlink()
+
+
+def open_journals(
+    output: pathlib.Path, job: Mapping[str, Any], shard: Shard
+) -> tuple[Journal, list[Journal]]:
+    """Returns the journal of a job and those of its parts, whose answers it has too.
+
+    A shard has a journal of its own, and reads none of the others.
+
+    Raises:
+      UserError: the output exists, or a journal is another job's or cannot be written.
+    """
+    if output.exists():
+        raise UserError(f"--output: {output} exists")
+    if shard.count > 1:
+        name = f"{output.name}.part-{shard.index}-of-{shard.count}"
+        return Journal(output.with_name(name), job), []
+
+    journal = Journal(output, job)
+    paths = sorted(output.parent.glob(f"{glob.escape(output.name)}.part-*-of-*.partial"))
+    parts = [Journal(path.with_suffix(""), job) for path in paths]
+    for part in parts:
+        journal.answers.update(part.answers)
+    return journal, parts
 
 
 def run(generator: Generator, lines: list[Line], journal: Journal) -> Iterator[dict[str, Any]]:

@@ -24,8 +24,9 @@ from wings_jax.evaluation.benchmarks import (
 )
 from wings_jax.evaluation.benchmarks.record import PROTOCOLS, Benchmark, DataSet
 from wings_jax.evaluation.benchmarks.results import BenchmarkResult
-from wings_jax.evaluation.benchmarks.runner import BenchmarkTask, Shard
+from wings_jax.evaluation.benchmarks.runner import BenchmarkTask
 from wings_jax.inference.generator import Generator
+from wings_jax.inference.shards import Shard
 
 
 class UnsuitableFlagsError(UserError):
@@ -81,18 +82,6 @@ def parse_protocols(text: str) -> tuple[str, ...]:
         shown = unknown[0] if unknown else text
         raise UserError(f"--protocols: no protocol {shown!r}; there are {', '.join(PROTOCOLS)}")
     return names
-
-
-def parse_shard(text: str) -> Shard:
-    """Returns the shard of I/N. Raises UserError.
-
-    >>> parse_shard("1/4")
-    Shard(index=1, count=4)
-    """
-    index, _, count = text.partition("/")
-    if not (index.isdecimal() and count.isdecimal() and int(index) < int(count)):
-        raise UserError(f"--shard: {text!r} is not I/N with I from 0 to N - 1")
-    return Shard(int(index), int(count))
 
 
 def evaluate_benchmarks(

@@ -8,8 +8,9 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from wings_jax.evaluation.benchmarks import results
-from wings_jax.evaluation.benchmarks.runner import BenchmarkTask, Shard
+from wings_jax.evaluation.benchmarks.runner import BenchmarkTask
 from wings_jax.inference.jobs import Journal
+from wings_jax.inference.shards import Shard
 
 FLAG = "--out"
 

@@ -52,8 +52,7 @@ class BenchmarkResult:
     @property
     def headline_protocol(self) -> str:
         """Returns the protocol of the paper's setting or, if it was not run, the first one."""
-        wanted = self.benchmark.headline
-        return wanted if wanted in self.scores else next(iter(self.scores), "")
+        return headline_protocol(self.benchmark, self.scores)
 
     @property
     def errors(self) -> dict[str, int]:
@@ -65,6 +64,11 @@ class BenchmarkResult:
             for cause in {one["error"] for one in passes if "error" in one}:
                 causes[cause] = causes.get(cause, 0) + 1
         return causes
+
+
+def headline_protocol(benchmark: Benchmark, scores: Mapping[str, ProtocolScore]) -> str:
+    """Returns the protocol of the paper's setting or, if it was not run, the first one."""
+    return benchmark.headline if benchmark.headline in scores else next(iter(scores), "")
 
 
 def hash_text(text: str) -> str:

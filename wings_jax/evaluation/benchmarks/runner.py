@@ -25,6 +25,7 @@ from wings_jax.inference.answers import Answer
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.likelihood import ScoredRequest
 from wings_jax.inference.sampling import SamplingParams
+from wings_jax.inference.shards import WHOLE, Shard
 from wings_jax.model.layout import TEXT
 
 BLOCK = 4  # batches of rows whose answers are generated together, as rows end at different times
@@ -67,22 +68,6 @@ class BenchmarkTask:
         ]
 
 
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """The part of the batches that one of several processes computes.
-
-    index  of this process, from 0
-    count  of the processes; a batch is computed by the process of its number modulo `count`
-    """
-
-    index: int = 0
-    count: int = 1
-
-    def has_batch(self, number: int) -> bool:
-        """Returns whether a batch is this process's."""
-        return number % self.count == self.index
-
-
 def check_vision(name: str, task: BenchmarkTask, generator: Generator) -> None:
     """Raises UserError if a task has questions about images and the model has no vision tower."""
     missing = generator.processor.missing_parts
@@ -95,7 +80,7 @@ def check_vision(name: str, task: BenchmarkTask, generator: Generator) -> None:
 
 
 def run_task(
-    generator: Generator, task: BenchmarkTask, store: EntryStore, title: str, shard: Shard = Shard()
+    generator: Generator, task: BenchmarkTask, store: EntryStore, title: str, shard: Shard = WHOLE
 ) -> None:
     """Computes every entry of a task that the journal does not have.
 
@@ -148,7 +133,7 @@ def _run_likelihood(
         for index, batch in enumerate(planned):
             progress.update(len(batch.indices))
             is_done = all(numbers[i] in store.answers for i in batch.indices)
-            if is_done or not shard.has_batch(index):
+            if is_done or not shard.has_piece(index):
                 continue
 
             # Images are read now, so that only those of one batch are in memory.
@@ -224,7 +209,7 @@ def _run_generation(
         for index, block in enumerate(blocks):
             numbers = {i: passes.entry_number(pass_number, len(items), i, 0) for i in block}
             is_done = all(number in store.answers for number in numbers.values())
-            if is_done or not shard.has_batch(index):
+            if is_done or not shard.has_piece(index):
                 progress.update(len(block))
                 continue
 

@@ -61,11 +61,11 @@ class ProtocolScore:
     is_share: bool = True
 
     def headline(self, benchmark: Benchmark) -> Mean:
-        """Returns the number that stands for the benchmark, 0 to 1.
+        """Returns the number that stands for the benchmark, 0 to 1; the perplexity of a text.
 
         It is the first of its own metric, or else the benchmark's macro or micro mean.
         """
-        if self.metrics:
+        if self.metrics and self.is_share:
             first = self.metrics[0]
             return Mean(first.value / first.scale, None, first.count)
         return self.macro if benchmark.average == "macro" and self.macro else self.micro

@@ -23,9 +23,10 @@ from wings_jax.evaluation.benchmarks.record import Item
 from wings_jax.formatting import Interval
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.likelihood import Likelihood
+from wings_jax.inference.shards import Shard
 
 if TYPE_CHECKING:
-    from wings_jax.evaluation.benchmarks.runner import EntryStore, Shard
+    from wings_jax.evaluation.benchmarks.runner import EntryStore
 
 RESAMPLES, SEED = 1000, 0  # of the bootstrap
 DIGITS = 6  # of log-probabilities in files
@@ -125,7 +126,7 @@ def run_text(
             progress.update(len(batch))
             numbers = [passes.entry_number(pass_number, len(items), i, 0) for i in batch]
             is_done = all(number in store.answers for number in numbers)
-            if is_done or not shard.has_batch(index):
+            if is_done or not shard.has_piece(index):
                 continue
 
             texts = [items[i].question for i in batch]
