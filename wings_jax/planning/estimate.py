@@ -6,8 +6,6 @@ performance):
 
     weights of two layers in the compute dtype, one in use and one on its way over `fsdp`
     the head in the compute dtype, gathered
-    a copy of the device's share of the trained layers in the compute dtype, which XLA makes before
-      the loop over layers
     per row: one chunk of logits (float32, and its gradient in the compute dtype), and one layer
       computed again: 8 T D + 4 T F values
     with remat `save_attn`, per row and layer: the results of the attentions
@@ -173,12 +171,10 @@ def count_working(
     width = jnp.dtype(config.compute_dtype).itemsize
     slots = config.data.sequence_length
 
-    # Weights: gathered over `fsdp`, and the copy of the device's own share.
+    # Weights that are gathered over `fsdp`.
     layers = sum(leaf.size for path, leaf in _params(state).items() if path.startswith(_LAYERS))
     head = decoder.vocab_size * decoder.hidden_size
     gathered = (2 * layers / decoder.num_layers + head) * width / tensor
-    trained = sum(leaf.size for path, leaf in state.trained.items() if path.startswith(_LAYERS))
-    copied = trained * width / (mesh["fsdp"] * tensor)
 
     # Rows: a chunk of logits, and a layer that is computed again.
     logits = min(config.loss_chunk, slots) * decoder.vocab_size / tensor * (4 + width)
@@ -187,7 +183,7 @@ def count_working(
     if config.remat == "save_attn":
         heads = decoder.num_heads * decoder.head_dim + len(arch.learners) * decoder.hidden_size
         saved = slots * heads * width * decoder.num_layers / tensor
-    return gathered + copied + rows * (logits + layer + saved)
+    return gathered + rows * (logits + layer + saved)
 
 
 def _params(state: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
