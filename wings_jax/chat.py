@@ -173,6 +173,7 @@ def main() -> None:
     )
     flags_lib.add_flags(parser)
     arguments = parser.parse_args()
+    cli.import_without_torch("transformers")
     run(flags_lib.open_generator(arguments, rows=1), system=arguments.system)
 
 

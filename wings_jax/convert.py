@@ -46,7 +46,7 @@ def main() -> None:
 
     # After parsing: --help and mistakes in flags do not wait for these imports.
     if arguments.command in ("import", "export"):
-        cli.import_transformers_without_torch()
+        cli.import_without_torch("transformers")
     from wings_jax.weights import commands, push
 
     run = {

@@ -163,6 +163,7 @@ def main() -> None:
     """Answers the request or the file of the command line."""
     arguments = parse_flags()
     sampling = flags_lib.sampling_params(arguments)
+    cli.import_without_torch("transformers")
     if arguments.input is None:
         answer_one(arguments, sampling)
     elif answer_file(arguments, sampling):

@@ -47,7 +47,9 @@ def main() -> None:
     files.check_bucket(workdir, "--workdir")
     files.check_bucket(config.init_from, "config.init_from")
 
+    cli.import_without_torch("transformers", "tensorboardX")
     cli.use_compilation_cache()
+    cli.run_in_caller_thread()
 
     # Before any code requests the devices of JAX.
     if options.distributed:
@@ -55,6 +57,8 @@ def main() -> None:
 
     with errors.full_memory(memory_advice(config)), _lost_hosts(config.host_timeout):
         run = start.set_up(config, files.as_path(workdir, "--workdir"))
+
+        cli.keep_freed_memory()
 
         # The attention-shift metric is made only where the config logs it.
         metric = None

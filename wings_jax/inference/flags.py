@@ -73,7 +73,8 @@ def open_generator(flags: argparse.Namespace, *, rows: int) -> Generator:
     sampling = sampling_params(flags)
 
     cli.use_compilation_cache()
-    return loading.load_generator(
+    cli.run_in_caller_thread()
+    generator = loading.load_generator(
         flags.checkpoint,
         adapter=flags.adapter,
         dtype=flags.dtype,
@@ -82,6 +83,8 @@ def open_generator(flags: argparse.Namespace, *, rows: int) -> Generator:
         sampling=sampling,
         flag="--checkpoint",
     )
+    cli.keep_freed_memory()
+    return generator
 
 
 def sampling_params(flags: argparse.Namespace) -> SamplingParams:
