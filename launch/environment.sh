@@ -1,8 +1,13 @@
+# shellcheck shell=bash
 # Sourced by the other scripts.
 #
 #   environment FILE...    puts a virtual environment of these requirements first in the PATH
 #                          (VENV: its directory, default .venv; PYTHON: its interpreter, python3)
 #   use_all_cores          makes small trainings fast on a CPU
+#   show_help              prints the comment at the top of the script
+#   fail LINE              ends the script with one line
+#   run COMMAND...         runs it; with DRY_RUN=1 prints it instead, quoted for a shell
+#   quote WORD...          returns the words as one line of a shell
 #
 # An environment made from the same files by the same interpreter is used again; else it is replaced.
 
@@ -13,7 +18,7 @@ environment() {
         echo "creating the environment $venv ..."
         rm -rf "$venv"
         "$python" -m venv "$venv"
-        "$venv/bin/pip" install --quiet --disable-pip-version-check $(printf ' -r %s' "$@")
+        "$venv/bin/pip" install --quiet --disable-pip-version-check "${@/#/-r}"
         "$venv/bin/pip" install --quiet --disable-pip-version-check --no-deps --editable .
         echo "$wanted" >"$venv/requirements.sha256"
     fi
@@ -29,4 +34,33 @@ use_all_cores() {
     while [ $((devices * 2)) -le "$cores" ] && [ "$devices" -lt 8 ]; do devices=$((devices * 2)); done
     export JAX_NUM_CPU_DEVICES="${JAX_NUM_CPU_DEVICES:-$devices}"
     export MALLOC_ARENA_MAX=1 MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=17179869184
+}
+
+show_help() {
+    sed -n '2,/^[^#]/{ /^#/s/^# \{0,1\}//p; }' "$0"
+}
+
+fail() {
+    echo "$(basename "$0"): $*" >&2
+    exit 2
+}
+
+quote() {
+    local word line="" escaped="'\\''"
+    for word in "$@"; do
+        case "$word" in
+            "" | *[!A-Za-z0-9_@%+=:,./-]*) line+=" '${word//\'/$escaped}'" ;;
+            *) line+=" $word" ;;
+        esac
+    done
+    printf '%s' "${line# }"
+}
+
+run() {
+    if [ -n "${DRY_RUN:-}" ]; then
+        quote "$@"
+        echo
+    else
+        "$@"
+    fi
 }

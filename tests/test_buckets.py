@@ -6,9 +6,12 @@ import json
 import subprocess
 import sys
 
+import pyarrow
 import pytest
+import tiny_data
 import training_cases as cases
 from gcs_server import serve_bucket
+from pyarrow import parquet
 from test_train_mistakes import command
 
 from wings_jax import files
@@ -68,14 +71,7 @@ def test_run_in_a_bucket_resumes_bitwise(tmp_path):
 
 def read(environment, workdir: str, lose: str) -> dict:
     """Returns the names and losses of a workdir, and removes a step."""
-    done = subprocess.run(
-        [sys.executable, "-c", READ, workdir, lose],
-        cwd=cases.ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    done = execute(environment, READ, workdir, lose)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
@@ -92,3 +88,70 @@ def test_buckets_that_do_not_exist_are_named(tmp_path):
 def test_urls_of_another_kind_are_refused():
     with pytest.raises(UserError, match="--workdir: s3://b/run: only local paths and gs:// are"):
         files.check_bucket("s3://b/run", "--workdir")
+
+
+# Opens data in the bucket and prints its samples and the bytes of their images.
+OPEN = """
+import json, sys
+from wings_jax.data import images, sources
+for path in sys.argv[2:]:
+    source = sources.open_source(path, images=sys.argv[1])
+    kept = [source[index] for index in range(len(source))]
+    print(json.dumps([[s.id, list(s.conversations), [len(images.image_bytes(i)) for i in s.images]]
+                      for s in kept]))
+    print(source.fingerprint, file=sys.stderr)
+"""
+
+# Copies a local directory into the bucket.
+UPLOAD = """
+import pathlib, sys
+from wings_jax import files
+for path in pathlib.Path(sys.argv[1]).iterdir():
+    files.upload(path, f"gs://bucket/data/{path.name}")
+"""
+
+
+@pytest.mark.slow
+def test_data_and_images_in_a_bucket_equal_local_ones(tmp_path):
+    """A JSON file, a table and prepared shards, written to the bucket and read from there."""
+    records = tiny_data.write_records(tmp_path, 9)
+    tiny_data.write_json(tmp_path / "x.json", records)
+    rows = [{**record, "image": record.get("image", [])} for record in records]
+    parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "x.parquet")
+
+    with serve_bucket("bucket") as environment:
+        uploaded = execute(environment, UPLOAD, tmp_path)
+        assert uploaded.returncode == 0, uploaded.stderr
+
+        prepare = ("wings_jax.data.prepare", "gs://bucket/data/x.json", "--shards", "2")
+        written = run(environment, *prepare, "--out", "gs://bucket/out")
+        assert written.returncode == 0, written.stderr
+        again = run(environment, *prepare, "--out", "gs://bucket/out")
+        assert "--out gs://bucket/out exists" in again.stderr
+        verified = run(environment, "wings_jax.data.prepare", "--verify", "gs://bucket/out")
+        assert "9 samples in 2 shards are as they were written" in verified.stdout, verified.stderr
+
+        paths = [f"gs://bucket/{name}" for name in ("data/x.json", "data/x.parquet", "out")]
+        opened = execute(environment, OPEN, "gs://bucket/data", *paths)
+        assert opened.returncode == 0, opened.stderr
+        twice = execute(environment, OPEN, "gs://bucket/data", *paths)
+        assert twice.stderr == opened.stderr  # the fingerprints, which caches depend on
+        missing = execute(environment, OPEN, "gs://bucket/data", "gs://bucket/data/no.json")
+
+    local = execute(environment, OPEN, tmp_path, tmp_path / "x.json")
+    assert [json.loads(line) for line in opened.stdout.splitlines()] == [
+        json.loads(local.stdout.splitlines()[-1])
+    ] * 3
+    assert "data file gs://bucket/data/no.json does not exist" in missing.stderr
+
+
+def execute(environment, program: str, *arguments) -> subprocess.CompletedProcess:
+    """Runs a program text in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        cwd=cases.ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )

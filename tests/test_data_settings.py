@@ -19,7 +19,7 @@ from wings_jax.training import start
 
 def open_data(workdir: pathlib.Path, **changes):
     """Returns the loader of a config over a few scenes."""
-    config = training_cases.tree_of("stage2", **changes)
+    config = config_lib.from_config_dict(training_cases.tree_of("stage2", **changes))
     arch = presets.WingsArch(vision=presets.VISION["siglip_base_224"], decoder=None)
     backend = tiny_data.byte_tokenizer()
     tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=backend)

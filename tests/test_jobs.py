@@ -70,10 +70,17 @@ def wait_for(path: pathlib.Path, processes: list[subprocess.Popen], seconds: int
 
 @pytest.mark.slow
 def test_distributed_two_processes_equal_one(tmp_path):
-    together = job(options(tmp_path / "two"), processes=2, devices=2)
+    """Every other batch is text only: the processes must agree on the program of each step."""
+    replay = str(cases.folder() / "scenes/train_replay.json")
+    changes = {
+        "data__sources__replay__path": replay,
+        "data__text_share": "0.5",
+        "data__batch_by_modality": "true",
+    }
+    together = job(options(tmp_path / "two", **changes), processes=2, devices=2)
     outputs = [process.communicate(timeout=600)[0] for process in together]
     assert [process.returncode for process in together] == [0, 0], outputs
-    alone = start(options(tmp_path / "one"), JAX_NUM_CPU_DEVICES="4")
+    alone = start(options(tmp_path / "one", **changes), JAX_NUM_CPU_DEVICES="4")
     outputs = alone.communicate(timeout=600)[0]
     assert alone.returncode == 0, outputs
     two, one = (cases.losses(tmp_path / name) for name in ("two", "one"))

@@ -133,7 +133,7 @@ def program_name(module: str) -> str:
 
 
 def run_main(program: str, main: Callable[[], None]) -> None:
-    """Runs `main`; a UserError becomes one line on stderr and exit status 2, Ctrl-C status 130.
+    """Runs `main`; a UserError becomes one line on stderr and its exit status, Ctrl-C status 130.
 
     With `--debug` among the arguments a UserError's traceback is shown instead. The text of a
     KeyboardInterrupt, if it has one, is part of the line. Where the reader of stdout has gone
@@ -154,7 +154,7 @@ def run_main(program: str, main: Callable[[], None]) -> None:
         if "--debug" in sys.argv:
             raise
         _print_error(f"{program}: {error}")
-        sys.exit(2)
+        sys.exit(error.exit_status)
     except KeyboardInterrupt as interrupt:
         _print_error(f"{program}: " + ": ".join(["interrupted", *map(str, interrupt.args)]))
         sys.exit(130)
@@ -258,6 +258,21 @@ def _print_error(message: str) -> None:
     with contextlib.suppress(OSError):  # the reader of stdout may be gone
         sys.stdout.flush()
     print(message, file=sys.stderr, flush=True)
+
+
+def at_least(least: int) -> Callable[[str], int]:
+    """Returns a type of integer flags that refuses smaller values.
+
+    >>> at_least(1)("3")
+    3
+    """
+
+    def parse_number(text: str) -> int:
+        if int(text) < least:
+            raise argparse.ArgumentTypeError(f"must be at least {least}")
+        return int(text)
+
+    return parse_number
 
 
 def add_adapter_flag(add: Callable[..., object]) -> None:

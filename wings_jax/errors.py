@@ -9,6 +9,14 @@ from collections.abc import Iterator
 class UserError(ValueError):
     """A mistake that the user can fix. Its message is one line naming file, sample, key or flag."""
 
+    exit_status = 2
+
+
+class LostHostError(UserError):
+    """Another host of the job ended or cannot be reached: the same command resumes the run."""
+
+    exit_status = 75  # EX_TEMPFAIL of sysexits.h: schedulers can tell it from a mistake
+
 
 @contextlib.contextmanager
 def full_memory(advice: str) -> Iterator[None]:

@@ -4,8 +4,9 @@
                               [--data NAME=FILE[:IMAGES][@WEIGHT] ...] [--workdir=DIR]
                               [--distributed] [--print_config] [--debug] [--help]
 
-`--distributed` joins the other hosts of a TPU pod, a Slurm or an Open MPI job; without any of
-these, set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID.
+`--distributed` joins the other hosts of a TPU slice or of a job of Slurm, Open MPI or Kubernetes;
+without any of these, set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID,
+or give --coordinator_address, --num_processes and --process_id.
 A run that was stopped is resumed by the same command. Its workdir holds `config.json`,
 `metrics.jsonl`, `tensorboard/`, `checkpoints/` and, at the end, `summary.json`.
 """
@@ -24,7 +25,7 @@ import jax
 from wings_jax import cli, config_checks, config_files, errors, files, formatting
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
-from wings_jax.training import arguments, loop, start
+from wings_jax.training import arguments, hosts, loop, start
 
 PROGRAM = cli.program_name("wings_jax.train")
 
@@ -53,7 +54,7 @@ def main() -> None:
 
     # Before any code requests the devices of JAX.
     if options.distributed:
-        join_job(config.host_timeout)
+        join_job(options.job, config.host_timeout)
 
     with errors.full_memory(memory_advice(config)), _lost_hosts(config.host_timeout):
         run = start.set_up(config, files.as_path(workdir, "--workdir"))
@@ -91,7 +92,7 @@ def _lost_hosts(timeout: int) -> Iterator[None]:
             raise
 
         reason = str(error).splitlines()[0][:200]
-        raise UserError(
+        raise errors.LostHostError(
             f"host {jax.process_index()} of {jax.process_count()}: another host ended or cannot be "
             f"reached ({reason}); JAX names it within {timeout} s (config.host_timeout). Start the "
             "same command on all hosts to resume"
@@ -111,28 +112,41 @@ def memory_advice(config: config_lib.Config) -> str:
     )
 
 
-def join_job(timeout: int) -> None:
-    """Makes this process one of the job's; environment variables set what JAX cannot detect.
+def join_job(flags: hosts.JobFlags, timeout: int) -> None:
+    """Makes this process one of the job's.
 
     Args:
+      flags: what the command line gives of the job; the rest is from the environment.
       timeout: seconds without a heartbeat of another process after which this one ends.
+
+    Raises:
+      UserError: the environment has no job, or a part of one.
     """
-    address = os.environ.get("JAX_COORDINATOR_ADDRESS")
-    # Without an address JAX finds the job's scheduler itself: a TPU pod, Slurm or Open MPI.
-    if address is None:
-        jax.distributed.initialize(heartbeat_timeout_seconds=timeout)
+    job = hosts.find_job(flags, os.environ)
+
+    # JAX knows TPU slices, and pods whose service account may ask the API of Kubernetes.
+    if job is None:
+        try:
+            jax.distributed.initialize(heartbeat_timeout_seconds=timeout)
+        except ValueError as error:
+            raise UserError(
+                f"--distributed: no TPU slice, Slurm, Open MPI or Kubernetes job found ({error}); "
+                f"{hosts.ADVICE}"
+            ) from error
         _print_host()
         return
 
-    try:
-        count, number = (int(os.environ[f"JAX_{n}"]) for n in ("NUM_PROCESSES", "PROCESS_ID"))
-    except (KeyError, ValueError) as error:
-        raise UserError(
-            "--distributed: JAX_COORDINATOR_ADDRESS needs JAX_NUM_PROCESSES and JAX_PROCESS_ID "
-            f"beside it, as numbers: {error}"
-        ) from error
-
-    jax.distributed.initialize(address, count, number, heartbeat_timeout_seconds=timeout)
+    # If the address is wrong, JAX ends the process after 5 minutes without naming it.
+    name = f"host {job.process_id} of {job.num_processes}"
+    print(f"{name} joins {job.coordinator_address} ({job.source})", flush=True)
+    jax.distributed.initialize(
+        job.coordinator_address,
+        job.num_processes,
+        job.process_id,
+        local_device_ids=job.local_device_ids,
+        cluster_detection_method="deactivate",  # else one task of a node would get one GPU
+        heartbeat_timeout_seconds=timeout,
+    )
     _print_host()
 
 

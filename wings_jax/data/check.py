@@ -17,7 +17,7 @@ import json
 import pathlib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from wings_jax import cli, config_files, errors, files
@@ -157,15 +157,6 @@ def _recipe_from_tokenizer(arguments: argparse.Namespace) -> examples.Recipe:
     return examples.make_recipe(data, tokenizer, slots)
 
 
-def _at_least(least: int) -> Callable[[str], int]:
-    def parse_number(text: str) -> int:
-        if int(text) < least:
-            raise argparse.ArgumentTypeError(f"must be at least {least}")
-        return int(text)
-
-    return parse_number
-
-
 def _parse_args() -> tuple[argparse.Namespace, list[str]]:
     """Returns the flags, and the changes of config leaves among the arguments."""
     parser = argparse.ArgumentParser(
@@ -189,9 +180,11 @@ def _parse_args() -> tuple[argparse.Namespace, list[str]]:
     )
     add_argument("--tokenizer", help="directory of a tokenizer: lengths are checked too")
     add_argument("--template", choices=chat_template.NAMES, help="default: the tokenizer's")
-    add_argument("--sequence-length", type=_at_least(1), default=2048, help="slots of a row")
-    add_argument("--image-slots", type=_at_least(1), default=729, help="slots of one image")
-    add_argument("--images-per-row", type=_at_least(0), default=8, help="most images of a sample")
+    add_argument("--sequence-length", type=cli.at_least(1), default=2048, help="slots of a row")
+    add_argument("--image-slots", type=cli.at_least(1), default=729, help="slots of one image")
+    add_argument(
+        "--images-per-row", type=cli.at_least(0), default=8, help="most images of a sample"
+    )
 
     # What is written.
     add_argument("--output", help="write the report, with all ids, as JSON")
@@ -200,7 +193,7 @@ def _parse_args() -> tuple[argparse.Namespace, list[str]]:
     add_argument(
         "--workers",
         "--threads",
-        type=_at_least(0),
+        type=cli.at_least(0),
         help="processes that share the work, 0 for none (default: all cores for 5,000 samples or "
         "more)",
     )

@@ -10,7 +10,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import pathlib
 import struct
 import zlib
 from collections.abc import Sequence
@@ -18,6 +17,7 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image, ImageOps
 
+from wings_jax import files
 from wings_jax.data import samples
 
 MAX_SQUARE_PIXELS = 1 << 24  # of a padded square in memory; larger ones are resized in strips
@@ -102,7 +102,7 @@ def image_bytes(source: str | os.PathLike | bytes) -> bytes:
         return source
 
     try:
-        return pathlib.Path(source).read_bytes()
+        return files.as_path(source).read_bytes()
     except FileNotFoundError as error:
         raise samples.BadSample(samples.MISSING_IMAGE, str(source)) from error
     except (OSError, ValueError) as error:  # ValueError: a null character or a lone surrogate

@@ -1,4 +1,4 @@
-"""The samples of several sources under one numbering, and their sizes, which packing needs."""
+"""The samples of several sources under one numbering, and their sizes, which plans of rows need."""
 
 from __future__ import annotations
 
@@ -69,6 +69,16 @@ class Mixture:
         except samples.BadSample as reason:
             return reason.sample_id or identity, reason
 
+    def count_images(self, number: int) -> tuple[int, int]:
+        """Returns (1, images of a sample); a record that cannot be read counts as one with images.
+
+        It is found when its row is built, as without counting.
+        """
+        try:
+            return 1, len(self[number].images)
+        except samples.BadSample:
+            return 1, 1
+
     @property
     def fingerprints(self) -> tuple[str, ...]:
         """A string for each source that changes when its text does."""
@@ -86,7 +96,7 @@ class Mixture:
 
 def measure_mixture(
     mixture: Mixture,
-    recipe: examples.Recipe,
+    recipe: examples.Recipe | None,
     *,
     workers: int = 0,
     cache: str | os.PathLike | None = None,
@@ -94,6 +104,9 @@ def measure_mixture(
     """Returns i32[n,2], slots and images of every sample (0, 0 if it is bad), and a tally.
 
     Args:
+      mixture: the samples.
+      recipe: how they become examples; None to count their images only, which takes no tokenizer:
+        then every sample has 1 slot, and none is found to be bad.
       workers: processes that share the work; 0 for this one alone.
       cache: a directory; sizes stored there for the same files, tokenizer and limits are read
         instead of being measured again.
@@ -122,13 +135,17 @@ def measure_mixture(
     return sizes, tally
 
 
-def _measure(shared: tuple[Mixture, examples.Recipe], number: int) -> tuple[int, int] | Bad:
+def _measure(shared: tuple[Mixture, examples.Recipe | None], number: int) -> tuple[int, int] | Bad:
     mixture, recipe = shared
-    return mixture.measure(number, recipe)
+    return mixture.measure(number, recipe) if recipe else mixture.count_images(number)
 
 
-def _digest(mixture: Mixture, recipe: examples.Recipe) -> str:
+def _digest(mixture: Mixture, recipe: examples.Recipe | None) -> str:
     """Returns a name for everything that the sizes depend on."""
+    if recipe is None:
+        counted = repr(("images", mixture.fingerprints))
+        return hashlib.sha256(counted.encode()).hexdigest()[:24]
+
     limits = (recipe.length, recipe.vision.num_patches, recipe.images_per_row)
     parts = (mixture.fingerprints, recipe.tokenizer.__getstate__(), recipe.template, limits)
     return hashlib.sha256(repr(parts).encode()).hexdigest()[:24]

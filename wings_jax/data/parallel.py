@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import multiprocessing
 import os
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,7 +23,13 @@ def default_workers(count: int) -> int:
 
 
 def map_samples(
-    function: Callable[[Any, int], Any], shared: Any, count: int, *, workers: int, title: str
+    function: Callable[[Any, int], Any],
+    shared: Any,
+    count: int,
+    *,
+    workers: int,
+    title: str,
+    chunk: int = _CHUNK,
 ) -> Iterator[tuple[int, list[Any]]]:
     """Yields (first, [function(shared, first), function(shared, first + 1), ...]) in order.
 
@@ -32,17 +39,18 @@ def map_samples(
       count: samples; `function` is called with 0..count-1.
       workers: processes; 0 for this one alone.
       title: of the progress bar.
+      chunk: samples that a process works on at a time.
     """
     with tqdm.tqdm(total=count, desc=title, disable=None) as progress:
-        for first, results in _chunks(function, shared, count, workers):
+        for first, results in _chunks(function, shared, count, workers, chunk):
             yield first, results
             progress.update(len(results))
 
 
 def _chunks(
-    function: Callable[[Any, int], Any], shared: Any, count: int, workers: int
+    function: Callable[[Any, int], Any], shared: Any, count: int, workers: int, size: int
 ) -> Iterator[tuple[int, list[Any]]]:
-    ranges = [range(first, min(first + _CHUNK, count)) for first in range(0, count, _CHUNK)]
+    ranges = [range(first, min(first + size, count)) for first in range(0, count, size)]
     # In this process nothing has to be sent.
     if not workers:
         for chunk in ranges:
@@ -65,6 +73,15 @@ _received: list = []  # in a worker process: the function and what it shares, se
 
 def _receive(*parts: Any) -> None:
     _received[:] = parts
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    # A parent that was killed cannot end its processes, which would wait for work forever.
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
 
 
 def _apply_received(chunk: range) -> list[Any]:

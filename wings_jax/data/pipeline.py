@@ -1,6 +1,6 @@
 """Batches by step: `Loader[step]` is a pure function of (seed, step), on any number of hosts.
 
-    sources -> rows (one sample each, or packed) -> shuffled for each epoch -> mixed -> batches
+    sources -> rows and their order (`row_plan`) -> examples -> batches
 
 A bad sample is never replaced: its row stays padding, or it is left out of its packed row. It is
 counted by cause and logged; above `max_bad_share` the run stops.
@@ -8,11 +8,10 @@ counted by cause and logged; above `max_bad_share` the run stops.
 
 from __future__ import annotations
 
-import itertools
+import dataclasses
 import logging
 import os
 import shlex
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -20,7 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from wings_jax.data import examples, packing, samples, settings, sources
+from wings_jax.data import examples, row_plan, samples, settings, sources
 from wings_jax.data import mixture as mixing
 from wings_jax.errors import UserError
 from wings_jax.model import layout
@@ -36,48 +35,39 @@ class Steps:
         self,
         mixture: mixing.Mixture,
         recipe: examples.Recipe,
-        rows: packing.PackedRows,
-        order: grain.MapDataset,
+        plan: row_plan.RowPlan,
         *,
-        batch: int,
         part: slice,
     ):
         """Stores what the batches are a function of.
 
         Args:
-          order: endless sequence of row numbers.
-          batch: rows of a global batch.
+          mixture: the samples.
+          recipe: how they become examples.
+          plan: which of them make up each row and batch.
           part: the rows of a batch that are this host's.
         """
-        self._mixture, self._recipe, self._rows, self._order = mixture, recipe, rows, order
-        self._batch, self._part = batch, part
+        self._mixture, self._recipe, self._plan, self._part = mixture, recipe, plan, part
 
     def __len__(self) -> int:
-        return sys.maxsize // self._batch
+        return len(self._plan)
 
     def sample_ids(self, step: int) -> list[str]:
         """Returns the ids of the samples planned for this host's part of a batch, row by row."""
-        return [
-            self._mixture.sample_id(int(number))
-            for index in self._row_range(step)
-            for number in self._rows[self._order[index]]
-        ]
-
-    def _row_range(self, step: int) -> range:
-        # Steps are consecutive blocks of B rows in one endless order.
-        first = step * self._batch
-        return range(first + self._part.start, first + self._part.stop)
+        rows, _ = self._plan.rows(step, self._part)
+        return [self._mixture.sample_id(int(number)) for row in rows for number in row]
 
     def __getitem__(self, step: int) -> tuple[layout.Batch, int, list[mixing.Bad]]:
         """Returns the batch, the number of samples planned for it, and the bad ones of them."""
+        planned, form = self._plan.rows(step, self._part)
         seen = 0
         bad_samples: list[mixing.Bad] = []
         rows: list[list[examples.Example]] = []
 
-        for index in self._row_range(step):
+        for numbers in planned:
             # A row of packed data holds several samples.
             row: list[examples.Example] = []
-            for number in self._rows[self._order[index]]:
+            for number in numbers:
                 example = self._mixture.make_example(int(number), self._recipe)
                 # A bad sample takes no slots; what it would have filled stays padding.
                 if isinstance(example, examples.Example):
@@ -87,7 +77,10 @@ class Steps:
                 seen += 1
             rows.append(row)
 
-        return assemble(rows, self._recipe), seen, bad_samples
+        recipe = dataclasses.replace(
+            self._recipe, length=form.length, images_per_row=form.images_per_row
+        )
+        return assemble(rows, recipe), seen, bad_samples
 
 
 def assemble(rows: Sequence[Sequence[examples.Example]], recipe: examples.Recipe) -> layout.Batch:
@@ -144,22 +137,22 @@ class Loader:
         host: int = 0,
         hosts: int = 1,
     ):
-        """Opens the sources and, for packing, plans the rows.
+        """Opens the sources and plans the rows, for which some settings measure all samples.
 
         Args:
-          data: the sources and how they are read.
+          data: the sources, how they are read, and which samples make up a row.
           recipe: how samples become examples, from `examples.make_recipe`.
           rows: rows of a global batch (B).
           seed: the order of the rows is a function of it.
           shuffle: whether the rows have another order in each epoch.
-          cache: directory where packing stores the measured sizes; None to measure each time.
+          cache: directory for the measured sizes of samples; None to measure each time.
 
         Raises:
           UserError: a file is missing or malformed, the settings do not fit together, or too many
             samples are bad.
         """
         _check_settings(data, rows, seed, host, hosts)
-        self._data, self._recipe, self._seed, self._shuffle = data, recipe, seed, shuffle
+        self._data, self._recipe = data, recipe
         self._tally, self._left_out = samples.Tally(), samples.Tally()
         self._logged: set[str] = set()
 
@@ -171,15 +164,15 @@ class Loader:
         mixture = mixing.Mixture(parts, [source.path for source in source_settings])
         self._samples = len(mixture)
 
-        pools = self._plan_pools(mixture, cache)
-        packed = packing.concatenate(pools)
-        order = self._order([len(pool) for pool in pools])
-        self.steps_per_epoch = max(1, len(packed) // rows)
+        sizes = self._measure(mixture, cache)
+        pools = row_plan.plan_pools(data, mixture.starts, sizes, seed=seed, shuffle=shuffle)
+        plan = row_plan.RowPlan(pools, batch=rows, seed=seed, shuffle=shuffle)
+        self.steps_per_epoch = max(1, plan.row_count // rows)
 
         # This host builds a contiguous part of every global batch.
         size = rows // hosts
         part = slice(host * size, (host + 1) * size)
-        self._steps = Steps(mixture, recipe, packed, order, batch=rows, part=part)
+        self._steps = Steps(mixture, recipe, plan, part=part)
 
     def __getitem__(self, step: int) -> layout.Batch:
         """Returns this host's part of the batch of `step`."""
@@ -239,62 +232,23 @@ class Loader:
             command = _check_command(self._data)
             raise UserError(f"{tally.summary()}; {share}; to list them: {command}")
 
-    def _plan_pools(
+    def _measure(
         self, mixture: mixing.Mixture, cache: str | os.PathLike | None
-    ) -> list[packing.PackedRows]:
-        """Returns the rows of each pool: of every source if they have weights, else of all."""
-        is_weighted = any(source.weight for source in self._data.sources.values())
-        boundaries = mixture.starts if is_weighted else mixture.starts[[0, -1]]
-        spans = list(itertools.pairwise(boundaries.tolist()))
-
-        # Without packing every sample has a row of its own.
-        if not self._data.packing:
-            return [packing.one_each(first, last - first) for first, last in spans]
+    ) -> np.ndarray | None:
+        """Returns i32[n,2], slots and images of every sample; None if no row depends on them."""
+        has_lengths = row_plan.needs_lengths(self._data)
+        if not has_lengths and not row_plan.needs_image_counts(self._data):
+            return None
 
         sizes, self._left_out = mixing.measure_mixture(
-            mixture, self._recipe, workers=self._data.workers, cache=cache
+            mixture, self._recipe if has_lengths else None, workers=self._data.workers, cache=cache
         )
         self._stop_if_bad(self._left_out)
         if self._left_out.bad:
             logging.warning("left out of the rows: %s", self._left_out.summary(len(samples.CAUSES)))
-
-        # One generator for all pools, so that no two are permuted alike.
-        generator = np.random.default_rng(self._seed)
-        return [self._pack(sizes, first, last, generator) for first, last in spans]
-
-    def _pack(
-        self, sizes: np.ndarray, first: int, last: int, generator: np.random.Generator
-    ) -> packing.PackedRows:
-        """Returns rows of the good samples first..last-1, whose slots and images are `sizes`."""
-        # A bad sample has no slots; it was counted when it was measured.
-        members = first + np.flatnonzero(sizes[first:last, 0])
-        if not len(members):
+        if not sizes[:, 0].any():
             raise UserError(f"no sample of a source can be used: {self._left_out.summary()}")
-
-        if self._shuffle:
-            members = generator.permutation(members)
-
-        slots, images = sizes[members].T
-        length, images_per_row = self._recipe.length, self._recipe.images_per_row
-        return packing.first_fit(
-            members, slots, images, length=length, images_per_row=images_per_row
-        )
-
-    def _order(self, pools: Sequence[int]) -> grain.MapDataset:
-        """Returns the endless sequence of row numbers: the pools repeated and mixed by weight."""
-        # Each pool has its own seed, or pools of equal size would be shuffled alike.
-        endless, first = [], 0
-        seeds = np.random.SeedSequence(self._seed).generate_state(len(pools))
-
-        for size, seed in zip(pools, seeds, strict=True):
-            rows = grain.MapDataset.range(first, first + size)
-            rows = rows.seed(int(seed)).shuffle() if self._shuffle else rows
-            endless.append(rows.repeat())
-            first += size
-
-        # One pool is one epoch after another; several are drawn from in proportion to the weights.
-        weights = [source.weight for source in self._data.sources.values()]
-        return endless[0] if len(endless) == 1 else grain.MapDataset.mix(endless, weights)
+        return sizes
 
 
 def _check_command(data: settings.DataConfig) -> str:
@@ -308,14 +262,7 @@ def _check_command(data: settings.DataConfig) -> str:
 
 def _check_settings(data: settings.DataConfig, rows: int, seed: int, host: int, hosts: int) -> None:
     """Raises UserError where the settings do not fit together."""
-    weights = [source.weight for source in data.sources.values()]
-    if not weights:
-        raise UserError("data: no sources")
-    if any(weight < 0 for weight in weights):
-        raise UserError(f"data: weights must be positive, not {weights}")
-    if any(weights) and not all(weights):
-        raise UserError(f"data: either every source has a weight or none has, not {weights}")
-
+    row_plan.check_settings(data)
     if rows < 1 or not 0 <= host < hosts or rows % hosts:
         raise UserError(f"data: {rows} rows do not split over {hosts} hosts (host {host})")
     if data.threads < 1 or data.workers < 0 or not 0 <= seed < 2**32:

@@ -109,6 +109,15 @@ class Tally:
             if len(examples) < self.max_examples and message not in examples:
                 examples.append(message)
 
+    def merge(self, other: Tally) -> None:
+        """Adds the counts of another tally, and its first bad samples where there is room."""
+        self.seen += other.seen
+        self.causes.update(other.causes)
+
+        for cause, messages in other.first.items():
+            examples = self.first.setdefault(cause, [])
+            examples += messages[: self.max_examples - len(examples)]
+
     @property
     def bad(self) -> int:
         """How many of the counted samples are bad."""

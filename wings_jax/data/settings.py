@@ -19,7 +19,11 @@ class SourceConfig:
 
     weight: float = 0.0
     """Share of the rows that come from this source, relative to the other sources' weights. Set
-    it for all sources or for none; 0 everywhere: every sample of every source once per epoch."""
+    it for all sources or for none; 0 everywhere: every sample of every source once per epoch.
+    With weights an epoch has as many rows, but some come up more often than others."""
+
+    modality: str = "all"
+    """Samples that are used: 'all', only those with an 'image', or only those of 'text'."""
 
     split: str = "train"
     """Split of a prepared directory, such as 'train' or 'train[:10%]'."""
@@ -55,6 +59,17 @@ class DataConfig:
     packing: bool = False
     """Whether several samples share a row."""
 
+    batch_by_modality: bool = False
+    """Whether text-only samples have batches of their own, which compute neither the vision tower
+    nor the visual learner. The training step is then compiled twice."""
+
+    text_share: float = -1.0
+    """Share of the rows that are text only, 0 (only images) to 1; -1: as in the sources."""
+
+    length_buckets: tuple[int, ...] = ()
+    """Shorter lengths of rows, such as (512, 1024): a sample is in a batch of the first that is
+    long enough. Every length is a compiled training step; not with packing, which fills rows."""
+
     max_bad_share: float = 0.01
     """The run stops when a larger share of the samples cannot be used."""
 
@@ -62,8 +77,8 @@ class DataConfig:
     """Threads of each process that build batches ahead of the training step."""
 
     workers: int = 0
-    """Processes that build batches and, for packing, measure samples; 0 for the main process."""
+    """Processes that build batches and measure sizes of samples; 0 for the main process."""
 
     cache: str = ""
-    """Directory where packing stores the measured sample sizes, so that a restart does not
-    tokenize the data again; '' for WORKDIR/data_cache, 'none' to measure at every start."""
+    """Directory for the measured sizes of samples, so that a restart does not read all of them
+    again; '' for WORKDIR/data_cache, 'none' to measure at every start."""

@@ -10,8 +10,9 @@ import os
 import pathlib
 from typing import Protocol
 
+from wings_jax import files
+from wings_jax.data import bucket, samples, table_source
 from wings_jax.data import images as image_files
-from wings_jax.data import samples, table_source
 from wings_jax.data.json_source import JsonSource
 from wings_jax.data.prepared import PreparedSource
 from wings_jax.data.table_source import ArrowSource
@@ -22,10 +23,8 @@ from wings_jax.errors import UserError
 class SampleSource(Protocol):
     """Samples by index. Index i gives the same sample in any thread or process."""
 
-    @property
-    def fingerprint(self) -> str:
-        """A string that changes when the text of the samples does."""
-        ...
+    fingerprint: str
+    """Changes when the text of the samples does."""
 
     def __len__(self) -> int: ...
 
@@ -68,35 +67,62 @@ def open_source(
 
     Args:
       path: a file of one of `FORMATS`, a directory that tensorflow-datasets wrote in array_record,
-        or one with arrow, parquet or tar files. Files with another suffix are read as JSON lists.
+        or one with arrow, parquet or tar files, local or gs://. Files with another suffix are read
+        as JSON lists.
       images: the directory that the records' image paths are relative to; by default the file's.
       split: the split of a directory, e.g. "train" or, for tensorflow-datasets, "train[:10%]".
 
     Raises:
       UserError: the path is missing, unreadable, malformed (with line and column) or empty.
     """
-    path = pathlib.Path(path)
+    path = files.as_path(path, "data file")
     try:
         exists = path.exists()
     except OSError as error:  # such as a name that is too long
-        raise UserError(f"data file {path} cannot be read: {error.strerror}") from error
+        raise UserError(f"data file {path} cannot be read: {error.strerror or error}") from error
 
     if not exists:
         raise UserError(f"data file {samples.printable(str(path))} does not exist")
 
     # Image paths are relative to the directory of the data unless another is given.
     base = path if path.is_dir() else path.parent
-    image_directory = base if images is None else pathlib.Path(images)
+    image_directory = base if images is None else files.as_path(images, "image directory")
     if not image_directory.is_dir():
         raise UserError(f"image directory {image_directory} of data file {path} does not exist")
 
-    if path.is_dir():
+    if files.is_url(path):
+        source = _open_in_bucket(path, image_directory, split)
+    elif path.is_dir():
         source = _open_directory(path, image_directory, split)
     else:
         source = _open_file(path, image_directory)
 
     if not len(source):
         raise UserError(f"data file {path} has no samples")
+    return source
+
+
+def _open_in_bucket(path: pathlib.Path, images: pathlib.Path, split: str) -> SampleSource:
+    """Returns the samples of a file or directory in a bucket, from a temporary local copy.
+
+    The readers of tables, tar files and array_record need local files. Images that records name
+    by path are not copied: each is read from the bucket when its sample is.
+    """
+    copied = bucket.copy_data(path)
+
+    try:
+        is_directory = copied.local.is_dir()
+        source = (
+            _open_directory(copied.local, images, split)
+            if is_directory
+            else _open_file(copied.local, images)
+        )
+    except UserError as error:
+        # The user knows the file by its place in the bucket.
+        raise UserError(str(error).replace(str(copied.local), str(path))) from error
+
+    # Another copy has another path and time, but the same text.
+    source.fingerprint = f"{copied.fingerprint} {split}"
     return source
 
 

@@ -21,11 +21,12 @@ from ml_collections import config_dict
 from wings_jax import config as config_lib
 from wings_jax.data.settings import SourceConfig
 from wings_jax.errors import UserError
+from wings_jax.training.hosts import JobFlags
 
 USAGE = """\
 usage: {program} --config=FILE[:PRESET] [--config.KEY=VALUE ...]
-       [--data NAME=FILE[:IMAGES][@WEIGHT] ...] [--workdir=DIR] [--distributed]
-       [--print_config] [--debug]
+       [--data NAME=FILE[:IMAGES][@WEIGHT] ...] [--workdir=DIR]
+       [--distributed] [--print_config] [--debug]
 
   --config=FILE[:PRESET]   Python file with get_config(preset), or the config.json of a run
   --config.KEY=VALUE       sets a leaf of the config; the keys are below
@@ -34,7 +35,10 @@ usage: {program} --config=FILE[:PRESET] [--config.KEY=VALUE ...]
                            IMAGES is the directory of its images (default: that of FILE), WEIGHT
                            its share of the rows (for all files or for none)
   --workdir=DIR            directory of checkpoints and metrics (default: config.workdir)
-  --distributed            join the other hosts of this job
+  --distributed            join the other hosts of this job: a TPU slice, Slurm, Open MPI,
+                           Kubernetes, or what JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
+                           JAX_PROCESS_ID say; these flags have precedence over all of them:
+  --coordinator_address=HOST:PORT --num_processes=N --process_id=K
   --print_config           print the config as JSON and exit
   --debug                  show the traceback of an error
   --help                   show this text; with --config, that config's values and presets
@@ -67,6 +71,8 @@ class Arguments:
     """Value of --workdir; '' for that of the config."""
     distributed: bool
     """Whether to join the other hosts of the job."""
+    job: JobFlags
+    """What the command line gives of this job."""
     print_config: bool
     """Whether to print the config instead of training."""
     help: bool
@@ -86,6 +92,9 @@ def parse(argv: Sequence[str]) -> Arguments:
     parser.add_argument("--config", "-config", default="")
     parser.add_argument("--data", action="append", default=[])
     parser.add_argument("--workdir", "-workdir", default="")
+    parser.add_argument("--coordinator_address", default="")
+    for flag in ("num_processes", "process_id"):
+        parser.add_argument(f"--{flag}", type=int)
     for flag in ("distributed", "print_config", "debug"):
         parser.add_argument(f"--{flag}", action="store_true")
     parser.add_argument("--help", "-h", action="store_true")
@@ -95,13 +104,15 @@ def parse(argv: Sequence[str]) -> Arguments:
     if not flags.config:
         if not flags.help:
             raise UserError("--config is missing: for instance --config=configs/stage1.py")
-        return Arguments(None, (), "", False, False, True)
+        return Arguments(None, (), "", False, JobFlags(), False, True)
 
     config, presets = load_config(flags.config)
     apply_changes(config, changes, [parse_data(text) for text in flags.data])
-    return Arguments(
-        config, presets, flags.workdir, flags.distributed, flags.print_config, flags.help
-    )
+
+    # A flag of a job asks for the job.
+    job = JobFlags(flags.coordinator_address, flags.num_processes, flags.process_id)
+    joins = flags.distributed or job != JobFlags()
+    return Arguments(config, presets, flags.workdir, joins, job, flags.print_config, flags.help)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -189,8 +200,8 @@ def parse_data(text: str) -> tuple[str, dict[str, Any]]:
 
     >>> parse_data("llava=mix665k.json:images@0.5")
     ('llava', {'path': 'mix665k.json', 'images': 'images', 'weight': 0.5, 'split': 'train'})
-    >>> parse_data("mine=/data/mine.jsonl")[1]["images"]
-    ''
+    >>> parse_data("mine=gs://data/mine.jsonl:gs://data/images")[1]["images"]
+    'gs://data/images'
 
     Raises:
       UserError: there is no name or no file.
@@ -207,7 +218,9 @@ def parse_data(text: str) -> tuple[str, dict[str, Any]]:
         except ValueError as error:
             raise UserError(f"--data {text}: {weighted[2]!r} is not a weight") from error
 
-    path, _, images = location.partition(":")
+    # The colon of gs:// is none between the two paths.
+    path, *rest = re.split(r":(?!//)", location, maxsplit=1)
+    images = rest[0] if rest else ""
     if not re.fullmatch(r"\w[\w-]*", name) or not path:
         raise UserError(f"--data {text}: the form is NAME=FILE[:IMAGES][@WEIGHT]")
 
