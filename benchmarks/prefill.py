@@ -34,7 +34,7 @@ import decode
 from decode_times import Times, median_times
 from small_model import DECODER, TOWER
 
-from wings_jax import cli
+from wings_jax import process
 from wings_jax.inference import engine
 from wings_jax.model import presets
 
@@ -71,8 +71,8 @@ def main() -> None:
         parser.error(f"a prompt must be longer than its image, {TOWER.num_patches} slots")
 
     # As the commands do.
-    cli.run_in_caller_thread()
-    cli.keep_freed_memory()
+    process.run_in_caller_thread()
+    process.keep_freed_memory()
 
     specs = {name: engine.ModelSpec(arch) for name, arch in ARCHS.items()}
     weights = {name: decode.random_weights(spec) for name, spec in specs.items()}

@@ -55,9 +55,9 @@ def test_warnings_have_the_form_of_errors():
 
 TEMPORARY = """
 import resource, jax, jax.numpy as jnp
-from wings_jax import cli
-cli.run_in_caller_thread()
-cli.keep_freed_memory()
+from wings_jax import process
+process.run_in_caller_thread()
+process.keep_freed_memory()
 
 # A temporary array of 64 MiB, by rows.
 rows = lambda x: jax.lax.scan(lambda carry, _: (carry + 1, x * carry), 0.0, length=4096)[1]

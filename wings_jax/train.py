@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 import jax
 
-from wings_jax import cli, config_checks, config_files, errors, files, formatting
+from wings_jax import cli, config_checks, config_files, errors, files, formatting, process
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.training import arguments, hosts, loop, start
@@ -48,9 +48,9 @@ def main() -> None:
     files.check_bucket(workdir, "--workdir")
     files.check_bucket(config.init_from, "config.init_from")
 
-    cli.import_without_torch("transformers", "tensorboardX")
+    process.import_without_torch("transformers", "tensorboardX")
     cli.use_compilation_cache()
-    cli.run_in_caller_thread()
+    process.run_in_caller_thread()
 
     # Before any code requests the devices of JAX.
     if options.distributed:
@@ -59,7 +59,7 @@ def main() -> None:
     with errors.full_memory(memory_advice(config)), _lost_hosts(config.host_timeout):
         run = start.set_up(config, files.as_path(workdir, "--workdir"))
 
-        cli.keep_freed_memory()
+        process.keep_freed_memory()
 
         # The attention-shift metric is made only where the config logs it.
         metric = None

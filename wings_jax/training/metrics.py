@@ -35,7 +35,7 @@ class MetricsWriter:
         Raises:
           UserError: a file cannot be written.
         """
-        # Slow to import, and not needed by `train --help` (`cli.import_without_torch`).
+        # Slow to import, and not needed by `train --help` (`process.import_without_torch`).
         from tensorboardX import event_file_writer
         from tensorboardX.proto import event_pb2
 
