@@ -7,7 +7,8 @@ rows       rows/s at T=2048 with a 640 x 480 JPEG per row, from JSON and files a
 open       665,000 LLaVA records in one JSON file: seconds to open it, and the memory that takes
 prepared   the same of 1,000,000 prepared samples
 processes  check and the survey for packing, in 1 and in 2 processes, in turns
-plan       the first and the second start with packing
+plan       the first and the second start with packing; the plan of 665,000 lengths, and counting
+           the images of 665,000 records, which batches by modality need
 
 Every number is the median of `--repeats`; CPU seconds are of all processes together, and are what
 to compare on a machine that others use. `--scale=0.01` is a quick try.
@@ -16,6 +17,7 @@ to compare on a machine that others use. `--scale=0.01` is a quick try.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import multiprocessing
 import pathlib
@@ -130,7 +132,7 @@ def make_recipe(**changes: Any) -> tuple[settings.DataConfig, examples.Recipe]:
 
 def measure_rows(directory: pathlib.Path, scale: float, repeats: int) -> None:
     """Rows of T=2048 with an image of 384 x 384, from files and from prepared shards."""
-    count, batch = max(32, int(1024 * scale)), 16
+    count, batch = max(32, int(1024 * scale)), 8
     path = write_photos(directory, count)
     prepared = directory / f"prepared_{count}"
     if not prepared.exists():
@@ -140,10 +142,11 @@ def measure_rows(directory: pathlib.Path, scale: float, repeats: int) -> None:
     # In turns, so that other work on the machine meets both.
     for _ in range(repeats):
         for name, source in (("JSON and files", path), ("prepared", prepared)):
-            data, recipe = make_recipe(sources={"a": settings.SourceConfig(str(source))})
+            sources_by_name = {"a": settings.SourceConfig(str(source))}
+            data, recipe = make_recipe(sources=sources_by_name, threads=2)
+            # Timed from the first batch on: later ones are built ahead.
             batches = pipeline.Loader(data, recipe, rows=batch).iterate()
-            next(batches)
-            steps = count // batch - 1
+            steps = count // batch
 
             def read(batches: Any = batches, steps: int = steps) -> None:
                 for _ in range(steps):
@@ -160,7 +163,12 @@ def measure_rows(directory: pathlib.Path, scale: float, repeats: int) -> None:
 
 def measure_open(directory: pathlib.Path, scale: float, repeats: int) -> None:
     """Opening a JSON file of LLaVA's number of records."""
-    count = int(RECORDS * scale)
+    path = write_llava(directory, int(RECORDS * scale))
+    in_process(f"open, {int(RECORDS * scale):,} records, JSON", path, repeats)
+
+
+def write_llava(directory: pathlib.Path, count: int) -> pathlib.Path:
+    """Returns a JSON file of so many records, whose images do not exist; written once."""
     path = directory / f"llava_{count}.json"
     if not path.exists():
         generator = np.random.default_rng(0)
@@ -168,7 +176,7 @@ def measure_open(directory: pathlib.Path, scale: float, repeats: int) -> None:
         texts = [json.dumps(make_record(n, generator, f"{n}.jpg")) for n in range(2000)]
         with files.replacing(path) as temporary, temporary.open("w") as file:
             file.write("[" + ",\n".join(texts[n % 2000] for n in range(count)) + "]")
-    in_process(f"open, {count:,} records, JSON", path, repeats)
+    return path
 
 
 def measure_prepared(directory: pathlib.Path, scale: float, repeats: int) -> None:
@@ -234,10 +242,12 @@ def in_process(name: str, path: pathlib.Path, repeats: int) -> None:
 
 
 def _open(path: str) -> tuple[float, float, float]:
-    """Returns wall and CPU seconds, and by how many bytes the process's peak of memory grew."""
+    """Returns wall and CPU seconds, and how many bytes more than before are used at the peak."""
     import tensorflow_datasets  # noqa: F401 - its import is not a part of opening
 
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # The peak of the imports before does not count.
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    before = _memory("VmRSS")
     opened: list[Any] = []
 
     def open_and_read() -> None:
@@ -245,29 +255,35 @@ def _open(path: str) -> tuple[float, float, float]:
         opened[0][len(opened[0]) - 1]
 
     wall, cpu = timed(open_and_read)
-    return wall, cpu, 1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - peak)
+    return wall, cpu, _memory("VmHWM") - before
+
+
+def _memory(field: str) -> int:
+    """Returns bytes of this process: VmRSS in use, VmHWM at the peak (Linux)."""
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line for line in lines if line.startswith(field)).split()[1])
 
 
 def measure_processes(directory: pathlib.Path, scale: float, repeats: int) -> None:
     """Check with images, and the survey of lengths, in one and two processes."""
     path = write_photos(directory, max(32, int(1024 * scale)))
     _, recipe = make_recipe()
-    # Each photograph several times, so that the start of a process does not count.
     source = sources.open_source(path)
-    mixed = mixture.Mixture([source] * 8, ["photos"] * 8)
 
-    def check(workers: int) -> None:
+    def check(mixed: Any, workers: int) -> None:
         # A mixture has samples by number, as a source has.
-        inspection.inspect_source(mixed, recipe, workers=workers)  # type: ignore[arg-type]
+        inspection.inspect_source(mixed, recipe, workers=workers)
 
-    def survey(workers: int) -> None:
+    def survey(mixed: Any, workers: int) -> None:
         mixture.measure_mixture(mixed, recipe, workers=workers)
 
-    for name, work in (("check", check), ("survey", survey)):
+    # Each photograph several times, so that the start of a process (2 CPU seconds) counts little.
+    for name, work, copies in (("check", check, 12), ("survey", survey, 60)):
+        mixed = mixture.Mixture([source] * copies, ["photos"] * copies)
         measured: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
         for _ in range(repeats):
             for workers in (1, 2):
-                measured[workers].append(timed(lambda count=workers, work=work: work(count)))
+                measured[workers].append(timed(functools.partial(work, mixed, workers)))
 
         walls = {n: statistics.median(wall for wall, _ in values) for n, values in measured.items()}
         for workers, values in measured.items():
@@ -306,6 +322,11 @@ def measure_plan(directory: pathlib.Path, scale: float, repeats: int) -> None:
         )
     )
     report(f"plan of {count:,} sizes", {"s": f"{wall:.1f}", "CPU s": f"{cpu:.1f}"})
+
+    # What batches by modality need of the data.
+    records = mixture.Mixture([sources.open_source(write_llava(directory, count))], ["llava"])
+    wall, cpu = timed(lambda: mixture.measure_mixture(records, None, workers=2))
+    report(f"images of {count:,} records", {"s": f"{wall:.1f}", "CPU s": f"{cpu:.1f}"})
 
 
 PARTS = {

@@ -2,7 +2,7 @@
 
     python benchmarks/tpu_compile.py [--topology=v5p:2x2x2] [--preset=qwen1_5_7b] \\
         [--stage=stage2] [--seq=2048] [--batch=N] [--layers=N] [--remat=full] \\
-        [--attention=auto] [--json=FILE]
+        [--attention=auto] [--moments=float32] [--json=FILE]
 
 Needs libtpu (`pip install 'jax[tpu]'`), not a TPU. The step is the program of `wings_jax.train`,
 in bfloat16 with all chips in `fsdp`, by default with one row per chip. Prints gigabytes (GiB) per
@@ -46,6 +46,7 @@ def make_config(flags: argparse.Namespace, chips: int) -> Any:
     tree.remat, tree.attention = flags.remat, flags.attention
     tree.batch_size = flags.batch or chips
     tree.data.sequence_length = flags.seq
+    tree.optimizer.moment_dtype = flags.moments
     tree.compute_dtype = tree.frozen_dtype = "bfloat16"
     tree.mesh.data, tree.mesh.fsdp, tree.mesh.tensor = 1, chips // flags.tensor, flags.tensor
     return config_lib.from_config_dict(tree)
@@ -107,6 +108,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=0, help="of the LLM; all of them")
     parser.add_argument("--remat", default="full")
     parser.add_argument("--attention", default="auto")
+    parser.add_argument("--moments", default="float32", help="dtype of the first moment")
     parser.add_argument("--json", default="", help="file for the result")
     flags = parser.parse_args()
 

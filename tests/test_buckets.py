@@ -47,9 +47,21 @@ print(json.dumps({"names": names, "losses": [json.loads(line)["loss"] for line i
 
 @pytest.mark.slow
 def test_run_in_a_bucket_resumes_bitwise(tmp_path):
-    """The newest step is lost after the run; the same command goes on from the one before."""
-    changes = {"steps": str(STEPS), "checkpoint_every": "2", "batch_size": "4"}
+    """The newest step is lost after the run; the same command goes on from the one before.
+
+    The data and their images are in the bucket too.
+    """
+    data = "gs://bucket/data"
+    changes = {
+        "steps": str(STEPS),
+        "checkpoint_every": "2",
+        "batch_size": "4",
+        "data__sources__scenes__path": f"{data}/train_stage1.json",
+        "data__sources__scenes__images": f"{data}/images",
+    }
     with serve_bucket("bucket") as environment:
+        uploaded = execute(environment, UPLOAD, cases.folder() / "scenes")
+        assert uploaded.returncode == 0, uploaded.stderr
         workdir = "gs://bucket/runs/one"
         arguments = [*command(tmp_path, **changes)[:-1], f"--workdir={workdir}"]
         first = run(environment, "wings_jax.train", *arguments)
@@ -93,21 +105,27 @@ def test_urls_of_another_kind_are_refused():
 # Opens data in the bucket and prints its samples and the bytes of their images.
 OPEN = """
 import json, sys
-from wings_jax.data import images, sources
+from wings_jax.data import images, settings, sources
+from wings_jax.training import workdirs
 for path in sys.argv[2:]:
     source = sources.open_source(path, images=sys.argv[1])
     kept = [source[index] for index in range(len(source))]
     print(json.dumps([[s.id, list(s.conversations), [len(images.image_bytes(i)) for i in s.images]]
                       for s in kept]))
-    print(source.fingerprint, file=sys.stderr)
+    data = settings.DataConfig(sources={"a": settings.SourceConfig(path)})
+    digest = workdirs.fingerprint_data(data)["a"]["digest"]
+    assert digest
+    print(source.fingerprint, digest, file=sys.stderr)
 """
 
 # Copies a local directory into the bucket.
 UPLOAD = """
 import pathlib, sys
 from wings_jax import files
-for path in pathlib.Path(sys.argv[1]).iterdir():
-    files.upload(path, f"gs://bucket/data/{path.name}")
+root = pathlib.Path(sys.argv[1])
+for path in root.rglob("*"):
+    if path.is_file():
+        files.upload(path, f"gs://bucket/data/{path.relative_to(root)}")
 """
 
 
@@ -143,6 +161,8 @@ def test_data_and_images_in_a_bucket_equal_local_ones(tmp_path):
         json.loads(local.stdout.splitlines()[-1])
     ] * 3
     assert "data file gs://bucket/data/no.json does not exist" in missing.stderr
+    # The digest of the content is that of the local file.
+    assert opened.stderr.splitlines()[0].split()[-1] == local.stderr.split()[-1]
 
 
 def execute(environment, program: str, *arguments) -> subprocess.CompletedProcess:

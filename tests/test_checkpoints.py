@@ -62,16 +62,44 @@ def remove_meta(step: pathlib.Path) -> None:
     shutil.rmtree(step / "meta")
 
 
+def change_json(step: pathlib.Path, item: str, before: str, after: str) -> None:
+    """Replaces a text in an item that is JSON; it stays JSON."""
+    path = step / item / "metadata"
+    assert before in path.read_text()
+    path.write_text(path.read_text().replace(before, after, 1))
+
+
+def empty(step: pathlib.Path) -> None:
+    shutil.rmtree(step)
+    step.mkdir()
+
+
 DAMAGE = {
     "value": (change_a_value, "projector/linear_0/kernel differs from its checksum"),
     "meta": (remove_meta, "meta does not exist"),
     "file": (lambda step: flip(array_files(step, "params")[0]), ""),
+    "config": (
+        lambda step: change_json(step, "meta", '"seed": 0', '"seed": 1'),
+        "meta differs from its checksum",
+    ),
+    "structure": (
+        lambda step: (step / "params/_METADATA").write_text("{"),
+        "params: the names of its arrays cannot be read",
+    ),
+    "empty": (empty, "params does not exist"),
+}
+# What a resumed run of this config does not read.
+UNUSED = {
+    "tokenizer": (
+        lambda step: change_json(step, "tokenizer", "BPE", "BPF"),
+        "tokenizer differs from its checksum",
+    ),
 }
 
 
-@pytest.mark.parametrize("kind", DAMAGE)
+@pytest.mark.parametrize("kind", DAMAGE | UNUSED)
 def test_damaged_checkpoint_is_an_error_for_inference(kind, workdir):
-    damage, reason = DAMAGE[kind]
+    damage, reason = (DAMAGE | UNUSED)[kind]
     damage(workdir / "checkpoints/4")
     with pytest.raises(checkpoint.DamagedCheckpointError) as error:
         checkpoint.load(workdir)
@@ -168,13 +196,25 @@ def test_checksum_is_the_same_on_every_mesh(dtype):
     spec = jax.sharding.PartitionSpec("fsdp", "data")
     sharded = jax.device_put(values, jax.sharding.NamedSharding(mesh, spec))
     on_mesh = int(checksums._checksum_jax({"a": sharded}, (("a", dtype),))["a"])
-    assert on_mesh == checksums.checksum_numpy(values, dtype)
+    assert on_mesh == checksums.checksum_numpy(values, (dtype,))[0]
     for i in (0, 5, 301):
         changed = values.copy().reshape(-1)
         changed.view(np.uint8)[i] ^= 1
-        assert checksums.checksum_numpy(changed, dtype) != on_mesh
+        assert checksums.checksum_numpy(changed, (dtype,))[0] != on_mesh
     swapped = values.reshape(-1)[::-1]
-    assert checksums.checksum_numpy(swapped, dtype) != on_mesh
+    assert checksums.checksum_numpy(swapped, (dtype,))[0] != on_mesh
+
+
+def test_checksum_of_whole_blocks_is_that_of_their_elements(monkeypatch):
+    """Compiled blocks and the rest, in one pass for both dtypes, also while a mesh is set."""
+    values = np.random.default_rng(0).normal(0, 50, 1000).astype(np.float32)
+    dtypes = ("float32", "bfloat16")
+    expected = checksums.checksum_numpy(values, dtypes)
+    monkeypatch.setattr(checksums, "_BLOCK", 256)
+    with jax.set_mesh(axes.make_mesh({"data": 8})):
+        assert checksums.checksum_numpy(values, dtypes) == expected
+    values[300] = np.nextafter(values[300], np.inf)
+    assert checksums.checksum_numpy(values, dtypes)[0] != expected[0]
 
 
 def test_resume_with_changed_data_is_an_error(workdir, tmp_path, capsys):

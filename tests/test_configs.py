@@ -14,6 +14,7 @@ from configs import base
 from wings_jax import axes, config_checks, train, tree
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
+from wings_jax.evaluation import training_metric
 from wings_jax.model import parameters
 from wings_jax.training import loop, meshes, optim
 from wings_jax.weights import starting
@@ -103,7 +104,8 @@ def test_user_error_names_values_that_do_not_fit(change, message):
 
 def test_every_leaf_of_the_tree_is_read(tmp_path, monkeypatch):
     """A key that nothing reads would do nothing; checks and conversions of configs do not count."""
-    kinds = ("Config", *(f"{n}Config" for n in ("Model", "Data", "Source", "Optimizer", "Mesh")))
+    names = ("Model", "Data", "Source", "Optimizer", "Mesh", "Eval")
+    kinds = ("Config", *(f"{name}Config" for name in names))
     read = set()
 
     def recording(self, name: str):
@@ -113,17 +115,21 @@ def test_every_leaf_of_the_tree_is_read(tmp_path, monkeypatch):
 
     for kind in kinds:
         monkeypatch.setattr(getattr(config_lib, kind), "__getattribute__", recording, raising=False)
-    changes = {"steps": -1, "epochs": 0.5, "laws_every": 1}
+    changes = {"steps": -1, "epochs": 0.5}
     ready = cases.set_up(tmp_path / "run", **changes)
-    loop.train(ready, lambda state: lambda: {})
+    loop.train(ready)
     cases.set_up(tmp_path / "run", **changes)  # some leaves are for resuming
     starting.resolve_arch(
         config_lib.from_config_dict(cases.tree_of("stage2", model__semantics="release")).model
     )
     monkeypatch.undo()
     fields = {(kind, f) for kind in kinds for f in getattr(config_lib, kind).__dataclass_fields__}
+    # The flag may replace the workdir, hosts are joined before anything else, and what is measured
+    # beside the steps is made by the command.
     main = pathlib.Path(train.__file__).read_text()
-    # The flag may replace the workdir; hosts are joined before anything else.
-    assert "config.workdir" in main
-    assert "config.host_timeout" in main
-    assert fields - read == {("Config", "workdir"), ("Config", "host_timeout")}
+    by_command = ("workdir", "host_timeout", "laws_every", "eval")
+    assert all(f"config.{name}" in main for name in by_command)
+    evaluation = main + pathlib.Path(training_metric.__file__).read_text()
+    unread = {name for kind, name in fields - read if kind == "EvalConfig"}
+    assert all(f"settings.{name}" in evaluation or f"eval.{name}" in evaluation for name in unread)
+    assert {name for kind, name in fields - read if kind != "EvalConfig"} == set(by_command)

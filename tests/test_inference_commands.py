@@ -91,6 +91,24 @@ def test_generate_file_keeps_the_order_and_names_failed_lines(run, requests, cap
     assert "exists" in capsys.readouterr().err
 
 
+def test_parts_of_a_file_are_put_together(run, requests, capsys):
+    """Two shards answer all lines, each its own, and the command without them starts no model."""
+    whole, output = requests.with_name("whole.jsonl"), requests.with_name("answers.jsonl")
+    flags = ("--checkpoint", "RUN", "--input", requests, "--max-new-tokens", 4, "--batch-size", 2)
+    assert run(generate, *flags, "--output", whole) == 1
+    for part in ("0/2", "1/2"):
+        assert run(generate, *flags, "--output", output, "--shard", part) == 1
+        assert not output.exists()
+    assert "part 1 of 2 is done" in capsys.readouterr().out
+
+    assert run(generate, *flags, "--output", output) == 1
+    assert "resuming: 8 of 8 lines are answered" in capsys.readouterr().err
+    assert output.read_text() == whole.read_text()
+    assert not list(requests.parent.glob("*.partial"))
+    assert run(generate, *flags, "--output", output.with_name("b"), "--shard", "2/2") == 2
+    assert "--shard: '2/2' is not I/N" in capsys.readouterr().err
+
+
 def test_sampling_params_of_a_line_are_checked(tmp_path):
     changes = [{"stop": 5}, {"seed": None}, {"stop": ["a", 3]}, {"top_k": 0.5}, {"stop": "ab"}]
     lines = [json.dumps({"prompt": "red", "sampling": change}) for change in changes]

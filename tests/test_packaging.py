@@ -35,7 +35,7 @@ DISTRIBUTIONS = {
 # Imported below a function whose error has the command to install it, or by a user's `.bin` files
 # only. aiohttp and google-auth come with gcsfs.
 OPTIONAL = {
-    *("lm-eval", "torch", "gguf", "tensorflow", "tokamax"),
+    *("lm-eval", "torch", "gguf", "tensorflow", "tokamax", "wandb"),
     *("gcsfs", "aiohttp", "google-auth"),
 }
 # Needed without an import of ours: array_record is what tensorflow-datasets reads shards with,

@@ -21,7 +21,8 @@ MAY_IMPORT = {
     "config_files": set(),
     "config": {*BASE, "config_checks", "data", "model"},
     "config_checks": {*BASE, "config", "model"},  # config for its types only
-    "checkpoint": {*BASE, "checkpoint_steps", "checksums", "config", "model"},
+    "checkpoint": {*BASE, "checkpoint_items", "checkpoint_steps", "checksums", "config", "model"},
+    "checkpoint_items": {"checkpoint_steps", "checksums", "config", "model"},
     "checkpoint_steps": {"errors", "files"},
     "checksums": set(),
     "model": BASE,
@@ -34,6 +35,7 @@ MAY_IMPORT = {
         "config",
         "config_checks",
         "checkpoint",
+        "checkpoint_items",
         "model",
         "data",
         "scenes",

@@ -89,15 +89,28 @@ def test_mesh_of_eight_devices_equals_one(whole, tmp_path):
     assert all(m.sharding.is_equivalent_to(kernel.sharding, m.ndim) for m in moments)
 
 
-def test_resume_on_another_mesh(whole, tmp_path):
-    cases.run(tmp_path / "run", steps=6, checkpoint_every=3)
-    resumed = cases.set_up(
-        tmp_path / "run", devices=8, steps=6, checkpoint_every=3, mesh__data=2, mesh__fsdp=4
-    )
-    expected = cases.flat(whole[0])
-    assert int(resumed.state.step) == 6
-    for path, value in cases.flat(resumed).items():
-        np.testing.assert_array_equal(value, expected[path], err_msg=path)
+def test_mesh_may_change_within_a_run(whole, tmp_path, monkeypatch):
+    """8 devices, then 1, then 4 along other axes; each restores bitwise what was saved."""
+    parts = {
+        2: (8, {"mesh__data": 2, "mesh__fsdp": 4}),
+        4: (1, {}),
+        6: (4, {"mesh__data": 1, "mesh__fsdp": 2, "mesh__tensor": 2}),
+    }
+    saved: dict = {}
+    for last, (devices, mesh) in parts.items():
+        ready = cases.set_up(tmp_path / "run", devices=devices, steps=6, **mesh)
+        restored = cases.flat(ready)
+        for path, value in saved.items():
+            np.testing.assert_array_equal(restored[path], value, err_msg=path)
+
+        stop = contextlib.nullcontext(lambda step, last=last: step == last)
+        monkeypatch.setattr(loop, "_preemption", lambda stop=stop: stop)
+        stopped = contextlib.nullcontext() if last == 6 else pytest.raises(SystemExit)
+        with jax.set_mesh(ready.mesh), stopped:
+            loop.train(ready)
+        saved = cases.flat(ready)
+
+    np.testing.assert_allclose(cases.losses(tmp_path / "run"), cases.losses(whole[1]), atol=1e-5)
 
 
 def test_gradient_accumulation_equals_one_batch(whole, tmp_path):

@@ -7,28 +7,29 @@
 
 A 7B stage-2 checkpoint is therefore 16 bytes a parameter and a frozen one 2. An import writes no
 `opt_state`. Orbax writes a step in the background under a temporary name and renames it when it is
-complete. Steps are found by `checkpoint_steps.py`. What is loaded is compared with the checksums
-(`checksums.py`), so that a damaged file is an error.
+complete. Steps are found by `checkpoint_steps.py`; `checkpoint_items.py` reads the JSON of one.
+What is loaded is compared with the checksums (`checksums.py`), so that a damaged file is an error.
 """
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import functools
 import json
-import logging
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from wings_jax import checksums, files, tree
+from wings_jax import checkpoint_items, checksums, files, tree
 from wings_jax import config as config_lib
+from wings_jax.checkpoint_items import read_hf_config as read_hf_config
+from wings_jax.checkpoint_items import read_meta as read_meta
+from wings_jax.checkpoint_items import read_sources as read_sources
+from wings_jax.checkpoint_items import read_tokenizer_files as read_tokenizer_files
 from wings_jax.checkpoint_steps import SUBDIRECTORY as SUBDIRECTORY
 from wings_jax.checkpoint_steps import DamagedCheckpointError as DamagedCheckpointError
 from wings_jax.checkpoint_steps import ReadErrors as ReadErrors
@@ -63,26 +64,12 @@ class Checkpoint:
     """The end-of-text ids of `generation_config.json`, beside the tokenizer's own."""
 
 
-@contextlib.contextmanager
-def _open_reader(handler: Any) -> Iterator[ocp.Checkpointer]:
-    """Opens one item by itself; orbax would warn that a manager's metadata is a level up."""
-    # orbax logs through absl.
-    logger = logging.getLogger("absl")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with ocp.Checkpointer(handler) as reader:
-            yield reader
-    finally:
-        logger.setLevel(level)
-
-
 def verify_arrays(step: pathlib.Path, item: str, arrays: Mapping[str, Any]) -> None:
     """Raises DamagedCheckpointError where arrays differ from the checksums of a step.
 
     Checkpoints of version 0.1.0 have none.
     """
-    saved = _read_json_item(step, "meta").get("checksums", {}).get(item, {})
+    saved = checkpoint_items.read_checksums(step).get(item, {})
     damaged = checksums.find_damaged(arrays, saved)
     if damaged:
         raise DamagedCheckpointError(step, f"{damaged[0]} differs from its checksum")
@@ -102,14 +89,14 @@ def verify_step(step: pathlib.Path) -> int:
     params = read_params(step)
 
     # An import has no opt_state, and version 0.1.0 wrote no checksums.
-    saved = _read_json_item(step, "meta").get("checksums", {})
+    saved = checkpoint_items.read_checksums(step)
     if not (step / "opt_state").is_dir():
         return len(saved.get("params", {}))
 
     # As host arrays: this machine may not have the devices that it was written from.
     del params
-    with ReadErrors(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
-        saved_tree = reader.metadata(step / "opt_state").item_metadata.tree
+    with ReadErrors(step), checkpoint_items.open_reader(ocp.PyTreeCheckpointHandler()) as reader:
+        saved_tree = _read_structure(reader, step, "opt_state")
         on_host = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), saved_tree)
         restore = ocp.args.PyTreeRestore(restore_args=on_host)
         opt_state = reader.restore(step / "opt_state", args=restore)
@@ -123,40 +110,19 @@ def flatten_state(opt_state: Any) -> dict[str, jax.Array]:
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
-def _read_json_item(step: pathlib.Path, item: str) -> dict[str, Any]:
-    with ReadErrors(step), _open_reader(ocp.JsonCheckpointHandler()) as reader:
-        return reader.restore(step / item)
-
-
-@functools.cache
-def read_meta(step: pathlib.Path) -> tuple[config_lib.Config, presets.WingsArch, int]:
-    """Returns config, architecture and step number of one step's directory."""
-    meta = _read_json_item(step, "meta")
-    config = config_lib.from_dict(config_lib.Config, meta["config"], f"{step}: config")
-    arch = config_lib.from_dict(presets.WingsArch, meta["arch"], f"{step}: arch")
-    return config, arch, meta["step"]
-
-
-def read_hf_config(step: pathlib.Path) -> dict[str, Any]:
-    """Returns the `config.json` that imported weights came with; {} where there was none."""
-    return _read_json_item(step, "meta").get("hf_config", {})
-
-
-def read_sources(step: pathlib.Path) -> list[dict[str, Any]]:
-    """Returns what an import recorded of each model that it read; [] for other checkpoints."""
-    return _read_json_item(step, "meta").get("sources", [])
-
-
-def read_tokenizer_files(step: pathlib.Path) -> dict[str, str]:
-    """Returns file name -> content."""
-    return _read_json_item(step, "tokenizer")
-
-
 def read_shapes(step: pathlib.Path) -> dict[str, Any]:
     """Returns the flat tree of saved arrays' metadata (shape, dtype); nothing is loaded."""
-    with ReadErrors(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
-        metadata = reader.metadata(step / "params")
-    return tree.flatten(metadata.item_metadata.tree)
+    with ReadErrors(step), checkpoint_items.open_reader(ocp.PyTreeCheckpointHandler()) as reader:
+        return tree.flatten(_read_structure(reader, step, "params"))
+
+
+def _read_structure(reader: ocp.Checkpointer, step: pathlib.Path, item: str) -> Any:
+    """Returns the tree of an item's metadata. Raises DamagedCheckpointError without one."""
+    # Of most damages orbax logs a warning only.
+    metadata = reader.metadata(step / item)
+    if metadata is None or metadata.item_metadata is None:
+        raise DamagedCheckpointError(step, f"{item}: the names of its arrays cannot be read")
+    return metadata.item_metadata.tree
 
 
 def read_params(
@@ -185,7 +151,7 @@ def read_params(
     nested = tree.nest(targets)
     arguments = ocp.checkpoint_utils.construct_restore_args(nested)
     restore = ocp.args.PyTreeRestore(nested, restore_args=arguments, partial_restore=True)
-    with ReadErrors(step), _open_reader(ocp.PyTreeCheckpointHandler()) as reader:
+    with ReadErrors(step), checkpoint_items.open_reader(ocp.PyTreeCheckpointHandler()) as reader:
         flat = tree.flatten(reader.restore(step / "params", args=restore))
 
     if verify:
@@ -327,7 +293,7 @@ def write_checkpoint(
     }
     arguments = ocp.args.Composite(
         params=ocp.args.PyTreeSave(tree.nest(params)),
-        meta=ocp.args.JsonSave(meta),
+        meta=ocp.args.JsonSave(checkpoint_items.sign_meta(meta, tokenizer_files)),
         tokenizer=ocp.args.JsonSave(dict(tokenizer_files)),
     )
 

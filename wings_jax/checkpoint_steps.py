@@ -7,13 +7,18 @@ arrays and JSON of a step are read by `checkpoint.py`.
 
 from __future__ import annotations
 
+import functools
+import logging
 import pathlib
 import re
+import sys
+from typing import Any
 
 from wings_jax import files
 from wings_jax.errors import UserError
 
 SUBDIRECTORY = "checkpoints"
+COMMITTED = "commit_success.txt"  # the file that orbax writes into a step at the end
 # Files that hold weights in other formats, which have to be imported first.
 OTHER_FORMATS = (".safetensors", ".bin", ".pth", ".gguf")
 
@@ -51,15 +56,41 @@ class ReadErrors:
 
         # For an array that cannot be decoded, orbax raises `Exception` itself.
         if kind is Exception or issubclass(kind, (OSError, ValueError, KeyError)):
+            _silence_failed_reads()
             lines = str(error).partition(". See ")[0].splitlines() or [kind.__name__]
             raise DamagedCheckpointError(self._step, f"cannot be read: {lines[0][:200]}") from error
 
 
+@functools.cache  # once per process
+def _silence_failed_reads() -> None:
+    """Hides what is printed of a failed read beside the error that it raises.
+
+    The reads of the other arrays fail after it, or are never awaited: orbax does not take their
+    errors, and Python then prints a traceback for each.
+    """
+    never_retrieved = "exception was never retrieved"
+    logging.getLogger("asyncio").addFilter(
+        lambda record: never_retrieved not in record.getMessage()
+    )
+    show_unraisable = sys.unraisablehook
+
+    def hook(unraisable: Any) -> None:
+        if not str(unraisable.exc_value).startswith("Encountered error while reading array"):
+            show_unraisable(unraisable)
+
+    sys.unraisablehook = hook
+
+
 def list_steps(workdir: str | pathlib.Path) -> list[pathlib.Path]:
-    """Returns the directories of a workdir's steps, oldest first."""
+    """Returns the directories of a workdir's steps, oldest first, without unfinished saves."""
     directory = files.absolute_path(workdir) / SUBDIRECTORY
     entries = directory.iterdir() if directory.is_dir() else ()
-    return sorted((entry for entry in entries if entry.name.isdigit()), key=_number)
+    steps = [entry for entry in entries if entry.name.isdigit()]
+
+    # On a disk an unfinished save has another name; a bucket has no renaming, but this last file.
+    if files.is_url(workdir):
+        steps = [step for step in steps if (step / COMMITTED).exists()]
+    return sorted(steps, key=_number)
 
 
 def newest_step(directory: str | pathlib.Path) -> pathlib.Path | None:

@@ -12,6 +12,8 @@ with probability 2^-32. This finds damaged files, it is no protection against an
 from __future__ import annotations
 
 import functools
+import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -21,16 +23,17 @@ import numpy as np
 
 _SPREAD = np.uint32(0x9E3779B9)  # odd, so that no two indices of 32 bits become the same
 _CHUNK = 1 << 16  # elements that numpy works on at a time; they stay in the processor's cache
+_BLOCK = 1 << 20  # elements of an array on a CPU that are summed by one call of compiled code
 _SPREAD_INDEX = np.arange(_CHUNK, dtype=np.uint32) * _SPREAD
 
 # Checksum of an array by the dtype that it may be loaded in.
 Checksums = dict[str, int]
 
 
-def checksum_arrays(arrays: Mapping[str, Any]) -> dict[str, Checksums]:
+def checksum_arrays(arrays: Mapping[str, Any], *, is_cast: bool = True) -> dict[str, Checksums]:
     """Returns the checksums of each array.
 
-    A f32 array has two, as bfloat16 too: inference loads it in that dtype.
+    With `is_cast` a f32 array has two, as bfloat16 too: inference loads parameters in that dtype.
 
     >>> checksum_arrays({"a": np.arange(3, dtype=np.float32)})
     {'a': {'float32': 4013119933, 'bfloat16': 2140118262}}
@@ -39,12 +42,12 @@ def checksum_arrays(arrays: Mapping[str, Any]) -> dict[str, Checksums]:
     versions = {
         f"{path}:{dtype}": (array, dtype)
         for path, array in arrays.items()
-        for dtype in _dtypes(str(array.dtype))
+        for dtype in _dtypes(str(array.dtype), is_cast)
     }
 
     sums = _checksum_versions(versions)
     return {
-        path: {dtype: sums[f"{path}:{dtype}"] for dtype in _dtypes(str(array.dtype))}
+        path: {dtype: sums[f"{path}:{dtype}"] for dtype in _dtypes(str(array.dtype), is_cast)}
         for path, array in arrays.items()
     }
 
@@ -66,27 +69,44 @@ def find_damaged(arrays: Mapping[str, Any], saved: Mapping[str, Checksums]) -> l
     return [path for path, (_, dtype) in checked.items() if sums[path] != saved[path][dtype]]
 
 
-def _dtypes(dtype: str) -> tuple[str, ...]:
-    return ("float32", "bfloat16") if dtype == "float32" else (dtype,)
+def digest_json(content: Any) -> str:
+    """Returns a short hash of what JSON can hold; tuples are lists, and the order of keys is free.
+
+    >>> digest_json({"a": (1, 2.5), "b": "é"}) == digest_json({"b": "é", "a": [1, 2.5]})
+    True
+    """
+    text = json.dumps(content, sort_keys=True)
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _dtypes(dtype: str, is_cast: bool) -> tuple[str, ...]:
+    return ("float32", "bfloat16") if dtype == "float32" and is_cast else (dtype,)
 
 
 def _checksum_versions(versions: Mapping[str, tuple[Any, str]]) -> dict[str, int]:
     """Returns the checksum of each (array, dtype), the array cast to the dtype."""
-    on_host, on_device = {}, {}
+    on_device: dict[str, tuple[Any, str]] = {}
+    # id of an array -> the array and name -> dtype: all its versions are computed in one pass.
+    on_host: dict[int, tuple[Any, dict[str, str]]] = {}
     for name, (array, dtype) in versions.items():
         # Arrays of several hosts or on an accelerator are summed where they are.
         is_local = not isinstance(array, jax.Array) or array.is_fully_addressable
         if is_local and (not isinstance(array, jax.Array) or jax.default_backend() == "cpu"):
-            on_host[name] = checksum_numpy(np.asarray(array), dtype)
+            on_host.setdefault(id(array), (array, {}))[1][name] = dtype
         else:
             on_device[name] = (array, dtype)
 
+    sums: dict[str, int] = {}
+    for array, dtypes in on_host.values():
+        values = checksum_numpy(np.asarray(array), tuple(dtypes.values()))
+        sums |= dict(zip(dtypes, values, strict=True))
+
     if on_device:
-        dtypes = tuple((name, dtype) for name, (_, dtype) in on_device.items())
+        chosen = tuple((name, dtype) for name, (_, dtype) in on_device.items())
         arrays = {name: array for name, (array, _) in on_device.items()}
-        sums = jax.device_get(_checksum_jax(arrays, dtypes))
-        on_host |= {name: int(value) for name, value in sums.items()}
-    return on_host
+        found = jax.device_get(_checksum_jax(arrays, chosen))
+        sums |= {name: int(value) for name, value in found.items()}
+    return sums
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -96,37 +116,71 @@ def _checksum_jax(
     """Returns u32[] checksums of arrays on any mesh."""
     sums = {}
     for name, dtype in dtypes:
-        # The bits as unsigned integers, whatever the dtype.
-        array = arrays[name].astype(dtype)
-        unsigned = jnp.dtype(f"uint{8 * array.dtype.itemsize}")
-        bits = jax.lax.bitcast_convert_type(array, unsigned).astype(jnp.uint32)
-
         # Row-major index, one term per axis, so that no axis has to be merged with another.
+        array = arrays[name]
         index = jnp.zeros(array.shape, jnp.uint32)
         stride = 1
         for axis in reversed(range(array.ndim)):
             position = jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
             index = index + position * jnp.uint32(stride % 2**32)
             stride *= array.shape[axis]
-        sums[name] = _mix(bits ^ (index * _SPREAD)).sum(dtype=jnp.uint32)
+        sums[name] = _sum_mixed(array, dtype, index)
     return sums
 
 
-def checksum_numpy(array: np.ndarray, dtype: str) -> int:
-    """Returns the checksum of a host array as `dtype`."""
+def _sum_mixed(array: jax.Array, dtype: str, index: jax.Array) -> jax.Array:
+    """Returns the checksum u32[] of an array cast to `dtype`; `index` numbers its elements."""
+    # The bits as unsigned integers, whatever the dtype.
+    cast = array.astype(dtype)
+    unsigned = jnp.dtype(f"uint{8 * cast.dtype.itemsize}")
+    bits = jax.lax.bitcast_convert_type(cast, unsigned).astype(jnp.uint32)
+    return _mix(bits ^ (index * _SPREAD)).sum(dtype=jnp.uint32)
+
+
+def checksum_numpy(array: np.ndarray, dtypes: tuple[str, ...]) -> list[int]:
+    """Returns the checksums of a host array, cast to each of the dtypes."""
     flat = np.ascontiguousarray(array).reshape(-1)
+
+    # Whole blocks are compiled, where that runs on this processor; the rest is numpy's.
+    whole = flat.size // _BLOCK * _BLOCK if jax.default_backend() == "cpu" else 0
+    device, blocks = jax.local_devices()[0], []
+    # On one device also where a mesh of virtual devices is set: each would compute the same.
+    with jax.set_mesh(jax.sharding.Mesh(np.array([device]), ("data",))):
+        for start in range(0, whole, _BLOCK):
+            part = jax.device_put(flat[start : start + _BLOCK], device, may_alias=True)
+            blocks.append(_sum_block(part, np.uint32(start % 2**32), dtypes))
+
+    totals = []
+    for number, dtype in enumerate(dtypes):
+        total = _sum_numpy(flat, dtype, whole)
+        total += sum(int(sums[number]) for sums in blocks)
+        totals.append(total % 2**32)
+    return totals
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _sum_block(part: jax.Array, first: jax.Array, dtypes: tuple[str, ...]) -> list[jax.Array]:
+    """Returns the checksums u32[] of a part of an array, cast to each dtype.
+
+    Args:
+      first: u32[], the index of its first element.
+    """
+    index = jax.lax.iota(jnp.uint32, part.shape[0]) + first
+    return [_sum_mixed(part, dtype, index) for dtype in dtypes]
+
+
+def _sum_numpy(flat: np.ndarray, dtype: str, start: int) -> int:
+    """Returns the checksum, without its remainder, of the elements from `start` on."""
     total = 0
-    for start in range(0, flat.size, _CHUNK):
+    for first in range(start, flat.size, _CHUNK):
         # The part is cast, not the array: memory stays at one part.
-        part = flat[start : start + _CHUNK].astype(jnp.dtype(dtype), copy=False)
+        part = flat[first : first + _CHUNK].astype(jnp.dtype(dtype), copy=False)
         bits = part.view(f"uint{8 * part.dtype.itemsize}").astype(np.uint32)
 
         # The index of the first element, spread as all indices are.
-        first = np.uint32(start * int(_SPREAD) % 2**32)
-        bits ^= _SPREAD_INDEX[: part.size] + first
-
-        total += int(_mix(bits).sum(dtype=np.uint64))
-    return total % 2**32
+        bits ^= _SPREAD_INDEX[: part.size] + np.uint32(first * int(_SPREAD) % 2**32)
+        total += int(np.add.reduce(_mix(bits), dtype=np.uint32))
+    return total
 
 
 def _mix(x: Any) -> Any:

@@ -84,10 +84,15 @@ class OptimizerConfig:
     """AdamW's decay rate of the second moment."""
     eps: float = 1e-8
     """AdamW's epsilon."""
+    moment_dtype: str = "float32"
+    """Dtype of the first moment: float32, or bfloat16, which takes 2 bytes less per trained
+    parameter. The second moment is float32: bfloat16 would round its small steps away."""
     max_grad_norm: float = 1.0
     """The gradient is clipped to this global norm over the trained parameters; 0 for never."""
     accumulation: int = 1
     """Micro-batches per step (gradient accumulation); they share one mean over all targets."""
+    accumulation_dtype: str = "float32"
+    """Dtype in which the gradients of micro-batches are summed: float32 or bfloat16."""
     skip_limit: int = 10
     """The run stops when so many of the last `skip_window` steps were not finite."""
     skip_window: int = 100
@@ -104,6 +109,24 @@ class MeshConfig:
     """Devices that share the parameters and the batch (fully sharded data parallelism)."""
     tensor: int = 1
     """Devices that share heads, FFN width and vocabulary (tensor parallelism)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalConfig:
+    """Evaluation during training; its scores are in the run's metrics."""
+
+    every: int = 0
+    """Steps between evaluations; the last step is evaluated too. 0 for never."""
+    tasks: str = "scenes_images,scenes_text"
+    """Tasks of `python -m wings_jax.evaluate --tasks`, separated by commas."""
+    data_root: str = ""
+    """Directory with the files of the tasks; '' for the embedded data set of `data.scenes`."""
+    limit: int = 200
+    """About how many questions of each task; 0 for all."""
+    batch_size: int = 16
+    """Questions that are answered at once."""
+    base: str = ""
+    """Checkpoint or workdir whose scores are subtracted, such as the imported base; '' for none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -155,6 +178,8 @@ class Config:
     """Seconds without a sign of another host after which a job of several hosts ends."""
     laws_every: int = 0
     """Steps between measurements of the attention shift; 0 for never."""
+    wandb: str = ""
+    """Project of Weights & Biases that gets the metrics too (needs wandb); '' for none."""
     profile: str = ""
     """Steps to trace, START:STOP without STOP, into WORKDIR/profile for xprof; '' for none."""
     model: ModelConfig = ModelConfig()
@@ -165,6 +190,8 @@ class Config:
     """The optimizer."""
     mesh: MeshConfig = MeshConfig()
     """The devices."""
+    eval: EvalConfig = EvalConfig()
+    """Evaluation during training."""
 
 
 # What may differ between a run and its resumption: it changes no number of the run.
@@ -180,6 +207,7 @@ FREE = (
     "accept_changed_data",
     "accept_changed_model",
     "laws_every",
+    "wandb",
     "profile",
     "data.threads",
     "data.workers",
@@ -264,7 +292,7 @@ def from_config_dict(tree: config_dict.ConfigDict) -> Config:
 
 
 def differences(old: Config, new: Config) -> list[str]:
-    """Returns 'key: old -> new' for every leaf that differs, except those of `FREE` and the mesh.
+    """Returns 'key: old -> new' for every leaf that differs, except those of `FREE`, mesh, eval.
 
     >>> differences(Config(seed=1), Config(seed=2, log_every=5))
     ['seed: 1 -> 2']
@@ -274,7 +302,9 @@ def differences(old: Config, new: Config) -> list[str]:
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted({**before, **after})
-        if before.get(key) != after.get(key) and key not in FREE and not key.startswith("mesh.")
+        if before.get(key) != after.get(key)
+        and key not in FREE
+        and not key.startswith(("mesh.", "eval."))
     ]
 
 

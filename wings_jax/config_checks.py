@@ -79,6 +79,8 @@ def _check_choices(config: Config) -> None:
         "config.compute_dtype": (config.compute_dtype, ("", *DTYPES)),
         "config.frozen_dtype": (config.frozen_dtype, ("", *DTYPES)),
         "config.optimizer.name": (optimizer.name, OPTIMIZERS),
+        "config.optimizer.moment_dtype": (optimizer.moment_dtype, DTYPES),
+        "config.optimizer.accumulation_dtype": (optimizer.accumulation_dtype, DTYPES),
         "config.model.projector": (model.projector, vision.PROJECTORS),
         "config.model.semantics": (model.semantics, SEMANTICS),
     }
@@ -112,6 +114,9 @@ def _check_bounds(config: Config) -> None:
         "config.host_timeout": (config.host_timeout, 1),
         "config.log_every": (config.log_every, 1),
         "config.laws_every": (config.laws_every, 0),
+        "config.eval.every": (config.eval.every, 0),
+        "config.eval.limit": (config.eval.limit, 0),
+        "config.eval.batch_size": (config.eval.batch_size, 1),
         "config.checkpoint_every": (config.checkpoint_every, 1),
         "config.loss_chunk": (config.loss_chunk, 1),
         "config.optimizer.accumulation": (optimizer.accumulation, 1),

@@ -52,6 +52,26 @@ def as_path(path: str | os.PathLike, flag: str = "") -> pathlib.Path:
     return remote
 
 
+def size_of(path: pathlib.Path) -> int:
+    """Returns the bytes of a file, of `as_path`."""
+    stat: Any = path.stat()  # that of etils has other names
+    return stat.length if is_url(path) else stat.st_size
+
+
+def list_files(directory: pathlib.Path) -> list[pathlib.Path]:
+    """Returns all files below a directory, of `as_path`, sorted."""
+    if not is_url(directory):
+        return sorted(path for path in directory.rglob("*") if path.is_file())
+
+    # Paths in a bucket have no rglob, and `walk` has them without gs://.
+    remote: Any = directory
+    listed = []
+    for root, _, names in remote.walk():
+        parent = as_path(root if is_url(root) else f"gs://{root}")
+        listed += [parent / name for name in names]
+    return sorted(listed)
+
+
 def absolute_path(path: str | os.PathLike) -> pathlib.Path:
     """Returns `as_path(path)`, absolute if it is local."""
     return as_path(path) if is_url(path) else pathlib.Path(path).absolute()

@@ -15,7 +15,8 @@ A line of an input file has a "prompt", or "conversations" for several turns:
      "sampling": {"max_new_tokens": 20}}                            (on one line)
 
 Relative image paths start from the file's directory, or from --images. A job that was interrupted
-resumes when the same command is given again.
+resumes when the same command is given again. --shard I/N answers part I of N on one of several
+machines with a common directory of the output; the same command without it writes the output.
 
 In a question with images, <image> stands for an image; without it the images come first. In a
 question without images <image> is text.
@@ -30,6 +31,7 @@ import argparse
 import dataclasses
 import pathlib
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from wings_jax import cli, process
@@ -62,6 +64,9 @@ def parse_flags() -> argparse.Namespace:
     many.add_argument(
         "--batch-size", type=int, default=16, metavar="N", help="default: %(default)s"
     )
+    many.add_argument(
+        "--shard", metavar="I/N", help="answer part I of N, each part in a process of its own"
+    )
     flags_lib.add_flags(parser)
 
     # What argparse does not check.
@@ -72,6 +77,8 @@ def parse_flags() -> argparse.Namespace:
         raise UserError("--input and --output go together")
     if arguments.input and (arguments.image or arguments.system):
         raise UserError("--image and --system go with --prompt; a line of --input has its own")
+    if arguments.shard and not arguments.input:
+        raise UserError("--shard goes with --input and --output")
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size: {arguments.batch_size} is less than 1")
     return arguments
@@ -113,7 +120,9 @@ def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
     import tqdm
 
     from wings_jax import checkpoint
-    from wings_jax.inference import jobs
+    from wings_jax.inference import jobs, shards
+
+    shard = shards.parse_shard(arguments.shard) if arguments.shard else shards.WHOLE
 
     # Every line is parsed before the model is loaded.
     image_root = arguments.images or arguments.input.parent
@@ -130,7 +139,8 @@ def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
     }
     if arguments.adapter:
         job["adapter"] = str(pathlib.Path(arguments.adapter).absolute())
-    journal = jobs.Journal(arguments.output, job)
+    lines = [line for index, line in enumerate(lines) if shard.has_piece(index)]
+    journal, parts = jobs.open_journals(arguments.output, job, shard)
     finished = len(journal.answers)
     if finished:
         print(f"resuming: {finished} of {len(lines)} lines are answered", file=sys.stderr)
@@ -144,18 +154,32 @@ def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
                 bar.update()
                 if interrupt.is_set:
                     raise KeyboardInterrupt
+        if shard.count > 1:
+            print(
+                f"part {shard.index} of {shard.count} is done; when all are, the same command "
+                f"without --shard writes {arguments.output}"
+            )
+            return _print_failed(journal.answers, len(lines))
+
         journal.finish()
+        for part in parts:
+            part.remove()
     except KeyboardInterrupt:
         answered = f"{len(journal.answers)} of {len(lines)} lines are answered"
         raise KeyboardInterrupt(f"{answered}; the same command resumes") from None
     finally:
-        journal.close()
+        for opened in (journal, *parts):
+            opened.close()
+    return _print_failed(journal.answers, len(lines), f": {arguments.output}")
 
+
+def _print_failed(answers: Mapping[int, Mapping[str, Any]], lines: int, where: str = "") -> int:
+    """Prints how many lines were answered; returns how many could not be."""
     # The first few errors; all of them are in the output.
-    failed = [answer for answer in journal.answers.values() if "error" in answer]
+    failed = [answer for answer in answers.values() if "error" in answer]
     for answer in failed[:5]:
         print(f"{cli.program_name(MODULE)}: {answer['error']}", file=sys.stderr)
-    print(f"{len(lines) - len(failed)} of {len(lines)} answered: {arguments.output}")
+    print(f"{lines - len(failed)} of {lines} answered{where}")
     return len(failed)
 
 

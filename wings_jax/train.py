@@ -25,7 +25,7 @@ import jax
 from wings_jax import cli, config_checks, config_files, errors, files, formatting, process
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
-from wings_jax.training import arguments, hosts, loop, start
+from wings_jax.training import arguments, hosts, loop, start, wandb_log
 
 PROGRAM = cli.program_name("wings_jax.train")
 
@@ -47,6 +47,8 @@ def main() -> None:
     config_checks.check_text("--workdir", workdir)
     files.check_bucket(workdir, "--workdir")
     files.check_bucket(config.init_from, "config.init_from")
+    if config.wandb:
+        wandb_log.check_installed()
 
     process.import_without_torch("transformers", "tensorboardX")
     cli.use_compilation_cache()
@@ -60,16 +62,10 @@ def main() -> None:
         run = start.set_up(config, files.as_path(workdir, "--workdir"))
 
         process.keep_freed_memory()
-
-        # The attention-shift metric is made only where the config logs it.
-        metric = None
-        if config.laws_every:
-            from wings_jax.analysis import shift_metric  # slow to import, and rarely used
-
-            metric = shift_metric.make_metric(config, run.arch, run.tokenizer, run.mesh)
+        measurements = make_measurements(run)
 
         with jax.set_mesh(run.mesh):
-            summary = loop.train(run, metric)
+            summary = loop.train(run, measurements)
 
     # A run that was complete already has no step to report.
     if "last_loss" in summary:
@@ -79,6 +75,39 @@ def main() -> None:
             f"{summary['last_tokens_per_s']:,.0f} tokens/s"
         )
     print(f"checkpoint, metrics and summary: {run.workdir}")
+
+
+def make_measurements(run: start.TrainingRun) -> list[loop.TrainingMetric]:
+    """Returns what the config logs beside the numbers of the training steps. Raises UserError."""
+    config, measurements = run.config, []
+    parts = (config, run.arch, run.tokenizer, run.mesh)
+
+    # At the first and the last step too, so that a short run has a curve.
+    if config.laws_every:
+        from wings_jax.analysis import shift_metric  # slow to import, and rarely used
+
+        start_laws, laws_every = shift_metric.make_metric(*parts), config.laws_every
+        measurements.append(
+            loop.TrainingMetric(
+                "attention shift",
+                lambda step: step in (1, run.steps) or step % laws_every == 0,
+                start_laws,
+            )
+        )
+
+    if config.eval.every:
+        from wings_jax.evaluation import training_metric  # the same
+
+        measure, every = training_metric.make_metric(*parts), config.eval.every
+        measurements.append(
+            loop.TrainingMetric(
+                "evaluation",
+                lambda step: step == run.steps or step % every == 0,
+                measure,
+                is_blocking=True,
+            )
+        )
+    return measurements
 
 
 @contextlib.contextmanager

@@ -19,7 +19,7 @@ import grain
 import numpy as np
 from absl import flags
 
-from wings_jax.data import examples, row_plan, samples, settings, sources
+from wings_jax.data import examples, parallel, row_plan, samples, settings, sources
 from wings_jax.data import mixture as mixing
 from wings_jax.errors import UserError
 from wings_jax.model import layout
@@ -240,8 +240,10 @@ class Loader:
         if not has_lengths and not row_plan.needs_image_counts(self._data):
             return None
 
+        # All cores where there is much to read: nothing else happens meanwhile.
+        workers = self._data.workers or parallel.default_workers(len(mixture))
         sizes, self._left_out = mixing.measure_mixture(
-            mixture, self._recipe if has_lengths else None, workers=self._data.workers, cache=cache
+            mixture, self._recipe if has_lengths else None, workers=workers, cache=cache
         )
         self._stop_if_bad(self._left_out)
         if self._left_out.bad:

@@ -77,7 +77,8 @@ class DataConfig:
     """Threads of each process that build batches ahead of the training step."""
 
     workers: int = 0
-    """Processes that build batches and measure sizes of samples; 0 for the main process."""
+    """Processes that build batches and measure sizes of samples; 0: the main process builds them,
+    and all cores measure 5,000 samples or more."""
 
     cache: str = ""
     """Directory for the measured sizes of samples, so that a restart does not read all of them

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import codecs
 import dataclasses
+import glob
 import hashlib
 import json
 import pathlib
@@ -23,6 +24,7 @@ from wings_jax.inference.answers import Answer
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.prompts import Request
 from wings_jax.inference.sampling import SamplingParams, change_params
+from wings_jax.inference.shards import Shard
 
 UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 KEYS = {"id", "prompt", "conversations", "image", "images", "sampling"}
@@ -155,13 +157,22 @@ class Journal:
       output: the file to write in the end.
       job: what the answers depend on; the journal of another job is not resumed.
       flag: what error messages call the output.
+      replace: whether the journal of another job is replaced.
 
     Raises:
       UserError: the output exists, or the journal is another job's or cannot be written.
     """
 
-    def __init__(self, output: pathlib.Path, job: Mapping[str, Any], flag: str = "--output"):
+    def __init__(
+        self,
+        output: pathlib.Path,
+        job: Mapping[str, Any],
+        flag: str = "--output",
+        *,
+        replace: bool = False,
+    ):
         self._output = output
+        self._replace = replace
         self._flag = flag
         self._path = output.with_name(f"{output.name}.partial")
         digest = hashlib.sha256(json.dumps(job).encode()).hexdigest()
@@ -191,7 +202,8 @@ class Journal:
 
         # The first line names the job, every other one is an answer.
         header, *lines = text.split("\n")
-        if not lines:  # empty, or a header that was cut off
+        is_other = header != self._header and self._replace
+        if not lines or is_other:  # empty, or a header that was cut off
             files.write_text(self._path, "")
             return {}
         if header != self._header:
@@ -238,6 +250,30 @@ class Journal:
         """Removes the journal, when its answers were written elsewhere."""
         self._file.close()
         self._path.unlink()
+
+
+def open_journals(
+    output: pathlib.Path, job: Mapping[str, Any], shard: Shard
+) -> tuple[Journal, list[Journal]]:
+    """Returns the journal of a job and those of its parts, whose answers it has too.
+
+    A shard has a journal of its own, and reads none of the others.
+
+    Raises:
+      UserError: the output exists, or a journal is another job's or cannot be written.
+    """
+    if output.exists():
+        raise UserError(f"--output: {output} exists")
+    if shard.count > 1:
+        name = f"{output.name}.part-{shard.index}-of-{shard.count}"
+        return Journal(output.with_name(name), job), []
+
+    journal = Journal(output, job)
+    paths = sorted(output.parent.glob(f"{glob.escape(output.name)}.part-*-of-*.partial"))
+    parts = [Journal(path.with_suffix(""), job) for path in paths]
+    for part in parts:
+        journal.answers.update(part.answers)
+    return journal, parts
 
 
 def run(generator: Generator, lines: list[Line], journal: Journal) -> Iterator[dict[str, Any]]:

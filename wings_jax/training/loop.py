@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,7 +17,7 @@ from jax.experimental import multihost_utils
 from wings_jax import files
 from wings_jax.model import flops
 from wings_jax.model.layout import Batch
-from wings_jax.training import chips, divergence, meshes, metrics
+from wings_jax.training import chips, divergence, meshes, metrics, wandb_log
 from wings_jax.training import state as state_lib
 from wings_jax.training.profiling import Profiler
 from wings_jax.training.start import TrainingRun
@@ -25,15 +26,29 @@ from wings_jax.training.watchdog import Watchdog
 # Starts to measure flat parameters, which it only reads; the result waits for the scalars.
 Watch = Callable[[Mapping[str, jax.Array]], Callable[[], Mapping[str, float]]]
 
+
+@dataclasses.dataclass(frozen=True)
+class TrainingMetric:
+    """What is measured of the parameters at some steps, and joins the metrics."""
+
+    name: str
+    """What the watchdog reports."""
+    is_due: Callable[[int], bool]
+    """Whether a step, counted from 1, is measured."""
+    start: Watch
+    """Starts a measurement."""
+    is_blocking: bool = False
+    """Whether `start` takes its time, which then is none of the step's."""
+
+
 PREEMPTED = 143  # exit status after SIGTERM, as shells report it
 
 
-def train(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
+def train(run: TrainingRun, measurements: Sequence[TrainingMetric] = ()) -> dict[str, Any]:
     """Trains all remaining steps and returns the summary, which it also writes.
 
-    Metrics are fetched one step late, so the device never waits for them. What `watch` measures
-    every `config.laws_every` steps, and at the first and last, joins them. SIGTERM (preemption)
-    saves a checkpoint and ends the run with status 143.
+    Metrics are fetched one step late, so the device never waits for them. What `measurements`
+    find joins them. SIGTERM (preemption) saves a checkpoint and ends the run with status 143.
 
     Raises:
       UserError: too many of the last steps were not finite; the message names them.
@@ -50,7 +65,7 @@ def train(run: TrainingRun, watch: Watch | None = None) -> dict[str, Any]:
             if done < run.steps:
                 profiler = Profiler(run.config.profile, run.workdir, last=run.steps)
                 with profiler:
-                    _run_steps(run, batches, log, watch, is_preempted, watchdog, profiler)
+                    _run_steps(run, batches, log, measurements, is_preempted, watchdog, profiler)
             else:
                 run.writer.save(run.steps, *state_lib.to_checkpoint(run.state))
     finally:
@@ -63,7 +78,7 @@ def _run_steps(
     run: TrainingRun,
     batches: Iterator[Batch],
     log: _StepLog,
-    watch: Watch | None,
+    measurements: Sequence[TrainingMetric],
     is_preempted: Callable[[int], bool],
     watchdog: Watchdog,
     profiler: Profiler,
@@ -73,6 +88,7 @@ def _run_steps(
     pending: tuple | None = None  # a step and its scalars, still on the device
 
     for step in range(first, run.steps + 1):
+        is_last = step == run.steps
         watchdog.begin(f"the batch of step {step}")
         before = time.perf_counter()
         batch = next(batches)
@@ -93,10 +109,9 @@ def _run_steps(
         if pending:
             log.log_step(*pending)
 
-        # At the first and the last step too, so that a short run has a curve.
-        watched = None
-        if watch and (step in (1, run.steps) or step % config.laws_every == 0):
-            watched = watch({**run.state.frozen, **run.state.trained})
+        # After a preemption there may be no time to measure.
+        is_stopped = is_preempted(step) and not is_last
+        watched = [] if is_stopped else _measure(run, step, measurements, watchdog, log.clock)
         pending = (step, scalars, watched)
 
         # The first step compiles, so the clock starts after it.
@@ -109,15 +124,38 @@ def _run_steps(
         profiler.end_step(step, scalars)
 
         # Log before a save, so that a run resumed from this checkpoint has every line.
-        is_last = step == run.steps
-        is_stopped = is_preempted(step) and not is_last
         if is_stopped or is_last or step % config.checkpoint_every == 0:
             log.log_step(*pending)
             pending = None
             watchdog.begin(f"the checkpoint of step {step}")
+            log.sync()
             run.writer.save(step, *state_lib.to_checkpoint(run.state))
         if is_stopped:
             raise SystemExit(PREEMPTED)
+
+
+def _measure(
+    run: TrainingRun,
+    step: int,
+    measurements: Sequence[TrainingMetric],
+    watchdog: Watchdog,
+    clock: metrics.Clock,
+) -> list[Callable[[], Mapping[str, float]]]:
+    """Starts the measurements that are due at a step; returns what waits for their scalars."""
+    started = []
+    for measurement in measurements:
+        if not measurement.is_due(step):
+            continue
+
+        # The step itself is over before the time of a blocking measurement begins.
+        watchdog.begin(f"the {measurement.name} of step {step}")
+        if measurement.is_blocking:
+            jax.block_until_ready(run.state.trained)
+        before = time.perf_counter()
+        started.append(measurement.start({**run.state.frozen, **run.state.trained}))
+        if measurement.is_blocking:
+            clock.skip(time.perf_counter() - before)
+    return started
 
 
 class _StepLog:
@@ -131,6 +169,8 @@ class _StepLog:
         )
         is_first_host = jax.process_index() == 0
         self._writer = metrics.MetricsWriter(run.workdir, start=done) if is_first_host else None
+        is_sent = is_first_host and run.config.wandb
+        self._wandb = wandb_log.WandbLog(run.workdir, run.config) if is_sent else None
 
         chip = chips.find_chip(jax.devices()[0].device_kind)
         if not chip and is_first_host:
@@ -153,7 +193,7 @@ class _StepLog:
         self,
         step: int,
         on_device: Mapping[str, jax.Array],
-        watched: Callable[[], Mapping[str, float]] | None,
+        watched: Sequence[Callable[[], Mapping[str, float]]],
     ) -> None:
         """Fetches and writes the scalars of a step.
 
@@ -164,22 +204,33 @@ class _StepLog:
         scalars = {name: float(x) for name, x in jax.device_get(on_device).items()}
         scalars |= {f"lr/{group}": float(rate(step - 1)) for group, rate in run.rates.items()}
         scalars |= self.clock.read(step)
-        scalars |= watched() if watched else {}
+        for fetch in watched:
+            scalars |= fetch()
         self.history.append(scalars)
 
         if self._writer:
             self._writer.write(step, scalars)
-            if step % run.config.log_every == 0 or step in (1, run.steps):
+            if step % run.config.log_every == 0 or step in (1, run.steps) or watched:
                 print(metrics.format_line(step, run.steps, scalars), flush=True)
+
+        if self._wandb:
+            self._wandb.write(step, scalars)
 
         # Skipped steps changed no parameter; too many of them end the run.
         skipped_steps = self._guard.check(step, scalars["skipped"])
         if skipped_steps:
             divergence.stop(run.workdir, skipped_steps, run.loader.sample_ids)
 
+    def sync(self) -> None:
+        """Makes the lines until now outlive the process and the machine."""
+        if self._writer:
+            self._writer.sync()
+
     def close(self) -> None:
         if self._writer:
             self._writer.close()
+        if self._wandb:
+            self._wandb.close()
 
 
 @contextlib.contextmanager

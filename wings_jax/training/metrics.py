@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 import tempfile
 import time
@@ -77,6 +78,16 @@ class MetricsWriter:
             # Flushed at every step, so that the points of a killed run are in the file.
             self._events.flush()
             if time.monotonic() - self._uploaded > _UPLOAD_SECONDS:
+                self._upload()
+
+    def sync(self) -> None:
+        """Puts what was written on the disk or in the bucket. Raises UserError if that fails.
+
+        A checkpoint that is saved after it has a line for each of its steps, whatever fails later.
+        """
+        with self._writing():
+            os.fsync(self._lines.fileno())
+            if self._mirror:
                 self._upload()
 
     def close(self) -> None:
@@ -153,10 +164,15 @@ class Clock:
     def __init__(self, steps: int, *, devices: int = 1, peak_flops: float | None = None):
         self._steps, self._devices, self._peak_flops = steps, devices, peak_flops
         self._marks: deque[_Mark] = deque(maxlen=51)
+        self._skipped = 0.0  # seconds that are not measured
 
     def start(self) -> None:
         """Starts the first measured step."""
-        self._marks.append(_Mark(time.perf_counter()))
+        self._marks.append(_Mark(time.perf_counter() - self._skipped))
+
+    def skip(self, seconds: float) -> None:
+        """Leaves out seconds of the current step in which nothing was trained."""
+        self._skipped += seconds
 
     def tick(self, *, waited: float, tokens: int, flops: float = 0.0) -> None:
         """Adds a step.
@@ -170,7 +186,7 @@ class Clock:
         last = self._marks[-1]
         self._marks.append(
             _Mark(
-                time.perf_counter(),
+                time.perf_counter() - self._skipped,
                 last.waited + waited,
                 last.tokens + tokens,
                 last.flops + flops,
@@ -234,4 +250,20 @@ def format_line(step: int, steps: int, scalars: Mapping[str, float]) -> str:
         f"acc {scalars['accuracy']:.3f}  grad {scalars['grad_norm']:.2f}  {speed}  "
         f"wait {scalars['data_wait']:.0%}  "
         f"ETA {formatting.format_duration(scalars['eta_s'])}  lr {shown_rates}"
+        f"{_format_evaluation(scalars)}"
     )
+
+
+def _format_evaluation(scalars: Mapping[str, float]) -> str:
+    """Returns the end of a step's line, '' if it was not evaluated.
+
+    >>> _format_evaluation({"eval/piqa/accuracy": 0.5, "eval/piqa/change": -0.25, "loss": 1.0})
+    '  eval piqa=0.500 (-0.250)'
+    """
+    shown = ""
+    for key, value in scalars.items():
+        if key.startswith("eval/") and key.endswith("/accuracy"):
+            task = key.split("/")[1]
+            change = scalars.get(f"eval/{task}/change")
+            shown += f" {task}={value:.3f}" + (f" ({change:+.3f})" if change is not None else "")
+    return f"  eval{shown}" if shown else ""

@@ -113,8 +113,8 @@ def _digest(path: pathlib.Path) -> str:
                 return hashlib.file_digest(file, lambda: digest).hexdigest()
 
         # Names and sizes of a directory's files; content of its notes only.
-        for file_path in sorted(p for p in path.rglob("*") if p.is_file()):
-            digest.update(f"{file_path.relative_to(path)} {file_path.stat().st_size}\n".encode())
+        for file_path in files.list_files(path):
+            digest.update(f"{file_path.relative_to(path)} {files.size_of(file_path)}\n".encode())
             if file_path.suffix == ".json":
                 digest.update(file_path.read_bytes())
     except OSError:  # opening the data reports it, by name

@@ -15,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
-from wings_jax import checkpoint, checksums, files, tree
+from wings_jax import checkpoint, checkpoint_items, checksums, files, tree
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.model import presets
@@ -50,7 +50,10 @@ class CheckpointWriter:
             policies.append(preservation.EveryNSeconds(round(keep_every_hours * 3600)))
 
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=preservation.AnyPreservationPolicy(policies), create=True
+            preservation_policy=preservation.AnyPreservationPolicy(policies),
+            create=True,
+            # What a killed run had begun to save; nobody else writes to this workdir.
+            cleanup_tmp_directories=True,
         )
         self._manager = ocp.CheckpointManager(
             files.absolute_path(workdir) / checkpoint.SUBDIRECTORY,
@@ -71,13 +74,16 @@ class CheckpointWriter:
         # Computed on the devices, before the arrays are copied.
         sums = {
             "params": checksums.checksum_arrays(params),
-            "opt_state": checksums.checksum_arrays(checkpoint.flatten_state(opt_state)),
+            "opt_state": checksums.checksum_arrays(
+                checkpoint.flatten_state(opt_state), is_cast=False
+            ),
         }
 
+        meta = {**self._meta, "step": step, "checksums": sums}
         arguments = ocp.args.Composite(
             params=ocp.args.PyTreeSave(tree.nest(params)),
             opt_state=ocp.args.PyTreeSave(opt_state),
-            meta=ocp.args.JsonSave({**self._meta, "step": step, "checksums": sums}),
+            meta=ocp.args.JsonSave(checkpoint_items.sign_meta(meta, self._tokenizer)),
             tokenizer=ocp.args.JsonSave(self._tokenizer),
         )
 
