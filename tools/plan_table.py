@@ -40,7 +40,7 @@ def make_config(stage: str, preset: str) -> config_lib.Config:
 
 
 def format_row(
-    model: str, stage: str, chip_name: str, devices: int, step: estimate.Estimate
+    model: str, stage: str, chip_name: str, devices: int, step: estimate.StepEstimate
 ) -> str:
     """Returns one line of the table."""
     chip, state, times = CHIPS[chip_name], step.state, step.times

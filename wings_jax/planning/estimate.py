@@ -36,7 +36,7 @@ _LAYERS = "decoder/layers/"
 
 
 @dataclasses.dataclass(frozen=True)
-class Estimate:
+class StepEstimate:
     """A step of `rows` rows on a mesh.
 
     mesh     devices per axis
@@ -88,7 +88,7 @@ def on_mesh(state: TrainState, mesh: Mesh) -> TrainState:
 
 def estimate_step(
     config: config_lib.Config, arch: WingsArch, state: TrainState, chip: Chip, devices: int
-) -> Estimate:
+) -> StepEstimate:
     """Returns the estimate for a resolved config on so many chips.
 
     Args:
@@ -111,7 +111,7 @@ def estimate_step(
     changed = _with_rows(config, min(config.batch_size, largest or shares))
     batch = program.abstract_batch(changed, arch, mesh)
     rows = batch.targets.shape[0]
-    return Estimate(
+    return StepEstimate(
         mesh=shape,
         rows=rows,
         state=memory.count_state(state, batch, changed, arch),
