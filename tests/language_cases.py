@@ -6,8 +6,14 @@ import inference_cases as cases
 import jax
 import numpy as np
 
-from wings_jax.evaluation.language import TextLikelihood
+from wings_jax.evaluation import language
+from wings_jax.evaluation.benchmarks import command, runner
+from wings_jax.evaluation.benchmarks.text_likelihood import TextLikelihood
+from wings_jax.evaluation.everyday import ChoiceQuestion
+from wings_jax.evaluation.language import Decision
+from wings_jax.evaluation.prose import Text
 from wings_jax.inference.generator import Generator
+from wings_jax.inference.likelihood import Likelihood
 
 WORDS = "one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen"
 SENTENCE = f"It is said that {WORDS} sixteen and so on are numbers that people count with."
@@ -36,3 +42,24 @@ def make(case: str, rows: int, change=lambda arch, params: (arch, params)):
 
 def reading(nats, tokens) -> TextLikelihood:
     return TextLikelihood(np.array(nats, float), np.array(tokens), 4 * np.array(tokens))
+
+
+def measure(generator: Generator, passages) -> TextLikelihood:
+    """Returns the likelihood of passages, by a run of the task."""
+    task, _ = language.make_tasks(Text("", tuple(passages)), [], None, None)
+    return TextLikelihood.from_lines(run(generator, task))
+
+
+def choose(generator: Generator, questions: list[ChoiceQuestion]) -> list[Decision]:
+    """Returns a model's decisions, by a run of the task."""
+    _, task = language.make_tasks(Text("", ()), questions, None, None)
+    return [
+        Decision(question, [Likelihood(one[0], one[1], False) for one in line["ll"]["likelihoods"]])
+        for question, line in zip(questions, run(generator, task), strict=True)
+    ]
+
+
+def run(generator: Generator, task: runner.BenchmarkTask) -> list[dict]:
+    store = command.MemoryStore()
+    runner.run_task(generator, task, store, "")
+    return runner.collect_lines(task, store.answers)

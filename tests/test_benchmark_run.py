@@ -253,6 +253,16 @@ def test_a_suite_lists_what_is_missing(root, checkpoint, tmp_path, monkeypatch, 
     assert "piqa: no files" in printed
 
 
+def test_a_suite_lists_what_the_flags_do_not_suit(root, checkpoint, tmp_path, monkeypatch, capsys):
+    arguments = ["--suite", "wings", "--data-root", root, "--protocols", "ppl", "--limit", 2]
+    arguments += ["--batch-size", 4, "--shots", 1, "--out", tmp_path]
+    run(monkeypatch, "--checkpoint", f"m={checkpoint}", *arguments)
+    assert "--shots: ai2d has no split" in capsys.readouterr().out
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert list(report["tasks"]) == ["mmlu"]
+    assert any(line.startswith("--shots: ai2d") for line in report["missing"])
+
+
 def credit_line(number: int, credit: float) -> dict:
     return {"id": str(number), "credit": {"ll": credit}}
 

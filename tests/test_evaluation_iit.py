@@ -7,6 +7,7 @@ import re
 import pytest
 
 from wings_jax.evaluation import iit, tasks
+from wings_jax.evaluation.benchmarks.record import TURNS
 from wings_jax.scenes import drawings, skills
 
 
@@ -81,9 +82,12 @@ def test_conversations_are_deterministic(conversations):
 
 
 def test_the_last_question_is_scored():
-    asked = tasks.read_questions(tasks.TASKS["iit"], None, limit=12)
-    assert [question.labels for question in asked] == [(row,) for row in iit.ROWS for _ in "ab"]
+    asked = tasks.read_items(tasks.TASKS["iit"], None)[:: iit.EACH // 2]
+    assert [question.rows for question in asked] == [(row,) for row in iit.ROWS for _ in "ab"]
     for question in asked:
-        assert question.turns[-1]["from"] == "human"
-        assert len(question.turns) == 2 * question.labels[0].count(",") + 1
-        assert question.truth
+        before = question.extra.get(TURNS, ())
+        assert len(before) == 2 * question.rows[0].count(",")
+        assert all(
+            turn["from"] == who for turn, who in zip(before, ("human", "gpt") * 9, strict=False)
+        )
+        assert question.answer

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -14,7 +15,18 @@ from PIL import Image
 
 from wings_jax import cli
 from wings_jax.errors import UserError
-from wings_jax.evaluation import answer_figure, comparison, iit, report, scoring, tasks
+from wings_jax.evaluation import iit, tasks
+from wings_jax.evaluation.benchmarks import (
+    answer_figure,
+    command,
+    embedded,
+    extraction,
+    judging,
+    legacy,
+    summary,
+    tables,
+)
+from wings_jax.evaluation.benchmarks.results import BenchmarkResult
 from wings_jax.evaluation.scoring import PairedScore, Score
 from wings_jax.scenes import questions as kinds
 from wings_jax.scenes import skills
@@ -51,9 +63,9 @@ def test_paired_intervals_are_narrow_where_few_answers_change():
 
 
 def test_an_answer_is_right_only_if_it_is_exactly_the_true_one():
-    assert scoring.is_right(" top left\n", "top left")
+    assert extraction.are_equal_texts(" top left\n", "top left")
     for wrong in ("top", "Top left", "top left.", "", "top left top left"):
-        assert not scoring.is_right(wrong, "top left")
+        assert not extraction.are_equal_texts(wrong, "top left")
 
 
 @pytest.fixture(scope="module")
@@ -96,88 +108,71 @@ def root(tmp_path_factory):
     return directory
 
 
-def test_every_question_counts_in_its_rows(root):
-    task = tasks.TASKS["scenes_images"]
-    asked = tasks.read_questions(task, root)
-    scores = scoring.score_answers(task, asked, ["yes"] * len(asked))
-    plain = len(kinds.KINDS) - 1
-    assert scores["digit"] == Score(1, 1)
-    assert scores["several"] == Score(plain, plain)
-    assert scores["all but sums"] == Score(2 * plain, 2 * plain)
-    assert scores["sum"] == Score(2, 2)
-    assert "interleaved" not in scores
-    task = tasks.TASKS["scenes_text"]
-    asked = tasks.read_questions(task, root)
-    scores = scoring.score_answers(task, asked, ["no"] + ["yes"] * (len(asked) - 1))
-    replayed, never = scores["replayed in stage 2"], scores["never replayed"]
-    assert replayed.total + never.total == scores["all text"].total == len(asked)
-    assert replayed.total == len(skills.REPLAYED)
-    assert scores["all text"].right == 1
-    assert set(scores) == set(task.rows)
-
-
-def test_a_limit_spreads_over_the_file(root):
-    asked = tasks.read_questions(tasks.TASKS["scenes_images"], root, limit=4)
-    assert len(asked) == 4
-    assert len({question.labels[0] for question in asked}) > 1
-
-
-def test_tables_stand_side_by_side(root):
-    task = tasks.TASKS["scenes_text"]
-    asked = {"scenes_text": tasks.read_questions(task, root)}
-    results = [
-        report.TaskResult(
-            name,
-            f"runs/{name}",
-            step,
-            {"scenes_text": answers},
-            {"scenes_text": scoring.score_answers(task, asked["scenes_text"], answers)},
-            {"scenes_text": 0.5},
-        )
-        for name, step, answers in (
-            ("before", None, ["no"] * len(skills.SKILLS)),
-            ("after", 7, ["yes"] * len(skills.SKILLS)),
-        )
+def score(name: str, root, answers: list[str]) -> BenchmarkResult:
+    """Returns the result of given answers to an embedded task."""
+    benchmark = embedded.EMBEDDED[name]
+    _, data = embedded.read_embedded(benchmark, embedded.EmbeddedSources(root))
+    task = command.make_task(benchmark, data, command.BenchmarkOptions(root))
+    (one,) = task.passes
+    lines = [
+        judging.merge_entries(item, {one.key: judging.judge_generation(one, item, answer)})
+        for item, answer in zip(data.items, answers, strict=True)
     ]
-    text = report.text_report(results)
-    assert "before" in text.splitlines()[1]
-    assert "100.0 [" in text
-    markdown = report.markdown_report(results)
-    assert "| **all text** | **9** | **100.0 [70.1, 100.0]** | **0.0 [0.0, 29.9]** |" in markdown
-    found = report.report_to_dict(results)["models"][1]["tasks"]["scenes_text"]["all text"]
-    assert (found["right"], found["total"], found["accuracy"]) == (0, 9, 0.0)
-    assert found["interval95"] == pytest.approx([0.0, 0.299145], abs=1e-6)
+    scores = summary.score_protocols(benchmark, data.items, lines)
+    provenance = {"items": len(lines), "skipped": {}}
+    return BenchmarkResult("m", benchmark, provenance, lines, scores, 0.5, "runs/m", 7)
 
 
-def test_forgetting_is_counted_question_by_question(root, tmp_path):
-    task = tasks.TASKS["scenes_text"]
-    asked = {"scenes_text": tasks.read_questions(task, root)}
+def test_every_question_counts_in_its_rows(root):
+    result = score("scenes_images", root, ["yes"] * 2 * len(kinds.KINDS))
+    rows = result.scores["generate"].groups
+    plain = len(kinds.KINDS) - 1
+    counts = {name: (mean.value, mean.count) for name, mean in rows.items()}
+    assert counts["digit"] == (1.0, 1)
+    assert counts["several"] == (1.0, plain)
+    assert counts["all but sums"] == (1.0, 2 * plain)
+    assert counts["sum"] == (1.0, 2)
+    assert "interleaved" not in counts
+
+    result = score("scenes_text", root, ["no"] + ["yes"] * (len(skills.SKILLS) - 1))
+    rows = result.scores["generate"].groups
+    replayed, never = rows["replayed in stage 2"], rows["never replayed"]
+    assert replayed.count + never.count == rows["all text"].count == len(skills.SKILLS)
+    assert replayed.count == len(skills.REPLAYED)
+    assert rows["all text"].value == pytest.approx(1 / len(skills.SKILLS))
+    assert tuple(rows) == result.benchmark.rows
+
+
+def test_report_has_rows_and_the_keys_of_released_versions(root):
     count = len(skills.SKILLS)
-    before, after = (
-        report.TaskResult(name, f"runs/{name}", 1, {"scenes_text": answers}, {}, {})
-        for name, answers in (
-            ("before", ["no"] * (count - 1) + ["yes"]),
-            ("after", ["yes"] + ["no"] * (count - 1)),
-        )
+    result = score("scenes_text", root, ["yes"] * count)
+    other = dataclasses.replace(
+        score("scenes_text", root, ["no"] * count), model="after", origin="runs/after", step=None
     )
-    changes = comparison.compare_answers(asked, before, after)
-    rows = changes["scenes_text"]
-    first, *_, last = skills.SKILLS
-    assert rows[first] == PairedScore(0, 1, 0, 0)
-    assert rows[last] == PairedScore(0, 0, 1, 0)
-    assert rows["all text"] == PairedScore(count - 2, 1, 1, 0)
-    assert "+0.0 [" in comparison.text_comparison(before, after, changes).splitlines()[-1]
-    comparison.write_comparison(tmp_path, before, [(after, changes)])
-    found = json.loads((tmp_path / "forgetting.json").read_text())["models"][0]["tasks"]
-    assert found["scenes_text"][first]["change"] == -1.0
-    assert (tmp_path / "forgetting.md").read_text().count("| **all text** |") == 1
+    found = {"scenes_text": [result, other]}
+    report = tables.report_to_dict(found)["models"]
+    assert [model["origin"] for model in report] == ["runs/m", "runs/after"]
+    row = report[0]["tasks"]["scenes_text"]["all text"]
+    assert (row["right"], row["total"], row["accuracy"]) == (0, count, 0.0)
+    assert row["interval95"] == pytest.approx([0.0, 0.299145], abs=1e-6)
+    assert report[0]["seconds"] == {"scenes_text": 0.5}
+
+    changes = legacy.changes_to_dict(found)
+    first = next(iter(skills.SKILLS))
+    change = changes["models"][0]["tasks"]["scenes_text"][first]
+    assert (change["change"], change["lost"], change["gained"]) == (1.0, 0, 1)
+    assert changes["before"] == {"name": "m", "origin": "runs/m"}
+    text = tables.text_report(found)
+    assert "= all text" in text
+    assert "scenes_text generate*" in text
 
 
 def test_the_figure_shows_right_and_wrong(root, tmp_path):
-    asked = tasks.read_questions(tasks.TASKS["scenes_images"], root)
-    answers = ["yes", "no"] * (len(asked) // 2)
+    count = 2 * len(kinds.KINDS)
+    result = score("scenes_images", root, ["yes", "no"] * (count // 2))
+    items = tasks.read_items(tasks.TASKS["scenes_images"], root)
     file = tmp_path / "new" / "answers.png"
-    answer_figure.draw_answers(file, asked, answers, count=6)
+    answer_figure.draw_answers(file, items, result.lines, count=6)
     pixels = np.asarray(Image.open(file).convert("RGB")).reshape(-1, 3)
     for color in (answer_figure.RIGHT_COLOR, answer_figure.WRONG_COLOR):
         wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
@@ -202,7 +197,7 @@ def test_help_needs_no_slow_imports(program):
 def test_task_names_of_the_help_are_those_of_the_tasks():
     from wings_jax import evaluate  # the entry point, imported only to be run
 
-    assert tuple(tasks.TASKS) == evaluate.TASK_NAMES
+    assert tuple(embedded.EMBEDDED) == evaluate.TASK_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -223,7 +218,14 @@ def test_the_command_writes_a_report(workdir, root, tmp_path):
     keys = {"task", "rows", "id", "question", "truth", "answer", "right"}
     assert keys == set(json.loads(lines[0]))
     assert (out / "report.md").read_text().startswith("# Evaluation")
+    assert (out / "report.png").stat().st_size > 1000
     assert (out / "some.png").stat().st_size > 1000
+    assert len((out / "two" / "scenes_text.jsonl").read_text().splitlines()) == 3
+
+    # Run again with other settings: results of embedded tasks are replaced.
+    again = evaluate(*flags, "--out", out, "--limit", 2)
+    assert again.returncode == 0, again.stderr
+    assert len((out / "answers-one.jsonl").read_text().splitlines()) == 4
     assert "all text" in done.stdout
 
 
@@ -244,6 +246,8 @@ def test_forgetting_and_conversations_by_command(workdir, root, tmp_path, monkey
     for row in after["tasks"]["iit"].values():  # the same model: nothing is lost or gained
         assert (row["lost"], row["gained"], row["total"]) == (0, 0, 2)
     assert (tmp_path / "answers-old.jsonl").is_file()
+    (pair,) = [name for name in found if " -> " in name]
+    assert {change["row"] for change in found[pair] if "row" in change} >= set(iit.ROWS)
 
 
 @pytest.mark.parametrize(
@@ -285,8 +289,8 @@ def test_records_without_their_keys_are_named(tmp_path):
     file = tmp_path / "test_text.json"
     file.write_text(json.dumps([{"id": "odd", "conversations": turns}]))
     with pytest.raises(UserError, match=r"odd: KeyError 'kinds'"):
-        tasks.read_questions(tasks.TASKS["scenes_text"], tmp_path)
+        tasks.read_items(tasks.TASKS["scenes_text"], tmp_path)
     record = {"id": "new", "conversations": turns, "kinds": ["smell"], "setting": "single"}
     (tmp_path / "test_images.json").write_text(json.dumps([record]))
     with pytest.raises(UserError, match=r"new: there are no questions of kind 'smell'"):
-        tasks.read_questions(tasks.TASKS["scenes_images"], tmp_path)
+        tasks.read_items(tasks.TASKS["scenes_images"], tmp_path)

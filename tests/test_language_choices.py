@@ -9,7 +9,7 @@ import re
 
 import inference_cases as cases
 import pytest
-from language_cases import make, naive_nats, reading
+from language_cases import choose, make, naive_nats, reading
 
 from wings_jax.errors import UserError
 from wings_jax.evaluation import choice_file, everyday, language, language_report
@@ -17,18 +17,6 @@ from wings_jax.evaluation.everyday import ChoiceQuestion
 from wings_jax.evaluation.language import Decision
 from wings_jax.evaluation.prose import Text
 from wings_jax.inference.likelihood import Likelihood
-
-
-class FixedLikelihoods:
-    """A model with a given likelihood for every choice."""
-
-    def __init__(self, known):
-        self.known = known
-
-    def scores(self, requests, *, with_end):
-        assert not with_end
-        for index in reversed(range(len(requests))):
-            yield index, [self.known[choice] for choice in requests[index][1]]
 
 
 def test_the_most_likely_choice_is_chosen():
@@ -42,8 +30,7 @@ def test_the_most_likely_choice_is_chosen():
         ChoiceQuestion("2", "", "?", ("no", "yes of course", "yes"), 2),
         ChoiceQuestion("3", "short", "?", ("no", "yes"), 1),
     ]
-    found = language.choose_answers(FixedLikelihoods(known), asked)
-    assert [one.question for one in found] == asked
+    found = [Decision(one, [known[choice] for choice in one.choices]) for one in asked]
     assert [one.chosen for one in found] == [0, 2, 1]
     assert [one.chosen_per_token for one in found] == [2, 1, 1]
     assert language.right_by_row(found) == {
@@ -61,7 +48,7 @@ def test_choices_are_scored_as_answers_of_the_template():
         ChoiceQuestion("1", "", "Up?", ("yes", "top left"), 0),
         ChoiceQuestion("2", "", "A?", ("no", "7", "x"), 1),
     ]
-    for decision in language.choose_answers(generator, items):
+    for decision in choose(generator, items):
         for choice, found in zip(decision.question.choices, decision.likelihoods, strict=True):
             prompt = f"<|im_start|>user\n{decision.question.question}<|im_end|>\n"
             system = f"<|im_start|>system\n{generator.processor.template.system}<|im_end|>\n"
@@ -74,14 +61,14 @@ def test_choices_are_scored_as_answers_of_the_template():
             assert found.tokens == len(ids)
 
 
-def test_a_question_that_does_not_fit_is_named():
+def test_questions_that_do_not_fit_are_counted():
     generator, _ = make("plain", 4)
     items = [
         ChoiceQuestion("fine", "", "Up?", ("a", "b"), 0),
         ChoiceQuestion("odd", "", "up " * 400, ("a", "b"), 0),
     ]
-    with pytest.raises(UserError, match="question odd: the prompt has 819 slots"):
-        language.choose_answers(generator, items)
+    with pytest.raises(UserError, match="language_choices: 1 of 2 items do not fit"):
+        choose(generator, items)
 
 
 def test_changes_are_paired_by_question():

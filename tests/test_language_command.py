@@ -39,7 +39,12 @@ def test_the_command_compares_models(workdir, tmp_path, monkeypatch, capsys):
         *(f"choices-{name}.jsonl" for name in ("old", "other", "same")),
         "language.json",
         "language.md",
+        "old",
+        "other",
+        "same",
     ]
+    scores = json.loads((out / "old" / "language_text.json").read_text())["scores"]
+    assert set(scores) == {"perplexity"}
     old, same, plain = json.loads((out / "language.json").read_text())["models"]
     text = prose.installed_text().subset(4)
     assert old["perplexity"] == same["perplexity"]
@@ -78,6 +83,31 @@ def test_the_command_reads_a_users_files(workdir, tmp_path, monkeypatch, capsys)
     assert "odd kind" in output
     assert "Change" not in output
     assert sorted(tmp_path.iterdir()) == [choices, text]
+
+
+def test_both_measures_are_tasks_among_others(workdir, tmp_path, monkeypatch, capsys):
+    """In one report, resumed after the first task; another text replaces the result."""
+    text, out = tmp_path / "text.txt", tmp_path / "out"
+    text.write_text(SENTENCE * 2)
+    flags = ["--checkpoint", f"m={workdir}", "--out", out, "--limit", 4, "--batch-size", 2]
+    flags += ["--tasks", "language_text,language_choices", "--text", text]
+    run_command(monkeypatch, *flags)
+    assert "language_text perplexity*" in capsys.readouterr().out
+    report = (out / "report.json").read_bytes()
+    found = json.loads(report)["tasks"]
+    perplexity = found["language_text"][0]["scores"]["perplexity"]
+    assert perplexity["micro"]["n"] == 1
+    assert perplexity["micro"]["value"] > 1
+    assert found["language_choices"][0]["scores"]["ll"]["groups"][everyday.ALL]["n"] == 4
+
+    (out / "m" / "language_choices.json").unlink()
+    (out / "report.json").unlink()
+    run_command(monkeypatch, *flags)
+    assert (out / "report.json").read_bytes() == report
+    text.write_text(SENTENCE * 3)
+    run_command(monkeypatch, *flags)
+    again = json.loads((out / "report.json").read_text())["tasks"]["language_text"][0]
+    assert again["scores"]["perplexity"] != perplexity
 
 
 @pytest.mark.parametrize(

@@ -12,17 +12,17 @@ import inference_cases as cases
 import jax
 import numpy as np
 import pytest
-from language_cases import PASSAGES, SENTENCE, WORDS, make, naive_nats, reading
+from language_cases import PASSAGES, SENTENCE, WORDS, make, measure, naive_nats, reading
 
 from wings_jax.errors import UserError
-from wings_jax.evaluation import language, prose
+from wings_jax.evaluation import prose
 from wings_jax.evaluation.prose import Text
 
 
 @pytest.mark.parametrize("case", ["plain", "router"])
 def test_perplexity_is_that_of_a_naive_softmax(case):
     generator, params = make(case, rows=2)
-    found = language.measure_perplexity(generator, PASSAGES)
+    found = measure(generator, PASSAGES)
     ids = [cases.tokenizer()(text).input_ids for text in PASSAGES]
     nats = [naive_nats(generator, params, some) for some in ids]
     np.testing.assert_allclose(found.nats, nats, rtol=1e-4)
@@ -39,7 +39,7 @@ def test_perplexity_of_a_uniform_model_is_its_vocabulary_size():
 
     generator, _ = make("plain", 4, blank)
     vocabulary = len(cases.tokenizer())
-    found = language.measure_perplexity(generator, PASSAGES)
+    found = measure(generator, PASSAGES)
     assert found.perplexity == pytest.approx(vocabulary, rel=1e-5)
     assert found.interval == pytest.approx((vocabulary, vocabulary), rel=1e-5)
     bits = math.log2(vocabulary) * found.tokens.sum()
@@ -48,10 +48,10 @@ def test_perplexity_of_a_uniform_model_is_its_vocabulary_size():
 
 
 def test_perplexity_does_not_depend_on_the_batch():
-    alone = language.measure_perplexity(make("router", 1)[0], PASSAGES)
-    together = language.measure_perplexity(make("router", 8)[0], PASSAGES)
+    alone = measure(make("router", 1)[0], PASSAGES)
+    together = measure(make("router", 8)[0], PASSAGES)
     np.testing.assert_allclose(together.nats, alone.nats, rtol=1e-5)
-    others = language.measure_perplexity(make("router", 2)[0], PASSAGES[::-1])
+    others = measure(make("router", 2)[0], PASSAGES[::-1])
     np.testing.assert_allclose(others.nats[::-1], alone.nats, rtol=1e-5)
 
 

@@ -21,13 +21,13 @@ tower of the first config), or another checkpoint to compare with. --adapter put
 model among devices, --dtype is that of its matmuls.
 
 Tasks are benchmarks (--list prints them; their files are below --data-root, in any of the forms
-that they are published in) and the embedded ones, scenes_images, scenes_text and iit. --suite
-wings is all benchmarks of the paper whose files are there; it lists the others. --protocols
-chooses among ppl, ll, ll_chars, ll_bytes, ll_token, letter and generate, --shots the number of
-solved examples. A run that was stopped resumes with the same command. --shard I/N computes part I
-of N on one of several machines with a common --out; the same command without it writes the report.
-`forgetting` compares each model with the base, question by question; --compare does so for
-finished results.
+that they are published in) and the embedded ones, scenes_images, scenes_text, iit, language_text
+and language_choices: one report for all. --suite wings is all benchmarks of the paper whose files
+are there; it lists the others. --protocols chooses among ppl, ll, ll_chars, ll_bytes, ll_token,
+letter and generate, --shots the number of solved examples. A run that was stopped resumes with the
+same command. --shard I/N computes part I of N on one of several machines with a common --out; the
+same command without it writes the report. `forgetting` compares each model with the base, question
+by question; --compare does so for finished results.
 
 `iit` runs interleaved conversations of text and images: embedded ones or, with --manifest, those
 that `iit build` made of the data sets below --data-root. A manifest has identifiers and hashes
@@ -55,9 +55,11 @@ from wings_jax.errors import UserError
 
 if TYPE_CHECKING:
     from wings_jax.evaluation.benchmarks.command import BenchmarkOptions
+    from wings_jax.evaluation.benchmarks.record import Benchmark
 
 PROGRAM = cli.program_name("wings_jax.evaluate")
-TASK_NAMES = ("scenes_images", "scenes_text", "iit")  # of `evaluation.tasks`, which imports slowly
+# Of `evaluation.benchmarks.embedded`, which imports slowly.
+TASK_NAMES = ("scenes_images", "scenes_text", "iit", "language_text", "language_choices")
 DEFAULT_TASKS = {"tasks": "scenes_images,scenes_text", "iit": "iit", "forgetting": "scenes_text"}
 LANGUAGE = "language"
 BENCHMARK_FLAGS = ("suite", "protocols", "shots", "shard")
@@ -88,17 +90,11 @@ def main() -> None:
         paired.print_comparison(flags.compare, flags.out)
         return
 
-    embedded, benchmarks = catalog.split_names(flags.tasks, flags.suite)
-    evaluate_models(flags, embedded, benchmarks)
+    evaluate_models(flags, catalog.find_benchmarks(flags.tasks, flags.suite))
 
 
-def evaluate_models(flags: argparse.Namespace, embedded: str, benchmarks: Sequence) -> None:
-    """Evaluates the models that the flags name.
-
-    Args:
-      embedded: names of embedded tasks, separated by commas.
-      benchmarks: the other tasks.
-    """
+def evaluate_models(flags: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> None:
+    """Evaluates the models that the flags name."""
     cli.use_compilation_cache()
 
     from wings_jax import axes
@@ -114,54 +110,24 @@ def evaluate_models(flags: argparse.Namespace, embedded: str, benchmarks: Sequen
         loading=models.LoadOptions(flags.dtype or parameters.default_dtype(), mesh),
     )
     if flags.mode == LANGUAGE:
-        commands.evaluate_language(
-            lazy_models,
-            text_file=flags.text,
-            choices=flags.choices,
-            limit=flags.limit,
-            rows=flags.batch_size,
-            out=flags.out,
-        )
+        commands.evaluate_language(lazy_models, benchmark_options(flags))
         return
 
     if flags.manifest:
-        from wings_jax.evaluation.interleaved import command
+        from wings_jax.evaluation.interleaved import command as interleaved_command
 
         options = benchmark_options(flags)
-        command.evaluate_manifest(
+        interleaved_command.evaluate_manifest(
             lazy_models, flags.manifest, options, history=flags.history or "gold"
         )
         return
 
-    is_comparison = flags.mode == "forgetting"
-    if benchmarks:
-        evaluate_benchmarks(flags, lazy_models, benchmarks)
-    if embedded:
-        # The benchmarks' reports have the same names.
-        has_both = bool(benchmarks and flags.out)
-        commands.evaluate_tasks(
-            lazy_models,
-            task_names=embedded,
-            data_root=flags.data_root if not benchmarks else None,
-            limit=flags.limit,
-            rows=flags.batch_size,
-            out=flags.out / "embedded" if has_both else flags.out,
-            figure=flags.figure,
-            compare=is_comparison,
-        )
-
-
-def evaluate_benchmarks(
-    flags: argparse.Namespace, lazy_models: Sequence, benchmarks: Sequence
-) -> None:
-    """Evaluates models on benchmarks. Raises UserError."""
     from wings_jax.evaluation.benchmarks import command
 
-    options = benchmark_options(flags)
     command.evaluate_benchmarks(
         lazy_models,
         benchmarks,
-        options,
+        benchmark_options(flags),
         is_suite=flags.suite is not None,
         compare=flags.mode == "forgetting",
     )
@@ -180,6 +146,9 @@ def benchmark_options(flags: argparse.Namespace) -> BenchmarkOptions:
         flags.limit,
         flags.batch_size,
         shards.parse_shard(flags.shard) if flags.shard else shards.WHOLE,
+        flags.figure,
+        flags.text,
+        flags.choices,
     )
 
 
@@ -247,7 +216,11 @@ def check_mode(flags: argparse.Namespace) -> None:
     # A flag without effect would be a silent mistake.
     is_language = flags.mode == LANGUAGE
     problem = f"is not for `{LANGUAGE}`" if is_language else f"is for `{LANGUAGE}` only"
-    for name in TASK_FLAGS if is_language else LANGUAGE_FLAGS:
+    # The tasks of `language` may be named among others.
+    forbidden: tuple[str, ...] = TASK_FLAGS if is_language else LANGUAGE_FLAGS
+    if not is_language and f"{LANGUAGE}_" in (flags.tasks or ""):
+        forbidden = ()
+    for name in forbidden:
         if getattr(flags, name) is not None:
             raise UserError(f"--{name.replace('_', '-')} {problem}")
     check_iit_flags(flags)
@@ -341,7 +314,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     # Outputs.
     add("--out", type=pathlib.Path, help="directory for the report and the answers")
-    add("--figure", type=pathlib.Path, metavar="FILE.png", help="some questions with their images")
+    figure_help = "some questions with images and the last model's answers"
+    add("--figure", type=pathlib.Path, metavar="FILE.png", help=figure_help)
     add("--picture", type=pathlib.Path, dest="figure", help=argparse.SUPPRESS)  # the old name
     add("--debug", action="store_true", help="show the traceback of an error")
     return parser

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from typing import Any
 
 from wings_jax import files, formatting
-from wings_jax.evaluation import comparison, language, report
+from wings_jax.evaluation import language, scoring
+from wings_jax.evaluation.benchmarks import tables
+from wings_jax.evaluation.benchmarks.text_likelihood import TextLikelihood
 from wings_jax.evaluation.everyday import ALL, PER_TOKEN
-from wings_jax.evaluation.language import Decision, LanguageResult, TextLikelihood
+from wings_jax.evaluation.language import Decision, LanguageResult
 from wings_jax.evaluation.prose import Text
 from wings_jax.evaluation.scoring import Score
 
@@ -66,7 +68,7 @@ def _choice_table(results: Sequence[LanguageResult]) -> Table:
     table_cells = [["", "n", *(result.name for result in results)]]
     for row_name, first_marks in by_model[0].items():
         scores = (Score(sum(marks[row_name]), len(marks[row_name])) for marks in by_model)
-        formatted = map(report.format_score, scores)
+        formatted = map(scoring.format_score, scores)
         table_cells.append([_row_title(row_name), str(len(first_marks)), *formatted])
     return LEGEND, table_cells
 
@@ -77,7 +79,7 @@ def _change_table(first_result: LanguageResult, *others: LanguageResult) -> Tabl
 
     table_cells = [["", *(other.name for other in others)]]
     for row_name in by_model[0]:
-        changes = (comparison.format_change(rows[row_name]) for rows in by_model)
+        changes = (scoring.format_change(rows[row_name]) for rows in by_model)
         table_cells.append([_row_title(row_name), *changes])
 
     title = f"Change from {first_result.name} in points [95 % interval, paired, Newcombe]"
@@ -99,7 +101,10 @@ def text_report(text: Text, results: Sequence[LanguageResult]) -> str:
 
 def markdown_report(text: Text, results: Sequence[LanguageResult]) -> str:
     """Returns the tables in Markdown, with where each model comes from."""
-    markdown_lines = ["# Language", "", *report.model_lines(results)]
+    markdown_lines = ["# Language", ""]
+    markdown_lines += [
+        tables.model_line(result.name, result.origin, result.step) for result in results
+    ]
     for title, table_cells in language_tables(text, results):
         markdown_lines += ["", f"{title}:", "", formatting.markdown_table(table_cells)]
     return "\n".join(markdown_lines) + "\n"
@@ -124,7 +129,7 @@ def _result_to_dict(text: Text, result: LanguageResult) -> dict[str, Any]:
         "seconds": round(result.seconds, 2),
         "perplexity": _text_to_dict(text, result.text),
         "choices": {
-            row_name: report.score_to_dict(Score(sum(is_right), len(is_right)))
+            row_name: scoring.score_to_dict(Score(sum(is_right), len(is_right)))
             for row_name, is_right in language.right_by_row(result.decisions).items()
         },
     }
@@ -154,7 +159,7 @@ def _change_to_dict(before: LanguageResult, after: LanguageResult) -> dict[str, 
             "interval95": formatting.round_interval(interval),
         },
         "choices": {
-            row_name: comparison.paired_to_dict(paired)
+            row_name: scoring.paired_to_dict(paired)
             for row_name, paired in language.paired_by_row(before, after).items()
         },
     }

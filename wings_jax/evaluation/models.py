@@ -66,7 +66,12 @@ def open_generator(
     loading = model.loading
     with errors.full_memory(MEMORY_ADVICE):
         return Generator.from_checkpoint(
-            model.open(), rows=rows, sampling=sampling, dtype=loading.dtype, mesh=loading.mesh
+            model.open(),
+            rows=rows,
+            sampling=sampling,
+            dtype=loading.dtype,
+            mesh=loading.mesh,
+            release=True,
         )
 
 

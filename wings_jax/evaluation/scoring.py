@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
+from typing import Any
 
-from wings_jax.evaluation.tasks import Question, Task
+from wings_jax import formatting
 from wings_jax.formatting import Interval
 
 Z = 1.959963984540054  # quantile of the standard normal for a two-sided 95 % interval
@@ -123,53 +124,6 @@ def _combined_width(left: float, right: float, correlation: float) -> float:
     return math.sqrt(max(0.0, left**2 - 2 * correlation * left * right + right**2))
 
 
-def is_right(answer: str, truth: str) -> bool:
-    r"""Returns whether an answer equals the true one, apart from white space around it.
-
-    >>> is_right(" top left\n", "top left"), is_right("Top left", "top left")
-    (True, False)
-    """
-    return answer.strip() == truth.strip()
-
-
-def score_answers(
-    task: Task, questions: Sequence[Question], answers: Iterable[str]
-) -> Mapping[str, Score]:
-    """Returns row -> score, for the rows of the task that have questions, in its order."""
-    # A question counts in every row that it has a label of.
-    right, total = dict.fromkeys(task.rows, 0), dict.fromkeys(task.rows, 0)
-
-    for question, answer in zip(questions, answers, strict=True):
-        for row_name in question.labels:
-            total[row_name] += 1
-            right[row_name] += is_right(answer, question.truth)
-
-    return {
-        row_name: Score(right[row_name], total[row_name])
-        for row_name in task.rows
-        if total[row_name]
-    }
-
-
-def score_pairs(
-    task: Task, questions: Sequence[Question], before: Sequence[str], after: Sequence[str]
-) -> Mapping[str, PairedScore]:
-    """Returns row -> paired score of two models' answers, for the rows that have questions."""
-    outcomes: dict[str, list[tuple[bool, bool]]] = {row_name: [] for row_name in task.rows}
-
-    for question, answer_before, answer_after in zip(questions, before, after, strict=True):
-        outcome = (is_right(answer_before, question.truth), is_right(answer_after, question.truth))
-        for row_name in question.labels:
-            outcomes[row_name].append(outcome)
-
-    # A task may declare rows that no question of this run counts in.
-    return {
-        row_name: count_pairs(row_outcomes)
-        for row_name, row_outcomes in outcomes.items()
-        if row_outcomes
-    }
-
-
 def count_pairs(outcomes: Sequence[tuple[bool, bool]]) -> PairedScore:
     """Returns the paired score of (right before, right after) of every question.
 
@@ -182,3 +136,44 @@ def count_pairs(outcomes: Sequence[tuple[bool, bool]]) -> PairedScore:
         gained=outcomes.count((False, True)),
         neither=outcomes.count((False, False)),
     )
+
+
+def score_to_dict(score: Score) -> dict[str, Any]:
+    """Returns a score as it is written to JSON."""
+    return {
+        "right": score.right,
+        "total": score.total,
+        "accuracy": formatting.round_for_json(score.accuracy),
+        "interval95": formatting.round_interval(score.interval),
+    }
+
+
+def paired_to_dict(paired: PairedScore) -> dict[str, Any]:
+    """Returns a change as it is written to JSON."""
+    return {
+        "before": formatting.round_for_json(paired.before.accuracy),
+        "after": formatting.round_for_json(paired.after.accuracy),
+        "change": formatting.round_for_json(paired.change),
+        "interval95": formatting.round_interval(paired.interval),
+        "lost": paired.lost,
+        "gained": paired.gained,
+        "total": paired.total,
+    }
+
+
+def format_score(score: Score) -> str:
+    """Returns the accuracy in % and its interval.
+
+    >>> format_score(Score(right=8, total=10))
+    '80.0 [49.0, 94.3]'
+    """
+    return formatting.format_estimate(score.accuracy, score.interval, scale=100)
+
+
+def format_change(paired: PairedScore) -> str:
+    """Returns the change in points, with its interval.
+
+    >>> format_change(PairedScore(both=36, lost=2, gained=12, neither=0))
+    '+20.0 [+5.7, +34.0]'
+    """
+    return formatting.format_estimate(paired.change, paired.interval, scale=100, sign="+")

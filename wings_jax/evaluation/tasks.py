@@ -1,19 +1,25 @@
-"""The tasks: where their questions come from, and in which rows of the table a question counts.
+"""The embedded tasks: where their questions come from, and in which rows a question counts.
 
 A task is a LLaVA file, or samples that the package makes, whose last turn is the true answer. The
 extra keys of a record are its kinds of question; `labels` maps them to rows.
+`benchmarks.embedded` declares the tasks as benchmarks.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from wings_jax.data import samples, sources
+import numpy as np
+from PIL import Image
+
+from wings_jax.data import images, samples, sources
 from wings_jax.errors import UserError
 from wings_jax.evaluation import iit
+from wings_jax.evaluation.benchmarks.record import TURNS, ImageRef, Item
 from wings_jax.scenes import questions, skills
 
 ALL_BUT_SUMS = "all but sums"
@@ -23,7 +29,7 @@ SUM = "sum"
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """A set of questions, declared as data."""
+    """Questions of the package, declared as data."""
 
     # Heading in reports.
     title: str
@@ -37,27 +43,6 @@ class Task:
     file: str = ""
     # Returns the samples of a task that has no file.
     make_samples: Callable[[], Sequence[samples.Sample]] | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Question:
-    """One scored question."""
-
-    # Identifier of its sample.
-    id: str
-    # All turns up to the question, {"from": ..., "value": ...}.
-    turns: Sequence[Mapping[str, str]]
-    # Images of these turns: paths, encoded bytes or u8[h,w,3].
-    images: tuple[Any, ...]
-    # The true answer.
-    truth: str
-    # Rows of the table that it counts in.
-    labels: tuple[str, ...]
-
-    @property
-    def text(self) -> str:
-        """Returns the last human turn."""
-        return self.turns[-1]["value"]
 
 
 def _image_labels(record: Mapping[str, Any]) -> tuple[str, ...]:
@@ -106,26 +91,8 @@ TASKS: Mapping[str, Task] = {
 }
 
 
-def find_tasks(names: str) -> dict[str, Task]:
-    """Returns the tasks of a comma-separated list.
-
-    Raises:
-      UserError: there is no task of a name, or no name.
-    """
-    chosen = [task_name.strip() for task_name in names.split(",") if task_name.strip()]
-    if not chosen:
-        raise UserError(f"--tasks: {names!r} has no name of a task; there are {', '.join(TASKS)}")
-
-    unknown = [task_name for task_name in chosen if task_name not in TASKS]
-    if unknown:
-        raise UserError(f"--tasks: no such task: {unknown[0]!r}; there are {', '.join(TASKS)}")
-    return {task_name: TASKS[task_name] for task_name in chosen}
-
-
-def read_questions(
-    task: Task, root: pathlib.Path | None, limit: int | None = None
-) -> list[Question]:
-    """Returns the task's questions; with `limit` about as many, spread over all of them.
+def read_items(task: Task, root: pathlib.Path | None) -> list[Item]:
+    """Returns the task's questions as items.
 
     `root` is the directory of the data set, None if the task has no file.
 
@@ -142,9 +109,7 @@ def read_questions(
     else:
         raise UserError(f"{task.title}: the directory of its data is missing")
 
-    return [
-        _question(task, source[index], source_name) for index in spread_indices(len(source), limit)
-    ]
+    return [_make_item(task, source[index], source_name) for index in range(len(source))]
 
 
 def spread_indices(count: int, limit: int | None) -> Sequence[int]:
@@ -160,20 +125,42 @@ def spread_indices(count: int, limit: int | None) -> Sequence[int]:
     return sorted({number * count // limit for number in range(limit)})
 
 
-def _question(task: Task, sample: samples.Sample, file: str) -> Question:
-    """Returns the question that the last two turns of a sample are. Raises UserError."""
+def _make_item(task: Task, sample: samples.Sample, file: str) -> Item:
+    """Returns the item that the last two turns of a sample are. Raises UserError."""
     # The last turn is the true answer, the one before it the question.
     turns = list(sample.conversations)
     try:
-        labels = task.labels(sample.extra)
+        rows, question = task.labels(sample.extra), turns[-2]["value"]
         has_truth = turns[-1]["from"] == "gpt" and isinstance(turns[-1]["value"], str)
     except (KeyError, IndexError, TypeError) as error:
         raise UserError(f"{file}: {sample.id}: {type(error).__name__} {error}") from error
 
     if not has_truth:
         raise UserError(f"{file}: {sample.id}: the last turn is not the true answer")
-    unknown = [label for label in labels if label not in task.rows]
+    unknown = [row for row in rows if row not in task.rows]
     if unknown:
         raise UserError(f"{file}: {sample.id}: there are no questions of kind {unknown[0]!r}")
 
-    return Question(sample.id, turns[:-1], sample.images, turns[-1]["value"], labels)
+    before = turns[:-2]
+    return Item(
+        id=sample.id,
+        question=question,
+        answer=turns[-1]["value"],
+        group=rows[0],
+        rows=rows,
+        images=tuple(_image_ref(sample.id, image) for image in sample.images),
+        extra={TURNS: before} if before else {},
+    )
+
+
+def _image_ref(name: str, image: Any) -> ImageRef:
+    """Returns an image of a sample: a path, encoded bytes or u8[h,w,3]."""
+    if not isinstance(image, np.ndarray):
+        return ImageRef(str(image), lambda: images.image_bytes(image))
+
+    def encode() -> bytes:
+        stream = io.BytesIO()
+        Image.fromarray(image).save(stream, "PNG")
+        return stream.getvalue()
+
+    return ImageRef(name, encode)

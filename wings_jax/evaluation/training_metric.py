@@ -14,12 +14,10 @@ from wings_jax import tree
 from wings_jax.config import Config
 from wings_jax.data import chat_template
 from wings_jax.errors import UserError
-from wings_jax.evaluation import commands, models, scoring
-from wings_jax.evaluation.benchmarks import catalog, command, results, runner
+from wings_jax.evaluation import models
+from wings_jax.evaluation.benchmarks import catalog, command, results, runner, summary
 from wings_jax.evaluation.benchmarks.runner import BenchmarkTask
 from wings_jax.inference.generator import Generator
-from wings_jax.inference.prompts import Request
-from wings_jax.inference.sampling import SamplingParams
 from wings_jax.model.presets import WingsArch
 
 FLAG = "config.eval"
@@ -50,17 +48,16 @@ def make_metric(
             f"{FLAG}.every: evaluation during training needs one process, and the job has "
             f"{jax.process_count()}; evaluate its checkpoints with python -m wings_jax.evaluate"
         )
-    questions, benchmark_tasks = read_tasks(config)
+    asked = read_tasks(config)
     template = chat_template.template_from_settings(config.data, tokenizer)
-    sampling = SamplingParams(max_new_tokens=commands.MAX_NEW_TOKENS)
     shared_mesh = mesh if mesh.size > 1 else None
 
     base: Scalars = {}
     if config.eval.base:
         loading = models.LoadOptions(config.compute_dtype or None, shared_mesh)
         model = models.parse_model(config.eval.base, flag=BASE_FLAG, loading=loading)
-        generator = models.open_generator(model, rows=config.eval.batch_size, sampling=sampling)
-        base = measure_accuracies(generator, questions, benchmark_tasks, "base")
+        generator = models.open_generator(model, rows=config.eval.batch_size)
+        base = measure_accuracies(generator, asked, "base")
 
     def measure(flat: Mapping[str, jax.Array]) -> FetchScalars:
         started = time.perf_counter()
@@ -71,10 +68,9 @@ def make_metric(
             template,
             dtype=config.compute_dtype or None,
             rows=config.eval.batch_size,
-            sampling=sampling,
             mesh=shared_mesh,
         )
-        accuracies = measure_accuracies(generator, questions, benchmark_tasks, "evaluation")
+        accuracies = measure_accuracies(generator, asked, "evaluation")
 
         scalars = {f"eval/{name}/accuracy": value for name, value in accuracies.items()}
         for name in base:
@@ -85,8 +81,8 @@ def make_metric(
     return measure
 
 
-def read_tasks(config: Config) -> tuple[commands.Questions, list[BenchmarkTask]]:
-    """Returns the questions of the embedded tasks, and the benchmarks, of `config.eval`.
+def read_tasks(config: Config) -> list[BenchmarkTask]:
+    """Returns the tasks of `config.eval`.
 
     Raises:
       UserError: there is no task of a name, or its data are missing; it names the config's key.
@@ -95,52 +91,38 @@ def read_tasks(config: Config) -> tuple[commands.Questions, list[BenchmarkTask]]
     root = pathlib.Path(settings.data_root) if settings.data_root else None
     limit = settings.limit or None
     try:
-        embedded, benchmarks = catalog.split_names(settings.tasks, None)
-        questions: commands.Questions = {}
-        if embedded:
-            questions = commands.read_all_questions(embedded, root, limit, config.data.scenes)
-        if benchmarks and root is None:
-            raise UserError(f"--data-root is missing: the files of {benchmarks[0].name}")
+        benchmarks = catalog.find_benchmarks(settings.tasks, None)
+        published = [benchmark.name for benchmark in benchmarks if not benchmark.is_embedded]
+        if published and root is None:
+            raise UserError(f"--data-root is missing: the files of {published[0]}")
+
+        if any(benchmark.kind == "text" for benchmark in benchmarks):
+            raise UserError("--tasks: a perplexity is no accuracy: see the loss of training")
 
         options = command.BenchmarkOptions(root, limit=limit, rows=settings.batch_size)
-        asked = command.read_tasks(benchmarks, root, options, None) if root else []
+        return command.read_tasks(benchmarks, options, config.data.scenes, None)
     except UserError as error:
         # The flags of `python -m wings_jax.evaluate`, by the names that they have here.
         message = str(error)
         for flag, key in (("--data-root", "data_root"), ("--tasks", "tasks")):
             message = message.replace(flag, f"{FLAG}.{key}")
         raise UserError(message) from error
-    return questions, asked
 
 
-def measure_accuracies(
-    generator: Generator,
-    questions: commands.Questions,
-    benchmark_tasks: Sequence[BenchmarkTask],
-    name: str,
-) -> Scalars:
+def measure_accuracies(generator: Generator, asked: Sequence[BenchmarkTask], name: str) -> Scalars:
     """Returns task -> accuracy, 0 to 1.
 
     Raises:
-      UserError: a question does not fit the model; the message begins with `name`.
+      UserError: questions do not fit the model; the message begins with `name`.
     """
     accuracies = {}
-    for task_name, task_questions in questions.items():
-        requests = [Request(question.turns, question.images) for question in task_questions]
-        right = 0
-        for index, answer in generator.answers(requests):
-            if isinstance(answer, UserError):
-                raise UserError(f"{name}: {task_questions[index].id}: {answer}") from answer
-            right += scoring.is_right(answer.text, task_questions[index].truth)
-        accuracies[task_name] = right / len(requests)
-
-    for task in benchmark_tasks:
+    for task in asked:
         runner.check_vision(name, task, generator)
         store = command.MemoryStore()
         runner.run_task(generator, task, store, name)
 
         lines = runner.collect_lines(task, store.answers)
-        result = results.make_result(name, task, {}, lines, 0.0)
-        score = result.scores[result.headline_protocol].headline(task.benchmark)
-        accuracies[task.benchmark.name] = score.value
+        scores = summary.score_protocols(task.benchmark, task.data.items, lines)
+        protocol = results.headline_protocol(task.benchmark, scores)
+        accuracies[task.benchmark.name] = scores[protocol].headline(task.benchmark).value
     return accuracies

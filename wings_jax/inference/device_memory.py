@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Mapping, Sequence
 
 import jax
@@ -13,6 +14,7 @@ from wings_jax.inference.engine import Chunk, ModelSpec
 
 ADVICE = "lower --batch-size (rows), --max-new-tokens, or the length of the prompts"
 GB = 10**9
+LARGE = 2**28  # bytes of a cache whose memory is worth returning to the system at once
 
 
 def cache_slots(spec: ModelSpec, chunk: Chunk, capacity: int) -> tuple[tuple[str, int], ...]:
@@ -80,3 +82,18 @@ def free_bytes(devices: Sequence[jax.Device]) -> int | None:
             return None
         total += stats["bytes_limit"] - stats["bytes_in_use"]
     return total
+
+
+def trim_host_memory() -> None:
+    """Returns the memory of deleted arrays to the system, where arrays are in host memory.
+
+    glibc keeps what was freed, and often takes new memory for the next large array; without glibc
+    nothing happens.
+    """
+    if jax.default_backend() != "cpu":
+        return
+    try:
+        trim = ctypes.CDLL(None).malloc_trim
+    except (AttributeError, OSError, TypeError):  # another C library, or Windows
+        return
+    trim(0)

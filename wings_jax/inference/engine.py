@@ -4,11 +4,15 @@ They apply the same layers as training does, one after the other instead of by a
 that a scan carries is copied at every token. `prefill` starts a cache, `extend` appends any slots
 to it, and `step` appends one token to every row. The states of a prefix never depend on what
 follows, so a conversation that grows turn by turn equals one that is computed at once.
+
+Under jit they are one program, which decoding needs. Outside of it they are a few small programs
+(`layer_programs`) that all layers share, which compile in a fraction of the time.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,12 +21,10 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from wings_jax import tree
-from wings_jax.inference import kv_cache
+from wings_jax.inference import kv_cache, layer_programs
 from wings_jax.inference.kv_cache import KVCache
-from wings_jax.model import attention
-from wings_jax.model.context import Cache, KVInputs, LayerContext, rope_tables, ungated_tokens
-from wings_jax.model.decoder import DecoderLayer, layer_switch
-from wings_jax.model.layers import RMSNorm, is_matrix
+from wings_jax.model.context import KVInputs, LayerContext, rope_tables, ungated_tokens
+from wings_jax.model.layers import is_matrix
 from wings_jax.model.layout import IMAGE, LEARNERS, MAIN, NEVER, PADDING, TEXT, Array, Visibility
 from wings_jax.model.presets import WingsArch
 from wings_jax.model.wings import Wings
@@ -89,21 +91,30 @@ class Chunk:
     picks: Mapping[str, Array]
 
 
-def split_layers(params: Mapping[str, Any], spec: ModelSpec) -> Weights:
-    """Returns nested parameters as `Weights`: matrices in `spec.dtype`, all else in float32."""
+def split_layers(params: Mapping[str, Any], spec: ModelSpec, *, release: bool = False) -> Weights:
+    """Returns nested parameters as `Weights`: matrices in `spec.dtype`, all else in float32.
+
+    Args:
+      release: whether parameters are deleted one by one as they are split, so that the layers are
+        never in memory twice; `params` cannot be used afterwards.
+    """
     flat = {
         path: jnp.asarray(x, spec.dtype if is_matrix(path) else jnp.float32)
         for path, x in tree.flatten(params).items()
     }
     nested = tree.nest(flat)
     above_layers = dict(nested["decoder"])
-    stacked = above_layers.pop("layers")
+    stacked = tree.flatten(above_layers.pop("layers"))
 
-    # [L, ...] -> L times [...]
-    layers = tuple(
-        jax.tree.map(lambda x, i=i: x[i], stacked) for i in range(spec.arch.decoder.num_layers)
-    )
-    return Weights(layers, {**nested, "decoder": above_layers})
+    # [L, ...] -> L times [...], one parameter after the other
+    layers: list[dict[str, Any]] = [{} for _ in range(spec.arch.decoder.num_layers)]
+    for path, values in stacked.items():
+        for index, layer in enumerate(layers):
+            layer[path] = values[index]
+        if release:
+            jax.block_until_ready([layer[path] for layer in layers])
+            values.delete()
+    return Weights(tuple(map(tree.nest, layers)), {**nested, "decoder": above_layers})
 
 
 def encode(spec: ModelSpec, weights: Weights, images: jax.Array) -> jax.Array:
@@ -132,24 +143,13 @@ def prefill(
       features: f32[n,D], encoded images; None if the chunk has no image slots.
       slots: attention -> how many slots to allocate, at least those of the chunk.
     """
-    x0 = _embed(spec, weights, chunk, features)
-    visibility, ctx = _layer_context(spec, chunk, x0)
-    hidden, layers = _run_layers(spec, weights, ctx, x0, None)
-
-    # [B, T, K, H] -> [B*K, slots, H]
-    padded_layers = tuple(
-        {
-            name: (
-                kv_cache.pad_slots(attention.merge_heads(k), slots[name]),
-                kv_cache.pad_slots(attention.merge_heads(v), slots[name]),
-            )
-            for name, (k, v) in layer.items()
-        }
-        for layer in layers
+    x0, visibility, ctx = _begin(spec, weights.rest, chunk, features)
+    x, layers = layer_programs.run_layers(
+        spec, weights, ctx, x0, None, slots=tuple(sorted(slots.items()))
     )
     more = slots["main"] - chunk.positions.shape[1]
     cache = KVCache(
-        layers=padded_layers,
+        layers=layers,
         visibility={
             name: kv_cache.pad_visibility(keys, slots[name]) for name, keys in visibility.items()
         },
@@ -157,16 +157,15 @@ def prefill(
         used={name: jnp.int32(keys.visible_from.shape[1]) for name, keys in visibility.items()},
         lengths=_lengths(chunk),
     )
-    return cache, hidden
+    return cache, x
 
 
 def forward(
     spec: ModelSpec, weights: Weights, chunk: Chunk, features: jax.Array | None
 ) -> jax.Array:
     """Returns the final states [B,T,D] of whole conversations, without a KV cache."""
-    x0 = _embed(spec, weights, chunk, features)
-    _, ctx = _layer_context(spec, chunk, x0)
-    return _run_layers(spec, weights, ctx, x0, None)[0]
+    x0, _, ctx = _begin(spec, weights.rest, chunk, features)
+    return layer_programs.run_layers(spec, weights, ctx, x0, None, keep=False)[0]
 
 
 def extend(
@@ -175,6 +174,9 @@ def extend(
     cache: KVCache,
     chunk: Chunk,
     features: jax.Array | None = None,
+    *,
+    owned: bool = False,
+    keep: bool = True,
 ) -> tuple[KVCache, jax.Array]:
     """Returns the KV cache with a chunk appended, and the chunk's final states [B,T,D].
 
@@ -183,9 +185,37 @@ def extend(
 
     Args:
       features: f32[n,D], encoded images; None if the chunk has no image slots.
+      owned: whether the buffers of `cache` are reused, outside of jit; it is then of no more use.
+      keep: whether the layers of the new cache are wanted; without, it has none.
     """
-    x0 = _embed(spec, weights, chunk, features)
-    new_visibility, ctx = _layer_context(spec, chunk, x0)
+    # What differs between layers apart, so that a layer is compiled once.
+    rest = dataclasses.replace(cache, layers=())
+    x0, ctx, extended = _begin_extend(spec, weights.rest, rest, chunk, features)
+    hidden, layers = layer_programs.run_layers(
+        spec, weights, ctx, x0, cache.layers, owned=owned, keep=keep
+    )
+    return dataclasses.replace(extended, layers=layers), hidden
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def _begin(
+    spec: ModelSpec, rest: Mapping[str, Any], chunk: Chunk, features: jax.Array | None
+) -> tuple[jax.Array, dict[str, Visibility], LayerContext]:
+    """Returns layer-0 features, visibility of the new keys, and the context of every layer."""
+    x0 = _embed(spec, rest, chunk, features)
+    return x0, *_layer_context(spec, chunk, x0)
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def _begin_extend(
+    spec: ModelSpec,
+    rest: Mapping[str, Any],
+    cache: KVCache,
+    chunk: Chunk,
+    features: jax.Array | None,
+) -> tuple[jax.Array, LayerContext, KVCache]:
+    """Returns layer-0 features, the context of every layer, and the new cache without layers."""
+    x0, new_visibility, ctx = _begin(spec, rest, chunk, features)
 
     # Write the new slots' visibility and positions: [B, S] with [B, T] from `used` on.
     visibility = dict(cache.visibility)
@@ -215,14 +245,13 @@ def extend(
         learners=learners,
         ungated=ungated_tokens(spec.arch, ctx.query, learners),
     )
-    hidden, layers = _run_layers(spec, weights, ctx, x0, cache.layers)
 
     # Every attention's buffer is filled by as many slots as were written.
     used = dict(cache.used)
     for name, new in new_visibility.items():
         used[name] = cache.used[name] + new.visible_from.shape[1]
     lengths = jnp.maximum(cache.lengths, _lengths(chunk))
-    return KVCache(layers, visibility, positions, used, lengths), hidden
+    return x0, ctx, KVCache((), visibility, positions, used, lengths)
 
 
 def step(
@@ -262,11 +291,11 @@ def _lengths(chunk: Chunk) -> jax.Array:
 
 
 def _embed(
-    spec: ModelSpec, weights: Weights, chunk: Chunk, features: jax.Array | None
+    spec: ModelSpec, rest: Mapping[str, Any], chunk: Chunk, features: jax.Array | None
 ) -> jax.Array:
     """Returns layer-0 features f32[B,T,D]: encoded images in image slots, else embeddings."""
     x0: Any = spec.model.apply(
-        {"params": weights.rest}, chunk.tokens, method=lambda m, tokens: m.decoder.embed(tokens)
+        {"params": rest}, chunk.tokens, method=lambda m, tokens: m.decoder.embed(tokens)
     )
     if features is None:
         return x0
@@ -317,32 +346,3 @@ def _layer_context(
         learner_rope_table=learner_table,
         ungated=ungated_tokens(spec.arch, query, learners),
     )
-
-
-def _run_layers(
-    spec: ModelSpec,
-    weights: Weights,
-    ctx: LayerContext,
-    x0: jax.Array,
-    caches: tuple[Cache, ...] | None,
-) -> tuple[jax.Array, tuple[Cache, ...]]:
-    """Returns normalized final states [B,T,D], and the keys and values of every layer.
-
-    With `caches` these are [B*K,S,H], the new ones written in; without, [B,T,K,H].
-    """
-    x = x0.astype(spec.dtype)
-    layer = DecoderLayer(spec.arch, spec.kernel)
-    new_caches = []
-    for index, params in enumerate(weights.layers):
-        learners = {n: ctx.learners[n] for n in spec.learners_of(index) if n in ctx.learners}
-        layer_ctx = dataclasses.replace(ctx, learners=learners)
-        cache = {} if caches is None else caches[index]
-
-        x, keys_values = layer.apply(
-            {"params": params}, x, (layer_switch(spec.arch, index), cache), layer_ctx
-        )
-        new_caches.append({**cache, **keys_values})
-
-    norm = RMSNorm(spec.arch.decoder.norm_eps)
-    hidden: Any = norm.apply({"params": weights.rest["decoder"]["norm"]}, x)
-    return hidden, tuple(new_caches)

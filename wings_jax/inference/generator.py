@@ -21,6 +21,7 @@ from wings_jax.errors import UserError
 from wings_jax.inference import (
     adapters,
     chunks,
+    device_memory,
     engine,
     likelihood,
     prompts,
@@ -56,6 +57,8 @@ class Generator:
       eos_ids: ids that end an answer, beside those of template and tokenizer.
       mesh: devices that share weights and caches, by the rules of training (`axes.RULES`); by
         default everything is on the device of the parameters.
+      release: whether the arrays of `params` may be deleted, which halves the memory while the
+        layers are split; they cannot be used afterwards.
 
     Raises:
       MeshError: the mesh does not divide the model.
@@ -74,13 +77,16 @@ class Generator:
         sampling: SamplingParams | None = None,
         eos_ids: Sequence[int] = (),
         mesh: Mesh | None = None,
+        release: bool = False,
     ):
         if isinstance(template, str):
             template = conversation.get_template(template)
         self.spec = engine.ModelSpec(arch, dtype or parameters.default_dtype(), kernel, mesh)
         # With a mesh, arrays get their sharding first, so that splitting keeps it.
         params = params if mesh is None else place_params(params, arch, mesh)
-        self.weights = engine.split_layers(params, self.spec)
+        self.weights = engine.split_layers(params, self.spec, release=release)
+        if release:
+            device_memory.trim_host_memory()
         self._eos_ids = tuple(eos_ids)
         # Of LLM and tower, computed once for all adapters that are put on them.
         self._base_digests: dict[str, digests.TensorDigest] = {}

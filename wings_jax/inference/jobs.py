@@ -157,13 +157,22 @@ class Journal:
       output: the file to write in the end.
       job: what the answers depend on; the journal of another job is not resumed.
       flag: what error messages call the output.
+      replace: whether the journal of another job is replaced.
 
     Raises:
       UserError: the output exists, or the journal is another job's or cannot be written.
     """
 
-    def __init__(self, output: pathlib.Path, job: Mapping[str, Any], flag: str = "--output"):
+    def __init__(
+        self,
+        output: pathlib.Path,
+        job: Mapping[str, Any],
+        flag: str = "--output",
+        *,
+        replace: bool = False,
+    ):
         self._output = output
+        self._replace = replace
         self._flag = flag
         self._path = output.with_name(f"{output.name}.partial")
         digest = hashlib.sha256(json.dumps(job).encode()).hexdigest()
@@ -193,7 +202,8 @@ class Journal:
 
         # The first line names the job, every other one is an answer.
         header, *lines = text.split("\n")
-        if not lines:  # empty, or a header that was cut off
+        is_other = header != self._header and self._replace
+        if not lines or is_other:  # empty, or a header that was cut off
             files.write_text(self._path, "")
             return {}
         if header != self._header:

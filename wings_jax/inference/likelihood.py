@@ -88,7 +88,14 @@ class PromptScorer:
         """
         with errors.full_memory(device_memory.ADVICE):
             beginning = self._compute_beginning(requests[0].prompt, shared) if shared else None
-            return _score_batch(self._spec, self._weights, requests, shared, beginning)
+            scored = _score_batch(self._spec, self._weights, requests, shared, beginning)
+
+        # The batch's caches are deleted; without this, those of the next one would lie beside them.
+        slots = max(sum(request.size) for request in requests)
+        size = device_memory.cache_bytes(self._spec, len(requests), {"main": slots})
+        if size > device_memory.LARGE:
+            device_memory.trim_host_memory()
+        return scored
 
     def _compute_beginning(self, prompt: PromptSlots, shared: int) -> ComputedPrompts:
         # Batches of a group follow each other: its beginning is computed once.

@@ -62,7 +62,7 @@ def load_generator(
             )
 
         return Generator.from_checkpoint(
-            restored, dtype=dtype, mesh=mesh, rows=rows, sampling=sampling
+            restored, dtype=dtype, mesh=mesh, rows=rows, sampling=sampling, release=True
         )
 
 

@@ -1,4 +1,7 @@
-"""Log-probabilities of given tokens: of prompts, and of answers to prompts. Pure, jitted functions.
+"""Log-probabilities of given tokens: of prompts, and of answers to prompts. Pure functions.
+
+Prompts and answers have many lengths: the layers are programs of their own (`inference.engine`), as
+whole models of every length would take longer to compile than to run.
 
 A sum of log-probabilities comes with the number of tokens that are the likeliest at their place:
 where both counts agree, greedy decoding would generate the text.
@@ -8,6 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +58,6 @@ class ComputedPrompts:
     head: Scores
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "slots"))
 def compute_prompts(
     spec: ModelSpec,
     weights: Weights,
@@ -70,14 +74,12 @@ def compute_prompts(
       features: f32[n,D], encoded images; None if the chunk has no image slots.
       slots: pairs of attention and how many slots to allocate.
     """
-    chunk = axes.shard_leading_axis(chunk, spec.mesh)
+    chunk = _place_chunk(spec, chunk)
     cache, hidden = engine.prefill(spec, weights, chunk, features, dict(slots))
-    logits = engine.logits(spec, weights, decode.last_states(chunk, hidden))
-    prompt, head = (score_slots(spec, weights, hidden, part) for part in scored)
-    return ComputedPrompts(kv_cache.shard_cache(cache, spec.mesh), logits, prompt, head)
+    scores = _score_prompts(spec, weights.rest, chunk, hidden, scored, None)
+    return ComputedPrompts(_place_cache(spec, cache), *scores)
 
 
-@functools.partial(jax.jit, static_argnames=("spec", "slots"))
 def continue_prompts(
     spec: ModelSpec,
     weights: Weights,
@@ -89,26 +91,14 @@ def continue_prompts(
 ) -> ComputedPrompts:
     """Returns prompts of which each is the beginning, a single row, followed by its own text."""
     # The beginning is one row of the cache, which each row of the batch continues.
-    chunk = axes.shard_leading_axis(chunk, spec.mesh)
-    rows = chunk.tokens.shape[0]
-    cache = kv_cache.grow(kv_cache.repeat_row(beginning.cache, rows), dict(slots))
-    cache = kv_cache.shard_cache(cache, spec.mesh)
-    cache, hidden = engine.extend(spec, weights, cache, chunk)
+    chunk = _place_chunk(spec, chunk)
+    cache = _repeat_beginning(spec, beginning.cache, chunk.tokens.shape[0], slots)
+    cache, hidden = engine.extend(spec, weights, cache, chunk, owned=True)
 
-    logits = engine.logits(spec, weights, decode.last_states(chunk, hidden))
-    prompt, head = (score_slots(spec, weights, hidden, part) for part in scored)
-
-    own = scored[0]
-    if own.tokens.shape[1]:
-        # The first slot of a row is predicted by the end of the beginning.
-        is_first = own.is_used[:, 0] & (own.sources[:, 0] < 0)
-        first_logits = jnp.broadcast_to(beginning.logits, logits.shape)
-        first = score_tokens(first_logits, own.tokens[:, 0], is_first)
-        prompt = prompt[0] + first[0], prompt[1] + first[1]
-    return ComputedPrompts(kv_cache.shard_cache(cache, spec.mesh), logits, prompt, head)
+    scores = _score_prompts(spec, weights.rest, chunk, hidden, scored, beginning.logits)
+    return ComputedPrompts(_place_cache(spec, cache), *scores)
 
 
-@functools.partial(jax.jit, static_argnames="spec")
 def score_answers(
     spec: ModelSpec,
     weights: Weights,
@@ -123,13 +113,92 @@ def score_answers(
       chunk: the answers without their last tokens, [B,T].
       targets: all tokens i32[B,T+1] of the answers, and which of them are used.
     """
+    _, hidden = engine.extend(spec, weights, computed.cache, chunk, keep=False)
+    return _score_targets(spec, weights.rest, computed.logits, hidden, targets)
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def _place_chunk(spec: ModelSpec, chunk: Chunk) -> Chunk:
+    return axes.shard_leading_axis(chunk, spec.mesh)
+
+
+def _place_cache(spec: ModelSpec, cache: KVCache) -> KVCache:
+    """Returns the cache with the sharding of `axes.RULES`; without a mesh as it is."""
+    return _shard_cache(spec, cache) if spec.mesh else cache
+
+
+@functools.partial(jax.jit, static_argnames="spec", donate_argnames="cache")
+def _shard_cache(spec: ModelSpec, cache: KVCache) -> KVCache:
+    return kv_cache.shard_cache(cache, spec.mesh)
+
+
+def _repeat_beginning(
+    spec: ModelSpec, cache: KVCache, rows: int, slots: tuple[tuple[str, int], ...]
+) -> KVCache:
+    """Returns the cache of one row `rows` times, with at least as many slots."""
+    # Layer by layer, as the intermediate arrays of all would be as large as the cache.
+    repeated = [
+        _repeat_layer(spec, dataclasses.replace(cache, layers=(layer,)), rows, slots)
+        for layer in cache.layers
+    ]
+    return dataclasses.replace(repeated[0], layers=tuple(one.layers[0] for one in repeated))
+
+
+@functools.partial(jax.jit, static_argnames=("spec", "rows", "slots"))
+def _repeat_layer(
+    spec: ModelSpec, cache: KVCache, rows: int, slots: tuple[tuple[str, int], ...]
+) -> KVCache:
+    """Returns the cache of one row and one layer `rows` times."""
+    grown = kv_cache.grow(kv_cache.repeat_row(cache, rows), dict(slots))
+    return kv_cache.shard_cache(grown, spec.mesh)
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def _score_prompts(
+    spec: ModelSpec,
+    rest: Mapping[str, Any],
+    chunk: Chunk,
+    hidden: jax.Array,
+    scored: tuple[ScoredSlots, ScoredSlots],
+    before: jax.Array | None,
+) -> tuple[jax.Array, Scores, Scores]:
+    """Returns the logits f32[B,V] after each row, and the scores of both kinds of scored slots.
+
+    Args:
+      hidden: [B,T,D], the states of the chunk.
+      before: f32[1,V], the logits after the beginning that all rows continue; None for none.
+    """
+    weights = Weights((), rest)
+    logits = engine.logits(spec, weights, decode.last_states(chunk, hidden))
+    prompt, head = (score_slots(spec, weights, hidden, part) for part in scored)
+
+    own = scored[0]
+    if before is not None and own.tokens.shape[1]:
+        # The first slot of a row is predicted by the end of the beginning.
+        is_first = own.is_used[:, 0] & (own.sources[:, 0] < 0)
+        first_logits = jnp.broadcast_to(before, logits.shape)
+        first = score_tokens(first_logits, own.tokens[:, 0], is_first)
+        prompt = prompt[0] + first[0], prompt[1] + first[1]
+    return logits, prompt, head
+
+
+@functools.partial(jax.jit, static_argnames="spec")
+def _score_targets(
+    spec: ModelSpec,
+    rest: Mapping[str, Any],
+    logits: jax.Array,
+    hidden: jax.Array,
+    targets: tuple[Array, Array],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the scores of tokens i32[B,T+1], and those of the first ones.
+
+    Args:
+      logits: f32[B,V], which predict the first token.
+      hidden: [B,T,D], the states that predict the others.
+    """
     tokens, is_used = (jnp.asarray(part) for part in targets)
-
-    # The first token is predicted by the prompt, token t by the state of token t - 1.
-    first, likeliest = score_tokens(computed.logits, tokens[:, 0], is_used[:, 0])
-
-    _, hidden = engine.extend(spec, weights, computed.cache, chunk)
-    later = score_columns(spec, weights, hidden, tokens[:, 1:], is_used[:, 1:])
+    first, likeliest = score_tokens(logits, tokens[:, 0], is_used[:, 0])
+    later = score_columns(spec, Weights((), rest), hidden, tokens[:, 1:], is_used[:, 1:])
     return first + later[0], likeliest + later[1], first
 
 

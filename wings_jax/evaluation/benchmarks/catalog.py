@@ -7,40 +7,39 @@ from collections.abc import Sequence
 
 from wings_jax import formatting
 from wings_jax.errors import UserError
+from wings_jax.evaluation.benchmarks.embedded import EMBEDDED
 from wings_jax.evaluation.benchmarks.record import Benchmark
 from wings_jax.evaluation.benchmarks.records import BENCHMARKS
-from wings_jax.evaluation.tasks import TASKS
 
 SUITES = ("wings",)
 
 
-def split_names(names: str | None, suite: str | None) -> tuple[str, list[Benchmark]]:
-    """Returns the embedded tasks, as a comma-separated list, and the benchmarks of both flags.
+def find_benchmarks(names: str | None, suite: str | None) -> list[Benchmark]:
+    """Returns the benchmarks of both flags, embedded tasks among them.
 
     Raises:
       UserError: there is no task or suite of a name.
     """
     chosen = find_suite(suite) if suite is not None else []
 
-    embedded = []
+    known = {**EMBEDDED, **BENCHMARKS}
     # A benchmark of the suite that is named as well is asked once.
     for name in [name.strip() for name in (names or "").split(",")]:
-        if name in TASKS:
-            embedded.append(name)
-        elif name in BENCHMARKS:
-            chosen += [] if BENCHMARKS[name] in chosen else [BENCHMARKS[name]]
+        if name in known:
+            chosen += [] if known[name] in chosen else [known[name]]
         elif name:
             raise UserError(_unknown_name(name))
 
-    if names is not None and not embedded and not chosen:
-        raise UserError(f"--tasks: {names!r} has no name of a task; there are {', '.join(TASKS)}")
-    return ",".join(embedded), chosen
+    if names is not None and not chosen:
+        listed = ", ".join(EMBEDDED)
+        raise UserError(f"--tasks: {names!r} has no name of a task; there are {listed}")
+    return chosen
 
 
 def _unknown_name(name: str) -> str:
-    near = difflib.get_close_matches(name, [*TASKS, *BENCHMARKS], n=1)
+    near = difflib.get_close_matches(name, [*EMBEDDED, *BENCHMARKS], n=1)
     hint = f"did you mean {near[0]!r}? " if near else ""
-    listed = ", ".join([*TASKS, *BENCHMARKS])
+    listed = ", ".join([*EMBEDDED, *BENCHMARKS])
     return f"--tasks: no such task: {name!r}; {hint}there are {listed}"
 
 
@@ -59,5 +58,5 @@ def text_catalog() -> str:
         protocols = ", ".join(benchmark.protocols)
         cells.append((name, protocols, size, benchmark.source, benchmark.license))
 
-    embedded = ", ".join(TASKS)
+    embedded = ", ".join(EMBEDDED)
     return f"{formatting.text_table(cells)}\n\nembedded, without files: {embedded}"

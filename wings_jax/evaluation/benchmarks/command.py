@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import pathlib
 import time
@@ -12,15 +11,26 @@ from typing import Any
 from wings_jax import errors, files
 from wings_jax.errors import UserError
 from wings_jax.evaluation import models, tasks
-from wings_jax.evaluation.benchmarks import paired, readers, results, runner, tables
+from wings_jax.evaluation.benchmarks import (
+    answer_figure,
+    embedded,
+    journals,
+    legacy,
+    paired,
+    readers,
+    results,
+    runner,
+    tables,
+)
 from wings_jax.evaluation.benchmarks.record import PROTOCOLS, Benchmark, DataSet
 from wings_jax.evaluation.benchmarks.results import BenchmarkResult
 from wings_jax.evaluation.benchmarks.runner import BenchmarkTask
 from wings_jax.inference.generator import Generator
-from wings_jax.inference.jobs import Journal
 from wings_jax.inference.shards import Shard
 
-FLAG = "--out"
+
+class UnsuitableFlagsError(UserError):
+    """A task cannot be asked as the flags say; one of a suite is left out and listed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +51,12 @@ class BenchmarkOptions:
     rows: int = 64
     # Which part of the batches this process computes.
     shard: Shard = dataclasses.field(default_factory=Shard)
+    # PNG with some questions about images and the last model's answers, None for none.
+    figure: pathlib.Path | None = None
+    # Text of the user for `language_text`, None for the package's.
+    text: pathlib.Path | None = None
+    # Questions of the user for `language_choices`, None for the package's.
+    choices: pathlib.Path | None = None
 
 
 class MemoryStore:
@@ -84,16 +100,20 @@ def evaluate_benchmarks(
       UserError: a data set is missing, does not fit a model, or a result cannot be written.
     """
     # Everything that can be wrong is checked before the first model is loaded.
-    if options.data_root is None:
-        names = ", ".join(benchmark.name for benchmark in benchmarks[:3])
+    published = [benchmark.name for benchmark in benchmarks if not benchmark.is_embedded]
+    if options.data_root is None and published:
+        names = ", ".join(published[:3])
         raise UserError(f"--data-root is missing: the directory with the files of {names}")
     if options.out:
-        files.check_writable(options.out, FLAG)
+        files.check_writable(options.out, journals.FLAG)
 
     missing: list[str] = []
-    asked = read_tasks(benchmarks, options.data_root, options, missing if is_suite else None)
+    scenes = lazy_models[-1].scenes
+    asked = read_tasks(benchmarks, options, scenes, missing if is_suite else None)
     if not asked:
         raise UserError(f"--data-root: {options.data_root} has none of the data sets: {missing[0]}")
+
+    pictured = answer_figure.find_task(options.figure, asked) if options.figure else None
 
     # Models are loaded one after the other, as several may not fit in memory.
     found: dict[str, list[BenchmarkResult]] = {task.benchmark.name: [] for task in asked}
@@ -113,11 +133,31 @@ def evaluate_benchmarks(
     complete = {
         name: of_models for name, of_models in found.items() if len(of_models) == len(lazy_models)
     }
-    print(tables.text_report(complete, missing))
-    paths = tables.write_report(options.out, complete, missing) if options.out else []
+    print_report(complete, missing, options, pictured, compare=compare)
 
+
+def print_report(
+    found: tables.Results,
+    missing: Sequence[str],
+    options: BenchmarkOptions,
+    pictured: BenchmarkTask | None,
+    *,
+    compare: bool,
+) -> None:
+    """Prints and writes the scores of all models, with `compare` their changes.
+
+    Args:
+      pictured: task of the figure, None for no figure.
+    """
+    print(tables.text_report(found, missing))
+    paths = tables.write_report(options.out, found, missing) if options.out else []
     if compare:
-        paths += print_changes(complete, options.out)
+        paths += print_changes(found, options.out)
+
+    if pictured and options.figure and pictured.benchmark.name in found:
+        # Of the last model, which is the newest one on the usual command line.
+        answer_figure.draw_result(options.figure, pictured, found[pictured.benchmark.name][-1])
+        paths.append(options.figure)
     if paths:
         print("\nwritten: " + ", ".join(map(str, paths)))
 
@@ -131,49 +171,70 @@ def print_changes(found: tables.Results, out: pathlib.Path | None) -> list[pathl
             compared.setdefault(f"{before.model} -> {after.model}", []).extend(changes)
 
     print("\n" + paired.text_changes(compared))
-    return paired.write_changes(out, compared, stem="forgetting") if out else []
+    if not out:
+        return []
+    return paired.write_changes(
+        out, compared, stem="forgetting", more=legacy.changes_to_dict(found)
+    )
 
 
 def read_tasks(
     benchmarks: Sequence[Benchmark],
-    data_root: pathlib.Path,
     options: BenchmarkOptions,
+    scenes: str,
     missing: list[str] | None,
 ) -> list[BenchmarkTask]:
-    """Returns the tasks whose files are there.
+    """Returns the tasks whose files are there, and that the flags suit.
 
     Args:
-      missing: gets a line per data set that is not there; None to raise instead.
+      scenes: the embedded data set of the checkpoint's config, "" for none.
+      missing: gets a line per task that is left out; None to raise instead.
 
     Raises:
       UserError: a data set is missing or malformed.
     """
     asked = []
+    is_alone = all(benchmark.is_embedded for benchmark in benchmarks)
+    sources = embedded.EmbeddedSources(
+        options.data_root, scenes, options.text, options.choices, is_alone
+    )
     for benchmark in benchmarks:
         try:
-            data = readers.read_data_set(benchmark, data_root)
-        except readers.MissingDataError as error:
+            asked.append(_read_task(benchmark, options, sources))
+        except (readers.MissingDataError, UnsuitableFlagsError) as error:
             if missing is None:
                 raise
             missing.append(str(error))
-            continue
-        asked.append(make_task(benchmark, data, options))
     return asked
 
 
+def _read_task(
+    benchmark: Benchmark, options: BenchmarkOptions, sources: embedded.EmbeddedSources
+) -> BenchmarkTask:
+    if benchmark.is_embedded:
+        return make_task(*embedded.read_embedded(benchmark, sources), options)
+
+    assert options.data_root is not None  # checked by `evaluate_benchmarks`
+    return make_task(benchmark, readers.read_data_set(benchmark, options.data_root), options)
+
+
 def make_task(benchmark: Benchmark, data: DataSet, options: BenchmarkOptions) -> BenchmarkTask:
-    """Returns the task of a benchmark by the options. Raises UserError without its protocols."""
+    """Returns the task of a benchmark by the options.
+
+    Raises:
+      UnsuitableFlagsError: it has none of the protocols, or nothing that shots come from.
+    """
     protocols = options.protocols or benchmark.protocols
     kept = tuple(name for name in protocols if name in benchmark.protocols)
     if not kept:
-        raise UserError(
+        raise UnsuitableFlagsError(
             f"--protocols: {benchmark.name} has {', '.join(benchmark.protocols)}, none of "
             f"{', '.join(protocols)}"
         )
 
     shots = benchmark.shots.count if options.shots is None else options.shots
     if shots and not data.shots:
-        raise UserError(f"--shots: {benchmark.name} has no split that shots come from")
+        raise UnsuitableFlagsError(f"--shots: {benchmark.name} has no split that shots come from")
 
     limited = dataclasses.replace(data, items=limit_items(data, options.limit))
     return BenchmarkTask(benchmark, limited, kept, shots)
@@ -218,7 +279,7 @@ def run_model(
             missing.append(str(error))
             continue
 
-        result = run_task(model.name, generator, model_hash, task, options)
+        result = run_task(model, generator, model_hash, task, options)
         if result is not None:
             yield result
 
@@ -233,16 +294,20 @@ def open_generator(model: models.LazyModel, rows: int) -> tuple[Generator, str]:
         opened = model.open()
         model_hash = results.hash_model(opened)
         generator = Generator.from_checkpoint(
-            opened, rows=rows, dtype=model.loading.dtype, mesh=model.loading.mesh
+            opened, rows=rows, dtype=model.loading.dtype, mesh=model.loading.mesh, release=True
         )
     return generator, model_hash
 
 
 def run_task(
-    name: str, generator: Generator, model_hash: str, task: BenchmarkTask, options: BenchmarkOptions
+    model: models.LazyModel,
+    generator: Generator,
+    model_hash: str,
+    task: BenchmarkTask,
+    options: BenchmarkOptions,
 ) -> BenchmarkResult | None:
     """Returns the result of one task; None for a shard, whose entries stay in its journal."""
-    spec = generator.spec
+    spec, name = generator.spec, model.name
     provenance = results.make_provenance(
         task, model_hash=model_hash, rows=options.rows, dtype=spec.dtype, kernel=spec.kernel
     )
@@ -254,62 +319,23 @@ def run_task(
         store = MemoryStore()
         runner.run_task(generator, task, store, title)
         lines = runner.collect_lines(task, store.answers)
-        return results.make_result(name, task, provenance, lines, time.perf_counter() - started)
+        return results.make_result(model, task, provenance, lines, time.perf_counter() - started)
 
     # A result of the same model, data and settings is not computed again.
-    finished = results.read_finished(out, name, task.benchmark.name, provenance)
+    finished = results.read_finished(out, name, task.benchmark, provenance)
     if finished is not None:
-        return results.make_result(name, task, provenance, finished, 0.0)
+        return results.make_result(model, task, provenance, finished, 0.0)
 
-    with open_journal(out, name, task, provenance, options.shard) as journal:
+    with journals.open_journal(out, name, task, provenance, options.shard) as journal:
         runner.run_task(generator, task, journal, title, options.shard)
         if options.shard.count > 1:
             return None
         lines = runner.collect_lines(task, journal.answers)
 
         # The journal is removed last: a run that is killed before is finished by the next one.
-        result = results.make_result(name, task, provenance, lines, time.perf_counter() - started)
+        result = results.make_result(model, task, provenance, lines, time.perf_counter() - started)
         results.write_result(out, result)
-        for part in part_journals(out, name, task, provenance):
+        for part in journals.part_journals(out, name, task, provenance):
             part.remove()
         journal.remove()
     return result
-
-
-@contextlib.contextmanager
-def open_journal(
-    out: pathlib.Path, name: str, task: BenchmarkTask, provenance: Mapping[str, Any], shard: Shard
-) -> Iterator[Journal]:
-    """Yields the journal of a task, with the entries of an earlier run and of other processes."""
-    lines_path, _ = results.result_paths(out, name, task.benchmark.name)
-    if shard.count > 1:
-        lines_path = lines_path.with_name(part_name(task, shard))
-    # Lines without scores are of a run that was killed while it wrote.
-    lines_path.unlink(missing_ok=True)
-
-    journal = Journal(lines_path, provenance, FLAG)
-    try:
-        # Without --shard, the entries of all parts are put together.
-        if shard.count == 1:
-            for part in part_journals(out, name, task, provenance):
-                journal.answers.update(part.answers)
-                part.close()
-        yield journal
-    finally:
-        journal.close()
-
-
-def part_name(task: BenchmarkTask, shard: Shard) -> str:
-    """Returns the name of the output that a shard's journal belongs to."""
-    return f"{task.benchmark.name}.part-{shard.index}-of-{shard.count}"
-
-
-def part_journals(
-    out: pathlib.Path, name: str, task: BenchmarkTask, provenance: Mapping[str, Any]
-) -> list[Journal]:
-    """Returns the journals that shards have written. Raises UserError if one is another run's."""
-    pattern = f"{task.benchmark.name}.part-*-of-*.partial"
-    return [
-        Journal(path.with_suffix(""), provenance, FLAG)
-        for path in sorted((out / name).glob(pattern))
-    ]

@@ -210,6 +210,19 @@ def judge_answer(name: str, item: Item, text: str) -> Judgment:
     return EXTRACTIONS[name](item, text)
 
 
+def are_equal_texts(answer: str, truth: str) -> bool:
+    r"""Returns whether an answer equals the true one, apart from white space around it.
+
+    >>> are_equal_texts(" top left\n", "top left"), are_equal_texts("Top left", "top left")
+    (True, False)
+    """
+    return answer.strip() == truth.strip()
+
+
+def _judge_exact(item: Item, text: str) -> Judgment:
+    return Judgment(float(are_equal_texts(text, str(item.answer))), text.strip())
+
+
 def _judge_option(item: Item, text: str) -> Judgment:
     options = dict(zip(LETTERS, item.options, strict=False))
     letter = extract_option(text.strip(), options)
@@ -258,6 +271,7 @@ def _judge_gqa(item: Item, text: str) -> Judgment:
 
 # By the name in `Prompt.extraction`.
 EXTRACTIONS: Mapping[str, Callable[[Item, str], Judgment]] = {
+    "exact": _judge_exact,
     "option": _judge_option,
     "option or text": _judge_option_or_text,
     "yes or no": lambda item, text: _judge_yes_no(item, text, extract_yes_no),

@@ -114,6 +114,8 @@ def merge_entries(item: Item, entries: Mapping[str, Mapping[str, Any]]) -> dict[
     line: dict[str, Any] = {"id": item.id, "group": item.group, "truth": item.answer}
     if item.cluster:
         line["cluster"] = item.cluster
+    if item.rows:
+        line |= {"rows": list(item.rows), "question": item.question}
 
     # Credits of all passes are together; what else a pass found is under its key.
     line["credit"] = {

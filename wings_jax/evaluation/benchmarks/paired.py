@@ -43,6 +43,8 @@ class PairedChange:
     gained: int
     # Two-sided p-value of McNemar's exact test.
     p_value: float
+    # Row of the benchmark, "" for all items.
+    row: str = ""
 
     @property
     def change(self) -> float:
@@ -54,6 +56,7 @@ class PairedChange:
         return {
             "task": self.task,
             "protocol": self.protocol,
+            **({"row": self.row} if self.row else {}),
             "n": self.count,
             "before": formatting.round_for_json(self.before),
             "after": formatting.round_for_json(self.after),
@@ -84,19 +87,32 @@ def compare_lines(
 
     changes = []
     for protocol in common:
-        # An item whose answer is withheld has no credit.
-        rows = [
-            (first["credit"][protocol], second["credit"][protocol], first.get("cluster", ""))
-            for first, second in zip(before, after, strict=True)
-            if first["credit"][protocol] is not None and second["credit"][protocol] is not None
-        ]
-        if rows:
-            changes.append(_compare_credits(task, protocol, rows))
+        for row, pairs in _pairs_by_row(before, after).items():
+            # An item whose answer is withheld has no credit.
+            credits = [
+                (first["credit"][protocol], second["credit"][protocol], first.get("cluster", ""))
+                for first, second in pairs
+                if first["credit"][protocol] is not None and second["credit"][protocol] is not None
+            ]
+            if credits:
+                changes.append(_compare_credits(task, protocol, row, credits))
     return changes
 
 
+def _pairs_by_row(
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]]:
+    """Returns row -> lines of both results; "" for all items, others where items declare rows."""
+    pairs = list(zip(before, after, strict=True))
+    by_row = {"": pairs}
+    for pair in pairs:
+        for row in pair[0].get("rows", ()):
+            by_row.setdefault(row, []).append(pair)
+    return by_row
+
+
 def _compare_credits(
-    task: str, protocol: str, rows: Sequence[tuple[float, float, str]]
+    task: str, protocol: str, row: str, rows: Sequence[tuple[float, float, str]]
 ) -> PairedChange:
     """Returns the change of (credit before, credit after, cluster) of every item."""
     from scipy import stats  # takes a second to import
@@ -123,6 +139,7 @@ def _compare_credits(
         lost,
         gained,
         float(p_value),
+        row,
     )
 
 
@@ -136,7 +153,7 @@ def change_cells(changes: Sequence[PairedChange]) -> list[Sequence[str]]:
 
         difference = formatting.format_estimate(change.change, change.interval, scale=100, sign="+")
         p_value = "< 0.001" if change.p_value < 0.001 else f"{change.p_value:.3f}"
-        name = f"{change.task} ({change.protocol})"
+        name = f"{change.task} ({change.protocol})" + (f": {change.row}" if change.row else "")
         counts = (str(change.lost), str(change.gained))
         cells.append((name, str(change.count), before, after, difference, *counts, p_value))
     return cells
@@ -202,14 +219,19 @@ def text_changes(compared: Mapping[str, Sequence[PairedChange]]) -> str:
 
 
 def write_changes(
-    directory: pathlib.Path, compared: Mapping[str, Sequence[PairedChange]], *, stem: str
+    directory: pathlib.Path,
+    compared: Mapping[str, Sequence[PairedChange]],
+    *,
+    stem: str,
+    more: Mapping[str, Any] | None = None,
 ) -> list[pathlib.Path]:
-    """Writes STEM.md and STEM.json; returns the paths."""
+    """Writes STEM.md and STEM.json, in which `more` has other keys; returns the paths."""
     markdown = [f"# {stem.capitalize()}", "", LEGEND]
     for name, changes in compared.items():
         markdown += ["", f"## {name}", "", formatting.markdown_table(change_cells(changes))]
 
-    content = {name: [change.to_dict() for change in changes] for name, changes in compared.items()}
+    changed = {name: [change.to_dict() for change in changes] for name, changes in compared.items()}
+    content = {**(more or {}), **changed}
     return [
         files.write_text(directory / f"{stem}.md", "\n".join(markdown) + "\n"),
         files.write_text(directory / f"{stem}.json", formatting.json_text(content)),

@@ -11,14 +11,21 @@ from collections.abc import Mapping, Sequence
 
 from wings_jax.errors import UserError
 from wings_jax.evaluation.benchmarks import prompts
-from wings_jax.evaluation.benchmarks.record import PROTOCOLS, Benchmark, DataSet, Item, Prompt
+from wings_jax.evaluation.benchmarks.record import (
+    PROTOCOLS,
+    TURNS,
+    Benchmark,
+    DataSet,
+    Item,
+    Prompt,
+)
 from wings_jax.inference import plain_text
 from wings_jax.inference.prompts import PromptProcessor, Request
 from wings_jax.inference.sampling import SamplingParams
 from wings_jax.inference.scoring_plan import ScoringRequest
 
-GENERATE = "generate"
-TURNS = "turns"  # of `Item.extra`: the conversation before the item
+GENERATE, PERPLEXITY = "generate", "perplexity"
+MAX_OPTIONS = 64  # of an item: part of the number of an entry
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +43,11 @@ class EvaluationPass:
     def is_generation(self) -> bool:
         """Returns whether answers are generated, not scored."""
         return self.protocols == (GENERATE,)
+
+    @property
+    def is_text(self) -> bool:
+        """Returns whether the items are texts whose own likelihood counts."""
+        return self.protocols == (PERPLEXITY,)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,6 +141,11 @@ def _scoring_request(
         end = processor.answer_ids(request, "")
         answers.append(whole[: len(whole) - len(end)] if ends else whole)
     return ScoringRequest(processor.encode_any_length(request), answers, with_prompt, group)
+
+
+def entry_number(pass_number: int, items: int, item: int, option: int) -> int:
+    """Returns the number of an entry in the journal of a task."""
+    return (pass_number * items + item) * MAX_OPTIONS + option
 
 
 def chat_request(item: Item, text: str, sampling: SamplingParams | None = None) -> Request:

@@ -17,10 +17,11 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 # What can be computed of an item. Those in LIKELIHOODS score continuations of one context.
 LIKELIHOODS = ("ll", "ll_chars", "ll_bytes", "ll_token", "letter")
-PROTOCOLS = ("ppl", *LIKELIHOODS, "generate")
+PROTOCOLS = ("ppl", *LIKELIHOODS, "generate", "perplexity")
 # Keys of `Benchmark.prompts`. `ll_*` have the prompt of `ll`; so has `letter` if
 # it has none of its own and the continuations of `ll` are letters.
-PROMPT_KEYS = ("ppl", "ll", "letter", "generate")
+PROMPT_KEYS = ("ppl", "ll", "letter", "generate", "perplexity")
+TURNS = "turns"  # of `Item.extra`: the conversation before the item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +49,8 @@ class Item:
     answer: int | str | tuple[str, ...] | None = None
     # Row of the per-group table and of the macro mean: subject, category, level.
     group: str = ""
+    # Rows of a benchmark that declares them, which the item counts in; else its group is its row.
+    rows: tuple[str, ...] = ()
     # Images in the order of the markers.
     images: tuple[ImageRef, ...] = ()
     # What else prompts and metrics use, by name: hint, subject, article, tests, circular, figure.
@@ -134,7 +137,7 @@ class Benchmark:
     name: str
     # Heading in reports.
     title: str
-    # "choice", "generate", "yesno" or "code".
+    # "choice", "generate", "yesno", "code" or "text" (nothing is asked: its likelihood counts).
     kind: str
     # "text" or "image".
     modality: str
@@ -162,12 +165,20 @@ class Benchmark:
     grouping: str = ""
     # "micro" or "macro" (mean of the groups): which one is the headline score.
     average: str = "micro"
+    # Groups in the order of reports, where an item may count in several: those of `Item.rows`. ()
+    # if each item has the one group of its own.
+    rows: tuple[str, ...] = ()
+    # Those of `rows` that add up others.
+    totals: tuple[str, ...] = ()
     # Number of items of the whole split, None where it is not known; a smaller file is reported.
     size: int | None = None
     # What is ambiguous about the paper's setting, for reports and docs.
     notes: str = ""
     # Whether it is one of the paper's, which `--suite wings` runs.
     in_paper: bool = True
+    # Whether its items come with the package or with a checkpoint's config, not from files that
+    # somebody published. Results of another model or version are replaced, not refused.
+    is_embedded: bool = False
 
     @property
     def protocols(self) -> tuple[str, ...]:
@@ -216,7 +227,7 @@ class MetricValue:
     name: str
     # The value, 0 to `scale`.
     value: float
-    # Its maximum: 1 for accuracies, 2000 for MME's perception.
+    # Its maximum: 1 for accuracies, 2000 for MME's perception; 0 for a number without one.
     scale: float
     # How many items, pairs or groups it is over.
     count: int

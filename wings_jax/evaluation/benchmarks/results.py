@@ -22,6 +22,7 @@ from wings_jax.evaluation.benchmarks import record, summary
 from wings_jax.evaluation.benchmarks.record import Benchmark
 from wings_jax.evaluation.benchmarks.runner import BenchmarkTask
 from wings_jax.evaluation.benchmarks.summary import ProtocolScore
+from wings_jax.evaluation.models import LazyModel
 from wings_jax.inference import jobs
 
 MISSING_SHOWN = 3  # items with errors that are named
@@ -43,12 +44,15 @@ class BenchmarkResult:
     scores: Mapping[str, ProtocolScore]
     # Wall-clock seconds of this run.
     seconds: float
+    # Directory or description of the model, for people.
+    origin: str
+    # Optimizer steps of its last stage, None for a base.
+    step: int | None
 
     @property
     def headline_protocol(self) -> str:
         """Returns the protocol of the paper's setting or, if it was not run, the first one."""
-        wanted = self.benchmark.headline
-        return wanted if wanted in self.scores else next(iter(self.scores), "")
+        return headline_protocol(self.benchmark, self.scores)
 
     @property
     def errors(self) -> dict[str, int]:
@@ -60,6 +64,11 @@ class BenchmarkResult:
             for cause in {one["error"] for one in passes if "error" in one}:
                 causes[cause] = causes.get(cause, 0) + 1
         return causes
+
+
+def headline_protocol(benchmark: Benchmark, scores: Mapping[str, ProtocolScore]) -> str:
+    """Returns the protocol of the paper's setting or, if it was not run, the first one."""
+    return benchmark.headline if benchmark.headline in scores else next(iter(scores), "")
 
 
 def hash_text(text: str) -> str:
@@ -185,14 +194,15 @@ def read_lines(path: pathlib.Path) -> list[dict[str, Any]]:
 
 
 def read_finished(
-    directory: pathlib.Path, model: str, task: str, provenance: Mapping[str, Any]
+    directory: pathlib.Path, model: str, benchmark: Benchmark, provenance: Mapping[str, Any]
 ) -> list[dict[str, Any]] | None:
     """Returns the lines of a finished result that depends on the same; None if there is none.
 
     Raises:
-      UserError: there is a result that depends on something else.
+      UserError: there is a result that depends on something else; one of an embedded task, which
+        takes seconds, is replaced instead.
     """
-    lines_path, scores_path = result_paths(directory, model, task)
+    lines_path, scores_path = result_paths(directory, model, benchmark.name)
     if not scores_path.exists():
         return None
 
@@ -204,6 +214,8 @@ def read_finished(
     # JSON has lists for tuples: the same conversion makes the values comparable.
     wanted = json.loads(json.dumps(provenance))
     different = [key for key in wanted if found.get(key) != wanted[key]]
+    if different and benchmark.is_embedded:
+        return None
     if different:
         key = different[0]
         raise UserError(
@@ -214,7 +226,7 @@ def read_finished(
 
 
 def make_result(
-    model: str,
+    model: LazyModel,
     task: BenchmarkTask,
     provenance: Mapping[str, Any],
     lines: Sequence[Mapping[str, Any]],
@@ -222,4 +234,6 @@ def make_result(
 ) -> BenchmarkResult:
     """Returns the result of a task with its scores."""
     scores = summary.score_protocols(task.benchmark, task.data.items, lines)
-    return BenchmarkResult(model, task.benchmark, provenance, lines, scores, seconds)
+    return BenchmarkResult(
+        model.name, task.benchmark, provenance, lines, scores, seconds, model.origin, model.step
+    )

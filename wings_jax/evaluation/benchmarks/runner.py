@@ -15,7 +15,7 @@ import tqdm
 
 from wings_jax import errors
 from wings_jax.errors import UserError
-from wings_jax.evaluation.benchmarks import judging, passes, prompts
+from wings_jax.evaluation.benchmarks import judging, passes, prompts, text_likelihood
 from wings_jax.evaluation.benchmarks.judging import OptionLikelihood
 from wings_jax.evaluation.benchmarks.passes import EvaluationPass, OptionRequest
 from wings_jax.evaluation.benchmarks.record import Benchmark, DataSet, Item
@@ -29,7 +29,6 @@ from wings_jax.inference.shards import WHOLE, Shard
 from wings_jax.model.layout import TEXT
 
 BLOCK = 4  # batches of rows whose answers are generated together, as rows end at different times
-MAX_OPTIONS = 64  # of an item: part of the number of an entry
 
 
 class EntryStore(Protocol):
@@ -90,9 +89,15 @@ def run_task(
     """
     examples = task.examples()
     for number, one in enumerate(task.passes):
+        pass_title = f"{title} {one.key}"
         run = _run_generation if one.is_generation else _run_likelihood
         with errors.full_memory(MEMORY_ADVICE):
-            run(generator, task, (number, one), examples, store, f"{title} {one.key}", shard)
+            if one.is_text:
+                text_likelihood.run_text(
+                    generator, task.data.items, number, store, title=pass_title, shard=shard
+                )
+            else:
+                run(generator, task, (number, one), examples, store, pass_title, shard)
 
 
 def _run_likelihood(
@@ -119,7 +124,7 @@ def _run_likelihood(
     requests = [request.request for request in asked]
     planned = scoring_plan.plan_batches(requests, generator.options.rows)
     numbers = [
-        _entry_number(pass_number, len(items), request.item, request.options[0])
+        passes.entry_number(pass_number, len(items), request.item, request.options[0])
         for request in asked
     ]
 
@@ -140,11 +145,6 @@ def _run_likelihood(
                 scored = scorer.score_batch(list(loaded.values()), batch.shared)
                 for i, found in zip(loaded, scored, strict=True):
                     store.add(numbers[i], _scored_entry(asked[i], found))
-
-
-def _entry_number(pass_number: int, items: int, item: int, option: int) -> int:
-    """Returns the number of an entry in the journal."""
-    return (pass_number * items + item) * MAX_OPTIONS + option
 
 
 def _load_images(
@@ -207,7 +207,7 @@ def _run_generation(
 
     with tqdm.tqdm(total=len(items), desc=title, disable=None) as progress:
         for index, block in enumerate(blocks):
-            numbers = {i: _entry_number(pass_number, len(items), i, 0) for i in block}
+            numbers = {i: passes.entry_number(pass_number, len(items), i, 0) for i in block}
             is_done = all(number in store.answers for number in numbers.values())
             if is_done or not shard.has_piece(index):
                 progress.update(len(block))
@@ -285,8 +285,8 @@ def _entries_of(
     pass_number: int, items: Sequence[Item], index: int, entries: Mapping[int, Mapping[str, Any]]
 ) -> list[Mapping[str, Any]]:
     """Returns the entries of one item in one pass."""
-    first = _entry_number(pass_number, len(items), index, 0)
-    return [entries[n] for n in range(first, first + MAX_OPTIONS) if n in entries]
+    first = passes.entry_number(pass_number, len(items), index, 0)
+    return [entries[n] for n in range(first, first + passes.MAX_OPTIONS) if n in entries]
 
 
 def _item_entry(
@@ -296,7 +296,7 @@ def _item_entry(
     entries: Sequence[Mapping[str, Any]],
 ) -> dict[str, Any]:
     """Returns what is written about an item of one pass."""
-    if not one.is_generation and not item.options:
+    if not one.is_generation and not one.is_text and not item.options:
         return {"credit": dict.fromkeys(one.protocols)}  # open: there is nothing to compare
 
     if not entries:
@@ -306,6 +306,8 @@ def _item_entry(
     failed = [entry["error"] for entry in entries if "error" in entry]
     if failed:
         return judging.failed_entry(one, failed[0])
+    if one.is_text:
+        return {**entries[0], "credit": {}}
     if one.is_generation:
         return judging.judge_generation(one, item, entries[0]["text"])
 

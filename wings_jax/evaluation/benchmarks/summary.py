@@ -15,7 +15,9 @@ import numpy as np
 
 from wings_jax import formatting
 from wings_jax.evaluation.benchmarks import metrics
+from wings_jax.evaluation.benchmarks.passes import PERPLEXITY
 from wings_jax.evaluation.benchmarks.record import Benchmark, Item, MetricValue
+from wings_jax.evaluation.benchmarks.text_likelihood import TextLikelihood
 from wings_jax.formatting import Interval
 
 RESAMPLES, SEED = 1000, 0  # of the bootstrap
@@ -55,13 +57,15 @@ class ProtocolScore:
     groups: Mapping[str, Mean]
     # Numbers of the benchmark's own metric; () if it is accuracy.
     metrics: Sequence[MetricValue]
+    # Whether the means are shares, which tables have in %; a perplexity is none.
+    is_share: bool = True
 
     def headline(self, benchmark: Benchmark) -> Mean:
-        """Returns the number that stands for the benchmark, 0 to 1.
+        """Returns the number that stands for the benchmark, 0 to 1; the perplexity of a text.
 
         It is the first of its own metric, or else the benchmark's macro or micro mean.
         """
-        if self.metrics:
+        if self.metrics and self.is_share:
             first = self.metrics[0]
             return Mean(first.value / first.scale, None, first.count)
         return self.macro if benchmark.average == "macro" and self.macro else self.micro
@@ -99,7 +103,19 @@ def score_protocols(
         if scored:
             kept, values = zip(*scored, strict=True)
             scores[protocol] = score_credits(benchmark, kept, np.array(values))
+
+    # A text has a likelihood in place of credits.
+    if lines and PERPLEXITY in lines[0]:
+        scores[PERPLEXITY] = score_text(lines)
     return scores
+
+
+def score_text(lines: Sequence[Mapping[str, Any]]) -> ProtocolScore:
+    """Returns the perplexity of all passages, with its interval, and bits per byte."""
+    likelihood = TextLikelihood.from_lines(lines)
+    perplexity = Mean(likelihood.perplexity, likelihood.interval, len(lines))
+    bits = MetricValue("bits per byte", likelihood.bits_per_byte, 0.0, len(lines))
+    return ProtocolScore(perplexity, None, {}, [bits], is_share=False)
 
 
 def score_credits(
@@ -108,9 +124,7 @@ def score_credits(
     """Returns the scores of credits f64[n]."""
     # An item without a cluster is a cluster of its own.
     clusters = [item.cluster or f"\0{index}" for index, item in enumerate(items)]
-    groups: dict[str, list[int]] = {}
-    for index, item in enumerate(items):
-        groups.setdefault(item.group, []).append(index)
+    groups = group_members(benchmark, items)
 
     # Each group has draws of its own, so that they can be averaged.
     means, draws = {}, []
@@ -122,9 +136,9 @@ def score_credits(
         )
         draws.append(resampled if resampled is not None else np.full(RESAMPLES, means[name].value))
 
-    # The macro mean gives every group the same weight, whatever its size.
+    # The macro mean gives every group the same weight, whatever its size; rows are no partition.
     macro = None
-    if len(groups) > 1:
+    if len(groups) > 1 and not benchmark.rows:
         macro_draws = np.mean(draws, axis=0)
         macro_value = float(np.mean([mean.value for mean in means.values()]))
         macro = Mean(macro_value, percentile_interval(macro_draws), len(items))
@@ -139,6 +153,16 @@ def score_credits(
     )
 
     return ProtocolScore(micro, macro, means if len(groups) > 1 else {}, own)
+
+
+def group_members(benchmark: Benchmark, items: Sequence[Item]) -> dict[str, list[int]]:
+    """Returns group -> positions of its items, in the order of reports."""
+    # Rows have an order of their own; a row without items is left out.
+    groups: dict[str, list[int]] = {row: [] for row in benchmark.rows}
+    for index, item in enumerate(items):
+        for name in item.rows or (item.group,):
+            groups.setdefault(name, []).append(index)
+    return {name: members for name, members in groups.items() if members}
 
 
 def resample_means(values: np.ndarray, clusters: Sequence[str], *, seed: int) -> np.ndarray | None:

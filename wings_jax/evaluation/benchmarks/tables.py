@@ -7,11 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from wings_jax import files, formatting
-from wings_jax.evaluation.benchmarks import results, summary
+from wings_jax.evaluation.benchmarks import legacy, results, summary
 from wings_jax.evaluation.benchmarks.results import BenchmarkResult
 from wings_jax.evaluation.benchmarks.summary import ProtocolScore
 
-LEGEND = "Scores in % [95 % interval, bootstrap]; * is the paper's protocol."
+LEGEND = (
+    "Scores in %, perplexity as it is [95 % interval, bootstrap]; * is the paper's protocol or the "
+    "task's own."
+)
 GROUPS_SHOWN = 80  # rows of a table per group
 
 # Task -> a result per model, in the order of the models.
@@ -43,6 +46,8 @@ def _row_names(score: ProtocolScore) -> list[str]:
 
 def _row_value(score: ProtocolScore, name: str) -> str:
     """Returns the cell of a row."""
+    if not name and not score.is_share:
+        return formatting.format_estimate(score.micro.value, score.micro.interval, digits=3)
     if not name:
         return summary.format_mean(score.micro)
     if name == ", macro" and score.macro:
@@ -50,6 +55,8 @@ def _row_value(score: ProtocolScore, name: str) -> str:
 
     # A metric of the benchmark itself: a share, or points of a maximum.
     (value,) = (value for value in score.metrics if f", {value.name}" == name)
+    if not value.scale:
+        return formatting.format_number(value.value, digits=4)
     if value.scale == 1:
         return formatting.format_number(value.value, scale=100)
     return f"{formatting.format_number(value.value)} of {value.scale:g}"
@@ -63,13 +70,21 @@ def group_cells(of_models: Sequence[BenchmarkResult], protocol: str) -> list[lis
     # All models were asked the same items, and have the same groups.
     for name, mean in list(first.scores[protocol].groups.items())[:GROUPS_SHOWN]:
         values = [summary.format_mean(result.scores[protocol].groups[name]) for result in of_models]
-        cells.append([name, str(mean.count), *values])
+        title = f"{formatting.TOTAL}{name}" if name in first.benchmark.totals else name
+        cells.append([title, str(mean.count), *values])
     return cells
 
 
 def text_report(found: Results, missing: Sequence[str] = ()) -> str:
     """Returns the main table for a terminal, with what could not be asked."""
     parts = [LEGEND, formatting.text_table(score_cells(found))] if found else []
+
+    # Rows of the embedded tasks are what they are about; groups of others are in the files.
+    for of_models in found.values():
+        first = of_models[0]
+        if first.benchmark.rows and first.scores:
+            cells = group_cells(of_models, first.headline_protocol)
+            parts += [f"\n{first.benchmark.title}", formatting.text_table(cells)]
     parts += notes(found)
 
     if missing:
@@ -99,10 +114,14 @@ def notes(found: Results) -> list[str]:
 
 def markdown_report(found: Results, missing: Sequence[str] = ()) -> str:
     """Returns the whole report in Markdown."""
-    lines = ["# Benchmarks", "", LEGEND, ""]
+    lines = ["# Evaluation", ""]
     if found:
+        of_models = next(iter(found.values()))
+        lines += [model_line(result.model, result.origin, result.step) for result in of_models]
+        lines += ["", LEGEND, ""]
         lines += [formatting.markdown_table(score_cells(found))]
-    lines += ["", *(f"- {note}" for note in notes(found))]
+    remarks = [f"- {note}" for note in notes(found)]
+    lines += ["", *remarks] if remarks else []
 
     # A section per benchmark: what its scores depend on, and the headline by group.
     for task, of_models in found.items():
@@ -117,6 +136,15 @@ def markdown_report(found: Results, missing: Sequence[str] = ()) -> str:
     if missing:
         lines += ["", "## Not run", "", *(f"- {line}" for line in missing)]
     return "\n".join(lines) + "\n"
+
+
+def model_line(name: str, origin: str, step: int | None) -> str:
+    """Returns a line of Markdown: a model and where it comes from; a base has no step.
+
+    >>> model_line("stage2", "runs/stage2", 400), model_line("base", "LLM", None)
+    ('- stage2: `runs/stage2`, step 400', '- base: `LLM`')
+    """
+    return f"- {name}: `{origin}`" + ("" if step is None else f", step {step}")
 
 
 def provenance_lines(of_models: Sequence[BenchmarkResult]) -> list[str]:
@@ -149,13 +177,17 @@ def report_to_dict(found: Results, missing: Sequence[str] = ()) -> dict[str, Any
             for task, of_models in found.items()
         },
         "missing": list(missing),
+        **legacy.report_to_dict(found),
     }
 
 
 def write_report(
     directory: pathlib.Path, found: Results, missing: Sequence[str] = ()
 ) -> list[pathlib.Path]:
-    """Writes report.md, report.json, report.png and timing.json; returns the paths."""
+    """Writes report.md, report.json, report.png and timing.json; returns the paths.
+
+    Of embedded tasks there are answers-NAME.jsonl too.
+    """
     paths = [
         files.write_text(directory / "report.md", markdown_report(found, missing)),
         files.write_text(
@@ -163,7 +195,8 @@ def write_report(
         ),
     ]
 
-    if found:
+    paths += legacy.write_answers(directory, found)
+    if any(has_bar(of_models[0]) for of_models in found.values()):
         paths.append(draw_bars(directory / "report.png", found))
 
     # Seconds differ from run to run: they have a file of their own.
@@ -174,11 +207,16 @@ def write_report(
     return [*paths, files.write_text(directory / "timing.json", formatting.json_text(seconds))]
 
 
+def has_bar(result: BenchmarkResult) -> bool:
+    """Returns whether a result has a headline score in %."""
+    return bool(result.scores) and result.scores[result.headline_protocol].is_share
+
+
 def draw_bars(path: pathlib.Path, found: Results) -> pathlib.Path:
     """Writes a bar chart of the headline scores: a group of bars per benchmark, one per model."""
     from matplotlib import figure  # slow to import
 
-    tasks = [task for task, of_models in found.items() if of_models[0].scores]
+    tasks = [task for task, of_models in found.items() if has_bar(of_models[0])]
     models = [result.model for result in next(iter(found.values()))]
 
     # Groups get wider with the square root of the number of models.

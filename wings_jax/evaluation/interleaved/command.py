@@ -214,7 +214,7 @@ def evaluate_manifest(
             benchmark, data, BenchmarkOptions(None, protocols=tuple(protocols))
         )
         runner.check_vision(model.name, task, generator)
-        result = command.run_task(model.name, generator, model_hash, task, options)
+        result = command.run_task(model, generator, model_hash, task, options)
         del generator
         if result is not None:
             found.append(result)

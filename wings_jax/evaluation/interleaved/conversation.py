@@ -10,8 +10,8 @@ import dataclasses
 from collections.abc import Sequence
 
 from wings_jax.evaluation import iit
-from wings_jax.evaluation.benchmarks import passes, prompts
-from wings_jax.evaluation.benchmarks.record import LETTERS, Item
+from wings_jax.evaluation.benchmarks import prompts
+from wings_jax.evaluation.benchmarks.record import LETTERS, TURNS, Item
 from wings_jax.evaluation.interleaved.manifest import CONNECTIVES, ManifestEntry, ManifestItem
 from wings_jax.evaluation.interleaved.pool import IMAGE, PoolItem
 
@@ -198,7 +198,7 @@ def make_conversation(
         group=iit.format_setting(setting),
         images=(last.item.image,) if last.item.image else (),
         extra={
-            passes.TURNS: tuple(history),
+            TURNS: tuple(history),
             "setting": setting,
             "source": last.item.source,
             "language": last.item.language,
