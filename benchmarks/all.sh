@@ -20,9 +20,11 @@ platform=$($python -c 'import jax; print(jax.devices()[0].platform)' | tail -1) 
 if [ "$platform" = cpu ]; then
     preset=${PRESET:-tiny}
     list="device|5|benchmarks/ceilings.py --size=1024 --gib=0.25
-training step|35|benchmarks/train.py --preset=$preset --batch=8 --steps=5 --compare=llava
-attention|20|benchmarks/attention.py --slots=512,1024,2048
-decoding|30|benchmarks/decode.py --prompts=128,512 --batches=1,4"
+training step|20|benchmarks/train.py --preset=$preset --batch=8 --steps=5 --compare=llava
+training step on one thread|25|benchmarks/train_cpu.py --slots=512,1024
+attention|10|benchmarks/attention.py --slots=512,1024,2048
+decoding|20|benchmarks/decode.py --prompts=128,512 --batches=1,4
+prefill and decoding on one thread|20|benchmarks/prefill.py --prompts=512,1024"
 else
     preset=${PRESET:-qwen1_5_1_8b}
     variants=${VARIANTS:-save_attn:4,none:4,full:16}

@@ -103,7 +103,8 @@ class WingsDecoder:
         self.spec, self.weights = spec, weights
         self.rows = [random_prompt(spec.arch, length, seed) for seed in range(rows)]
         capacity = chunks.bucket(length) + chunks.bucket(CACHED_TOKENS + 1)
-        slots = {"main": capacity, "visual": spec.arch.vision.num_patches, "textual": capacity}
+        learner_slots = {"visual": spec.arch.vision.num_patches, "textual": capacity}
+        slots = {"main": capacity} | {name: learner_slots[name] for name in spec.arch.learners}
         self.slots = tuple(sorted(slots.items()))
         self.cache: KVCache | None = None
 
@@ -125,7 +126,7 @@ class WingsDecoder:
         cache, logits = decode.prefill(self.spec, self.weights, chunk, features, slots=self.slots)
         state = decode.begin(logits, params, stops, None)
         jax.device_get(state.tokens)
-        first, _ = clock.elapsed()
+        first = clock.elapsed()
 
         clock = Clock()
         for _ in range(CACHED_TOKENS // STEPS):
@@ -136,7 +137,7 @@ class WingsDecoder:
         wall, cpu = clock.elapsed()
 
         self.cache = cache
-        return Times(first, wall / CACHED_TOKENS, cpu / CACHED_TOKENS)
+        return Times(*first, wall / CACHED_TOKENS, cpu / CACHED_TOKENS)
 
     def uncached(self) -> Times:
         """Generates UNCACHED_TOKENS tokens after the first, of one row, without a cache."""

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 class Times:
     """Seconds until the first token, and per later token.
 
-    first  until the first token, by the clock
-    wall   per later token, by the clock
-    cpu    per later token, of processor time
+    first      until the first token, by the clock
+    first_cpu  until the first token, of processor time
+    wall       per later token, by the clock
+    cpu        per later token, of processor time
     """
 
     first: float
+    first_cpu: float
     wall: float
     cpu: float
 
@@ -37,13 +39,13 @@ def time_tokens(tokens: Iterator, count: int) -> Times:
     """Returns the times of an iterator over 1 + `count` tokens."""
     clock = Clock()
     next(tokens)
-    first, _ = clock.elapsed()
+    first = clock.elapsed()
 
     clock = Clock()
     for _ in range(count):
         next(tokens)
     wall, cpu = clock.elapsed()
-    return Times(first, wall / count, cpu / count)
+    return Times(*first, wall / count, cpu / count)
 
 
 def median_times(runs: Mapping[str, Callable[[], Times]], count: int) -> dict[str, Times]:

@@ -9,6 +9,7 @@ is set by PYTHONPATH, so that two commits can take turns.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import pathlib
 import resource
@@ -38,6 +39,13 @@ def wings_step(slots: int, stage: int, remat: str) -> Callable[[], float]:
     from wings_jax.model import parameters, presets
     from wings_jax.model.wings import Wings
     from wings_jax.training import optim, step
+
+    # As `train` does; earlier commits do not have this module.
+    if importlib.util.find_spec("wings_jax.process"):
+        from wings_jax import process
+
+        process.run_in_caller_thread()
+        process.keep_freed_memory()
 
     # The stage's learners and groups, with AdamW.
     config = (stage1 if stage == 1 else stage2).get_config("tiny")

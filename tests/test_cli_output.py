@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
 import subprocess
 import sys
+
+import pytest
 
 from wings_jax import cli
 
@@ -47,3 +51,27 @@ def test_warnings_have_the_form_of_errors():
     _, errors = process.communicate()
     assert process.returncode == 0
     assert errors == "wings x: sample s1 is skipped: no image\n"
+
+
+TEMPORARY = """
+import resource, jax, jax.numpy as jnp
+from wings_jax import process
+process.run_in_caller_thread()
+process.keep_freed_memory()
+
+# A temporary array of 64 MiB, by rows.
+rows = lambda x: jax.lax.scan(lambda carry, _: (carry + 1, x * carry), 0.0, length=4096)[1]
+run = jax.jit(lambda x: rows(x).sum())
+faults = []
+for _ in range(4):
+    jax.block_until_ready(run(jnp.ones(4096)))
+    faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+print(faults[3] - faults[2])
+"""
+
+
+@pytest.mark.skipif(not hasattr(ctypes.CDLL(None), "mallopt"), reason="only glibc has mallopt")
+def test_memory_of_a_cpu_program_is_reused_by_its_next_call():
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}
+    faults = subprocess.check_output([sys.executable, "-c", TEMPORARY], text=True, env=environment)
+    assert int(faults) < 2**26 // 4096 // 10

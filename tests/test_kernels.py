@@ -187,16 +187,19 @@ def test_masks_are_made_once_and_keys_packed_for_kernels_that_need_it():
     assert context.make_context(arch, x0, rows, kernel="chunked").main.mask is None
 
 
-def test_kernel_on_a_mesh_equals_one_device():
+@pytest.mark.parametrize("kernel", ["splash", "tokamax"])
+def test_kernel_on_a_mesh_equals_the_reference(kernel):
+    """Rows over one axis, heads over the other: values and all gradients."""
     devices = jax.devices()
     assert len(devices) == 8  # of conftest.py
     rows = random_rows(5)
-    expected = results("tokamax", rows, layout.TEXTUAL, 2)
+    expected = results("einsum", rows, layout.TEXTUAL, 2)
     compiled.cache_clear()
     mesh = axes.make_mesh({"data": 2, "tensor": 2}, devices[:4])
     with jax.set_mesh(mesh):
-        actual = results("tokamax", rows, layout.TEXTUAL, 2)
+        actual = results(kernel, rows, layout.TEXTUAL, 2)
     compiled.cache_clear()
+    assert actual["out"].sharding.num_devices == 4
     for result, reference in zip(jax.tree.leaves(actual), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(result, reference, atol=1e-5)
 

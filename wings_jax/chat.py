@@ -16,7 +16,7 @@ import pathlib
 import time
 from typing import TYPE_CHECKING
 
-from wings_jax import cli
+from wings_jax import cli, process
 from wings_jax.errors import UserError
 from wings_jax.inference import flags as flags_lib
 
@@ -173,6 +173,7 @@ def main() -> None:
     )
     flags_lib.add_flags(parser)
     arguments = parser.parse_args()
+    process.import_without_torch("transformers")
     run(flags_lib.open_generator(arguments, rows=1), system=arguments.system)
 
 

@@ -22,7 +22,6 @@ import pathlib
 import select
 import signal
 import sys
-import types
 from collections.abc import Callable, Mapping
 
 import wings_jax
@@ -187,26 +186,6 @@ def _is_stdout_closed() -> bool:
     # Python flushes once more at its end, which would print an error.
     os.dup2(os.open(os.devnull, os.O_WRONLY), number)
     return True
-
-
-def import_transformers_without_torch() -> None:
-    """Imports transformers as if torch were not installed: its tokenizers do not need it.
-
-    It would import torch with the first tokenizer, which takes a second and 0.2 GB. Only for the
-    process of a command, because transformers remembers what it found. Nothing happens where one
-    of the two is imported already.
-    """
-    if "torch" in sys.modules or "transformers" in sys.modules:
-        return
-
-    modules: dict[str, types.ModuleType | None] = sys.modules  # type: ignore[assignment]
-    modules["torch"] = None  # importlib then finds no such package
-    try:
-        import transformers
-
-        transformers.utils.is_torch_available()
-    finally:
-        del modules["torch"]
 
 
 class InterruptFlag:

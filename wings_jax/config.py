@@ -84,10 +84,15 @@ class OptimizerConfig:
     """AdamW's decay rate of the second moment."""
     eps: float = 1e-8
     """AdamW's epsilon."""
+    moment_dtype: str = "float32"
+    """Dtype of the first moment: float32, or bfloat16, which takes 2 bytes less per trained
+    parameter. The second moment is float32: bfloat16 would round its small steps away."""
     max_grad_norm: float = 1.0
     """The gradient is clipped to this global norm over the trained parameters; 0 for never."""
     accumulation: int = 1
     """Micro-batches per step (gradient accumulation); they share one mean over all targets."""
+    accumulation_dtype: str = "float32"
+    """Dtype in which the gradients of micro-batches are summed: float32 or bfloat16."""
     skip_limit: int = 10
     """The run stops when so many of the last `skip_window` steps were not finite."""
     skip_window: int = 100

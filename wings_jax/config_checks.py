@@ -79,6 +79,8 @@ def _check_choices(config: Config) -> None:
         "config.compute_dtype": (config.compute_dtype, ("", *DTYPES)),
         "config.frozen_dtype": (config.frozen_dtype, ("", *DTYPES)),
         "config.optimizer.name": (optimizer.name, OPTIMIZERS),
+        "config.optimizer.moment_dtype": (optimizer.moment_dtype, DTYPES),
+        "config.optimizer.accumulation_dtype": (optimizer.accumulation_dtype, DTYPES),
         "config.model.projector": (model.projector, vision.PROJECTORS),
         "config.model.semantics": (model.semantics, SEMANTICS),
     }

@@ -26,7 +26,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from wings_jax import cli
+from wings_jax import cli, process
 from wings_jax.errors import UserError
 
 DTYPES = ("stored", "float32", "bfloat16", "float16")
@@ -46,7 +46,7 @@ def main() -> None:
 
     # After parsing: --help and mistakes in flags do not wait for these imports.
     if arguments.command in ("import", "export"):
-        cli.import_transformers_without_torch()
+        process.import_without_torch("transformers")
     from wings_jax.weights import commands, push
 
     run = {

@@ -34,7 +34,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from wings_jax import cli
+from wings_jax import cli, process
 from wings_jax.errors import UserError
 from wings_jax.inference import flags as flags_lib
 from wings_jax.inference.sampling import SamplingParams
@@ -187,6 +187,7 @@ def main() -> None:
     """Answers the request or the file of the command line."""
     arguments = parse_flags()
     sampling = flags_lib.sampling_params(arguments)
+    process.import_without_torch("transformers")
     if arguments.input is None:
         answer_one(arguments, sampling)
     elif answer_file(arguments, sampling):

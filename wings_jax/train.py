@@ -22,7 +22,7 @@ from collections.abc import Iterator
 
 import jax
 
-from wings_jax import cli, config_checks, config_files, errors, files, formatting
+from wings_jax import cli, config_checks, config_files, errors, files, formatting, process
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.training import arguments, hosts, loop, start, wandb_log
@@ -50,7 +50,9 @@ def main() -> None:
     if config.wandb:
         wandb_log.check_installed()
 
+    process.import_without_torch("transformers", "tensorboardX")
     cli.use_compilation_cache()
+    process.run_in_caller_thread()
 
     # Before any code requests the devices of JAX.
     if options.distributed:
@@ -59,6 +61,7 @@ def main() -> None:
     with errors.full_memory(memory_advice(config)), _lost_hosts(config.host_timeout):
         run = start.set_up(config, files.as_path(workdir, "--workdir"))
 
+        process.keep_freed_memory()
         measurements = make_measurements(run)
 
         with jax.set_mesh(run.mesh):

@@ -6,7 +6,7 @@ import argparse
 import dataclasses
 from typing import TYPE_CHECKING
 
-from wings_jax import cli
+from wings_jax import cli, process
 from wings_jax.inference.sampling import SamplingParams
 
 if TYPE_CHECKING:
@@ -73,7 +73,8 @@ def open_generator(flags: argparse.Namespace, *, rows: int) -> Generator:
     sampling = sampling_params(flags)
 
     cli.use_compilation_cache()
-    return loading.load_generator(
+    process.run_in_caller_thread()
+    generator = loading.load_generator(
         flags.checkpoint,
         adapter=flags.adapter,
         dtype=flags.dtype,
@@ -82,6 +83,8 @@ def open_generator(flags: argparse.Namespace, *, rows: int) -> Generator:
         sampling=sampling,
         flag="--checkpoint",
     )
+    process.keep_freed_memory()
+    return generator
 
 
 def sampling_params(flags: argparse.Namespace) -> SamplingParams:

@@ -30,7 +30,9 @@ from wings_jax.model.layout import Visibility
 # What a caller may choose.
 KERNELS = ("auto", *choice.PORTABLE, *choice.ACCELERATED)
 ACCELERATED = tuple(choice.ACCELERATED)  # kernels that need an accelerator
-BLOCK = 256  # slots per block of the chunked kernel
+BLOCK = 256  # slots per block of the chunked kernel, at most
+# On CPUs a pair of blocks of narrow heads is then in the cache (benchmarks/attention.py).
+CPU_BLOCK, CPU_BLOCK_WIDTH = 128, 64  # slots per block, for heads up to this width
 SMALL = 256  # `auto` takes the einsum up to this many query and key slots
 FEW = 64  # `auto` takes the merged kernel up to this many query slots of a long KV cache
 
@@ -44,7 +46,7 @@ def attend(
     key: Visibility | None = None,
     probes: jax.Array | None = None,
     kernel: str = "auto",
-    block: int = BLOCK,
+    block: int | None = None,
     mask: KeyMask | None = None,
 ) -> tuple[jax.Array, jax.Array | None]:
     """Returns softmax(q k^T / sqrt(H)) v, and the same attention rows times the probes.
@@ -57,7 +59,7 @@ def attend(
         them every query attends to every key.
       probes: f32[B,S,C], per-key values, shared by all heads.
       kernel: one of KERNELS; 'auto' chooses by shape (`choose_kernel`).
-      block: block length of the chunked kernel, in slots.
+      block: block length of the chunked kernel, in slots; by default that of `choose_block`.
       mask: `query` and `key` as the kernels of accelerators read them (`prepare_keys`), with the
         keys and values in that order; made from them where it is not given.
 
@@ -88,6 +90,7 @@ def attend(
     # Query heads by the kv head that they read: [B, T, N, H] -> [B, T, K, G, H]
     groups = q.reshape(*q.shape[:2], k.shape[2], q.shape[2] // k.shape[2], q.shape[3])
     if kernel == "chunked":
+        block = block or choose_block(q.shape[-1])
         out, probed = flash.attend_in_blocks(groups, k, v, probes, query, key, block)
     else:
         out, probed = _einsum(groups, k, v, probes, query, key)
@@ -134,6 +137,12 @@ def choose_kernel(
     if is_small:
         return "einsum"
     return "chunked" if is_cache else choice.best_kernel(jnp.dtype(dtype))
+
+
+def choose_block(width: int) -> int:
+    """Returns the block length of the chunked kernel for heads of this width, in slots."""
+    is_narrow = width <= CPU_BLOCK_WIDTH
+    return CPU_BLOCK if is_narrow and choice.target_device().platform == "cpu" else BLOCK
 
 
 def prepare_keys(

@@ -42,11 +42,12 @@ from wings_jax.model.layers import (
     Projection,
     RMSNorm,
     partitioned,
+    project,
     rope,
     switch_rope,
 )
 from wings_jax.model.layout import Array, Layout
-from wings_jax.model.learners import Learner, Router
+from wings_jax.model.learners import Learner, Router, run_learners
 from wings_jax.model.presets import WingsArch
 
 # Name of a rematerialization policy -> what the forward pass saves for the backward pass.
@@ -189,21 +190,15 @@ class DecoderLayer(nn.Module):
         # Router: [B, T, N, M] -> [B, T, M]
         gates = self._gates(router, probed, switches.learners, ctx).astype(x.dtype)
 
-        # Equation 5: each learner adds gate_m * learner_m. [B, T, 1] * [B, T, D]
+        # Equation 5: the learners add sum_m gate_m * learner_m.
         update = main
-        learner_queries = h if arch.semantics.query == "normed" else x + main
-        for m, name in enumerate(arch.learners):
-            if name not in ctx.learners:
-                continue
-            learner = Learner(arch, self.kernel, name=name)
-            output, fresh[name] = learner(
-                learner_queries, ctx, ctx.learners[name], cached.get(name)
-            )
-            # An einsum, whose gradient by the gates is fast on CPUs.
-            gated = jnp.einsum("BT,BTD->BTD", gates[..., m], output)
-            update = update + gated
-            self.sow("intermediates", f"{name}_wing", output)
-            self.sow("intermediates", f"{name}_norm", _norm(gated))
+        names = [name for name in arch.learners if name in ctx.learners]
+        if names:
+            queries = h if arch.semantics.query == "normed" else x + main
+            learners = {name: Learner(arch, self.kernel, name=name) for name in names}
+            added, lows, learner_keys_values = run_learners(learners, queries, gates, ctx, cached)
+            update, fresh = main + added, {**fresh, **learner_keys_values}
+            self._sow_learners(learners, lows, gates)
         x = x + update
 
         # Feed-forward network, [B, T, D] -> [B, T, D]
@@ -214,6 +209,18 @@ class DecoderLayer(nn.Module):
         x = axes.constrain(x, "BTD")
         self.sow("intermediates", "hidden", x)
         return x, fresh if cache is not None else None
+
+    def _sow_learners(
+        self, learners: Mapping[str, Learner], lows: Mapping[str, jax.Array], gates: jax.Array
+    ) -> None:
+        """Sows the learners' outputs [B,T,D], and the norms of what they add to the stream."""
+        if not self.is_mutable_collection("intermediates"):
+            return
+        for name, learner in learners.items():
+            output = project("BTR,RD->BTD", lows[name], learner.o.b)
+            gate = gates[..., self.arch.learners.index(name), None]
+            self.sow("intermediates", f"{name}_wing", output)
+            self.sow("intermediates", f"{name}_norm", _norm(gate * output))
 
     def _probes(self, router: Router, ctx: LayerContext) -> jax.Array | None:
         """Returns f32[B,S,M+C]: the router's weights at the keys, then the classes."""

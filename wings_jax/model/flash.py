@@ -118,7 +118,9 @@ def attend_in_blocks(
 
     def restore(x: jax.Array) -> jax.Array:
         # [i, B, K, t * G, C] -> [i, B, t, K, G, C] -> [B, T, K, G, C]
-        x = x.reshape(-1, rows, kv_heads, t, groups, x.shape[-1]).transpose(0, 1, 3, 2, 4, 5)
+        # No -1: without probes C is 0.
+        blocks = q_blocks.shape[0]
+        x = x.reshape(blocks, rows, kv_heads, t, groups, x.shape[-1]).transpose(0, 1, 3, 2, 4, 5)
         return _from_blocks(x, slots)
 
     # `out` first, then the probed values.

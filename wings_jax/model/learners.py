@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from wings_jax.model import attention
-from wings_jax.model.context import KeysValues, KVInputs, LayerContext, update_cache
-from wings_jax.model.layers import Projection, partitioned, rope
+from wings_jax.model.context import Cache, KeysValues, KVInputs, LayerContext, update_cache
+from wings_jax.model.layers import LowRank, partitioned, project, project_together, rope
 from wings_jax.model.layout import Array
 from wings_jax.model.presets import WingsArch
 
@@ -25,6 +27,9 @@ class Learner(nn.Module):
     layer, and no norms. The result is exactly 0 at initialization (W^O = 0), and for a query
     without visible keys.
 
+    Products of the same input are one product, over the learners of a layer too: the caller
+    computes those of the queries and of the outputs (`run_learners`).
+
     arch    sizes of the LLM, and the rank
     kernel  one of `attention.KERNELS`
     """
@@ -32,22 +37,38 @@ class Learner(nn.Module):
     arch: WingsArch
     kernel: str
 
-    @nn.compact
+    def setup(self) -> None:
+        decoder = self.arch.decoder
+        sizes = {
+            "D": decoder.hidden_size,
+            "N": decoder.learner_heads,
+            "H": decoder.head_dim,
+            "R": self.arch.rank,
+        }
+        self.q, self.k, self.v = (LowRank("D", "NH", sizes) for _ in range(3))
+        self.o = LowRank("NH", "D", sizes)
+
     def __call__(
-        self, h: jax.Array, ctx: LayerContext, kv_inputs: KVInputs, cached: KeysValues | None
+        self,
+        h: jax.Array,
+        low_q: jax.Array,
+        ctx: LayerContext,
+        kv_inputs: KVInputs,
+        cached: KeysValues | None,
     ) -> tuple[jax.Array, KeysValues]:
-        """Returns the learner's output [B,T,D] of queries [B,T,D], and its keys and values.
+        """Returns the learner's output of low rank, and its keys and values.
 
-        The keys and values are the KV cache [B*N,S,H] where there is one, else [B,S,N,H].
+        The output is [B,T,R]; its product with `o.b` is the learner's. The keys and values are the
+        KV cache [B*N,S,H] where there is one, else [B,S,N,H].
+
+        Args:
+          h: [B,T,D], the queries' stream.
+          low_q: [B,T,R], its product with `q.a`.
+          ctx: the inputs that all layers share.
+          kv_inputs: of this learner.
+          cached: its KV cache, if there is one.
         """
-        decoder, rank = self.arch.decoder, self.arch.rank
-        heads = {"N": decoder.learner_heads, "H": decoder.head_dim}
-
-        def residual(name: str, x: jax.Array) -> jax.Array:
-            # x (1 + a b): [B, T, D] -> [B, T, N, H]
-            return Projection("BTD,DNH->BTNH", heads, base="identity", rank=rank, name=name)(x)
-
-        q = rope(residual("q", h), ctx.learner_rope_table or ctx.rope_table)
+        q = rope(self._residual(h, low_q, self.q), ctx.learner_rope_table or ctx.rope_table)
 
         # New keys and values are computed from x0; older ones are in the KV cache.
         keys_values = cached
@@ -55,8 +76,10 @@ class Learner(nn.Module):
             if kv_inputs.rope_table is None:
                 raise ValueError("layer-0 features need a rope table (KVInputs.rope_table)")
             x0 = kv_inputs.x0.astype(h.dtype)
-            k = rope(residual("k", x0), kv_inputs.rope_table)
-            keys_values = update_cache(cached, (k, residual("v", x0)), kv_inputs.start)
+            low_k, low_v = project_together("BTD,DR->BTR", x0, [self.k.a, self.v.a])
+            k = rope(self._residual(x0, low_k, self.k), kv_inputs.rope_table)
+            v = self._residual(x0, low_v, self.v)
+            keys_values = update_cache(cached, (k, v), kv_inputs.start)
         if keys_values is None:
             raise ValueError("a learner needs layer-0 features or a KV cache")
 
@@ -69,10 +92,49 @@ class Learner(nn.Module):
             mask=kv_inputs.mask,
         )
 
-        # [B, T, N, H] -> [B, T, D]
-        width = {"D": decoder.hidden_size}
-        output = Projection("BTNH,NHD->BTD", width, base="none", rank=rank, name="o")
-        return output(heads_output), keys_values
+        # [B, T, N, H] -> [B, T, R]
+        return project("BTNH,NHR->BTR", heads_output, self.o.a), keys_values
+
+    def _residual(self, x: jax.Array, low: jax.Array, pair: LowRank) -> jax.Array:
+        """Returns x (1 + a b), [B,T,N,H] of x [B,T,D] and low = x a, [B,T,R]."""
+        update = project("BTR,RNH->BTNH", low, pair.b)
+        return x.reshape(update.shape) + update
+
+
+def run_learners(
+    learners: Mapping[str, Learner],
+    queries: jax.Array,
+    gates: jax.Array,
+    ctx: LayerContext,
+    cached: Cache,
+) -> tuple[jax.Array, dict[str, jax.Array], Cache]:
+    """Returns the gated sum of a layer's learners [B,T,D] (equation 5), and parts of it by learner.
+
+    The parts are the outputs of low rank [B,T,R], not gated, and the keys and values.
+
+    Args:
+      learners: those that have keys in `ctx`, in the order of the architecture's.
+      queries: [B,T,D], the stream that they read.
+      gates: [B,T,M], of all learners of the architecture.
+      ctx: the inputs that all layers share.
+      cached: the layer's KV cache.
+    """
+    # The queries of all learners are one product, [B, T, D] -> [B, T, R] each.
+    kernels = [learner.q.a for learner in learners.values()]
+    low_queries = project_together("BTD,DR->BTR", queries, kernels)
+
+    lows, keys_values, gated = {}, {}, []
+    for (name, learner), low_q in zip(learners.items(), low_queries, strict=True):
+        inputs = ctx.learners[name]
+        low, keys_values[name] = learner(queries, low_q, ctx, inputs, cached.get(name))
+        lows[name] = low
+        # An einsum, whose gradient by the gates is fast on CPUs.
+        gate = gates[..., learner.arch.learners.index(name)]
+        gated.append(jnp.einsum("BT,BTR->BTR", gate, low))
+
+    # Gated where their rank is low, the outputs are one product too: [B, T, M R] -> [B, T, D].
+    kernel = jnp.concatenate([learner.o.b for learner in learners.values()], axis=0)
+    return project("BTR,RD->BTD", jnp.concatenate(gated, axis=-1), kernel), lows, keys_values
 
 
 class Router(nn.Module):

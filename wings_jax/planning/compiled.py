@@ -12,6 +12,7 @@ import jax
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.model import attention
+from wings_jax.model.kernels import choice
 from wings_jax.model.presets import WingsArch
 from wings_jax.planning import hlo, sizes
 from wings_jax.planning.targets import Target
@@ -95,7 +96,7 @@ def compile_step(config: config_lib.Config, arch: WingsArch, target: Target) -> 
 
     # Lowering and compiling take shapes only: no array is allocated.
     started = time.perf_counter()
-    with jax.set_mesh(mesh):
+    with jax.set_mesh(mesh), choice.compiling_for(target.devices[0]):
         batch = program.abstract_batch(config, arch, mesh)
         update = program.jit_update(config, arch, optimizer, shapes)
         try:

@@ -44,7 +44,7 @@ class StateBytes:
     trained    parameters that train
     frozen     the others
     optimizer  the optimizer's state
-    gradients  of the trained parameters
+    gradients  of the trained parameters, and their sum over micro-batches
     boundaries residual stream between the layers, which every remat policy saves, and x0
     batch      tokens, layout and images
     """
@@ -55,6 +55,11 @@ class StateBytes:
     gradients: int
     boundaries: int
     batch: int
+
+    @property
+    def total(self) -> int:
+        """The sum of all of them."""
+        return sum(dataclasses.astuple(self))
 
 
 def count_groups(state: TrainState, config: config_lib.Config) -> list[Group]:
@@ -78,6 +83,12 @@ def count_state(
     micro = batch.targets.sharding.shard_shape(batch.targets.shape)[0]
     micro //= config.optimizer.accumulation
 
+    # Gradients have the dtype of their parameters; with accumulation there is a sum beside them.
+    gradients = sizes.tree_bytes(state.trained)
+    if config.optimizer.accumulation > 1:
+        summed = jnp.dtype(config.optimizer.accumulation_dtype).itemsize
+        gradients += gradients * summed // 4
+
     # x0 is float32, the stream that each layer saves is of the compute dtype.
     stream = micro * config.data.sequence_length * arch.decoder.hidden_size
     width = jnp.dtype(config.compute_dtype).itemsize
@@ -85,7 +96,7 @@ def count_state(
         trained=sizes.tree_bytes(state.trained),
         frozen=sizes.tree_bytes(state.frozen),
         optimizer=sizes.tree_bytes(state.opt_state),
-        gradients=sizes.tree_bytes(state.trained),
+        gradients=gradients,
         boundaries=stream * (arch.decoder.num_layers * width + 4),
         batch=sizes.tree_bytes(batch),
     )

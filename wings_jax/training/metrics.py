@@ -36,7 +36,7 @@ class MetricsWriter:
         Raises:
           UserError: a file cannot be written.
         """
-        # Importing tensorboardX imports torch where that is installed, which takes seconds.
+        # Slow to import, and not needed by `train --help` (`process.import_without_torch`).
         from tensorboardX import event_file_writer
         from tensorboardX.proto import event_pb2
 

@@ -94,12 +94,18 @@ def _make_transform(
     """Returns AdamW, or Muon for matrices with AdamW for the rest (optax.contrib.muon)."""
     if optimizer.name == "adamw":
         return optax.adamw(
-            rate, b1=optimizer.b1, b2=optimizer.b2, eps=optimizer.eps, weight_decay=decay
+            rate,
+            b1=optimizer.b1,
+            b2=optimizer.b2,
+            eps=optimizer.eps,
+            mu_dtype=optimizer.moment_dtype,
+            weight_decay=decay,
         )
 
     # consistent_rms gives the updates AdamW's size, so AdamW's learning rates fit.
     return contrib.muon(
         rate,
+        mu_dtype=optimizer.moment_dtype,
         adam_b1=optimizer.b1,
         adam_b2=optimizer.b2,
         weight_decay=decay,

@@ -100,6 +100,7 @@ def jit_update(
         optimizer,
         loss_chunk=config.loss_chunk,
         accumulation=config.optimizer.accumulation,
+        accumulation_dtype=config.optimizer.accumulation_dtype,
     )
 
     # Without them the compiler may choose others, and the next step would compile again.

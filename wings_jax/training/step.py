@@ -51,12 +51,18 @@ def split_micro_batches(batch: Batch, count: int) -> Batch:
 
 
 def make_train_step(
-    model: Wings, optimizer: optax.GradientTransformation, *, loss_chunk: int, accumulation: int
+    model: Wings,
+    optimizer: optax.GradientTransformation,
+    *,
+    loss_chunk: int,
+    accumulation: int,
+    accumulation_dtype: str = "float32",
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """Returns train_step(state, batch) -> (state, metrics).
 
     The loss is the sum over targets divided by the number of targets in the whole batch, over
-    all devices and micro-batches (gradient accumulation). A step whose loss or gradient is not
+    all devices and micro-batches (gradient accumulation), whose gradients are summed in
+    `accumulation_dtype`. A step whose loss or gradient is not
     finite changes nothing but the counters. Metrics, f32[]: loss (nats per target), accuracy,
     grad_norm, targets, skipped (in this run so far).
     """
@@ -71,11 +77,14 @@ def make_train_step(
         return grads, loss, right
 
     def accumulated(trained: Flat, frozen: Flat, batch: Batch) -> tuple[Flat, jax.Array, jax.Array]:
+        # Each sum is computed in float32, and stored in the dtype of the accumulator.
         def add(total, micro_batch):
-            return jax.tree.map(jnp.add, total, gradient(trained, frozen, micro_batch)), None
+            new = gradient(trained, frozen, micro_batch)
+            return jax.tree.map(lambda x, y: (x + y).astype(x.dtype), total, new), None
 
         zero = jnp.zeros((), jnp.float32)
-        initial = (jax.tree.map(jnp.zeros_like, trained), zero, zero)
+        sums = jax.tree.map(lambda x: jnp.zeros_like(x, accumulation_dtype), trained)
+        initial = (sums, zero, zero)
         # Sums, which are divided by the targets of the whole batch later.
         return jax.lax.scan(add, initial, split_micro_batches(batch, accumulation))[0]
 
@@ -83,7 +92,7 @@ def make_train_step(
         # Sums over the batch, then means over its targets.
         targets = jnp.maximum((batch.targets != IGNORE).sum(), 1).astype(jnp.float32)
         total = (gradient if accumulation == 1 else accumulated)(state.trained, state.frozen, batch)
-        grads, loss, accuracy = jax.tree.map(lambda x: x / targets, total)
+        grads, loss, accuracy = jax.tree.map(lambda x: x.astype(jnp.float32) / targets, total)
 
         # The update, which does not happen where something is not finite.
         norm = optax.global_norm(grads)

@@ -40,7 +40,7 @@ def check_kernel(kernel: str, dtype: jnp.dtype, *, key: str = "config.attention"
     if kernel not in ACCELERATED:
         return
 
-    device = _device()
+    device = target_device()
     missing = ACCELERATED[kernel].requirement(device, jnp.dtype(dtype))
     if missing:
         raise KernelError(f"{key}: {kernel} {missing}; this is {device.device_kind}")
@@ -58,11 +58,11 @@ def compiling_for(device: jax.Device) -> Iterator[None]:
 
 def best_kernel(dtype: jnp.dtype) -> str:
     """Returns the fastest kernel for large shapes on the default device, and logs it once."""
-    return _best_kernel(_device(), dtype)
+    return _best_kernel(target_device(), dtype)
 
 
-def _device() -> jax.Device:
-    # The device of an ahead-of-time compilation comes first.
+def target_device() -> jax.Device:
+    """Returns the device that kernels are chosen for: of `compiling_for`, else the default one."""
     return _targets[-1] if _targets else jax.devices()[0]
 
 
