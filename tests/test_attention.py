@@ -233,3 +233,21 @@ def test_chunked_memory_grows_linearly():
     assert middle < 2.2 * small
     assert large < 2.2 * middle
     assert temporary_bytes("einsum", 2048) > 8 * middle
+
+
+def test_chunked_kernel_in_bfloat16_without_probes():
+    """Where values and probes are multiplied apart, there may be no probes."""
+    q, k, v, _ = make_inputs(4, 2, jnp.bfloat16)
+
+    def total(kernel, *inputs):
+        out, probed = attention.attend(*inputs, kernel=kernel, block=16)
+        assert probed is None
+        return (out.astype(jnp.float32) ** 2).sum()
+
+    results = [
+        jax.value_and_grad(total, argnums=(1, 2, 3))(kernel, q, k, v)
+        for kernel in ("chunked", "einsum")
+    ]
+    for found, expected in zip(*map(jax.tree.leaves, results), strict=True):
+        found, expected = (np.asarray(x, np.float32) for x in (found, expected))
+        np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())
