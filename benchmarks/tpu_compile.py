@@ -19,6 +19,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 # libtpu requests the machine's metadata unless these variables name its target.
@@ -52,17 +53,12 @@ def make_config(flags: argparse.Namespace, chips: int) -> Any:
     return config_lib.from_config_dict(tree)
 
 
-def compile_step(flags: argparse.Namespace) -> dict[str, Any]:
-    """Returns the memory per chip in GiB and operations per chip of one training step."""
-    import jax
-    from jax.experimental import topologies
-
+def make_step(flags: argparse.Namespace, devices: Sequence[Any]) -> tuple[Any, Any, tuple]:
+    """Returns the mesh of the devices, the jitted step and its arguments as shapes."""
     from wings_jax import axes
-    from wings_jax.model.kernels import choice
     from wings_jax.training import meshes, program
     from wings_jax.weights import starting
 
-    devices = topologies.get_topology_desc(flags.topology, "tpu").devices
     config = make_config(flags, len(devices))
     arch = starting.resolve_arch(config.model)
     if flags.layers:
@@ -72,9 +68,21 @@ def compile_step(flags: argparse.Namespace) -> dict[str, Any]:
     mesh = axes.make_mesh(meshes.mesh_shape(config.mesh, arch, len(devices)), devices)
     state, optimizer = program.abstract_state(config, arch, mesh, steps=1000)
     batch = program.abstract_batch(config, arch, mesh)
+    return mesh, program.jit_update(config, arch, optimizer, state), (state, batch)
+
+
+def compile_step(flags: argparse.Namespace) -> dict[str, Any]:
+    """Returns the memory per chip in GiB and operations per chip of one training step."""
+    import jax
+    from jax.experimental import topologies
+
+    from wings_jax.model.kernels import choice
+
+    devices = topologies.get_topology_desc(flags.topology, "tpu").devices
+    mesh, update, shapes = make_step(flags, devices)
     started = time.perf_counter()
     with jax.set_mesh(mesh), choice.compiling_for(devices[0]):
-        lowered = program.jit_update(config, arch, optimizer, state).lower(state, batch)
+        lowered = update.lower(*shapes)
         print(f"lowered in {time.perf_counter() - started:.0f} s", file=sys.stderr, flush=True)
         compiled = lowered.compile()
 
@@ -87,11 +95,37 @@ def compile_step(flags: argparse.Namespace) -> dict[str, Any]:
     return {
         **vars(flags),
         "chips": len(devices),
-        "rows": config.batch_size,
+        "rows": shapes[1].targets.shape[0],
         **{f"{name}_gib": size / 2**30 for name, size in gib.items()},
         "tflop": (cost or {}).get("flops", float("nan")) / 1e12,
         "seconds": time.perf_counter() - started,
     }
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of the step, which `gpu_compile.py` has too."""
+    parser.add_argument("--preset", default="qwen1_5_7b")
+    parser.add_argument("--stage", default="stage2")
+    parser.add_argument("--seq", type=int, default=2048)
+    parser.add_argument("--batch", type=int, default=0, help="rows of all devices; one each")
+    parser.add_argument("--tensor", type=int, default=1)
+    parser.add_argument("--layers", type=int, default=0, help="of the LLM; all of them")
+    parser.add_argument("--remat", default="full")
+    parser.add_argument("--attention", default="auto")
+    parser.add_argument("--moments", default="float32", help="dtype of the first moment")
+    parser.add_argument("--json", default="", help="file for the result")
+
+
+def print_row(
+    flags: argparse.Namespace, device: str, row: dict[str, Any], columns: list[str]
+) -> None:
+    """Prints a table of one row, and writes it to the file of `--json`."""
+    print("| devices | stage | preset | attention | remat | rows | " + " | ".join(columns) + " |")
+    print("|---" * (6 + len(columns)) + "|")
+    labels = (device, flags.stage, flags.preset, flags.attention, flags.remat, row["rows"])
+    print("| " + " | ".join([*map(str, labels), *(f"{row[x]:.2f}" for x in columns)]) + " |")
+    if flags.json:
+        pathlib.Path(flags.json).write_text(json.dumps(row, indent=1))
 
 
 def main() -> None:
@@ -100,27 +134,13 @@ def main() -> None:
         prog="python benchmarks/tpu_compile.py", description=__doc__.split("\n")[0]
     )
     parser.add_argument("--topology", default="v5p:2x2x2", choices=TOPOLOGIES)
-    parser.add_argument("--preset", default="qwen1_5_7b")
-    parser.add_argument("--stage", default="stage2")
-    parser.add_argument("--seq", type=int, default=2048)
-    parser.add_argument("--batch", type=int, default=0, help="rows of all chips; one each")
-    parser.add_argument("--tensor", type=int, default=1)
-    parser.add_argument("--layers", type=int, default=0, help="of the LLM; all of them")
-    parser.add_argument("--remat", default="full")
-    parser.add_argument("--attention", default="auto")
-    parser.add_argument("--moments", default="float32", help="dtype of the first moment")
-    parser.add_argument("--json", default="", help="file for the result")
+    add_flags(parser)
     flags = parser.parse_args()
 
     os.environ.update({**ENVIRONMENT, **TOPOLOGIES[flags.topology]})
     row = compile_step(flags)
-    columns = ("arguments_gib", "temporaries_gib", "peak_gib", "tflop", "seconds")
-    print("| topology | stage | preset | attention | remat | rows | " + " | ".join(columns) + " |")
-    print("|---" * (6 + len(columns)) + "|")
-    labels = (flags.topology, flags.stage, flags.preset, flags.attention, flags.remat, row["rows"])
-    print("| " + " | ".join([*map(str, labels), *(f"{row[x]:.2f}" for x in columns)]) + " |")
-    if flags.json:
-        pathlib.Path(flags.json).write_text(json.dumps(row, indent=1))
+    columns = ["arguments_gib", "temporaries_gib", "peak_gib", "tflop", "seconds"]
+    print_row(flags, flags.topology, row, columns)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 #
 #   ./launch/gke_xpk.sh [--dry-run] FLAGS OF xpk workload create -- CONFIG [flags of wings train]
 #   ./launch/gke_xpk.sh --cluster=C --workload=stage2-a --tpu-type=v6e-16 -- configs/stage2.py:qwen1_5_7b \
-#       --data llava=/gcs/prepared --workdir=gs://BUCKET/runs/stage2
+#       --data llava=gs://BUCKET/prepared --workdir=gs://BUCKET/runs/stage2
 #   ./launch/gke_xpk.sh --cluster=C --workload=stage2-b --device-type=h100-80gb-8 --num-nodes=2 -- CONFIG ...
 #
 # Also --project, --zone, --num-slices=N, --storage=NAME (a bucket or file store, for the data),

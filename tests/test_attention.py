@@ -89,12 +89,16 @@ def test_chunked_gradients_equal_the_reference(which, block):
         np.testing.assert_allclose(gradient, reference, atol=1e-5)
 
 
-def test_chunked_without_visibility_sees_all_keys():
-    q, k, v, _ = make_inputs(2, 2)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(jnp.float32, 1e-5), (jnp.bfloat16, 2e-2)])
+def test_chunked_without_visibility_sees_all_keys(dtype, tolerance):
+    """As in the vision tower, whose keys have no probes either."""
+    q, k, v, _ = make_inputs(2, 2, dtype)
     out, probed = attention.attend(q, k, v, kernel="chunked", block=16)
     expected, _ = attention.attend(q, k, v, kernel="einsum")
     assert probed is None
-    np.testing.assert_allclose(out, expected, atol=1e-5)
+    np.testing.assert_allclose(
+        *(np.asarray(x, np.float32) for x in (out, expected)), atol=tolerance
+    )
 
 
 @pytest.mark.parametrize("kernel", ["auto", *choice.PORTABLE])
@@ -233,21 +237,3 @@ def test_chunked_memory_grows_linearly():
     assert middle < 2.2 * small
     assert large < 2.2 * middle
     assert temporary_bytes("einsum", 2048) > 8 * middle
-
-
-def test_chunked_kernel_in_bfloat16_without_probes():
-    """Where values and probes are multiplied apart, there may be no probes."""
-    q, k, v, _ = make_inputs(4, 2, jnp.bfloat16)
-
-    def total(kernel, *inputs):
-        out, probed = attention.attend(*inputs, kernel=kernel, block=16)
-        assert probed is None
-        return (out.astype(jnp.float32) ** 2).sum()
-
-    results = [
-        jax.value_and_grad(total, argnums=(1, 2, 3))(kernel, q, k, v)
-        for kernel in ("chunked", "einsum")
-    ]
-    for found, expected in zip(*map(jax.tree.leaves, results), strict=True):
-        found, expected = (np.asarray(x, np.float32) for x in (found, expected))
-        np.testing.assert_allclose(found, expected, atol=0.02 * np.abs(expected).max())

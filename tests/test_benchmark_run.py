@@ -281,6 +281,12 @@ def test_mcnemar_is_the_exact_binomial_test():
         paired.compare_lines("t", before, after[:-1])
 
 
+def test_changes_of_rows_are_in_the_order_of_reports():
+    lines = [{**credit_line(n, 1.0), "rows": [row]} for n, row in enumerate("bab")]
+    changes = paired.compare_lines("t", lines, lines, ("a", "b", "c"))
+    assert [(change.row, change.count) for change in changes] == [("", 3), ("a", 1), ("b", 2)]
+
+
 def test_compare_reads_finished_results(finished, tmp_path, monkeypatch, capsys):
     run(monkeypatch, "--compare", finished / "m", finished / "m", "--out", tmp_path)
     assert "mmlu (ppl)" in capsys.readouterr().out
@@ -300,6 +306,12 @@ def test_intervals_of_clusters_are_wider():
         low, high = summary.score_credits(BENCHMARKS["piqa"], items, credits).micro.interval
         widths.append(high - low)
     assert widths[1] > 2 * widths[0]
+
+
+def test_interval_where_no_item_differs_is_wilsons():
+    items = [Item(str(n), "", cluster=str(n // 2)) for n in range(20)]
+    micro = summary.score_credits(BENCHMARKS["piqa"], items, np.ones(20)).micro
+    assert micro.interval == pytest.approx((0.7224672, 1.0), abs=1e-6)  # 10 of 10
 
 
 def test_limit_keeps_clusters_whole():

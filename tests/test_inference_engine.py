@@ -128,3 +128,35 @@ def test_kv_cache_in_bfloat16_has_near_logits():
         actual.append(logits)
     off = jnp.linalg.norm(actual[1] - actual[0], axis=-1) / jnp.linalg.norm(actual[0], axis=-1)
     assert 0 < off.max() < 0.05
+
+
+def test_released_parameters_are_split_alike_and_deleted():
+    spec, weights, params = cases.make(CASES["router"])
+    split = engine.split_layers(params, spec, release=True)
+    jax.tree.map(np.testing.assert_array_equal, split, weights)
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(params["decoder"]["layers"]))
+    assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(split))
+
+
+def test_programs_of_single_layers_match_one_program():
+    """Prefill and extension outside of jit; a cache that is not kept, one that is overwritten."""
+    spec, weights, _ = cases.make(CASES["router"])
+    rows = cases.random_rows(spec.arch, ["tiitt", "ttt"], seed=4)
+    more = cases.random_rows(spec.arch, ["tt", "ttt"], seed=5)
+    starts = np.zeros(2, np.int32)
+    chunk, features = cases.make_chunk(spec, weights, rows, starts, length=8)
+    slots = {"main": 16, "visual": 4, "textual": 16}
+    expected, hidden = cases.prefill(spec, weights, chunk, features, slots)
+    cache, states = engine.prefill(spec, weights, chunk, features, slots)
+    np.testing.assert_allclose(states, hidden, atol=1e-5)
+
+    starts = np.array([len(row.tokens) for row in rows], np.int32)
+    chunk, _ = cases.make_chunk(spec, weights, more, starts, length=4)
+    expected, hidden = cases.extend(spec, weights, expected, chunk, None)
+    dropped, states = engine.extend(spec, weights, cache, chunk, keep=False)
+    np.testing.assert_allclose(states, hidden, atol=1e-5)
+    assert dropped.layers == ()
+    owned, states = engine.extend(spec, weights, cache, chunk, owned=True)
+    np.testing.assert_allclose(states, hidden, atol=1e-5)
+    for ours, theirs in zip(jax.tree.leaves(owned), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pathlib
 import re
 import subprocess
 import sys
@@ -64,6 +65,31 @@ def test_stage_2_of_7b_lowers_for_8_gpus(kernel, calls, hopper):
         update = program.jit_update(config, arch, optimizer, state)
         text = update.trace(state, batch).lower(lowering_platforms=("cuda",)).as_text()
     assert calls <= set(re.findall(r"custom_call @([\w$]+)", text))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("chip", "kernel", "call"),
+    [
+        ("h100", "tokamax", "mosaic_gpu_v2"),
+        ("a100-80", "cudnn", "__cudnn$fmhaScaleBiasSoftmaxBackward"),
+    ],
+)
+def test_stage_2_compiles_for_8_gpus(chip, kernel, call):
+    """By the GPU's compiler, where its plugin is installed; no GPU is needed."""
+    if importlib.util.find_spec("jax_cuda13_plugin") is None:
+        pytest.skip("needs jax-cuda13-plugin and jax-cuda13-pjrt")
+    script = pathlib.Path(__file__).parent.parent / "benchmarks/gpu_compile.py"
+    small = ["--preset=qwen1_5_0_5b", "--layers=1", "--seq=1024"]
+    completed = subprocess.run(
+        [sys.executable, script, f"--chip={chip}", f"--attention={kernel}", *small],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True,
+        text=True,
+    )
+    assert completed.returncode == 0, completed.stderr
+    assert f"| 8 {chip} | stage2 | qwen1_5_0_5b | {kernel} |" in completed.stdout
+    assert f" x {call}" in completed.stdout
 
 
 COMPILE = """

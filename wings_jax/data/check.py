@@ -43,7 +43,7 @@ def main() -> None:
     elif arguments.tokenizer:
         recipe = _recipe_from_tokenizer(arguments)
 
-    if arguments.fix and pathlib.Path(arguments.fix).exists():
+    if arguments.fix and files.as_path(arguments.fix, "--fix").exists():
         raise errors.UserError(f"--fix {arguments.fix} exists; remove it or give another name")
 
     source = sources.open_source(arguments.file, images=arguments.images, split=arguments.split)
@@ -67,7 +67,7 @@ def main() -> None:
     # Image paths in the new file are relative to the same directory as before.
     if arguments.fix:
         write_good_records(source, findings, arguments.fix)
-        images = arguments.images or str(pathlib.Path(arguments.file).parent)
+        images = arguments.images or str(files.as_path(arguments.file).parent)
         print(
             f"{report['samples'] - report['bad']:,} good records: {arguments.fix} (its images: "
             f"--images {shlex.quote(images)})"

@@ -155,17 +155,19 @@ def _select_samples(data: settings.DataConfig, starts: np.ndarray, sizes: np.nda
 
     for (name, source), (first, last) in zip(data.sources.items(), spans, strict=True):
         span = slice(first, last)
-        if not is_used[span].any():
-            raise UserError(f"data.sources.{name}: no sample of {source.path} can be used")
-
         if source.modality != "all":
             is_used[span] &= has_images[span] == (source.modality == "image")
-        if not is_used[span].any():
-            what = "with an image" if source.modality == "image" else "without images"
-            raise UserError(
-                f"data.sources.{name}.modality: {source.path} has no sample {what} that can be "
-                f"used, of {last - first}"
-            )
+
+        # Without weight and filter a source is only a part of all the samples.
+        if is_used[span].any() or (source.modality == "all" and not source.weight):
+            continue
+        if source.modality == "all":
+            raise UserError(f"data.sources.{name}: no sample of {source.path} can be used")
+        what = "with an image" if source.modality == "image" else "without images"
+        raise UserError(
+            f"data.sources.{name}.modality: {source.path} has no sample {what} that can be used, "
+            f"of {last - first}"
+        )
     return is_used
 
 

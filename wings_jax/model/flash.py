@@ -118,9 +118,9 @@ def attend_in_blocks(
 
     def restore(x: jax.Array) -> jax.Array:
         # [i, B, K, t * G, C] -> [i, B, t, K, G, C] -> [B, T, K, G, C]
-        # Without -1, which is not defined where there are no probes (C = 0).
-        shape = (x.shape[0], rows, kv_heads, t, groups, x.shape[-1])
-        x = x.reshape(shape).transpose(0, 1, 3, 2, 4, 5)
+        # No -1: without probes C is 0.
+        blocks = q_blocks.shape[0]
+        x = x.reshape(blocks, rows, kv_heads, t, groups, x.shape[-1]).transpose(0, 1, 3, 2, 4, 5)
         return _from_blocks(x, slots)
 
     # `out` first, then the probed values.

@@ -56,6 +56,11 @@ class StateBytes:
     boundaries: int
     batch: int
 
+    @property
+    def total(self) -> int:
+        """The sum of all of them."""
+        return sum(dataclasses.astuple(self))
+
 
 def count_groups(state: TrainState, config: config_lib.Config) -> list[Group]:
     """Returns the parameter groups in the order of the config."""

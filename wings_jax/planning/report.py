@@ -6,14 +6,17 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jax.sharding import Mesh
+
 from wings_jax import config as config_lib
 from wings_jax.formatting import text_table
 from wings_jax.model import attention, flops
 from wings_jax.model.presets import WingsArch
-from wings_jax.planning import compiled, memory, roofline, sizes
+from wings_jax.planning import compiled, estimate, memory, roofline
 from wings_jax.planning.targets import Target
 from wings_jax.training import program
 from wings_jax.training.chips import GIB
+from wings_jax.training.step import TrainState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,6 +37,8 @@ class StepPlan:
     xla_flops  operations per device as XLA counts them (loop bodies once): its number and ours;
                None where a kernel hides them
     times      None where no chip is named
+    estimated  bytes of one device and rows of the largest batch (0 where the memory is not known),
+               without a compiler; None where it was compiled, or the remat policy has no estimate
     fit        the largest batch; None where it was not asked for, or not one row fits
     limit      bytes of one device; None where they are not known
     """
@@ -51,6 +56,7 @@ class StepPlan:
     step: compiled.CompiledStep | None
     xla_flops: tuple[float, float] | None
     times: roofline.Times | None
+    estimated: tuple[float, int] | None
     fit: memory.Fit | None
     limit: float | None
 
@@ -106,10 +112,23 @@ def make_plan(
         flops=parts,
         step=step,
         xla_flops=compare_with_xla(config, arch, step, state.trained, mesh.size) if step else None,
-        times=estimate(config, arch, target, parts, step, state.trained, mesh.shape, rows),
+        times=estimate_times(config, arch, target, parts, step, state, mesh.shape, rows),
+        estimated=None if step else estimate_memory(config, arch, state, mesh, target),
         fit=fit,
         limit=target.memory,
     )
+
+
+def estimate_memory(
+    config: config_lib.Config, arch: WingsArch, state: TrainState, mesh: Mesh, target: Target
+) -> tuple[float, int] | None:
+    """Returns estimated bytes of a device, and the rows of the largest batch (0: not known)."""
+    if config.remat not in estimate.REMAT:
+        return None
+    needed = estimate.count_needed(config, arch, state, mesh)
+    if not target.memory:
+        return needed, 0
+    return needed, estimate.largest_batch(config, arch, state, mesh, target.memory)
 
 
 def attention_kernel(config: config_lib.Config) -> str:
@@ -120,13 +139,13 @@ def attention_kernel(config: config_lib.Config) -> str:
     return attention.choose_kernel("auto", slots, slots, is_cache=False)
 
 
-def estimate(
+def estimate_times(
     config: config_lib.Config,
     arch: WingsArch,
     target: Target,
     parts: Mapping[str, flops.PartFlops],
     step: compiled.CompiledStep | None,
-    trained: Mapping[str, Any],
+    state: TrainState,
     mesh: Mapping[str, int],
     rows: int,
 ) -> roofline.Times | None:
@@ -134,28 +153,12 @@ def estimate(
     if target.chip is None:
         return None
 
-    # Parameters that a token is multiplied with: projections, feed-forward network, head.
-    decoder = arch.decoder
-    layer = decoder.hidden_size * (
-        2 * decoder.head_dim * (decoder.num_heads + decoder.num_kv_heads) + 3 * decoder.ffn_size
-    )
-    weights = decoder.num_layers * layer + decoder.hidden_size * decoder.vocab_size
-
-    # Trained parameters are float32, 4 bytes each. The weights of the LLM are gathered over fsdp
-    # before they are multiplied, so that only the tensor axis divides them.
-    traffic = roofline.estimate_memory_traffic(
-        config,
-        arch,
-        trained=sizes.tree_bytes(trained) // 4,
-        weights=weights // mesh["tensor"],
-        rows=rows / (mesh["data"] * mesh["fsdp"]),
-    )
     return roofline.estimate_times(
         target.chip,
         parts,
-        step.collectives if step else (),
+        step.collectives if step else estimate.estimate_collectives(config, arch, state, mesh),
         devices=len(target.devices),
-        memory_traffic=traffic,
+        memory_traffic=roofline.step_memory_traffic(config, arch, state.trained, mesh, rows),
     )
 
 
@@ -290,10 +293,11 @@ def _conclusions(plan: StepPlan) -> list[str]:
     # Bounds of the step time, from the roofline.
     if plan.times:
         t = plan.times
+        links = "" if plan.step else " (estimate)"
         lines.append(
             f"step at least {t.overlapped:.3g} s if everything overlaps (MFU {t.mfu:.0%}), "
             f"{t.serial:.3g} s if nothing does ({t.mfu_serial:.0%}): compute {t.compute:.3g} s, "
-            f"memory {t.memory:.3g} s (estimate), links {t.links:.3g} s"
+            f"memory {t.memory:.3g} s (estimate), links {t.links:.3g} s{links}"
         )
 
     # Whether it fits, and how much does.
@@ -302,6 +306,13 @@ def _conclusions(plan: StepPlan) -> list[str]:
         verdict = "fits" if share <= memory.USABLE else "does not fit"
         reason = f" ({plan.step.problem})" if plan.step.problem else ""
         lines.append(f"{verdict}{reason}: {share:.0%} of {_gib(plan.limit)} GiB per device")
+
+    # Without a compiler the temporaries are an estimate.
+    if plan.estimated:
+        needed, rows = plan.estimated
+        limit = f", {needed / plan.limit:.0%} of {_gib(plan.limit)}" if plan.limit else ""
+        fit = f"; largest batch about {rows} rows" if rows else ""
+        lines.append(f"needs about {_gib(needed)} GiB per device (estimate){limit}{fit}")
 
     # `verified` is the compiler's number for this batch, `needed` that of the line through two
     # others.

@@ -19,13 +19,14 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax.numpy as jnp
 
 from wings_jax import config as config_lib
 from wings_jax.model.flops import PartFlops
 from wings_jax.model.presets import WingsArch
-from wings_jax.planning import hlo
+from wings_jax.planning import hlo, sizes
 from wings_jax.training.chips import Chip
 
 _VALUES_PER_SLOT = {"layer": 20, "visual": 12, "textual": 19}
@@ -52,6 +53,36 @@ class Times:
     serial: float
     mfu: float
     mfu_serial: float
+
+
+def step_memory_traffic(
+    config: config_lib.Config,
+    arch: WingsArch,
+    trained: Mapping[str, Any],
+    mesh: Mapping[str, int],
+    rows: int,
+) -> float:
+    """Returns bytes that one device reads and writes in a step of `rows` rows on a mesh.
+
+    Args:
+      trained: shapes with shardings of the trained parameters.
+    """
+    # Parameters that a token is multiplied with: projections, feed-forward network, head.
+    decoder = arch.decoder
+    layer = decoder.hidden_size * (
+        2 * decoder.head_dim * (decoder.num_heads + decoder.num_kv_heads) + 3 * decoder.ffn_size
+    )
+    weights = decoder.num_layers * layer + decoder.hidden_size * decoder.vocab_size
+
+    # Trained parameters are float32, 4 bytes each. The weights of the LLM are gathered over fsdp
+    # before they are multiplied, so that only the tensor axis divides them.
+    return estimate_memory_traffic(
+        config,
+        arch,
+        trained=sizes.tree_bytes(trained) // 4,
+        weights=weights // mesh["tensor"],
+        rows=rows / (mesh["data"] * mesh["fsdp"]),
+    )
 
 
 def estimate_memory_traffic(

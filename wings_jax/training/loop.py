@@ -102,8 +102,10 @@ def _run_steps(
             accumulation=config.optimizer.accumulation,
         )
 
+        called = time.perf_counter()
         with profiler.trace_step(step):
             run.state, scalars = run.update(run.state, placed)
+        log.skip_compilation(batch, time.perf_counter() - called)
 
         # The scalars of the step before: the device has the next update to work on meanwhile.
         if pending:
@@ -164,6 +166,7 @@ class _StepLog:
     def __init__(self, run: TrainingRun, done: int):
         optimizer = run.config.optimizer
         self._run = run
+        self._forms: set[tuple] = set()  # shapes of the batches so far
         self._guard = divergence.NonFiniteGuard(
             optimizer.skip_limit, optimizer.skip_window, (done, int(run.state.skipped))
         )
@@ -180,6 +183,13 @@ class _StepLog:
             run.steps, devices=run.mesh.size, peak_flops=chip.flops if chip else None
         )
         self.history: list[dict[str, float]] = []
+
+    def skip_compilation(self, batch: Batch, seconds: float) -> None:
+        """Leaves seconds out of the clock if they compiled the step for a new form of batch."""
+        form = (batch.targets.shape, batch.images.shape)
+        if form not in self._forms:
+            self._forms.add(form)
+            self.clock.skip(seconds)
 
     def tick(self, waited: float, batch: Batch) -> None:
         """Adds to the clock a step that waited so many seconds for this host's batch."""

@@ -167,7 +167,7 @@ def print_changes(found: tables.Results, out: pathlib.Path | None) -> list[pathl
     compared: dict[str, list[paired.PairedChange]] = {}
     for task, (before, *others) in found.items():
         for after in others:
-            changes = paired.compare_lines(task, before.lines, after.lines)
+            changes = paired.compare_lines(task, before.lines, after.lines, before.benchmark.rows)
             compared.setdefault(f"{before.model} -> {after.model}", []).extend(changes)
 
     print("\n" + paired.text_changes(compared))

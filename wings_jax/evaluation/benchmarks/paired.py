@@ -12,6 +12,7 @@ import numpy as np
 from wings_jax import files, formatting
 from wings_jax.errors import UserError
 from wings_jax.evaluation.benchmarks import results, summary
+from wings_jax.evaluation.benchmarks.embedded import EMBEDDED
 from wings_jax.formatting import Interval
 
 HEADING = ("", "n", "before", "after", "change", "lost", "gained", "p")
@@ -69,9 +70,15 @@ class PairedChange:
 
 
 def compare_lines(
-    task: str, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+    task: str,
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+    order: Sequence[str] = (),
 ) -> list[PairedChange]:
     """Returns the change under every protocol that both have.
+
+    Args:
+      order: rows of the benchmark in the order of reports.
 
     Raises:
       UserError: they are results of different items.
@@ -87,7 +94,7 @@ def compare_lines(
 
     changes = []
     for protocol in common:
-        for row, pairs in _pairs_by_row(before, after).items():
+        for row, pairs in _pairs_by_row(before, after, order).items():
             # An item whose answer is withheld has no credit.
             credits = [
                 (first["credit"][protocol], second["credit"][protocol], first.get("cluster", ""))
@@ -100,11 +107,12 @@ def compare_lines(
 
 
 def _pairs_by_row(
-    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+    before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]], order: Sequence[str]
 ) -> dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]]:
     """Returns row -> lines of both results; "" for all items, others where items declare rows."""
     pairs = list(zip(before, after, strict=True))
-    by_row = {"": pairs}
+    by_row: dict[str, list[tuple[Mapping[str, Any], Mapping[str, Any]]]] = {"": pairs}
+    by_row |= {row: [] for row in order}
     for pair in pairs:
         for row in pair[0].get("rows", ()):
             by_row.setdefault(row, []).append(pair)
@@ -181,7 +189,10 @@ def compare_directories(directories: Sequence[pathlib.Path]) -> dict[str, list[P
             change
             for task in common
             for change in compare_lines(
-                task, results.read_lines(found[0][task]), results.read_lines(other[task])
+                task,
+                results.read_lines(found[0][task]),
+                results.read_lines(other[task]),
+                EMBEDDED[task].rows if task in EMBEDDED else (),
             )
         ]
         compared[f"{names[0]} -> {name}"] = changes

@@ -1,7 +1,8 @@
 """Scores of a benchmark with intervals, from the credits of its items. Pure functions.
 
-Intervals are percentile bootstraps with a fixed seed. Items of one cluster (questions about one
-article or image) are drawn together, since they are not independent.
+Intervals are percentile bootstraps with a fixed seed, and Wilson's where no item differs. Items of
+one cluster (questions about one article or image) are drawn together, since they are not
+independent.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from wings_jax.evaluation.benchmarks import metrics
 from wings_jax.evaluation.benchmarks.passes import PERPLEXITY
 from wings_jax.evaluation.benchmarks.record import Benchmark, Item, MetricValue
 from wings_jax.evaluation.benchmarks.text_likelihood import TextLikelihood
+from wings_jax.evaluation.scoring import Score
 from wings_jax.formatting import Interval
 
 RESAMPLES, SEED = 1000, 0  # of the bootstrap
@@ -131,9 +133,8 @@ def score_credits(
     for number, (name, members) in enumerate(groups.items()):
         cluster_names = [clusters[i] for i in members]
         resampled = resample_means(credits[members], cluster_names, seed=SEED + number)
-        means[name] = Mean(
-            float(credits[members].mean()), percentile_interval(resampled), len(members)
-        )
+        interval = mean_interval(credits[members], cluster_names, resampled)
+        means[name] = Mean(float(credits[members].mean()), interval, len(members))
         draws.append(resampled if resampled is not None else np.full(RESAMPLES, means[name].value))
 
     # The macro mean gives every group the same weight, whatever its size; rows are no partition.
@@ -144,7 +145,8 @@ def score_credits(
         macro = Mean(macro_value, percentile_interval(macro_draws), len(items))
 
     micro_draws = resample_means(credits, clusters, seed=SEED)
-    micro = Mean(float(credits.mean()), percentile_interval(micro_draws), len(items))
+    micro_interval = mean_interval(credits, clusters, micro_draws)
+    micro = Mean(float(credits.mean()), micro_interval, len(items))
 
     own = (
         []
@@ -183,6 +185,20 @@ def resample_means(values: np.ndarray, clusters: Sequence[str], *, seed: int) ->
         drawn = random.integers(0, count, (STEP, count))
         means.append(sums[drawn].sum(1) / sizes[drawn].sum(1))
     return np.concatenate(means)
+
+
+def mean_interval(
+    credits: np.ndarray, clusters: Sequence[str], draws: np.ndarray | None
+) -> Interval | None:
+    """Returns the 95 % interval of the mean of credits f64[n]: that of its resampled values.
+
+    Where all items are right, or all wrong, every resampled mean is the same: the interval is then
+    Wilson's, of as many trials as there are clusters.
+    """
+    if draws is None or credits.min() != credits.max() or credits[0] not in (0.0, 1.0):
+        return percentile_interval(draws)
+    count = len(set(clusters))
+    return Score(count * int(credits[0]), count).interval
 
 
 def percentile_interval(draws: np.ndarray | None) -> Interval | None:

@@ -1,0 +1,114 @@
+"""Every preset on the usual chips: its mesh divides it, and what fits is as it is documented."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+from configs import base
+from tools import plan_table
+from wings_jax import axes
+from wings_jax.planning import compiled, estimate, memory, report, targets
+from wings_jax.training.chips import CHIPS, GIB
+from wings_jax.weights import starting
+
+# The usual machines and slices: chip -> numbers of chips.
+COUNTS = {"v5p": (8, 16, 64), "v5e": (16, 64), "v6e": (8, 16, 64)}
+COUNTS |= {"h100": (8, 16), "a100-80": (4, 8, 16)}
+# What does not fit in stage 2 with one row per device, by calculation.
+TOO_LARGE = {("vicuna_13b", "v5e", 16)}
+
+
+def prepare(preset: str, stage: str = "stage2", **changes):
+    """Returns config, architecture and abstract state of a preset."""
+    config = dataclasses.replace(plan_table.make_config(stage, preset), **changes)
+    arch = starting.resolve_arch(config.model)
+    return config, arch, estimate.abstract_state(config, arch)
+
+
+@pytest.mark.parametrize("preset", base.REAL)
+def test_preset_divides_and_fits(preset):
+    prepared = prepare(preset)
+    for chip, counts in COUNTS.items():
+        for count in counts:
+            step = estimate.estimate_step(*prepared, CHIPS[chip], count)
+            assert step.mesh["data"] * step.mesh["fsdp"] == count
+            assert bool(step.largest) == ((preset, chip, count) not in TOO_LARGE), (chip, count)
+            if step.largest:
+                assert step.needed <= CHIPS[chip].memory * memory.USABLE
+                assert step.largest % count == 0
+                assert step.rows <= max(step.largest, count)
+
+
+def test_mesh_that_does_not_divide_is_named():
+    config, arch, state = prepare("qwen1_5_0_5b")
+    mesh = dataclasses.replace(config.mesh, data=1, fsdp=7, tensor=1)
+    with pytest.raises(axes.MeshError, match=r"--config.mesh: the LLM: .*D"):
+        estimate.estimate_step(dataclasses.replace(config, mesh=mesh), arch, state, CHIPS["v5p"], 7)
+    with pytest.raises(axes.MeshError, match="does not fit 8 devices"):
+        estimate.estimate_step(dataclasses.replace(config, mesh=mesh), arch, state, CHIPS["v5p"], 8)
+
+
+def test_estimate_needs_no_devices_and_equals_the_plan_on_them():
+    """The same state on 8 devices that exist, and as axes of a mesh only."""
+    config, arch, state = prepare("qwen1_5_0_5b")
+    target = targets.open_devices(8, "h100", 0)
+    planned = report.make_plan(
+        config, arch, target, is_compiled=False, find_fit=False, report=lambda line: None
+    )
+    step = estimate.estimate_step(config, arch, state, CHIPS["h100"], 8)
+    assert step.state == planned.state
+    assert planned.estimated == (step.needed, step.largest)
+    assert "largest batch about" in report.format_plan(planned)
+    assert step.times == planned.times
+    assert step.times.links > 0
+
+    without = dataclasses.replace(config, remat="none")
+    resolved = compiled.resolve_config(without, target)
+    assert report.estimate_memory(resolved, arch, state, None, target) is None
+
+
+def test_batch_of_the_largest_size_fits_and_one_row_more_does_not():
+    config, arch, state = prepare("qwen1_5_7b")
+    largest = estimate.estimate_step(config, arch, state, CHIPS["v5e"], 16).largest
+    for rows, does_fit in ((largest, True), (largest + 16, False)):
+        mesh = estimate.abstract_mesh({"data": 1, "fsdp": 16})
+        changed = dataclasses.replace(config, batch_size=rows)
+        moved = estimate.on_mesh(state, mesh)
+        needed = estimate.count_needed(changed, arch, moved, mesh)
+        assert (needed <= 16 * GIB * memory.USABLE) == does_fit
+
+
+# Of programs that were compiled for the chips (docs/performance.md): model, stage, chip, chips,
+# GiB of arguments and temporaries with one row per chip.
+COMPILED = [
+    ("qwen1_5_7b", "stage2", "v5p", 8, 18.69),
+    ("qwen1_5_7b", "stage1", "v5p", 8, 4.90),
+]
+
+
+@pytest.mark.parametrize(("preset", "stage", "chip", "count", "needed"), COMPILED)
+def test_estimate_is_near_what_was_compiled(preset, stage, chip, count, needed):
+    prepared = prepare(preset, stage, batch_size=count)
+    step = estimate.estimate_step(*prepared, CHIPS[chip], count)
+    # Never much less, and not more than by what stage 1 has no use for at the peak.
+    assert 0.97 * needed < step.needed / GIB < needed + 1.0
+
+
+def test_table_of_the_documentation_is_that_of_the_command():
+    page = plan_table.PAGE.read_text()
+    table = page.split(plan_table.BEGIN)[1].split(plan_table.END)[0]
+    assert table == plan_table.make_table(), "python tools/plan_table.py --write"
+
+
+@pytest.mark.slow
+def test_table_command_runs_from_a_clone(tmp_path):
+    script = pathlib.Path(plan_table.__file__)
+    completed = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert completed.stdout.startswith(plan_table.HEADING)
