@@ -16,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Iterator
@@ -115,7 +116,11 @@ def _lost_hosts(timeout: int) -> Iterator[None]:
     """Turns the failure of a collective into one line; JAX's own one then names the process."""
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        # The call of a step raises a ValueError that begins with XLA's status, its result the other.
+        is_status = re.match("(UNKNOWN|UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED): ", str(error))
+        if isinstance(error, ValueError) and not is_status:
+            raise
         # An exhausted memory has its own message, and a single process has no other host.
         if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
             raise
