@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pathlib
 import subprocess
 import sys
 
@@ -14,8 +15,9 @@ from gcs_server import serve_bucket
 from pyarrow import parquet
 from test_train_mistakes import command
 
-from wings_jax import files
+from wings_jax import checkpoint_steps, files
 from wings_jax.errors import UserError
+from wings_jax.training import metrics
 
 STEPS = 4
 
@@ -86,6 +88,38 @@ def read(environment, workdir: str, lose: str) -> dict:
     done = execute(environment, READ, workdir, lose)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture
+def local_bucket(tmp_path, monkeypatch) -> pathlib.Path:
+    """The directory that gs://bucket is, without a server."""
+
+    def as_path(path, flag: str = "") -> pathlib.Path:
+        return tmp_path / str(path).removeprefix("gs://bucket/")
+
+    monkeypatch.setattr(files, "as_path", as_path)
+    return tmp_path
+
+
+def test_metrics_are_in_the_bucket_before_a_checkpoint(local_bucket):
+    """A killed run would else resume after steps that have no line."""
+    writer = metrics.MetricsWriter("gs://bucket/run", start=0)
+    (local_bucket / "run/tensorboard").mkdir(parents=True)
+    writer.write(1, {"loss": 0.5})
+    lines = local_bucket / "run/metrics.jsonl"
+    assert not lines.exists()
+    writer.sync()
+    assert json.loads(lines.read_text()) == {"step": 1, "loss": 0.5}
+    writer.close()
+
+
+def test_unfinished_saves_in_a_bucket_are_no_steps(local_bucket):
+    """A save in a bucket has its name from the start, and its last file at the end."""
+    for step in ("2", "4"):
+        (local_bucket / "run/checkpoints" / step / "params").mkdir(parents=True)
+    (local_bucket / "run/checkpoints/2" / checkpoint_steps.COMMITTED).touch()
+    steps = checkpoint_steps.list_steps("gs://bucket/run")
+    assert [step.name for step in steps] == ["2"]
 
 
 def test_buckets_that_do_not_exist_are_named(tmp_path):

@@ -330,6 +330,9 @@ def test_sigterm_twice_saves_and_the_handler_of_before_is_restored(tmp_path):
 
 
 def test_resume_reads_every_item_once(workdir, monkeypatch):
+    """And removes what a killed run had begun to save."""
+    unfinished = workdir / "checkpoints/7.orbax-checkpoint-tmp"
+    (unfinished / "params").mkdir(parents=True)
     verified = []
     verify = checkpoint.verify_arrays
 
@@ -341,6 +344,7 @@ def test_resume_reads_every_item_once(workdir, monkeypatch):
     ready = cases.set_up(workdir, "stage1", **RUN)
     assert int(ready.state.step) == 4
     assert sorted(verified) == ["opt_state", "params"]
+    assert not unfinished.exists()
 
 
 def test_arrays_above_the_bytes_in_flight_are_written(tmp_path, monkeypatch):

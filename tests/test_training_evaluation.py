@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 import struct
 import sys
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from typing import Any
 
 import jax
 import pytest
+import test_benchmark_run
 import training_cases as cases
 
 from wings_jax import train
@@ -36,32 +38,43 @@ def alone(tmp_path_factory) -> pathlib.Path:
     return workdir
 
 
-def settings(alone: pathlib.Path) -> dict:
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> pathlib.Path:
+    """A directory with the files of the tasks."""
+    root = test_benchmark_run.write_data(tmp_path_factory.mktemp("data"))
+    shutil.copy(cases.folder() / "scenes/test_text.json", root)
+    (root / "images").mkdir()
+    return root
+
+
+def settings(alone: pathlib.Path, root: pathlib.Path) -> dict:
     """Returns an evaluation every second step, against the run `alone`."""
     return {
         "eval__every": 2,
-        "eval__tasks": "scenes_text",
-        "eval__data_root": str(cases.folder() / "scenes"),
+        "eval__tasks": "scenes_text,ai2d",
+        "eval__data_root": str(root),
         "eval__limit": 6,
         "eval__batch_size": 4,
         "eval__base": str(alone),
     }
 
 
-def test_evaluation_joins_the_metrics_and_changes_no_number(alone, tmp_path, capsys):
+def test_evaluation_joins_the_metrics_and_changes_no_number(alone, root, tmp_path, capsys):
     expected = [json.loads(line) for line in (alone / "metrics.jsonl").read_text().splitlines()]
-    lines = run(tmp_path / "run", **settings(alone))
+    lines = run(tmp_path / "run", **settings(alone, root))
     printed = capsys.readouterr().out
 
-    names = {"eval/scenes_text/accuracy", "eval/scenes_text/change", "eval/seconds"}
+    tasks = ("scenes_text", "ai2d")
+    names = {f"eval/{task}/{name}" for task in tasks for name in ("accuracy", "change")}
+    names |= {"eval/seconds"}
     assert [names <= set(line) for line in lines] == [False, True, True]
     assert " eval scenes_text=" in printed
     for line in lines[1:]:
         assert line["eval/seconds"] > 0
-        assert 0 <= line["eval/scenes_text/accuracy"] <= 1
+        assert all(0 <= line[f"eval/{task}/accuracy"] <= 1 for task in tasks)
 
     # The run `alone` is the base, and its parameters are those of the last step.
-    assert lines[-1]["eval/scenes_text/change"] == 0
+    assert [lines[-1][f"eval/{task}/change"] for task in tasks] == [0, 0]
     for name in ("loss", "accuracy", "grad_norm"):
         assert [line[name] for line in lines] == [line[name] for line in expected]
 
@@ -75,10 +88,9 @@ def test_evaluation_joins_the_metrics_and_changes_no_number(alone, tmp_path, cap
         ({"eval__base": "/nowhere"}, "config.eval.base: /nowhere holds no checkpoint"),
     ],
 )
-def test_mistakes_of_an_evaluation_are_named_by_key(change, message, alone, tmp_path):
-    config = cases.config_lib.from_config_dict(
-        cases.tree_of("stage2", **{**settings(alone), **change})
-    )
+def test_mistakes_of_an_evaluation_are_named_by_key(change, message, alone, root):
+    changes = {**settings(alone, root), **change}
+    config = cases.config_lib.from_config_dict(cases.tree_of("stage2", **changes))
     with pytest.raises(UserError, match=message):
         training_metric.make_metric(config, None, None, jax.make_mesh((1,), ("data",)))
 

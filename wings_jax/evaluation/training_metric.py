@@ -99,8 +99,17 @@ def read_tasks(config: Config) -> list[BenchmarkTask]:
         if any(benchmark.kind == "text" for benchmark in benchmarks):
             raise UserError("--tasks: a perplexity is no accuracy: see the loss of training")
 
-        options = command.BenchmarkOptions(root, limit=limit, rows=settings.batch_size)
-        return command.read_tasks(benchmarks, options, config.data.scenes, None)
+        asked: list[BenchmarkTask] = []
+        for benchmark in benchmarks:
+            # Of several protocols, only that of the headline score.
+            protocol = benchmark.headline
+            if protocol not in benchmark.protocols:
+                protocol = benchmark.protocols[0]
+            options = command.BenchmarkOptions(
+                root, protocols=(protocol,), limit=limit, rows=settings.batch_size
+            )
+            asked += command.read_tasks([benchmark], options, config.data.scenes, None)
+        return asked
     except UserError as error:
         # The flags of `python -m wings_jax.evaluate`, by the names that they have here.
         message = str(error)
