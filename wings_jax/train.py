@@ -117,7 +117,7 @@ def _lost_hosts(timeout: int) -> Iterator[None]:
     try:
         yield
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        # The call of a step raises a ValueError that begins with XLA's status, its result the other.
+        # Calling a step raises a ValueError that begins with XLA's status, its result the other.
         is_status = re.match("(UNKNOWN|UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED): ", str(error))
         if isinstance(error, ValueError) and not is_status:
             raise
