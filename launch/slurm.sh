@@ -33,8 +33,9 @@ status=0
 run srun --cpus-per-task="${SLURM_CPUS_PER_TASK:-64}" --kill-on-bad-exit=0 --wait=0 \
     ./launch/gpu.sh "$@" || status=$?
 
-# 143: saved before the time limit. 75: another host was lost. Both go on in a new job; `scancel` ends it.
-if [ "$status" -eq 143 ] || [ "$status" -eq 75 ]; then
+# 143: saved before the time limit. 75, 134: another host was lost. These go on in a new job; `scancel`
+# ends it.
+if [ "$status" -eq 143 ] || [ "$status" -eq 75 ] || [ "$status" -eq 134 ]; then
     [ "${SLURM_RESTART_COUNT:-0}" -lt "${MAX_RESTARTS:-100}" ] || fail "stopped ${MAX_RESTARTS:-100} times"
     echo "slurm.sh: exit status $status, queueing job $SLURM_JOB_ID again"
     run scontrol requeue "$SLURM_JOB_ID"

@@ -28,6 +28,12 @@ fi
 
 export JAX_PLATFORMS=cpu TF_CPP_MIN_LOG_LEVEL=2 TOKENIZERS_PARALLELISM=false
 export NO_MKDOCS_2_WARNING=1
+# Many tests compile the same small programs: what one compiles, the others read, in all processes.
+if [ -z "${JAX_COMPILATION_CACHE_DIR:-}" ]; then
+    JAX_COMPILATION_CACHE_DIR=$(mktemp -d)
+    trap 'rm -rf "$JAX_COMPILATION_CACHE_DIR"' EXIT
+fi
+export JAX_COMPILATION_CACHE_DIR JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.3
 # A worker that crashes ends the run: with --dist loadfile, xdist waits forever for its successor.
 python -m pytest --numprocesses "${WORKERS:-2}" --dist loadfile --max-worker-restart 0 "$@"
 echo "all checks passed in $(((SECONDS - started) / 60)) min $(((SECONDS - started) % 60)) s"

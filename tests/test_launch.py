@@ -129,7 +129,14 @@ def test_gpu_joins_a_job_of_several_processes(environment, is_distributed, stand
 
 @pytest.mark.parametrize(
     ("status", "restarts", "is_requeued"),
-    [(0, 0, False), (1, 0, False), (143, 0, True), (75, 99, True), (143, 100, False)],
+    [
+        (0, 0, False),
+        (1, 0, False),
+        (143, 0, True),
+        (75, 99, True),
+        (134, 0, True),
+        (143, 100, False),
+    ],
 )
 def test_slurm_job_is_queued_again_after_a_stop(status, restarts, is_requeued, stand_ins):
     path, calls = stand_ins

@@ -79,6 +79,16 @@ def test_evaluation_joins_the_metrics_and_changes_no_number(alone, root, tmp_pat
         assert [line[name] for line in lines] == [line[name] for line in expected]
 
 
+def test_wrong_task_is_found_before_anything_is_written(monkeypatch, tmp_path):
+    flags = ["--config=configs/stage1.py", "--config.eval.every=1", "--config.eval.tasks=nothing"]
+    workdir = tmp_path / "run"
+    monkeypatch.setattr(sys, "argv", ["train", *flags, f"--workdir={workdir}"])
+    monkeypatch.setattr(train.process, "run_in_caller_thread", lambda: None)
+    with pytest.raises(UserError, match=r"config\.eval\.tasks: no such task: 'nothing'"):
+        train.main()
+    assert not workdir.exists()
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

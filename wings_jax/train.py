@@ -59,6 +59,11 @@ def main() -> None:
     if options.distributed:
         join_job(options.job, config.host_timeout)
 
+    if config.eval.every:
+        from wings_jax.evaluation import training_metric  # slow to import, and rarely used
+
+        training_metric.check_config(config)
+
     with errors.full_memory(memory_advice(config)), _lost_hosts(config.host_timeout):
         run = start.set_up(config, files.as_path(workdir, "--workdir"))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import pathlib
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from wings_jax.data import chat_template
 from wings_jax.errors import UserError
 from wings_jax.evaluation import models
 from wings_jax.evaluation.benchmarks import catalog, command, results, runner, summary
+from wings_jax.evaluation.benchmarks.record import Benchmark
 from wings_jax.evaluation.benchmarks.runner import BenchmarkTask
 from wings_jax.inference.generator import Generator
 from wings_jax.model.presets import WingsArch
@@ -40,14 +42,10 @@ def make_metric(
     evaluated here, once per start.
 
     Raises:
-      UserError: a task or its data are missing, the base is not a checkpoint, or the job has
-        several processes.
+      UserError: a task or its data are missing, the base is not a checkpoint, or `check_config`
+        raises it.
     """
-    if jax.process_count() > 1:
-        raise UserError(
-            f"{FLAG}.every: evaluation during training needs one process, and the job has "
-            f"{jax.process_count()}; evaluate its checkpoints with python -m wings_jax.evaluate"
-        )
+    check_config(config)
     asked = read_tasks(config)
     template = chat_template.template_from_settings(config.data, tokenizer)
     shared_mesh = mesh if mesh.size > 1 else None
@@ -81,6 +79,32 @@ def make_metric(
     return measure
 
 
+def check_config(config: Config) -> None:
+    """Checks what can be checked before the minutes of setting up.
+
+    Raises:
+      UserError: the job has several processes, or there is no task of a name.
+    """
+    if jax.process_count() > 1:
+        raise UserError(
+            f"{FLAG}.every: evaluation during training needs one process, and the job has "
+            f"{jax.process_count()}; evaluate its checkpoints with python -m wings_jax.evaluate"
+        )
+    with _keys_for_flags():
+        find_benchmarks(config)
+
+
+def find_benchmarks(config: Config) -> list[Benchmark]:
+    """Returns the benchmarks of `config.eval`. Raises UserError in the words of `evaluate`."""
+    benchmarks = catalog.find_benchmarks(config.eval.tasks, None)
+    published = [benchmark.name for benchmark in benchmarks if not benchmark.is_embedded]
+    if published and not config.eval.data_root:
+        raise UserError(f"--data-root is missing: the files of {published[0]}")
+    if any(benchmark.kind == "text" for benchmark in benchmarks):
+        raise UserError("--tasks: a perplexity is no accuracy: see the loss of training")
+    return benchmarks
+
+
 def read_tasks(config: Config) -> list[BenchmarkTask]:
     """Returns the tasks of `config.eval`.
 
@@ -90,17 +114,10 @@ def read_tasks(config: Config) -> list[BenchmarkTask]:
     settings = config.eval
     root = pathlib.Path(settings.data_root) if settings.data_root else None
     limit = settings.limit or None
-    try:
-        benchmarks = catalog.find_benchmarks(settings.tasks, None)
-        published = [benchmark.name for benchmark in benchmarks if not benchmark.is_embedded]
-        if published and root is None:
-            raise UserError(f"--data-root is missing: the files of {published[0]}")
 
-        if any(benchmark.kind == "text" for benchmark in benchmarks):
-            raise UserError("--tasks: a perplexity is no accuracy: see the loss of training")
-
-        asked: list[BenchmarkTask] = []
-        for benchmark in benchmarks:
+    asked: list[BenchmarkTask] = []
+    with _keys_for_flags():
+        for benchmark in find_benchmarks(config):
             # Of several protocols, only that of the headline score.
             protocol = benchmark.headline
             if protocol not in benchmark.protocols:
@@ -109,9 +126,15 @@ def read_tasks(config: Config) -> list[BenchmarkTask]:
                 root, protocols=(protocol,), limit=limit, rows=settings.batch_size
             )
             asked += command.read_tasks([benchmark], options, config.data.scenes, None)
-        return asked
+    return asked
+
+
+@contextlib.contextmanager
+def _keys_for_flags() -> Iterator[None]:
+    """Gives the flags of `python -m wings_jax.evaluate` in errors the names that they have here."""
+    try:
+        yield
     except UserError as error:
-        # The flags of `python -m wings_jax.evaluate`, by the names that they have here.
         message = str(error)
         for flag, key in (("--data-root", "data_root"), ("--tasks", "tasks")):
             message = message.replace(flag, f"{FLAG}.{key}")
