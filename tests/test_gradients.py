@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tiny_model
 
-from wings_jax.model import layers, layout
+from wings_jax.model import layers, layout, projection
 from wings_jax.model.wings import Wings
 from wings_jax.training import loss
 
@@ -48,7 +48,7 @@ def test_rms_norm_equals_its_definition():
 )
 def test_projection_equals_the_einsum(eqn, kernel):
     assert_equal_gradients(
-        lambda x, kernel: layers.project(eqn, x, kernel),
+        lambda x, kernel: projection.project(eqn, x, kernel),
         lambda x, kernel: jnp.einsum(eqn, x, kernel),
         draw(0, 2, 7, 12),
         draw(1, *kernel),

@@ -13,7 +13,7 @@ import training_cases as cases
 from wings_jax import checkpoint
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
-from wings_jax.model import layers
+from wings_jax.model import projection
 from wings_jax.planning import compiled, memory, targets
 from wings_jax.training import program
 from wings_jax.weights import starting
@@ -95,7 +95,7 @@ def test_layers_are_cast_bit_for_bit():
     patterns = np.arange(0, 2**32, 701, dtype=np.uint64).astype(np.uint32).view(np.float32)
     patterns = patterns[~np.isnan(patterns)]
     kernel = jnp.asarray(patterns)
-    ours = jax.jit(layers._cast_layer, static_argnums=1)(kernel, jnp.dtype(jnp.bfloat16))
+    ours = jax.jit(projection._cast_layer, static_argnums=1)(kernel, jnp.dtype(jnp.bfloat16))
     expected = kernel.astype(jnp.bfloat16)
     np.testing.assert_array_equal(
         np.asarray(ours).view(np.uint16), np.asarray(expected).view(np.uint16)

@@ -35,20 +35,11 @@ from wings_jax.model.context import (
     update_cache,
 )
 from wings_jax.model.flash import SAVED
-from wings_jax.model.layers import (
-    INIT,
-    GatedMlp,
-    Prefix,
-    Projection,
-    RMSNorm,
-    partitioned,
-    project,
-    rope,
-    switch_rope,
-)
+from wings_jax.model.layers import GatedMlp, Prefix, RMSNorm, rope, switch_rope
 from wings_jax.model.layout import Array, Layout
 from wings_jax.model.learners import Learner, Router, run_learners
 from wings_jax.model.presets import WingsArch
+from wings_jax.model.projection import INIT, Projection, partitioned, project
 
 # Name of a rematerialization policy -> what the forward pass saves for the backward pass.
 # `save_attn` saves what the attention kernels name: their results and log-sum-exponentials.

@@ -10,9 +10,10 @@ from flax import linen as nn
 
 from wings_jax.model import attention
 from wings_jax.model.context import Cache, KeysValues, KVInputs, LayerContext, update_cache
-from wings_jax.model.layers import LowRank, partitioned, project, project_together, rope
+from wings_jax.model.layers import rope
 from wings_jax.model.layout import Array
 from wings_jax.model.presets import WingsArch
+from wings_jax.model.projection import LowRank, partitioned, project, project_together
 
 
 class Learner(nn.Module):

@@ -8,9 +8,10 @@ from flax import linen as nn
 
 from wings_jax import axes
 from wings_jax.model import attention
-from wings_jax.model.layers import ACTIVATIONS, INIT, LayerNorm, Projection, partitioned
+from wings_jax.model.layers import ACTIVATIONS, LayerNorm
 from wings_jax.model.layout import Array
 from wings_jax.model.presets import VisionArch
+from wings_jax.model.projection import INIT, Projection, partitioned
 
 # Name of a projector -> its number of linear layers.
 PROJECTORS = {"identity": 0, "linear": 1, "mlp2x_gelu": 2, "mlp3x_gelu": 3}
