@@ -131,8 +131,8 @@ def test_data_flag_replaces_the_sources():
     data = parse("--data", "b=/d/b.json:/images@0.25", "--data=a=/d/a.jsonl@0.75").data
     sources = {name: dataclasses.astuple(source) for name, source in data.sources.items()}
     assert sources == {
-        "b": ("/d/b.json", "/images", 0.25, "train"),
-        "a": ("/d/a.jsonl", "", 0.75, "train"),
+        "b": ("/d/b.json", "/images", 0.25, "all", "train"),
+        "a": ("/d/a.jsonl", "", 0.75, "all", "train"),
     }
     assert list(sources) == ["b", "a"]
     assert data.scenes == ""

@@ -10,8 +10,6 @@ import sys
 import tempfile
 from typing import Any
 
-import tqdm
-
 from wings_jax.errors import UserError
 
 # Files of a directory that are data, by suffix; the images beside them are not copied.
@@ -39,6 +37,8 @@ def copy_data(path: pathlib.Path) -> CopiedData:
     Raises:
       UserError: a file cannot be read, there is none, or there is no space for them.
     """
+    import tqdm  # not needed for --help
+
     temporary = pathlib.Path(tempfile.mkdtemp(prefix="wings-data-"))
     atexit.register(shutil.rmtree, temporary, ignore_errors=True)
     local = temporary / path.name
@@ -96,7 +96,8 @@ def _check_space(path: pathlib.Path, directory: pathlib.Path, size: int) -> None
         print(f"copying {size / 1e9:.2f} GB of {path} to {directory}", file=sys.stderr, flush=True)
 
 
-def _copy(file: pathlib.Path, target: pathlib.Path, progress: tqdm.tqdm) -> None:
+def _copy(file: pathlib.Path, target: pathlib.Path, progress: Any) -> None:
+    """Copies a file; `progress` is a bar of tqdm that counts bytes."""
     with file.open("rb") as source, target.open("wb") as copy:
         while block := source.read(_BLOCK):
             copy.write(block)

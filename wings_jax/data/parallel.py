@@ -9,8 +9,6 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import tqdm
-
 _CHUNK = 256  # samples that a process works on at a time
 
 
@@ -41,6 +39,8 @@ def map_samples(
       title: of the progress bar.
       chunk: samples that a process works on at a time.
     """
+    import tqdm  # not needed for --help
+
     with tqdm.tqdm(total=count, desc=title, disable=None) as progress:
         for first, results in _chunks(function, shared, count, workers, chunk):
             yield first, results

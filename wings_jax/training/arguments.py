@@ -365,7 +365,9 @@ def list_leaves(
     hints, docs = typing.get_type_hints(kind), config_lib.field_docs(kind)
     leaves: list[tuple[str, Any, str]] = []
     for field in dataclasses.fields(kind):
-        key, value, hint = f"{prefix}{field.name}", values[field.name], hints[field.name]
+        key, hint = f"{prefix}{field.name}", hints[field.name]
+        # A source of a config file need not have all keys.
+        value = values.get(field.name, field.default)
         # A mapping whose values are dataclasses, such as data.sources.
         is_mapping = typing.get_origin(hint) is collections.abc.Mapping
         entry: Any = typing.get_args(hint)[1] if is_mapping else None

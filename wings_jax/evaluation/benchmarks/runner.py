@@ -11,8 +11,6 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
-import tqdm
-
 from wings_jax import errors
 from wings_jax.errors import UserError
 from wings_jax.evaluation.benchmarks import judging, passes, prompts, text_likelihood
@@ -128,6 +126,8 @@ def _run_likelihood(
         for request in asked
     ]
 
+    import tqdm  # not needed for --help
+
     scorer = likelihood.PromptScorer(generator.spec, generator.weights)
     with tqdm.tqdm(total=len(asked), desc=title, disable=None) as progress:
         for index, batch in enumerate(planned):
@@ -204,6 +204,8 @@ def _run_generation(
     order = sorted(range(len(items)), key=lambda i: len(texts[i]))
     size = BLOCK * generator.options.rows
     blocks = [order[first : first + size] for first in range(0, len(order), size)]
+
+    import tqdm  # not needed for --help
 
     with tqdm.tqdm(total=len(items), desc=title, disable=None) as progress:
         for index, block in enumerate(blocks):

@@ -15,7 +15,6 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import tqdm
 
 from wings_jax.evaluation.benchmarks import passes
 from wings_jax.evaluation.benchmarks.passes import PERPLEXITY
@@ -119,6 +118,8 @@ def run_text(
     Raises:
       UserError: a passage has less than two tokens.
     """
+    import tqdm  # not needed for --help
+
     rows = generator.options.rows
     with tqdm.tqdm(total=len(items), desc=title, disable=None) as progress:
         for index, first in enumerate(range(0, len(items), rows)):
