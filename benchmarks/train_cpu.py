@@ -137,7 +137,7 @@ def plot(path: str, rows: Mapping[str, Mapping[str, tuple[float, float]]]) -> No
     ax.set_ylabel("CPU-seconds per step")
     ax.margins(y=0.12)
     ax.spines[["top", "right"]].set_visible(False)
-    ax.legend(frameon=False, fontsize=8)
+    ax.legend(frameon=False, fontsize=8, loc="lower left", bbox_to_anchor=(0, 1.02))
     with files.replacing(pathlib.Path(path)) as temporary:
         drawing.savefig(temporary, dpi=120, format="png")
 
