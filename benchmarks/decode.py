@@ -35,7 +35,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import ceilings
 from decode_times import Clock, Times, format_ms, format_ratio, median_times, time_tokens
-from small_model import DECODER, TOWER
+from small_model import DECODER, TOWER, qwen2_config
 
 from wings_jax import tree
 from wings_jax.data import conversation
@@ -152,17 +152,7 @@ class HuggingFace:
     """A random Qwen2 of transformers, in float32 on the CPU."""
 
     def __init__(self, arch: presets.DecoderArch):
-        config = transformers.Qwen2Config(
-            vocab_size=arch.vocab_size,
-            hidden_size=arch.hidden_size,
-            intermediate_size=arch.ffn_size,
-            num_hidden_layers=arch.num_layers,
-            num_attention_heads=arch.num_heads,
-            num_key_value_heads=arch.num_kv_heads,
-            max_position_embeddings=arch.max_positions,
-            tie_word_embeddings=arch.tie_embeddings,
-        )
-        self.model = transformers.Qwen2ForCausalLM(config).eval()
+        self.model = transformers.Qwen2ForCausalLM(qwen2_config(arch)).eval()
 
     def cached(self, length: int, threads: int) -> Times:
         """Computes a prompt and generates CACHED_TOKENS tokens more."""

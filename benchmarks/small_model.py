@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from wings_jax.model import presets
 
@@ -26,3 +27,20 @@ TOWER = dataclasses.replace(
     ffn_size=128,
     image_size=128,
 )
+
+
+def qwen2_config(arch: presets.DecoderArch, **changes: Any) -> Any:
+    """Returns transformers' Qwen2Config of the same sizes; `changes` are further settings of it."""
+    import transformers
+
+    return transformers.Qwen2Config(
+        vocab_size=arch.vocab_size,
+        hidden_size=arch.hidden_size,
+        intermediate_size=arch.ffn_size,
+        num_hidden_layers=arch.num_layers,
+        num_attention_heads=arch.num_heads,
+        num_key_value_heads=arch.num_kv_heads,
+        max_position_embeddings=arch.max_positions,
+        tie_word_embeddings=arch.tie_embeddings,
+        **changes,
+    )

@@ -101,18 +101,7 @@ def torch_step(slots: int, stage: int, remat: str) -> Callable[[], float]:
     import transformers
 
     torch.set_num_threads(1)
-    arch = small_model.DECODER
-    config = transformers.Qwen2Config(
-        vocab_size=arch.vocab_size,
-        hidden_size=arch.hidden_size,
-        intermediate_size=arch.ffn_size,
-        num_hidden_layers=arch.num_layers,
-        num_attention_heads=arch.num_heads,
-        num_key_value_heads=arch.num_kv_heads,
-        max_position_embeddings=arch.max_positions,
-        tie_word_embeddings=False,
-        use_cache=False,
-    )
+    config = small_model.qwen2_config(small_model.DECODER, use_cache=False)
     model = transformers.Qwen2ForCausalLM(config).train()
     if remat != "none":
         model.gradient_checkpointing_enable()

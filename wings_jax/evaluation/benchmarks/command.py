@@ -113,7 +113,7 @@ def evaluate_benchmarks(
     if not asked:
         raise UserError(f"--data-root: {options.data_root} has none of the data sets: {missing[0]}")
 
-    pictured = answer_figure.find_task(options.figure, asked) if options.figure else None
+    figure_task = answer_figure.find_task(options.figure, asked) if options.figure else None
 
     # Models are loaded one after the other, as several may not fit in memory.
     found: dict[str, list[BenchmarkResult]] = {task.benchmark.name: [] for task in asked}
@@ -133,30 +133,32 @@ def evaluate_benchmarks(
     complete = {
         name: of_models for name, of_models in found.items() if len(of_models) == len(lazy_models)
     }
-    print_report(complete, missing, options, pictured, compare=compare)
+    print_report(complete, missing, options, figure_task, compare=compare)
 
 
 def print_report(
     found: tables.Results,
     missing: Sequence[str],
     options: BenchmarkOptions,
-    pictured: BenchmarkTask | None,
+    figure_task: BenchmarkTask | None,
     *,
     compare: bool,
 ) -> None:
     """Prints and writes the scores of all models, with `compare` their changes.
 
     Args:
-      pictured: task of the figure, None for no figure.
+      figure_task: task of the figure, None for no figure.
     """
     print(tables.text_report(found, missing))
     paths = tables.write_report(options.out, found, missing) if options.out else []
     if compare:
         paths += print_changes(found, options.out)
 
-    if pictured and options.figure and pictured.benchmark.name in found:
+    if figure_task and options.figure and figure_task.benchmark.name in found:
         # Of the last model, which is the newest one on the usual command line.
-        answer_figure.draw_result(options.figure, pictured, found[pictured.benchmark.name][-1])
+        answer_figure.draw_result(
+            options.figure, figure_task, found[figure_task.benchmark.name][-1]
+        )
         paths.append(options.figure)
     if paths:
         print("\nwritten: " + ", ".join(map(str, paths)))
