@@ -106,7 +106,7 @@ def torch_step(slots: int, stage: int, remat: str) -> Callable[[], float]:
     if remat != "none":
         model.gradient_checkpointing_enable()
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.0)
-    ids = torch.randint(0, arch.vocab_size, (1, slots))
+    ids = torch.randint(0, small_model.DECODER.vocab_size, (1, slots))
 
     def run() -> float:
         loss = model(ids, labels=ids).loss
