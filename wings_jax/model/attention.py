@@ -146,7 +146,12 @@ def choose_block(width: int) -> int:
 
 
 def prepare_keys(
-    kernel: str, query: Visibility, key: Visibility, *, is_causal: bool
+    kernel: str,
+    query: Visibility,
+    key: Visibility,
+    *,
+    is_causal: bool,
+    is_triangular: bool = False,
 ) -> tuple[KeyMask, jax.Array | None]:
     """Returns the mask in the form of a kernel of accelerators, and the order of its keys.
 
@@ -157,14 +162,17 @@ def prepare_keys(
       kernel: one of `choice.ACCELERATED`.
       query, key: the two sides of the attention mask, [B,T] and [B,S].
       is_causal: whether the keys are the slots of the queries, each visible from its own on.
+      is_triangular: whether they are some of these slots, in their order (`KeyMask`).
     """
+    is_triangular = is_triangular or is_causal
     if not choice.ACCELERATED[kernel].packs_keys(is_causal):
         intervals = intervals_lib.key_intervals(query, key)
-        return KeyMask(query, key, intervals, is_causal), None
+        return KeyMask(query, key, intervals, is_causal, is_triangular), None
 
     order = intervals_lib.pack_order(key)
     key = jax.tree.map(lambda x: intervals_lib.take_slots(x, order), key)
-    return KeyMask(query, key, intervals_lib.key_intervals(query, key)), order
+    intervals = intervals_lib.key_intervals(query, key)
+    return KeyMask(query, key, intervals, is_triangular=is_triangular), order
 
 
 def _accelerated(

@@ -49,6 +49,11 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     # The results of every attention, so that the backward pass does not run it a second time.
     "save_attn": jax.checkpoint_policies.save_only_these_names(SAVED),
+    # These and all matrix products: only what is cheap is computed again.
+    "save_dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(SAVED),
+    ),
 }
 
 
