@@ -17,10 +17,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from wings_jax.model import flash
 from wings_jax.model import layout as layout_lib
-from wings_jax.model.flash import MASKED, exact_einsum
+from wings_jax.model.flash import INPUTS, MASKED, exact_einsum
 from wings_jax.model.kernels import choice
 from wings_jax.model.kernels import intervals as intervals_lib
 from wings_jax.model.kernels.intervals import KeyMask
@@ -67,6 +68,7 @@ def attend(
       out: [B,T,N,H] in q's dtype; exactly 0 for a query without visible keys.
       probed: f32[B,T,N,C], or None without probes. The softmax is float32.
     """
+    q, k, v = (checkpoint_name(x, INPUTS) for x in (q, k, v))
     is_cache = k.ndim == 3
     num_queries, num_keys = q.shape[1], k.shape[1]
     kernel = choose_kernel(kernel, num_queries, num_keys, is_cache=is_cache, dtype=q.dtype)

@@ -189,13 +189,14 @@ def _backward(settings: Settings, residuals: tuple, d_out: jax.Array) -> tuple:
 
     # exp(logit - highest) / total, with all of it in `highest`
     sums = (lse, jnp.ones_like(lse))
+    arrays = (sums, out.astype(v.dtype), d_out, q, k, v)
     if settings.is_triangular and settings.implementation == "mosaic_gpu" and _is_hopper():
-        d_q, d_k, d_v = _triangular_gradient(sums, out.astype(v.dtype), d_out, q, k, v, starts, stops)
+        d_q, d_k, d_v = _triangular_gradient(*arrays, starts, stops)
     else:
         operation, gradient = _operations(settings.implementation)
         bound = operation.bind(q, k, v, mask=_mask(starts, stops), logits_scale=_scale(q))
         options = {name: x for name, x in bound.kwargs.items() if name != "return_residuals"}
-        grads = gradient(sums, out, d_out, q, k, v, **options)
+        grads = gradient(*arrays, **options)
         d_q, d_k, d_v = (grads[name] for name in "qkv")
     return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, None
 
@@ -229,8 +230,9 @@ def _triangular_gradient(
         ds_dtype=None,
         config=hopper.Config(**BACKWARD_BLOCKS),
     )
-    grads = base.vmap_batch_dims(kernel)(q, k, v, sums, out, d_out, None, None, starts, stops)
-    return grads[0], grads[1], grads[2]
+    by_row = base.vmap_batch_dims(kernel)
+    d_q, d_k, d_v, _ = by_row(q, k, v, sums, out, d_out, None, None, starts, stops)
+    return d_q, d_k, d_v
 
 
 def _is_hopper() -> bool:
