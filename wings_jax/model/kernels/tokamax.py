@@ -31,14 +31,10 @@ IMPLEMENTATION = "mosaic_gpu"
 QUERIES = 128  # the number of query slots is a multiple of this: two blocks of 64
 KEYS = 64  # that of key slots of this, one block
 COLUMNS = 16  # that of value columns of this, the narrowest tile in shared memory
-# Slots per block and blocks in flight of the backward pass on Hopper.
-BACKWARD_BLOCKS = {
-    "block_q_dkv": 64,
-    "block_kv_dkv": 64,
-    "block_q_dq": 64,
-    "block_kv_dq": 64,
-    "num_stages": 2,
-}
+# Slots per block, blocks in flight, and warpgroups of the backward pass on Hopper. Wide values take
+# the registers of two warpgroups; other sizes were slower or did not fit (docs/performance.md).
+BLOCKS = {"block_q_dkv": 64, "block_kv_dkv": 64, "block_q_dq": 64, "block_kv_dq": 64}
+WIDE = 128  # columns of values, above which one warpgroup is faster than two
 
 
 def requirement(device: jax.Device, dtype: jnp.dtype) -> str | None:
@@ -228,7 +224,7 @@ def _triangular_gradient(
         logits_scale=_scale(q),
         logits_soft_cap=None,
         ds_dtype=None,
-        config=hopper.Config(**BACKWARD_BLOCKS),
+        config=hopper.Config(**BLOCKS, num_stages=2, compute_wgs=1 if v.shape[-1] > WIDE else 2),
     )
     by_row = base.vmap_batch_dims(kernel)
     d_q, d_k, d_v, _ = by_row(q, k, v, sums, out, d_out, None, None, starts, stops)
