@@ -38,7 +38,7 @@ def expected(tmp_path, monkeypatch):
 
 
 def test_old_checkpoint_loads(expected, caplog):
-    config_lib._warn_renamed.cache_clear()
+    serialization._warn_renamed.cache_clear()
     loaded = checkpoint.load("run")
     assert loaded.config.max_checkpoints == 3
     assert loaded.config.optimizer.name == "adamw"
