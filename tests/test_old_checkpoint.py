@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import training_cases as cases
 
-from wings_jax import checkpoint
+from wings_jax import checkpoint, serialization
 from wings_jax import config as config_lib
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.prompts import Request
