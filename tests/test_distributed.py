@@ -112,10 +112,10 @@ def test_two_processes_evaluate_to_the_report_of_one(checkpoint, tmp_path):
     assert contents(tmp_path / "two") == one
 
 
-def contents(directory: pathlib.Path) -> dict[str, str]:
-    """Returns path -> text of the files of a report that do not measure time."""
+def contents(directory: pathlib.Path) -> dict[str, bytes]:
+    """Returns path -> content of the files of a report that do not measure time."""
     files = [path for path in directory.rglob("*") if path.is_file() and path.name != "timing.json"]
-    return {str(path.relative_to(directory)): path.read_text() for path in files}
+    return {str(path.relative_to(directory)): path.read_bytes() for path in files}
 
 
 @pytest.mark.slow
