@@ -195,21 +195,28 @@ def estimate_collectives(
 ) -> list[hlo.Traffic]:
     """Returns what a device sends at least in a step, by the ring algorithm.
 
-    The LLM's weights are gathered over `fsdp` for the forward pass, for the backward pass and for
-    what it computes again, in the compute dtype; gradients (float32) are scattered over it, and
-    added over `data`. A row's stream is added over `tensor` twice per layer and pass.
+    A layer's weights are gathered over `fsdp` in the compute dtype, once for the forward and once
+    for the backward pass, which computes the layer again from the same weights; those of the head
+    once. Of the embeddings only the rows of tokens are sent, which are left out. Gradients
+    (float32) are scattered over `fsdp`, and added over `data`. A row's stream is added over
+    `tensor` twice per layer and pass.
     """
     data, fsdp, tensor = (mesh[axis] for axis in MESH_AXES)
     width = jnp.dtype(config.compute_dtype).itemsize
     passes = 2 + (config.remat != "none")
     accumulation = config.optimizer.accumulation
 
-    decoder = sum(x.size for path, x in _params(state).items() if path.startswith("decoder/"))
+    layers = sum(
+        leaf.size
+        for path, leaf in _params(state).items()
+        if path.startswith(_LAYERS) and "fsdp" in leaf.sharding.spec
+    )
+    gathered = 2 * layers + arch.decoder.vocab_size * arch.decoder.hidden_size
     trained = sum(leaf.size for leaf in state.trained.values())
     rows = config.batch_size / (data * fsdp)
     stream = rows * config.data.sequence_length * arch.decoder.hidden_size * width
     sent = {
-        "all-gather": decoder / tensor * width * passes * accumulation * (fsdp - 1) / fsdp,
+        "all-gather": gathered / tensor * width * accumulation * (fsdp - 1) / fsdp,
         "reduce-scatter": trained / tensor * 4 * accumulation * (fsdp - 1) / fsdp,
         "all-reduce": 2 * 4 * trained / (tensor * fsdp) * (data - 1) / data
         + 2 * 2 * stream * arch.decoder.num_layers * passes * (tensor - 1) / tensor,
