@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
 
 import jax
 import numpy as np
@@ -313,4 +314,5 @@ class _Batch:
             if done[row]:
                 self.outputs[row] = None
                 yield output.task, output
-        self.state = dataclasses.replace(self.state, done=done)
+        # As a host array it is an input of the next program on every process of a job.
+        self.state = dataclasses.replace(self.state, done=cast("jax.Array", done))
