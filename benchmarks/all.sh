@@ -55,11 +55,12 @@ while IFS='|' read -r name share command; do
     start=$SECONDS
     # shellcheck disable=SC2086 # the command is words
     timeout -k 30 "$limit" $python $command >"$log" 2>"$log.err" </dev/null
-    status=$?
+    status=$? took=$((SECONDS - start))
     {
-        printf '\n## %s\n\n`python %s`, %s s\n\n' "$name" "$command" $((SECONDS - start))
+        printf '\n## %s\n\n`python %s`, %s s\n\n' "$name" "$command" $took
         grep -v '^\[ *[0-9.]* s\]' "$log" # without lines of progress
-        if [ $status = 124 ] || [ $status = 137 ]; then # ended, or killed while it compiled
+        # `timeout` ended it, or killed it while it compiled.
+        if [ $status = 124 ] || { [ $status = 137 ] && [ $took -ge $limit ]; }; then
             printf '\n**Not finished in %s s.**\n' "$limit"
         elif [ $status != 0 ]; then
             printf '\n**Failed with status %s:** %s\n' $status "$(tail -1 "$log.err" | cut -c1-300)"
