@@ -54,12 +54,13 @@ while IFS='|' read -r name share command; do
     echo "$name: $command (at most $limit s)"
     start=$SECONDS
     # shellcheck disable=SC2086 # the command is words
-    timeout "$limit" $python $command >"$log" 2>"$log.err" </dev/null
-    status=$?
+    timeout -k 30 "$limit" $python $command >"$log" 2>"$log.err" </dev/null
+    status=$? took=$((SECONDS - start))
     {
-        printf '\n## %s\n\n`python %s`, %s s\n\n' "$name" "$command" $((SECONDS - start))
+        printf '\n## %s\n\n`python %s`, %s s\n\n' "$name" "$command" $took
         grep -v '^\[ *[0-9.]* s\]' "$log" # without lines of progress
-        if [ $status = 124 ]; then
+        # `timeout` ended it, or killed it while it compiled.
+        if [ $status = 124 ] || { [ $status = 137 ] && [ $took -ge $limit ]; }; then
             printf '\n**Not finished in %s s.**\n' "$limit"
         elif [ $status != 0 ]; then
             printf '\n**Failed with status %s:** %s\n' $status "$(tail -1 "$log.err" | cut -c1-300)"
