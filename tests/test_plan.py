@@ -101,10 +101,10 @@ def test_the_largest_batch_of_a_real_program():
         config, arch, target, is_compiled=True, find_fit=True, report=lines.append
     )
     assert planned.fit.rows in (10, 12)
+    assert lines[0] == "compiling 4 rows for 2 x device"
     assert compile_rows(planned.fit.rows).needed == planned.fit.needed <= needed
     following = compile_rows(planned.fit.rows + 2)
     assert following.needed == planned.fit.next_needed > needed
-    assert len(lines) <= 2 * 5
     assert f"largest batch: {planned.fit.rows} rows" in report.format_plan(planned)
 
 

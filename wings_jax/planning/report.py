@@ -98,9 +98,10 @@ def make_plan(
         # The rows of a batch are divided by these axes and by gradient accumulation.
         devices = mesh.shape["data"] * mesh.shape["fsdp"]
         shares = devices * config.optimizer.accumulation
-        guess = estimate.largest_batch(config, arch, state, mesh, target.memory) // devices
+        is_tpu = target.chip is not None and target.chip.is_tpu
+        guess = estimate.largest_batch(config, arch, state, mesh, target.memory, is_tpu=is_tpu)
         fit = memory.largest_batch(
-            compile_rows, shares, target.memory, tried=rows // shares, guess=guess
+            compile_rows, shares, target.memory, tried=rows // shares, guess=guess // devices
         )
 
     # Operations of rows without padding.
@@ -132,10 +133,12 @@ def estimate_memory(
     """Returns estimated bytes of a device, and the rows of the largest batch (0: not known)."""
     if config.remat not in estimate.REMAT:
         return None
-    needed = estimate.count_needed(config, arch, state, mesh)
+    is_tpu = target.chip is not None and target.chip.is_tpu
+    needed = estimate.count_needed(config, arch, state, mesh, is_tpu=is_tpu)
     if not target.memory:
         return needed, 0
-    return needed, estimate.largest_batch(config, arch, state, mesh, target.memory)
+    rows = estimate.largest_batch(config, arch, state, mesh, target.memory, is_tpu=is_tpu)
+    return needed, rows
 
 
 def attention_kernel(config: config_lib.Config) -> str:

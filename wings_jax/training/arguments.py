@@ -20,7 +20,7 @@ from wings_jax import config as config_lib
 from wings_jax import serialization
 from wings_jax.data.settings import SourceConfig
 from wings_jax.errors import UserError
-from wings_jax.training.hosts import JobFlags
+from wings_jax.hosts import JobFlags
 
 _TRUE, _FALSE = ("true", "t", "yes", "1"), ("false", "f", "no", "0")
 # What a config file of a user may raise: each becomes one line.
