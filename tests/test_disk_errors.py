@@ -5,7 +5,6 @@ A limit on the size of files is the full disk of these tests; it needs no privil
 
 from __future__ import annotations
 
-import os
 import pathlib
 import resource
 import subprocess
@@ -23,13 +22,13 @@ def train(directory: pathlib.Path, *flags: str) -> subprocess.CompletedProcess:
     """Trains the small model of `old_checkpoint.tar.xz` in a process that has the limit."""
     with tarfile.open(ARCHIVE) as archive:
         archive.extractall(directory, filter="data")
-    environment = {**os.environ, "PYTHONPATH": str(cases.ROOT), "JAX_ENABLE_COMPILATION_CACHE": "0"}
+    no_cache = {"PYTHONPATH": str(cases.ROOT), "JAX_ENABLE_COMPILATION_CACHE": "0"}
     program = [sys.executable, "-m", "wings_jax.train"]
     fixed = ["--config=run/config.json", "--config.init_from=run", "--workdir=new"]
     return subprocess.run(
         [*program, *fixed, *flags],
         cwd=directory,
-        env={**environment, "XLA_FLAGS": ""},
+        env=cases.one_device(**no_cache),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (LIMIT, LIMIT)),
         capture_output=True,
         text=True,

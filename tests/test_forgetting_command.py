@@ -87,7 +87,7 @@ def test_the_whole_experiment(monkeypatch, capsys, tmp_path):
     """Two methods of two steps, to the table; then a third that fails and nothing repeated."""
     monkeypatch.chdir(cases.ROOT)
     assert len(jax.devices()) == 8  # of this process, not of its child processes
-    monkeypatch.delenv("XLA_FLAGS")  # one device in the child processes
+    monkeypatch.setenv("XLA_FLAGS", cases.one_device()["XLA_FLAGS"])  # for the child processes
     directory, out = cases.folder(layers=3), tmp_path / "out"
     flags = [
         "--out",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import signal
 import socket
@@ -26,7 +25,7 @@ def start(
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
         cwd=cases.ROOT,
-        env={**os.environ, "XLA_FLAGS": "", **environment},
+        env=cases.one_device(**environment),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ast
 import importlib
-import os
 import pathlib
 import re
 import shutil
@@ -17,6 +16,7 @@ import venv
 from collections.abc import Iterator
 
 import pytest
+import training_cases as cases
 
 import wings_jax
 from wings_jax import cli, config_files
@@ -203,7 +203,7 @@ def environment(tmp_path_factory) -> pathlib.Path:
 
 def run_in(environment: pathlib.Path, directory: pathlib.Path, *command: str) -> str:
     """Runs a command of the environment without this checkout; returns its output."""
-    variables = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "XLA_FLAGS")}
+    variables = {k: v for k, v in cases.one_device().items() if k != "PYTHONPATH"}
     completed = subprocess.run(
         [str(environment / command[0]), *command[1:]],
         cwd=directory,

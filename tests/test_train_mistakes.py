@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import re
 import shutil
@@ -225,7 +224,7 @@ def test_error_of_the_run_is_raised_before_one_of_the_disk(tmp_path, monkeypatch
 @pytest.mark.slow
 def test_command_trains_and_resumes(tmp_path):
     arguments = command(tmp_path / "run", steps="2")
-    environment = {**os.environ, "XLA_FLAGS": ""}
+    environment = cases.one_device()
     start = [sys.executable, "-m", "wings_jax.train", *arguments]
     for _ in range(2):
         done = subprocess.run(

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import os
 import pathlib
 import sys
 import tempfile
@@ -110,6 +111,13 @@ def on_devices(count: int) -> Iterator[None]:
         yield
     finally:
         axes.make_mesh = make
+
+
+def one_device(**variables: str) -> dict[str, str]:
+    """Returns the environment of a child process that has one device, with these variables."""
+    flags = os.environ.get("XLA_FLAGS", "").split()
+    kept = [flag for flag in flags if "host_platform_device_count" not in flag]
+    return {**os.environ, "XLA_FLAGS": " ".join(kept), **variables}
 
 
 def losses(workdir: pathlib.Path) -> list[float]:
