@@ -50,7 +50,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from wings_jax import cli
+from wings_jax import cli, process
 from wings_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -96,6 +96,7 @@ def main() -> None:
 def evaluate_models(flags: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> None:
     """Evaluates the models that the flags name."""
     cli.use_compilation_cache()
+    process.run_in_caller_thread()
 
     from wings_jax import axes
     from wings_jax.evaluation import commands, models
@@ -109,6 +110,7 @@ def evaluate_models(flags: argparse.Namespace, benchmarks: Sequence[Benchmark]) 
         adapters=flags.adapter,
         loading=models.LoadOptions(flags.dtype or parameters.default_dtype(), mesh),
     )
+    process.keep_freed_memory()
     if flags.mode == LANGUAGE:
         commands.evaluate_language(lazy_models, benchmark_options(flags))
         return
