@@ -104,6 +104,15 @@ def test_release_semantics_and_other_kernels_are_not_packed():
         attention.attend(q, q, q, query=tree, key=tree, kernel="chunked")
 
 
+def test_requests_without_anything_to_score_have_scores_of_nothing():
+    generator, _ = make("plain", 2)
+    ((_, found),) = likelihood.score(
+        generator.spec, generator.weights, [request(ids(5), [[], []])], 2
+    )
+    assert [(one.logprob, one.tokens) for one in found.answers] == [(0.0, 0)] * 2
+    assert found.first == [0.0, 0.0]
+
+
 def test_rows_hold_every_request_once_and_never_too_much():
     sizes = {i: int(n) for i, n in enumerate(RANDOM.integers(1, 101, 300))}
     packed = scoring_plan.pack_rows(sizes)

@@ -177,6 +177,9 @@ def _score_sources(
       hidden: [B,T,D].
       sources: i32[n], the slots of B*T whose states predict the tokens.
     """
+    if not len(sources):
+        return np.zeros(0, np.float32), np.zeros(0, bool)
+
     # The logits of a state are computed once for all the tokens that it predicts.
     states, owners = np.unique(sources, return_inverse=True)
     order = np.argsort(owners, kind="stable")
