@@ -21,7 +21,7 @@ from wings_jax.model import attention, layout
 
 
 def measure(kernel: str, slots: int, heads: int, width: int, repeat: int) -> tuple[float, float]:
-    """Returns seconds and temporary MB of the value and gradient of a causal row of `slots`."""
+    """Returns seconds and temporary MiB of the value and gradient of a causal row of `slots`."""
     keys = jax.random.split(jax.random.key(0), 4)
     q, k, v = (jax.random.normal(key, (1, slots, heads, width)) for key in keys[:3])
     probes = jax.random.normal(keys[3], (1, slots, 2))
@@ -59,11 +59,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--repeat", type=int, default=3)
     flags = parser.parse_args()
-    print(f"{'T':>6}  {'kernel':8}  {'s':>8}  {'temporary MB':>12}")
+    print("| slots | kernel | s | temporary MiB |\n|---:|---|---:|---:|")
     for slots in map(int, flags.slots.split(",")):
         for kernel in ("einsum", "chunked"):
             seconds, memory = measure(kernel, slots, flags.heads, flags.width, flags.repeat)
-            print(f"{slots:>6}  {kernel:8}  {seconds:8.3f}  {memory:12.1f}", flush=True)
+            print(f"| {slots} | {kernel} | {seconds:.3f} | {memory:.1f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,8 @@
 
 Needs libtpu (`pip install 'jax[tpu]'`), not a TPU. The step is the program of `wings_jax.train`,
 in bfloat16 with all chips in `fsdp`, by default with one row per chip. Prints gigabytes (GiB) per
-chip as the compiler reports them: arguments, temporaries and the peak of both.
+chip as the compiler reports them: arguments, temporaries and the peak of both; and what a chip
+sends in a step's collectives.
 """
 
 from __future__ import annotations
@@ -77,6 +78,7 @@ def compile_step(flags: argparse.Namespace) -> dict[str, Any]:
     from jax.experimental import topologies
 
     from wings_jax.model.kernels import choice
+    from wings_jax.planning import hlo
 
     devices = topologies.get_topology_desc(flags.topology, "tpu").devices
     mesh, update, shapes = make_step(flags, devices)
@@ -87,10 +89,12 @@ def compile_step(flags: argparse.Namespace) -> dict[str, Any]:
         compiled = lowered.compile()
 
     memory, cost = compiled.memory_analysis(), compiled.cost_analysis()
+    collectives = hlo.list_collectives(compiled.as_text(), len(devices))
     gib = {
         "arguments": memory.argument_size_in_bytes,
         "temporaries": memory.temp_size_in_bytes,
         "peak": memory.peak_memory_in_bytes,
+        "sent": sum(traffic.bytes for traffic in collectives),
     }
     return {
         **vars(flags),
@@ -139,7 +143,7 @@ def main() -> None:
 
     os.environ.update({**ENVIRONMENT, **TOPOLOGIES[flags.topology]})
     row = compile_step(flags)
-    columns = ["arguments_gib", "temporaries_gib", "peak_gib", "tflop", "seconds"]
+    columns = ["arguments_gib", "temporaries_gib", "peak_gib", "sent_gib", "tflop", "seconds"]
     print_row(flags, flags.topology, row, columns)
 
 

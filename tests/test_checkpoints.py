@@ -210,7 +210,7 @@ def test_checksum_of_whole_blocks_is_that_of_their_elements(monkeypatch):
     values = np.random.default_rng(0).normal(0, 50, 1000).astype(np.float32)
     dtypes = ("float32", "bfloat16")
     expected = checksums.checksum_numpy(values, dtypes)
-    monkeypatch.setattr(checksums, "_BLOCK", 256)
+    monkeypatch.setattr(checksums, "_BLOCKS", (256, 64))
     with jax.set_mesh(axes.make_mesh({"data": 8})):
         assert checksums.checksum_numpy(values, dtypes) == expected
     values[300] = np.nextafter(values[300], np.inf)

@@ -10,11 +10,11 @@ import pytest
 import training_cases as cases
 from test_train_mistakes import command, fails
 
-from wings_jax import train
+from wings_jax import distributed, hosts
 from wings_jax.errors import UserError
-from wings_jax.training import arguments, hosts
-from wings_jax.training.hosts import DistributedJob as Job
-from wings_jax.training.hosts import JobFlags
+from wings_jax.hosts import DistributedJob as Job
+from wings_jax.hosts import JobFlags
+from wings_jax.training import arguments
 
 SLURM = {
     "SLURM_JOB_ID": "81234",
@@ -165,16 +165,18 @@ def test_flags_of_a_job_ask_for_it():
 
 def test_job_is_joined_with_the_heartbeat_timeout_of_the_config(monkeypatch):
     calls = []
-    monkeypatch.setattr(train.jax.distributed, "initialize", lambda *a, **k: calls.append((a, k)))
+    monkeypatch.setattr(
+        distributed.jax.distributed, "initialize", lambda *a, **k: calls.append((a, k))
+    )
     for name in ("SLURM_JOB_ID", "JOBSET_NAME", "OMPI_COMM_WORLD_SIZE", *JAX):
         monkeypatch.delenv(name, raising=False)
-    train.join_job(JobFlags("h:7", 2, 1), 17)
+    distributed.join_job(JobFlags("h:7", 2, 1), 17)
     ((positional, named),) = calls
     assert positional == ("h:7", 2, 1)
     assert named["heartbeat_timeout_seconds"] == 17
     assert named["cluster_detection_method"] == "deactivate"
 
-    train.join_job(JobFlags(), 17)
+    distributed.join_job(JobFlags(), 17)
     assert calls[1] == ((), {"heartbeat_timeout_seconds": 17})
 
 
@@ -185,7 +187,7 @@ def test_no_job_is_one_line(tmp_path, capsys, monkeypatch):
     def find_nothing(**named):
         raise ValueError("coordinator_address should be defined.")
 
-    monkeypatch.setattr(train.jax.distributed, "initialize", find_nothing)
+    monkeypatch.setattr(distributed.jax.distributed, "initialize", find_nothing)
     line = fails([*command(tmp_path / "run"), "--distributed"], capsys, monkeypatch)
     assert "--distributed: no TPU slice, Slurm, Open MPI or Kubernetes job found" in line
     assert not (tmp_path / "run").exists()
@@ -193,6 +195,6 @@ def test_no_job_is_one_line(tmp_path, capsys, monkeypatch):
 
 def test_hosts_need_no_jax():
     """`--help` and mistakes in variables come before the seconds of its import."""
-    program = "import sys; import wings_jax.training.hosts; assert 'jax' not in sys.modules"
+    program = "import sys; import wings_jax.hosts; assert 'jax' not in sys.modules"
     environment = {**os.environ, "PYTHONPATH": str(cases.ROOT)}
     subprocess.run([sys.executable, "-c", program], check=True, env=environment)

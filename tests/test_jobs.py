@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import signal
@@ -18,10 +19,12 @@ from test_train_mistakes import command
 STEPS = 4
 
 
-def start(arguments: list[str], **environment: str) -> subprocess.Popen:
-    """Starts the training command with these variables."""
+def start(
+    arguments: list[str], module: str = "wings_jax.train", **environment: str
+) -> subprocess.Popen:
+    """Starts a command, that of training by default, with these variables."""
     return subprocess.Popen(
-        [sys.executable, "-m", "wings_jax.train", *arguments],
+        [sys.executable, "-m", module, *arguments],
         cwd=cases.ROOT,
         env={**os.environ, "XLA_FLAGS": "", **environment},
         stdout=subprocess.PIPE,
@@ -37,12 +40,15 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def job(arguments: list[str], processes: int, devices: int) -> list[subprocess.Popen]:
+def job(
+    arguments: list[str], processes: int, devices: int, module: str = "wings_jax.train"
+) -> list[subprocess.Popen]:
     """Starts the command in some processes that form one job, each with some devices."""
     address = f"localhost:{free_port()}"
     return [
         start(
             [*arguments, "--distributed"],
+            module,
             JAX_COORDINATOR_ADDRESS=address,
             JAX_NUM_PROCESSES=str(processes),
             JAX_PROCESS_ID=str(number),
@@ -70,12 +76,20 @@ def wait_for(path: pathlib.Path, processes: list[subprocess.Popen], seconds: int
 
 @pytest.mark.slow
 def test_distributed_two_processes_equal_one(tmp_path):
-    """Every other batch is text only: the processes must agree on the program of each step."""
+    """Every other batch is text only: the processes must agree on the program of each step.
+
+    Two steps are evaluated, which has to give the same numbers too.
+    """
     replay = str(cases.folder() / "scenes/train_replay.json")
     changes = {
         "data__sources__replay__path": replay,
         "data__text_share": "0.5",
         "data__batch_by_modality": "true",
+        "eval__every": "2",
+        "eval__tasks": "scenes_text",
+        "eval__data_root": str(cases.folder() / "scenes"),
+        "eval__limit": "6",
+        "eval__batch_size": "4",
     }
     together = job(options(tmp_path / "two", **changes), processes=2, devices=2)
     outputs = [process.communicate(timeout=600)[0] for process in together]
@@ -86,6 +100,16 @@ def test_distributed_two_processes_equal_one(tmp_path):
     two, one = (cases.losses(tmp_path / name) for name in ("two", "one"))
     assert len(two) == STEPS
     np.testing.assert_allclose(two, one, atol=1e-5)
+    two, one = (accuracies(tmp_path / name) for name in ("two", "one"))
+    assert list(one) == [2, 4]
+    assert two == one
+
+
+def accuracies(workdir: pathlib.Path) -> dict[int, float]:
+    """Returns step -> accuracy of its evaluation."""
+    lines = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    name = "eval/scenes_text/accuracy"
+    return {line["step"]: line[name] for line in lines if name in line}
 
 
 @pytest.mark.slow

@@ -151,6 +151,25 @@ def test_visible_keys_are_an_interval_of_the_packed_keys(seed, which):
     assert int(nonempty.start.max()) < T
 
 
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 10**6), prompt_length=st.sampled_from([None, 2]))
+def test_triangular_masks_have_no_key_after_the_query(seed, prompt_length):
+    """In the order of the packed keys; backward kernels skip these blocks without a look."""
+    rows = random_rows(seed)
+    semantics = tiny_model.presets.Semantics(prompt_length=prompt_length)
+    arch = tiny_model.arch(learners=tiny_model.BOTH, router=True, semantics=semantics)
+    rows = layout.make_layout(
+        rows.tokens, rows.modality, rows.segments, prompt_length=prompt_length
+    )
+    made = context.make_context(arch, jnp.zeros((2, T, 32)), rows, image_slots=40, kernel="tokamax")
+    for kv_inputs in (made.main, *made.learners.values()):
+        mask = kv_inputs.mask
+        assert mask.is_triangular == (prompt_length is None or kv_inputs is made.main)
+        stops = np.asarray(mask.intervals.stop)
+        if mask.is_triangular:
+            assert (stops <= np.arange(T) + 1).all()
+
+
 @pytest.mark.parametrize("variant", ["router", "release"])
 @pytest.mark.parametrize("kernel", KERNELS)
 def test_model_with_a_kernel_equals_the_model_without(kernel, variant):
@@ -176,6 +195,7 @@ def test_masks_are_made_once_and_keys_packed_for_kernels_that_need_it():
     x0 = jnp.zeros((1, 24, 32))
     made = context.make_context(arch, x0, rows, image_slots=8, kernel="tokamax")
     assert made.main.mask.is_causal
+    assert all(made.learners[name].mask.is_triangular for name in tiny_model.BOTH)
     packed = made.learners["textual"].visibility.visible_from[0]
     is_text = rows.modality[0] == layout.TEXT
     assert (packed[: is_text.sum()] < layout.NEVER).all()

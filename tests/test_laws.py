@@ -150,12 +150,15 @@ def test_learner_layers_other_layers_have_no_learners():
     assert np.abs(tiny_model.logits(model, changed, rows) - expected).max() > 1e-3
 
 
-@pytest.mark.parametrize("remat", ["full", "dots"])
-def test_rematerialization_changes_no_gradient(remat):
+@pytest.mark.parametrize(
+    ("remat", "kernel"),
+    [("full", "auto"), ("dots", "auto"), ("save_attn", "chunked"), ("save_dots", "chunked")],
+)
+def test_rematerialization_changes_no_gradient(remat, kernel):
     rows = tiny_model.batch(ROWS)
 
     def gradient(remat):
-        model, params = build("router", remat=remat)
+        model, params = build("router", remat=remat, kernel=kernel)
         run = jax.jit(jax.grad(lambda p: (model.apply({"params": p}, rows) ** 2).mean()))
         return run(params)
 

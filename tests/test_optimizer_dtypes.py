@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import test_flops
 import training_cases as cases
 
 from wings_jax import checkpoint
@@ -58,6 +60,32 @@ def test_sum_of_micro_batches_is_planned_as_it_is_stored():
     half, _ = state_bytes(**BFLOAT16)
     assert one.gradients == one.trained
     assert (whole.gradients, half.gradients) == (2 * one.trained, 3 * one.trained // 2)
+
+
+@pytest.mark.slow
+def test_sum_of_micro_batches_is_in_the_program_as_planned():
+    """Its dtype changes the temporaries by what is planned; more micro-batches do not."""
+    arch = test_flops.arch(("visual", "textual"))
+    # Mostly parameters: a row has few slots.
+    decoder = dataclasses.replace(arch.decoder, vocab_size=4096, ffn_size=1024)
+    arch = dataclasses.replace(arch, decoder=decoder)
+    target = targets.open_devices(1, "", 0)
+    changes = {"data__images_per_row": 0, "data__sequence_length": 32, "loss_chunk": 32}
+    changes |= {"optimizer__name": "adamw", "remat": "full", "attention": "einsum"}
+
+    def compile_with(count: int, dtype: str) -> tuple[int, int]:
+        accumulation = {"optimizer__accumulation": count, "optimizer__accumulation_dtype": dtype}
+        tree = cases.tree_of("stage2", batch_size=count, **changes, **accumulation)
+        config = compiled.resolve_config(config_lib.from_config_dict(tree), target)
+        state, mesh, _ = compiled.abstract_step(config, arch, target)
+        batch = program.abstract_batch(config, arch, mesh)
+        planned = memory.count_state(state, batch, config, arch).gradients
+        return compiled.compile_step(config, arch, target).temporaries, planned
+
+    (half, half_planned), (two, planned) = (compile_with(2, x) for x in ("bfloat16", "float32"))
+    assert two - half == pytest.approx(planned - half_planned, rel=0.05)
+    assert two > planned
+    assert compile_with(4, "float32")[0] == pytest.approx(two, rel=0.01)
 
 
 def test_bfloat16_state_resumes_bitwise_and_is_near_float32(tmp_path):

@@ -25,67 +25,6 @@ def initialized_devices() -> None:
     assert len(jax.devices()) == 8
 
 
-PROGRAM = """\
-HloModule jit_step, entry_computation_layout={()->f32[]}
-
-%body (p: (s32[], f32[64,32])) -> (s32[], f32[64,32]) {
-  %p = (s32[], f32[64,32]{1,0}) parameter(0)
-  %x = f32[64,32]{1,0} get-tuple-element(%p), index=1
-  %gathered = f32[64,256]{1,0} all-gather(%x), channel_id=1, replica_groups={{0,1,2,3,4,5,6,7}}, dimensions={1}
-  %sent = (f32[8,32]{1,0}, f32[8,32]{1,0}, u32[], u32[]) collective-permute-start(%y), source_target_pairs={{0,1}}
-  ROOT %out = (s32[], f32[64,32]{1,0}) tuple(%i, %x)
-}
-
-%condition (p.1: (s32[], f32[64,32])) -> pred[] {
-  %p.1 = (s32[], f32[64,32]{1,0}) parameter(0)
-  %limit = s32[] constant(12)
-  ROOT %less = pred[] compare(%i.1, %limit), direction=LT
-}
-
-ENTRY %main () -> f32[] {
-  %large = bf16[512,1024]{1,0} fusion(%a), kind=kLoop, calls=%fused, metadata={op_name="jit(step)/head"}
-  %loop = (s32[], f32[64,32]{1,0}) while(%start), condition=%condition, body=%body
-  %loop.1 = (s32[], f32[64,32]{1,0}) while(%start), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"3"}}
-  %sum = f32[100]{0} all-reduce(%g), replica_groups=[4,2]<=[8], to_apply=%add
-  %part = f32[50]{0} reduce-scatter(%g), replica_groups=mesh['axis_0'=2,'axis_1'=4] {'axis_0'}, to_apply=%add
-}
-"""  # noqa: E501
-
-
-def test_collectives_count_as_often_as_their_loops_run():
-    found = {traffic.kind: traffic for traffic in hlo.list_collectives(PROGRAM, devices=8)}
-    gathered = 64 * 256 * 4 * 7 / 8
-    assert found["all-gather"] == hlo.Traffic("all-gather", 15, 15 * gathered)
-    assert found["collective-permute"].bytes == 15 * 8 * 32 * 4
-    assert found["all-reduce"] == hlo.Traffic("all-reduce", 1, 2 * 400 / 2)
-    assert found["reduce-scatter"] == hlo.Traffic("reduce-scatter", 1, 200.0)
-
-
-def test_large_arrays_are_sorted_and_named():
-    largest = hlo.list_large_arrays(PROGRAM, count=2)
-    assert largest[0] == hlo.LargeArray("bf16[512,1024]", 2**20, "jit(step)/head")
-    assert largest[1].shape == "f32[64,256]"
-
-
-def test_large_arrays_of_branches_are_found():
-    program = """\
-%first (p: f32[8]) -> f32[4,8] {
-  ROOT %small = f32[4,8]{1,0} broadcast(%p), dimensions={1}
-}
-
-%second (p.1: f32[8]) -> f32[4,8] {
-  %wide = f32[400,800]{1,0} broadcast(%p.1), metadata={op_name="jit(step)/skip"}
-  ROOT %cut = f32[4,8]{1,0} slice(%wide), slice={[0:4], [0:8]}
-}
-
-ENTRY %main () -> f32[4,8] {
-  ROOT %chosen = f32[4,8]{1,0} conditional(%index, %a, %b), branch_computations={%first, %second}
-}
-"""
-    (largest,) = hlo.list_large_arrays(program, count=1)
-    assert largest == hlo.LargeArray("f32[400,800]", 4 * 400 * 800, "jit(step)/skip")
-
-
 def make_config(stage: str = "stage2", **changes) -> config_lib.Config:
     sizes = {"data__sequence_length": test_flops.SLOTS, "data__images_per_row": 1}
     tree = training_cases.tree_of(stage, **{**sizes, "batch_size": 4, **changes})
@@ -142,6 +81,33 @@ def test_plan_agrees_with_the_compiled_program(case):
     assert content["times"]["mfu"] == planned.times.mfu
 
 
+@pytest.mark.slow
+def test_the_largest_batch_of_a_real_program():
+    """The compiler's report on the batch is within the limit, that on the next is not."""
+    arch = test_flops.arch(("visual", "textual"))
+    config = make_config(mesh__fsdp=2, loss_chunk=80)
+    target = targets.open_devices(2, "", 0)
+    config = compiled.resolve_config(config, target)
+
+    def compile_rows(rows: int) -> compiled.CompiledStep:
+        changed = dataclasses.replace(config, batch_size=rows)
+        return compiled.compile_step(changed, arch, target)
+
+    # Between the needs of 5 and 7 rows per device.
+    needed = (compile_rows(10).needed + compile_rows(14).needed) / 2
+    target = dataclasses.replace(target, memory=needed / memory.USABLE)
+    lines = []
+    planned = report.make_plan(
+        config, arch, target, is_compiled=True, find_fit=True, report=lines.append
+    )
+    assert planned.fit.rows in (10, 12)
+    assert lines[0] == "compiling 4 rows for 2 x device"
+    assert compile_rows(planned.fit.rows).needed == planned.fit.needed <= needed
+    following = compile_rows(planned.fit.rows + 2)
+    assert following.needed == planned.fit.next_needed > needed
+    assert f"largest batch: {planned.fit.rows} rows" in report.format_plan(planned)
+
+
 def test_dtypes_and_kernel_follow_the_target():
     here, gpu = targets.open_devices(1, "", 0), targets.open_devices(1, "h100", 0)
     tpu = dataclasses.replace(gpu, compiler="TPU")
@@ -159,20 +125,49 @@ def fake_step(rows: int, temporaries: int) -> compiled.CompiledStep:
     return compiled.CompiledStep(rows, 1000, 0, temporaries, 0, 0.0, 0.0, [], [])
 
 
-def test_largest_batch_is_compiled_and_lowered_until_it_fits():
-    """Above 10 rows the program needs more than the line of the first two."""
+# Temporary bytes of so many rows per device: a line, and where the peak moves to another place.
+PROFILES = {
+    "line": lambda rows: 100 * rows,
+    "step": lambda rows: 100 * rows + (130 if rows > 5 else 0),
+    "flat, then steep": lambda rows: max(700 + 10 * rows, 100 * rows),
+    "steep, then flat": lambda rows: min(700 * rows, 7000 + 10 * rows),
+}
+
+
+def search(temporaries, limit: float, *, tried: int = 1, guess: int = 1):
+    """Returns the largest batch for two shares of the rows, and the batches that were compiled."""
     asked = []
 
     def compile_rows(rows: int) -> compiled.CompiledStep:
         asked.append(rows)
-        return fake_step(rows, 100 * rows // 2 + (130 if rows > 10 else 0))
+        return fake_step(rows, temporaries(rows // 2))
 
-    fit = memory.largest_batch(compile_rows, 2, 1900 / memory.USABLE)
-    assert asked[:2] == [2, 4]
-    assert fit.rows == asked[-1] == 14
-    assert fit.verified <= 1900 < fit.next_needed + 2 * 130
-    assert memory.largest_batch(compile_rows, 2, 900) is None
-    assert memory.largest_batch(compile_rows, 2, 1120 / memory.USABLE).rows == 2
+    usable = limit / memory.USABLE
+    fit = memory.largest_batch(compile_rows, 2, usable, tried=tried, guess=guess)
+    return fit, asked
+
+
+@pytest.mark.parametrize("guess", [1, 8, 90, 10**6])
+@pytest.mark.parametrize("tried", [1, 7, 200])
+@pytest.mark.parametrize("profile", PROFILES)
+def test_largest_batch_fits_and_the_next_does_not(profile, tried, guess):
+    """Both are compiled, in few compilations whatever the guess is."""
+    temporaries = PROFILES[profile]
+    fit, asked = search(temporaries, 9000, tried=tried, guess=guess)
+    count = fit.rows // 2
+    assert 1000 + temporaries(count) == fit.needed <= 9000
+    assert 1000 + temporaries(count + 1) == fit.next_needed > 9000
+    assert {fit.rows, fit.rows + 2} <= set(asked)
+    assert len(asked) == len(set(asked)) <= 9
+
+
+def test_largest_batch_of_nothing_of_one_and_of_all():
+    line = PROFILES["line"]
+    assert search(line, 1050) == (None, [2])
+    assert search(line, 1050, tried=9)[0] is None
+    assert search(line, 1150)[0].rows == 2
+    largest, _ = search(lambda rows: 0, 2000)
+    assert (largest.rows, largest.next_needed) == (2 * memory.MAX_ROWS, None)
 
 
 def test_times_are_those_of_the_roofline():

@@ -152,7 +152,7 @@ class Config:
     frozen_dtype: str = ""
     """Dtype of parameters that do not train; '' is bfloat16, float32 on a CPU."""
     remat: str = "full"
-    """What the backward pass recomputes: none, full, dots or save_attn (`decoder.REMAT`)."""
+    """What the backward pass recomputes, one of `decoder.REMAT`: full, none, save_dots, ..."""
     attention: str = "auto"
     """Attention kernel, one of `attention.KERNELS`; auto takes the fastest that fits."""
     loss_chunk: int = 512

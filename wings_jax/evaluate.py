@@ -26,8 +26,9 @@ and language_choices: one report for all. --suite wings is all benchmarks of the
 are there; it lists the others. --protocols chooses among ppl, ll, ll_chars, ll_bytes, ll_token,
 letter and generate, --shots the number of solved examples. A run that was stopped resumes with the
 same command. --shard I/N computes part I of N on one of several machines with a common --out; the
-same command without it writes the report. `forgetting` compares each model with the base, question
-by question; --compare does so for finished results.
+same command without it writes the report. --distributed shares each model among the devices of
+several machines instead: the same command on each, with the same files. `forgetting` compares each
+model with the base, question by question; --compare does so for finished results.
 
 `iit` runs interleaved conversations of text and images: embedded ones or, with --manifest, those
 that `iit build` made of the data sets below --data-root. A manifest has identifiers and hashes
@@ -50,7 +51,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from wings_jax import cli, process
+from wings_jax import cli, hosts, process
 from wings_jax.errors import UserError
 
 if TYPE_CHECKING:
@@ -90,14 +91,24 @@ def main() -> None:
         paired.print_comparison(flags.compare, flags.out)
         return
 
-    evaluate_models(flags, catalog.find_benchmarks(flags.tasks, flags.suite))
+    from wings_jax import distributed
+
+    benchmarks = catalog.find_benchmarks(flags.tasks, flags.suite)
+    cli.use_compilation_cache()
+    job = hosts.read_flags(flags)
+    process.run_in_caller_thread()  # also one program with collectives after the other
+    if job:
+        distributed.join_job(job)
+        flags.mesh = flags.mesh or distributed.MESH
+
+    with distributed.lost_hosts(), distributed.first_writes() as own_path:
+        flags.out = flags.out and own_path(flags.out)
+        flags.figure = flags.figure and own_path(flags.figure)
+        evaluate_models(flags, benchmarks)
 
 
 def evaluate_models(flags: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> None:
     """Evaluates the models that the flags name."""
-    cli.use_compilation_cache()
-    process.run_in_caller_thread()
-
     from wings_jax import axes
     from wings_jax.evaluation import commands, models
     from wings_jax.model import parameters
@@ -230,6 +241,8 @@ def check_mode(flags: argparse.Namespace) -> None:
         raise UserError("--compare: reads finished results, without --checkpoint, --tasks, --suite")
     if flags.shard and not flags.out:
         raise UserError("--shard: needs --out, a directory that all processes write to")
+    if flags.shard and hosts.read_flags(flags):
+        raise UserError("--shard: each part is computed by itself, without --distributed")
 
 
 def check_iit_flags(flags: argparse.Namespace) -> None:
@@ -320,6 +333,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--figure", type=pathlib.Path, metavar="FILE.png", help=figure_help)
     add("--picture", type=pathlib.Path, dest="figure", help=argparse.SUPPRESS)  # the old name
     add("--debug", action="store_true", help="show the traceback of an error")
+    hosts.add_flags(parser)
     return parser
 
 

@@ -17,6 +17,8 @@ A line of an input file has a "prompt", or "conversations" for several turns:
 Relative image paths start from the file's directory, or from --images. A job that was interrupted
 resumes when the same command is given again. --shard I/N answers part I of N on one of several
 machines with a common directory of the output; the same command without it writes the output.
+--distributed shares one model among the devices of several machines instead: the same command on
+each, with the same files.
 
 In a question with images, <image> stands for an image; without it the images come first. In a
 question without images <image> is text.
@@ -28,16 +30,20 @@ Exit status: 0 if everything was answered, 1 if some lines could not be (their a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import pathlib
 import sys
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from wings_jax import cli, process
+from wings_jax import cli, hosts, process
 from wings_jax.errors import UserError
 from wings_jax.inference import flags as flags_lib
 from wings_jax.inference.sampling import SamplingParams
+
+if TYPE_CHECKING:
+    from wings_jax.inference import jobs
 
 MODULE = "wings_jax.generate"
 
@@ -68,6 +74,7 @@ def parse_flags() -> argparse.Namespace:
         "--shard", metavar="I/N", help="answer part I of N, each part in a process of its own"
     )
     flags_lib.add_flags(parser)
+    hosts.add_flags(parser)
 
     # What argparse does not check.
     arguments = parser.parse_args()
@@ -79,6 +86,8 @@ def parse_flags() -> argparse.Namespace:
         raise UserError("--image and --system go with --prompt; a line of --input has its own")
     if arguments.shard and not arguments.input:
         raise UserError("--shard goes with --input and --output")
+    if arguments.shard and hosts.read_flags(arguments):
+        raise UserError("--shard: each part is computed by itself, without --distributed")
     if arguments.batch_size < 1:
         raise UserError(f"--batch-size: {arguments.batch_size} is less than 1")
     return arguments
@@ -86,9 +95,10 @@ def parse_flags() -> argparse.Namespace:
 
 def answer_one(arguments: argparse.Namespace, sampling: SamplingParams) -> None:
     """Prints the answer to `--prompt` while it is generated."""
-    from wings_jax.inference import prompts  # slow to import, and --help needs none of it
+    from wings_jax import distributed  # slow to import, and --help needs none of it
+    from wings_jax.inference import prompts
 
-    prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
+    prompt = distributed.share(sys.stdin.read()) if arguments.prompt == "-" else arguments.prompt
     if not prompt.strip():
         raise UserError("--prompt is empty")
     prompts.check_unicode(prompt, "--prompt")
@@ -115,32 +125,31 @@ def answer_one(arguments: argparse.Namespace, sampling: SamplingParams) -> None:
         print()
 
 
-def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
-    """Answers the lines of `--input`; returns how many could not be answered."""
+def answer_file(
+    arguments: argparse.Namespace, sampling: SamplingParams, output: pathlib.Path
+) -> int:
+    """Answers the lines of `--input`; returns how many could not be answered.
+
+    Args:
+      output: `--output`, or where this process writes instead.
+    """
     import tqdm
 
-    from wings_jax import checkpoint
+    from wings_jax import distributed
     from wings_jax.inference import jobs, shards
 
     shard = shards.parse_shard(arguments.shard) if arguments.shard else shards.WHOLE
 
     # Every line is parsed before the model is loaded.
-    image_root = arguments.images or arguments.input.parent
-    lines = jobs.read_requests(arguments.input, image_root, sampling)
-    step = checkpoint.find_step(arguments.checkpoint, flag="--checkpoint")
-
-    # Everything that the answers depend on: another job does not resume this journal.
-    job: dict[str, Any] = {
-        "input": jobs.read_input(arguments.input).decode(errors="surrogateescape"),
-        "images": str(image_root),
-        "checkpoint": str(step),
-        "dtype": arguments.dtype,
-        "sampling": dataclasses.asdict(sampling),
-    }
-    if arguments.adapter:
-        job["adapter"] = str(pathlib.Path(arguments.adapter).absolute())
+    with distributed.together():
+        lines, job = read_job(arguments, sampling)
     lines = [line for index, line in enumerate(lines) if shard.has_piece(index)]
-    journal, parts = jobs.open_journals(arguments.output, job, shard)
+    distributed.check_same([job, arguments.batch_size, arguments.mesh], "flags or another --input")
+
+    with distributed.together():
+        journal, parts = jobs.open_journals(output, job, shard)
+    # The first process of a job has them; all have to answer the same lines.
+    journal.answers = dict(distributed.share(list(journal.answers.items())))
     finished = len(journal.answers)
     if finished:
         print(f"resuming: {finished} of {len(lines)} lines are answered", file=sys.stderr)
@@ -149,7 +158,10 @@ def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
     try:
         generator = flags_lib.open_generator(arguments, rows=arguments.batch_size)
         bar = tqdm.tqdm(total=len(lines), initial=finished, desc="answers", disable=None)
-        with bar, cli.InterruptFlag() as interrupt:
+        interrupt = cli.InterruptFlag()
+        # One of several processes cannot stop by itself between two programs.
+        guard = interrupt if distributed.is_alone() else contextlib.nullcontext()
+        with bar, guard:
             for _ in jobs.run(generator, lines, journal):
                 bar.update()
                 if interrupt.is_set:
@@ -173,6 +185,35 @@ def answer_file(arguments: argparse.Namespace, sampling: SamplingParams) -> int:
     return _print_failed(journal.answers, len(lines), f": {arguments.output}")
 
 
+def read_job(
+    arguments: argparse.Namespace, sampling: SamplingParams
+) -> tuple[list[jobs.Line], dict[str, Any]]:
+    """Returns the lines of `--input`, and everything that their answers depend on.
+
+    Another job does not resume the journal of this one.
+
+    Raises:
+      UserError: the input cannot be read or is empty, or there is no checkpoint.
+    """
+    from wings_jax import checkpoint
+    from wings_jax.inference import jobs
+
+    image_root = arguments.images or arguments.input.parent
+    lines = jobs.read_requests(arguments.input, image_root, sampling)
+    step = checkpoint.find_step(arguments.checkpoint, flag="--checkpoint")
+
+    job: dict[str, Any] = {
+        "input": jobs.read_input(arguments.input).decode(errors="surrogateescape"),
+        "images": str(image_root),
+        "checkpoint": str(step),
+        "dtype": arguments.dtype,
+        "sampling": dataclasses.asdict(sampling),
+    }
+    if arguments.adapter:
+        job["adapter"] = str(pathlib.Path(arguments.adapter).absolute())
+    return lines, job
+
+
 def _print_failed(answers: Mapping[int, Mapping[str, Any]], lines: int, where: str = "") -> int:
     """Prints how many lines were answered; returns how many could not be."""
     # The first few errors; all of them are in the output.
@@ -188,9 +229,22 @@ def main() -> None:
     arguments = parse_flags()
     sampling = flags_lib.sampling_params(arguments)
     process.import_without_torch("transformers")
-    if arguments.input is None:
-        answer_one(arguments, sampling)
-    elif answer_file(arguments, sampling):
+    from wings_jax import distributed  # slow to import, and --help needs none of it
+
+    job = hosts.read_flags(arguments)
+    if job:
+        cli.use_compilation_cache()
+        process.run_in_caller_thread()
+        distributed.join_job(job)
+        arguments.mesh = arguments.mesh or distributed.MESH
+
+    failed = 0
+    with distributed.lost_hosts(), distributed.first_writes() as own_path:
+        if arguments.input is None:
+            answer_one(arguments, sampling)
+        else:
+            failed = answer_file(arguments, sampling, own_path(arguments.output))
+    if failed:
         sys.exit(1)
 
 

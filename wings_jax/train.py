@@ -13,20 +13,23 @@ A run that was stopped is resumed by the same command. Its workdir holds `config
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import re
-import socket
 import sys
-from collections.abc import Iterator
 
 import jax
 
-from wings_jax import cli, config_checks, config_files, errors, files, formatting, process
+from wings_jax import (
+    cli,
+    config_checks,
+    config_files,
+    distributed,
+    errors,
+    files,
+    formatting,
+    process,
+)
 from wings_jax import config as config_lib
-from wings_jax.errors import UserError
-from wings_jax.training import arguments, hosts, loop, start, wandb_log
+from wings_jax.training import arguments, loop, start, wandb_log
 
 PROGRAM = cli.program_name("wings_jax.train")
 
@@ -57,14 +60,15 @@ def main() -> None:
 
     # Before any code requests the devices of JAX.
     if options.distributed:
-        join_job(options.job, config.host_timeout)
+        distributed.join_job(options.job, config.host_timeout)
 
     if config.eval.every:
         from wings_jax.evaluation import training_metric  # slow to import, and rarely used
 
         training_metric.check_config(config)
 
-    with errors.full_memory(memory_advice(config)), _lost_hosts(config.host_timeout):
+    lost_hosts = distributed.lost_hosts(config.host_timeout, "config.host_timeout")
+    with errors.full_memory(memory_advice(config)), lost_hosts:
         run = start.set_up(config, files.as_path(workdir, "--workdir"))
 
         process.keep_freed_memory()
@@ -116,28 +120,6 @@ def make_measurements(run: start.TrainingRun) -> list[loop.TrainingMetric]:
     return measurements
 
 
-@contextlib.contextmanager
-def _lost_hosts(timeout: int) -> Iterator[None]:
-    """Turns the failure of a collective into one line; JAX's own one then names the process."""
-    try:
-        yield
-    except (jax.errors.JaxRuntimeError, ValueError) as error:
-        # Calling a step raises a ValueError that begins with XLA's status, its result the other.
-        is_status = re.match("(UNKNOWN|UNAVAILABLE|INTERNAL|DEADLINE_EXCEEDED): ", str(error))
-        if isinstance(error, ValueError) and not is_status:
-            raise
-        # An exhausted memory has its own message, and a single process has no other host.
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
-            raise
-
-        reason = str(error).splitlines()[0][:200]
-        raise errors.LostHostError(
-            f"host {jax.process_index()} of {jax.process_count()}: another host ended or cannot be "
-            f"reached ({reason}); JAX names it within {timeout} s (config.host_timeout). Start the "
-            "same command on all hosts to resume"
-        ) from error
-
-
 def memory_advice(config: config_lib.Config) -> str:
     """Returns what lowers the memory that a run needs, with the current values."""
     # Rows that are on the devices at the same time.
@@ -148,54 +130,6 @@ def memory_advice(config: config_lib.Config) -> str:
         f"config.loss_chunk ({config.loss_chunk}), set config.remat=full ({config.remat}), share "
         "the parameters over more devices with config.mesh.fsdp, or train fewer of them "
         "(configs/frozen_llm.py, configs/lora.py)"
-    )
-
-
-def join_job(flags: hosts.JobFlags, timeout: int) -> None:
-    """Makes this process one of the job's.
-
-    Args:
-      flags: what the command line gives of the job; the rest is from the environment.
-      timeout: seconds without a heartbeat of another process after which this one ends.
-
-    Raises:
-      UserError: the environment has no job, or a part of one.
-    """
-    job = hosts.find_job(flags, os.environ)
-
-    # JAX knows TPU slices, and pods whose service account may ask the API of Kubernetes.
-    if job is None:
-        try:
-            jax.distributed.initialize(heartbeat_timeout_seconds=timeout)
-        except ValueError as error:
-            raise UserError(
-                f"--distributed: no TPU slice, Slurm, Open MPI or Kubernetes job found ({error}); "
-                f"{hosts.ADVICE}"
-            ) from error
-        _print_host()
-        return
-
-    # If the address is wrong, JAX ends the process after 5 minutes without naming it.
-    name = f"host {job.process_id} of {job.num_processes}"
-    print(f"{name} joins {job.coordinator_address} ({job.source})", flush=True)
-    jax.distributed.initialize(
-        job.coordinator_address,
-        job.num_processes,
-        job.process_id,
-        local_device_ids=job.local_device_ids,
-        cluster_detection_method="deactivate",  # else one task of a node would get one GPU
-        heartbeat_timeout_seconds=timeout,
-    )
-    _print_host()
-
-
-def _print_host() -> None:
-    """Prints which machine a process number is, because JAX's messages have numbers only."""
-    name = socket.gethostname()
-    print(
-        f"host {jax.process_index()} of {jax.process_count()} is {name}, process {os.getpid()}, "
-        f"{jax.local_device_count()} of {jax.device_count()} devices",
-        flush=True,
     )
 
 

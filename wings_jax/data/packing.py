@@ -73,25 +73,31 @@ def first_fit(
     """
     closed: list[list[int]] = []
     open_rows: list[list[int]] = []
-    room = np.zeros((0, 2), np.int64)  # free slots and images of each open row
+    # Free slots and images of each open row, oldest first; nothing fits where there is none.
+    free_slots, free_images = np.full((2, OPEN_ROWS), -1)
 
-    for member, slot_count, image_count in zip(members, slots, images, strict=True):
-        need = np.array([slot_count, image_count])
-        has_room = (room >= need).all(axis=1)
-        if has_room.any():
-            row = int(has_room.argmax())
-            room[row] -= need
-            open_rows[row].append(int(member))
+    # Python's numbers, and one array for each quantity: this loop runs once per sample.
+    for member, need, image_need in zip(
+        members.tolist(), slots.tolist(), images.tolist(), strict=True
+    ):
+        fits = (free_slots >= need) & (free_images >= image_need)
+        row = int(fits.argmax())
+        if fits[row]:
+            free_slots[row] -= need
+            free_images[row] -= image_need
+            open_rows[row].append(member)
             continue
 
         # Close the fullest row: the emptier ones can take more of the coming samples.
         if len(open_rows) == OPEN_ROWS:
-            fullest = int(room[:, 0].argmin())
+            fullest = int(free_slots.argmin())
             closed.append(open_rows.pop(fullest))
-            room = np.delete(room, fullest, axis=0)
+            for free in (free_slots, free_images):
+                free[fullest:-1] = free[fullest + 1 :]
 
-        open_rows.append([int(member)])
-        room = np.concatenate([room, [[length, images_per_row] - need]])
+        free_slots[len(open_rows)] = length - need
+        free_images[len(open_rows)] = images_per_row - image_need
+        open_rows.append([member])
 
     return _as_rows(closed + open_rows)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 
-from wings_jax import files
+from wings_jax import distributed, files
 from wings_jax.evaluation import language, language_report, models, tasks
 from wings_jax.evaluation.benchmarks import command, embedded
 from wings_jax.evaluation.benchmarks.command import BenchmarkOptions
@@ -18,12 +18,13 @@ def evaluate_language(lazy_models: Sequence[models.LazyModel], options: Benchmar
       UserError: a file is wrong, does not fit a model, or a result could not be written.
     """
     # The user's files, or those of the package.
-    text = embedded.read_language_text(options.text)
-    questions = embedded.read_choices(options.choices)
+    with distributed.together():
+        text = embedded.read_language_text(options.text)
+        questions = embedded.read_choices(options.choices)
+        if options.out:
+            files.check_writable(options.out, "--out")
     chosen = tasks.spread_indices(len(questions), options.limit)
     text, questions = text.subset(options.limit), [questions[index] for index in chosen]
-    if options.out:
-        files.check_writable(options.out, "--out")
 
     # Models are loaded one after the other, as several may not fit in memory.
     asked = language.make_tasks(text, questions, options.text, options.choices)

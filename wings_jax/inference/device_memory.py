@@ -70,14 +70,16 @@ def cache_bytes(spec: ModelSpec, rows: int, slots: Mapping[str, int]) -> int:
 
 def free_bytes(devices: Sequence[jax.Device]) -> int | None:
     """Returns the free bytes of these devices together; None where a device does not report it."""
+    # Of another process's device it is not known, and all processes have to decide the same.
+    if any(device.process_index != jax.process_index() for device in devices):
+        return None
+
     total = 0
     for device in devices:
         if device.platform == "cpu":
             return psutil.virtual_memory().available
 
-        # The free memory of another process's device is not known here.
-        is_local = device.process_index == jax.process_index()
-        stats = (device.memory_stats() if is_local else None) or {}
+        stats = device.memory_stats() or {}
         if "bytes_limit" not in stats:
             return None
         total += stats["bytes_limit"] - stats["bytes_in_use"]

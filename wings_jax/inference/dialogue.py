@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from wings_jax import errors
+from wings_jax import distributed, errors
 from wings_jax.errors import UserError
 from wings_jax.inference import (
     chunks,
@@ -100,13 +100,10 @@ class Dialogue:
         batch_params = sampling.stack_params([params], arch.decoder.vocab_size)
         seen = None if batch_params.penalty is None else chunks.seen_tokens([prompt], arch)
         state = decode.begin(logits, batch_params, self.stops, seen)
-        is_done = bool(state.done[0])
-        yield OutputPiece((int(state.tokens[0]),), (float(state.logprobs[0]),), is_done)
+        pending, logprob, count, is_done = _fetch_state(state)
+        yield OutputPiece((pending,), (logprob,), is_done)
 
         while not is_done:
-            count_before = int(state.count[0])
-            pending = int(state.tokens[0])
-
             assert self.cache is not None  # as `_enter` and the end of this block leave it
             # `decode` donates the cache. Ctrl-C before the end of this block leaves None, never a
             # cache whose content is not that of `cached`.
@@ -116,12 +113,14 @@ class Dialogue:
             )
 
             # The newest token is sampled but not in the cache yet; the one before it now is.
-            count = int(state.count[0]) - count_before
-            tokens = generated["tokens"][:count, 0].tolist()
-            logprobs = generated["logprobs"][:count, 0].tolist()
-            self._append([pending, *tokens][:count])
+            generated = distributed.fetch(generated)
+            newest, _, new_count, is_done = _fetch_state(state)
+            more = new_count - count
+            tokens = generated["tokens"][:more, 0].tolist()
+            logprobs = generated["logprobs"][:more, 0].tolist()
+            self._append([pending, *tokens][:more])
             self.cache = cache
-            is_done = bool(state.done[0])
+            pending, count = newest, new_count
             yield OutputPiece(tuple(tokens), tuple(logprobs), is_done)
 
     def _append(self, tokens: Sequence[int]) -> None:
@@ -161,6 +160,13 @@ class Dialogue:
         self.cached = prompt
         self.cache = cache
         return logits
+
+
+def _fetch_state(state: decode.DecodeState) -> tuple[int, float, int, bool]:
+    """Returns newest token, its log-probability, count and whether it is the last, of one row."""
+    columns = distributed.fetch((state.tokens, state.logprobs, state.count, state.done))
+    token, logprob, count, is_done = (column[0].item() for column in columns)
+    return token, logprob, count, is_done
 
 
 def make_room(cache: KVCache, slots: int, visual: int = 0) -> KVCache:

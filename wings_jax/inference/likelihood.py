@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
-from wings_jax import errors
+from wings_jax import distributed, errors
 from wings_jax.inference import (
     chunks,
     device_memory,
@@ -291,7 +291,7 @@ def _score_rests(
     for number in range(max(map(len, rests), default=0)):
         ids = [answers[number] if number < len(answers) else () for answers in rests]
         ids += [()] * (len(ends) - len(ids))
-        logprobs, likeliest, first = jax.device_get(
+        logprobs, likeliest, first = distributed.fetch(
             _score_answers(spec, weights, computed, ids, ends)
         )
 
@@ -345,11 +345,11 @@ def _join_scores(
     beginning, rows = computed
     start = NOTHING
     if beginning is not None:
-        logprobs, likeliest = jax.device_get(beginning.prompt)
+        logprobs, likeliest = distributed.fetch(beginning.prompt)
         start = _likelihood((logprobs[0], likeliest[0]), shared - 1)
 
     results = []
-    prompt_scores, head_scores = jax.device_get((rows.prompt, rows.head))
+    prompt_scores, head_scores = distributed.fetch((rows.prompt, rows.head))
 
     for row, request in enumerate(requests):
         prompt = NOTHING

@@ -23,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from wings_jax import axes
+from wings_jax import axes, distributed
 from wings_jax.inference import chunks, engine, scoring_plan
 from wings_jax.inference.engine import Chunk, ModelSpec, Weights
 from wings_jax.inference.scoring_plan import ScoringRequest
@@ -197,7 +197,7 @@ def _score_sources(
         padding = -count % (STEP if len(states) > STEP else 16)
         block = np.pad(states[part], (0, padding)), np.pad(tokens[part], ((0, padding), (0, 0)))
         scores = _score_block(spec, weights.rest, hidden, *block)
-        found.append([x[:count] for x in jax.device_get(scores)])
+        found.append([x[:count] for x in distributed.fetch(scores)])
     logprobs, is_likeliest = (np.concatenate(column) for column in zip(*found, strict=True))
     return logprobs[owners, ranks], is_likeliest[owners, ranks]
 

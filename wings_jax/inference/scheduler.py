@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import cast
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
-from wings_jax import errors
+from wings_jax import distributed, errors
 from wings_jax.errors import UserError
 from wings_jax.inference import chunks, decode, device_memory, sampling, uncached
 from wings_jax.inference import image_features as features_lib
@@ -215,8 +215,8 @@ class _Batch:
 
         # The first token of an answer comes from the prefill, the others from `decode`.
         first_tokens = {
-            "tokens": np.asarray(self.state.tokens)[None],
-            "logprobs": np.asarray(self.state.logprobs)[None],
+            name: distributed.fetch(getattr(self.state, name))[None]
+            for name in ("tokens", "logprobs")
         }
         for row, (task, _) in zip(free_rows, admitted, strict=False):
             output = PartialOutput(task)
@@ -280,7 +280,7 @@ class _Batch:
             self.cache = decode.compact(self.cache)
 
         params = self.params_of([out.task if out else None for out in self.outputs], self.rows)
-        count_before = np.asarray(self.state.count)
+        count_before = distributed.fetch(self.state.count)
         self.cache, self.state, generated = decode.decode(
             self.spec,
             self.weights,
@@ -292,8 +292,8 @@ class _Batch:
         )
 
         # One transfer for all rows; a row's tokens are its first `new_counts` entries.
-        generated = jax.device_get(generated)
-        new_counts = np.asarray(self.state.count) - count_before
+        generated, counts = distributed.fetch((generated, self.state.count))
+        new_counts = counts - count_before
         for row, output in enumerate(self.outputs):
             if output is not None:
                 output.append(generated, row, int(new_counts[row]))
@@ -306,7 +306,7 @@ class _Batch:
             return
 
         # Stop strings are found on the host, so their rows are marked done here.
-        done = np.array(self.state.done)
+        done = np.array(distributed.fetch(self.state.done))
         for row, output in enumerate(self.outputs):
             if output is None:
                 continue
@@ -314,4 +314,5 @@ class _Batch:
             if done[row]:
                 self.outputs[row] = None
                 yield output.task, output
-        self.state = dataclasses.replace(self.state, done=jnp.asarray(done))
+        # As a host array it is an input of the next program on every process of a job.
+        self.state = dataclasses.replace(self.state, done=cast("jax.Array", done))

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import numpy as np
 
+from wings_jax import distributed
 from wings_jax.inference import chunks, decode, sampling
 from wings_jax.inference.chunks import PromptSlots
 from wings_jax.inference.engine import ModelSpec, Weights
@@ -57,6 +58,7 @@ def recompute(
         seen = None if batch_params.penalty is None else chunks.seen_tokens([whole], arch)
         count = np.array([len(tokens)], np.int32)
         state = decode.resume(logits, batch_params, stop_ids, count, seen)
-        tokens.append(int(state.tokens[0]))
-        is_done = bool(state.done[0])
-        yield tokens[-1], float(state.logprobs[0]), is_done
+        found = distributed.fetch((state.tokens, state.logprobs, state.done))
+        token, logprob, is_done = (column[0].item() for column in found)
+        tokens.append(token)
+        yield token, logprob, is_done

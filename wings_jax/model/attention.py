@@ -17,10 +17,11 @@ import math
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from wings_jax.model import flash
 from wings_jax.model import layout as layout_lib
-from wings_jax.model.flash import MASKED, exact_einsum
+from wings_jax.model.flash import INPUTS, MASKED, exact_einsum
 from wings_jax.model.kernels import choice
 from wings_jax.model.kernels import intervals as intervals_lib
 from wings_jax.model.kernels.intervals import KeyMask
@@ -72,6 +73,7 @@ def attend(
     Raises:
       ValueError: the kernel does not exist, or does not support `Visibility.branches`.
     """
+    q, k, v = (checkpoint_name(x, INPUTS) for x in (q, k, v))
     is_cache = k.ndim == 3
     num_queries, num_keys = q.shape[1], k.shape[1]
     kernel = choose_kernel(kernel, num_queries, num_keys, is_cache=is_cache, dtype=q.dtype)
@@ -155,7 +157,12 @@ def choose_block(width: int) -> int:
 
 
 def prepare_keys(
-    kernel: str, query: Visibility, key: Visibility, *, is_causal: bool
+    kernel: str,
+    query: Visibility,
+    key: Visibility,
+    *,
+    is_causal: bool,
+    is_triangular: bool = False,
 ) -> tuple[KeyMask, jax.Array | None]:
     """Returns the mask in the form of a kernel of accelerators, and the order of its keys.
 
@@ -166,14 +173,17 @@ def prepare_keys(
       kernel: one of `choice.ACCELERATED`.
       query, key: the two sides of the attention mask, [B,T] and [B,S].
       is_causal: whether the keys are the slots of the queries, each visible from its own on.
+      is_triangular: whether they are some of these slots, in their order (`KeyMask`).
     """
+    is_triangular = is_triangular or is_causal
     if not choice.ACCELERATED[kernel].packs_keys(is_causal):
         intervals = intervals_lib.key_intervals(query, key)
-        return KeyMask(query, key, intervals, is_causal), None
+        return KeyMask(query, key, intervals, is_causal, is_triangular), None
 
     order = intervals_lib.pack_order(key)
     key = jax.tree.map(lambda x: intervals_lib.take_slots(x, order), key)
-    return KeyMask(query, key, intervals_lib.key_intervals(query, key)), order
+    intervals = intervals_lib.key_intervals(query, key)
+    return KeyMask(query, key, intervals, is_triangular=is_triangular), order
 
 
 def _accelerated(

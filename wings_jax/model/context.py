@@ -115,12 +115,10 @@ def make_context(
     if kernel in attention.ACCELERATED:
         # The slots of a conversation are adjacent, so the main attention needs no order.
         intervals = key_intervals(query, main.visibility)
-        main = dataclasses.replace(
-            main, mask=KeyMask(query, main.visibility, intervals, is_causal=True)
-        )
+        mask = KeyMask(query, main.visibility, intervals, is_causal=True, is_triangular=True)
+        main = dataclasses.replace(main, mask=mask)
         learners = {
-            name: _with_mask(kernel, query, kv_inputs, is_causal=_is_causal(arch, rows, kv_inputs))
-            for name, kv_inputs in learners.items()
+            name: _with_mask(arch, kernel, query, kv_inputs) for name, kv_inputs in learners.items()
         }
 
     return LayerContext(
@@ -187,16 +185,18 @@ def update_cache(
     return write(cached[0], fresh[0]), write(cached[1], fresh[1])
 
 
-def _is_causal(arch: WingsArch, rows: Layout, kv_inputs: KVInputs) -> bool:
-    """Returns whether the keys are the slots of the rows, and visible from their own on."""
-    # Packed keys are no longer the slots of the rows, and the release's keys are not causal.
-    has_all_slots = kv_inputs.visibility.segments.shape == rows.segments.shape
-    return has_all_slots and arch.semantics.prompt_length is None
-
-
-def _with_mask(kernel: str, query: Visibility, kv_inputs: KVInputs, *, is_causal: bool) -> KVInputs:
+def _with_mask(arch: WingsArch, kernel: str, query: Visibility, kv_inputs: KVInputs) -> KVInputs:
     """Returns a learner's inputs with the kernel's mask, their keys in the kernel's order."""
-    mask, order = attention.prepare_keys(kernel, query, kv_inputs.visibility, is_causal=is_causal)
+    # Packed images are no longer the slots of the rows, and the release's keys are not causal.
+    is_triangular = arch.semantics.prompt_length is None
+    has_all_slots = kv_inputs.visibility.segments.shape == query.segments.shape
+    mask, order = attention.prepare_keys(
+        kernel,
+        query,
+        kv_inputs.visibility,
+        is_causal=is_triangular and has_all_slots,
+        is_triangular=is_triangular,
+    )
 
     if order is not None:
         kv_inputs = jax.tree.map(lambda x: take_slots(x, order), kv_inputs)

@@ -34,7 +34,7 @@ from wings_jax.model.context import (
     make_context,
     update_cache,
 )
-from wings_jax.model.flash import SAVED
+from wings_jax.model.flash import INPUTS, SAVED
 from wings_jax.model.layers import GatedMlp, Prefix, RMSNorm, rope, switch_rope
 from wings_jax.model.layout import Array, Layout
 from wings_jax.model.learners import Learner, Router, run_learners
@@ -49,6 +49,11 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     # The results of every attention, so that the backward pass does not run it a second time.
     "save_attn": jax.checkpoint_policies.save_only_these_names(SAVED),
+    # Also what it reads, and all matrix products: only what is cheap is computed again.
+    "save_dots": jax.checkpoint_policies.save_from_both_policies(
+        jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        jax.checkpoint_policies.save_only_these_names(SAVED, INPUTS),
+    ),
 }
 
 

@@ -58,6 +58,8 @@ exact_einsum = functools.partial(jnp.einsum, precision="highest")
 
 # Name of what the remat policy `save_attn` saves: results and lse of every attention.
 SAVED = "attention"
+# Name of what every attention reads: its queries, keys and values with rope.
+INPUTS = "attention inputs"
 
 Values = tuple[jax.Array, ...]
 

@@ -52,6 +52,7 @@ RECOMPUTED: Mapping[str, tuple[str, ...]] = {
     "full": ("linears", "attention", "values"),
     "dots": ("attention",),
     "save_attn": ("linears",),
+    "save_dots": (),
 }
 
 

@@ -104,7 +104,8 @@ def compile_step(config: config_lib.Config, arch: WingsArch, target: Target) -> 
         except jax.errors.JaxRuntimeError as error:
             # The TPU's compiler refuses a program that does not fit, and names the size it needs.
             arguments = sizes.tree_bytes((shapes, batch))
-            return _too_large(str(error), target, batch.targets.shape[0], arguments)
+            step = _too_large(str(error), target, batch.targets.shape[0], arguments)
+            return dataclasses.replace(step, seconds=time.perf_counter() - started)
 
     memory, text = compiled.memory_analysis(), compiled.as_text() or ""
     if memory is None:

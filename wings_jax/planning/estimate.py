@@ -1,21 +1,25 @@
 """What a training step needs on any mesh, from shapes alone: neither devices nor a compiler.
 
 The state is exact. Of the temporaries, gradients and layer boundaries follow from shapes; the rest
-is an estimate, of which each part is what was found in programs compiled for TPUs (docs,
-performance):
+is an estimate, of which each part is what was found in programs compiled for TPUs and GPUs (docs,
+performance). It is the larger one of two phases:
 
-    weights of two layers in the compute dtype, one in use and one on its way over `fsdp`
-    the head in the compute dtype, gathered
-    per row: one chunk of logits (float32, and its gradient in the compute dtype), and one layer
+    backward pass of a layer: its weights and those of the next one over `fsdp`, in the compute
+      dtype; gradients of a layer before they are scattered, on TPUs one in the compute dtype, on
+      GPUs two in float32; the gradient of the head in the compute dtype; per row, one layer
       computed again: 8 T D + 4 T F values
-    with remat `save_attn`, per row and layer: the results of the attentions
+    loss: the head, and its gradient, in the compute dtype; per row, one chunk of logits (float32,
+      and its gradient in the compute dtype) and twice the values of a layer; gradients of the
+      layers do not exist yet
+
+With remat `save_attn`, both have the results of the attentions of all layers and rows.
 """
 
 from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import cast
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +29,7 @@ from wings_jax import config as config_lib
 from wings_jax.axes import MESH_AXES, MeshError
 from wings_jax.model import flops, parameters
 from wings_jax.model.presets import WingsArch
-from wings_jax.planning import hlo, memory, roofline
+from wings_jax.planning import hlo, memory, roofline, sizes
 from wings_jax.training import meshes, program
 from wings_jax.training.chips import Chip
 from wings_jax.training.step import TrainState
@@ -33,6 +37,7 @@ from wings_jax.training.step import TrainState
 # Policies that store little enough per layer for the estimate.
 REMAT = ("full", "save_attn")
 _LAYERS = "decoder/layers/"
+_HEAD, _EMBEDDING = "decoder/head/kernel", "decoder/embed/embedding"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,7 +112,7 @@ def estimate_step(
 
     # A batch that does not fit is computed in parts.
     shares = shape["data"] * shape["fsdp"]
-    largest = largest_batch(config, arch, state, mesh, chip.memory)
+    largest = largest_batch(config, arch, state, mesh, chip.memory, is_tpu=chip.is_tpu)
     changed = _with_rows(config, min(config.batch_size, largest or shares))
     batch = program.abstract_batch(changed, arch, mesh)
     rows = batch.targets.shape[0]
@@ -115,27 +120,40 @@ def estimate_step(
         mesh=shape,
         rows=rows,
         state=memory.count_state(state, batch, changed, arch),
-        working=count_working(changed, arch, state, shape, rows / shares),
+        working=count_working(changed, arch, state, shape, rows / shares, is_tpu=chip.is_tpu),
         largest=largest,
         times=_estimate_times(changed, arch, state, chip, shape, rows),
     )
 
 
 def largest_batch(
-    config: config_lib.Config, arch: WingsArch, state: TrainState, mesh: Mesh, limit: float
+    config: config_lib.Config,
+    arch: WingsArch,
+    state: TrainState,
+    mesh: Mesh,
+    limit: float,
+    *,
+    is_tpu: bool,
 ) -> int:
     """Returns the rows of the largest batch without accumulation; 0 if no row per device fits.
 
     Args:
       mesh: of devices or abstract, with the axes of `MESH_AXES`.
       limit: bytes of one device.
+      is_tpu: whether the program is the TPU's compiler's.
     """
     shares = mesh.shape["data"] * mesh.shape["fsdp"]
-    counts = [count_needed(_with_rows(config, shares * rows), arch, state, mesh) for rows in (1, 2)]
 
-    # Bytes are linear in the rows of a device.
-    one, two = counts
-    return shares * max(0, int((limit * memory.USABLE - one) // (two - one)) + 1)
+    def needed(count: int) -> float:
+        changed = _with_rows(config, shares * count)
+        return count_needed(changed, arch, state, mesh, is_tpu=is_tpu)
+
+    # Bytes are the larger one of two lines over the rows of a device: that of few, that of many.
+    largest = memory.MAX_ROWS
+    for count in (1, memory.MAX_ROWS - 1):
+        one, two = needed(count), needed(count + 1)
+        largest = min(largest, count + int((limit * memory.USABLE - one) // (two - one)))
+    return shares * max(0, largest)
 
 
 def _with_rows(config: config_lib.Config, rows: int) -> config_lib.Config:
@@ -145,14 +163,14 @@ def _with_rows(config: config_lib.Config, rows: int) -> config_lib.Config:
 
 
 def count_needed(
-    config: config_lib.Config, arch: WingsArch, state: TrainState, mesh: Mesh
+    config: config_lib.Config, arch: WingsArch, state: TrainState, mesh: Mesh, *, is_tpu: bool
 ) -> float:
     """Returns the estimated bytes that a device needs for a step of the config's batch."""
     batch = program.abstract_batch(config, arch, mesh)
     shares = mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.accumulation
     rows = batch.targets.shape[0] / shares
     held = memory.count_state(state, batch, config, arch).total
-    return held + count_working(config, arch, state, mesh.shape, rows)
+    return held + count_working(config, arch, state, mesh.shape, rows, is_tpu=is_tpu)
 
 
 def count_working(
@@ -161,29 +179,48 @@ def count_working(
     state: TrainState,
     mesh: Mapping[str, int],
     rows: float,
+    *,
+    is_tpu: bool,
 ) -> float:
     """Returns the estimated bytes of temporaries beside gradients and layer boundaries.
 
     Args:
       rows: of a micro-batch on one device.
+      is_tpu: whether the program is the TPU's compiler's.
     """
     decoder, tensor = arch.decoder, mesh["tensor"]
     width = jnp.dtype(config.compute_dtype).itemsize
     slots = config.data.sequence_length
 
-    # Weights that are gathered over `fsdp`.
-    layers = sum(leaf.size for path, leaf in _params(state).items() if path.startswith(_LAYERS))
-    head = decoder.vocab_size * decoder.hidden_size
-    gathered = (2 * layers / decoder.num_layers + head) * width / tensor
+    # Bytes of one layer's weights and of the head, gathered over `fsdp`, and of their gradients.
+    layer = _layer_size(_params(state)) / decoder.num_layers / tensor * width
+    layer_gradient = _layer_size(state.trained) / decoder.num_layers / tensor
+    layer_gradient *= width if is_tpu else 2 * 4
+    head = decoder.vocab_size * decoder.hidden_size / tensor * width
+    head_path = _HEAD if _HEAD in _params(state) else _EMBEDDING
+    head_gradient = head if head_path in state.trained else 0.0
 
-    # Rows: a chunk of logits, and a layer that is computed again.
+    # Bytes of a row: a chunk of logits, and a layer that is computed again.
     logits = min(config.loss_chunk, slots) * decoder.vocab_size / tensor * (4 + width)
-    layer = slots * (8 * decoder.hidden_size + 4 * decoder.ffn_size / tensor) * width
+    values = slots * (8 * decoder.hidden_size + 4 * decoder.ffn_size / tensor) * width
+
+    # During the loss the gradients of layers, which are counted beside this, do not exist.
+    later = sum(
+        sizes.device_bytes(leaf) for path, leaf in state.trained.items() if path != head_path
+    )
+    backward = 2 * layer + layer_gradient + head_gradient + rows * values
+    loss = head + head_gradient + rows * (logits + 2 * values) - later
+
     saved = 0.0
     if config.remat == "save_attn":
         heads = decoder.num_heads * decoder.head_dim + len(arch.learners) * decoder.hidden_size
         saved = slots * heads * width * decoder.num_layers / tensor
-    return gathered + rows * (logits + layer + saved)
+    return max(backward, loss) + rows * saved
+
+
+def _layer_size(params: Mapping[str, Any]) -> int:
+    """Returns the number of values of all layers' parameters."""
+    return sum(leaf.size for path, leaf in params.items() if path.startswith(_LAYERS))
 
 
 def _params(state: TrainState) -> dict[str, jax.ShapeDtypeStruct]:
@@ -195,21 +232,28 @@ def estimate_collectives(
 ) -> list[hlo.Traffic]:
     """Returns what a device sends at least in a step, by the ring algorithm.
 
-    The LLM's weights are gathered over `fsdp` for the forward pass, for the backward pass and for
-    what it computes again, in the compute dtype; gradients (float32) are scattered over it, and
-    added over `data`. A row's stream is added over `tensor` twice per layer and pass.
+    A layer's weights are gathered over `fsdp` in the compute dtype, once for the forward and once
+    for the backward pass, which computes the layer again from the same weights; those of the head
+    once. Of the embeddings only the rows of tokens are sent, which are left out. Gradients
+    (float32) are scattered over `fsdp`, and added over `data`. A row's stream is added over
+    `tensor` twice per layer and pass.
     """
     data, fsdp, tensor = (mesh[axis] for axis in MESH_AXES)
     width = jnp.dtype(config.compute_dtype).itemsize
     passes = 2 + (config.remat != "none")
     accumulation = config.optimizer.accumulation
 
-    decoder = sum(x.size for path, x in _params(state).items() if path.startswith("decoder/"))
+    layers = sum(
+        leaf.size
+        for path, leaf in _params(state).items()
+        if path.startswith(_LAYERS) and "fsdp" in leaf.sharding.spec
+    )
+    gathered = 2 * layers + arch.decoder.vocab_size * arch.decoder.hidden_size
     trained = sum(leaf.size for leaf in state.trained.values())
     rows = config.batch_size / (data * fsdp)
     stream = rows * config.data.sequence_length * arch.decoder.hidden_size * width
     sent = {
-        "all-gather": decoder / tensor * width * passes * accumulation * (fsdp - 1) / fsdp,
+        "all-gather": gathered / tensor * width * accumulation * (fsdp - 1) / fsdp,
         "reduce-scatter": trained / tensor * 4 * accumulation * (fsdp - 1) / fsdp,
         "all-reduce": 2 * 4 * trained / (tensor * fsdp) * (data - 1) / data
         + 2 * 2 * stream * arch.decoder.num_layers * passes * (tensor - 1) / tensor,

@@ -31,10 +31,13 @@ _CALLS = re.compile(r"\b(?:calls|body|condition|to_apply)=%?([\w.$-]+)")
 _BRANCHES = re.compile(r"\bbranch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CONDITION = re.compile(r"\bcondition=%?([\w.$-]+)")
+_BODY = re.compile(r"\bbody=%?([\w.$-]+)")
+_INDEX = re.compile(r"\), index=(\d+)")
 # The three forms of a collective's groups of devices: {{0,1},{2,3}}, [2,4]<=[8], mesh['a'=8] {'a'}.
 _GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _IOTA_GROUPS = re.compile(r"replica_groups=\[\d+,(\d+)\]")
 _MESH_GROUPS = re.compile(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}")
+_CHANNEL = re.compile(r"\bchannel_id=\d+")
 _NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -121,23 +124,59 @@ def count_runs(computations: Mapping[str, list[Instruction]], entry: str) -> dic
 
 
 def _trip_count(computations: Mapping[str, list[Instruction]], loop: Instruction) -> int:
-    """Returns how often a loop runs: as noted, else the constant that its condition compares with.
+    """Returns how often a loop runs: as noted, else from its counter, which starts at 0.
 
-    The loops of a scan count from 0 in steps of 1. A loop without either counts once.
+    The counter's bound is the constant that the condition compares with. A loop of which neither
+    is known counts once.
     """
     noted = _TRIPS.search(loop.rest)
     if noted:
         return int(noted[1])
 
     # Without a note, the largest integer that the condition compares with is the counter's bound.
-    condition = _CONDITION.search(loop.rest)
-    constants = [
-        int(digits[0])
-        for instruction in computations.get(condition[1] if condition else "", [])
-        if instruction.opcode == "constant" and instruction.shape.startswith(("s32[]", "u32[]"))
-        if (digits := re.match(r"\d+", instruction.rest))
-    ]
-    return max(constants, default=1)
+    called = _CONDITION.search(loop.rest)
+    condition = computations.get(called[1] if called else "", [])
+    bound = max(filter(None, map(_integer, condition)), default=1)
+    return -(-bound // _counter_step(computations, loop, condition))
+
+
+def _counter_step(
+    computations: Mapping[str, list[Instruction]], loop: Instruction, condition: list[Instruction]
+) -> int:
+    """Returns what a loop adds to its counter in each run; 1 where it is not an integer.
+
+    A loop that the compiler unrolled, such as those of a product whose shards are sent around
+    while it is computed, adds more than 1.
+    """
+    # The counter is the element of the loop's tuple that the condition compares.
+    compared = {name for x in condition if x.opcode == "compare" for name in _operands(x)}
+    indices = [_INDEX.search(x.rest) for x in condition if x.name in compared]
+    index = next((int(found[1]) for found in indices if found), None)
+
+    called = _BODY.search(loop.rest)
+    body = {x.name: x for x in computations.get(called[1] if called else "", [])}
+    if index is None or not body:
+        return 1
+
+    # The body ends with the tuple of the next run: there the counter is a sum with a constant.
+    elements = _operands(list(body.values())[-1])
+    following = body.get(elements[index]) if index < len(elements) else None
+    if following is None or following.opcode != "add":
+        return 1
+    steps = [_integer(body[name]) for name in _operands(following) if name in body]
+    return max(filter(None, steps), default=1)
+
+
+def _integer(instruction: Instruction) -> int | None:
+    """Returns the value of an integer constant, None for another instruction."""
+    is_scalar = instruction.shape.startswith(("s32[]", "u32[]"))
+    digits = re.match(r"\d+", instruction.rest)
+    return int(digits[0]) if instruction.opcode == "constant" and is_scalar and digits else None
+
+
+def _operands(instruction: Instruction) -> list[str]:
+    """Returns the names of an instruction's operands."""
+    return re.findall(r"%([\w.$-]+)", instruction.rest.split(")")[0])
 
 
 def _group_size(attributes: str, devices: int) -> int:
@@ -172,19 +211,38 @@ def list_collectives(text: str, devices: int) -> list[Traffic]:
     computations, entry = parse_program(text)
     runs = count_runs(computations, entry)
 
+    # An asynchronous collective is a pair of -start and -done, which counts once.
+    found = [
+        (instruction.opcode.removesuffix("-start"), name, instruction)
+        for name, instructions in computations.items()
+        for instruction in instructions
+        if runs[name] and instruction.opcode.removesuffix("-start") in COLLECTIVES
+    ]
+
+    # The TPU's compiler writes a collective that runs beside fusions as a piece in each of them,
+    # all with its channel: it runs as often as its first and last pieces, the fewest.
+    times: dict[str, int] = {}
+    for _, name, instruction in found:
+        identity = _collective_identity(name, instruction)
+        times[identity] = min(runs[name], times.get(identity, runs[name]))
+
     # Kind -> how often a step runs it, and the bytes that a device sends in all.
     totals = dict.fromkeys(COLLECTIVES, (0, 0.0))
-    for name, instructions in computations.items():
-        for instruction in instructions:
-            # An asynchronous collective is a pair of -start and -done, which counts once.
-            kind = instruction.opcode.removesuffix("-start")
-            if kind not in totals or not runs[name]:
-                continue
-            count, sent = totals[kind]
-            per_run = _sent_bytes(kind, instruction, devices)
-            totals[kind] = count + runs[name], sent + runs[name] * per_run
+    for kind, name, instruction in found:
+        # Further pieces count 0 times.
+        repeats = times.pop(_collective_identity(name, instruction), 0)
+        count, sent = totals[kind]
+        per_run = _sent_bytes(kind, instruction, devices)
+        totals[kind] = count + repeats, sent + repeats * per_run
 
     return [Traffic(kind, *total) for kind, total in totals.items() if total[0]]
+
+
+def _collective_identity(computation: str, instruction: Instruction) -> str:
+    """Returns the channel of a collective in pieces, the name and computation of another one."""
+    channel = _CHANNEL.search(instruction.rest)
+    is_piece = "async_collective_fusion_config" in instruction.rest
+    return channel[0] if is_piece and channel else f"{computation}/{instruction.name}"
 
 
 def _sent_bytes(kind: str, instruction: Instruction, devices: int) -> float:

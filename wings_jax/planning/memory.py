@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,7 +18,8 @@ from wings_jax.training.step import TrainState
 
 # Share of the memory that a program may plan with; the rest is the runtime's.
 USABLE = 0.95
-_MAX_ROWS = 4096  # per device; more is not searched
+MAX_ROWS = 4096  # per device and micro-batch; more is not searched
+_MAX_COMPILATIONS = 10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,48 +105,71 @@ def count_state(
 
 @dataclasses.dataclass(frozen=True)
 class Fit:
-    """The largest batch that fits.
+    """The largest batch that fits, as compiled.
 
     rows           of the whole batch
-    needed         bytes per device that it needs, by the line through two compiled batches
-    verified       bytes that the compiler reports for it; None if it was not compiled
-    next_needed    bytes for one row more per device, by the same line
+    needed         bytes per device that it needs
+    next_needed    bytes for one row more per device, which does not fit; None where the search
+                   ended without compiling it
     """
 
     rows: int
-    needed: float
-    verified: int | None
-    next_needed: float
+    needed: int
+    next_needed: int | None
 
 
 def largest_batch(
-    compile_rows: Callable[[int], CompiledStep], shares: int, memory: float
+    compile_rows: Callable[[int], CompiledStep],
+    shares: int,
+    memory: float,
+    *,
+    tried: int,
+    guess: int,
 ) -> Fit | None:
     """Returns the largest batch that fits into `memory` bytes; None if no row per device does.
 
-    Two compiled batches give the bytes per row; the answer of their line is compiled too, and
-    lowered until the compiler agrees.
+    Each compiled batch fits or does not. The next one to compile is where the line through two of
+    them crosses the limit, until a batch fits and the next larger one does not. The bytes are
+    not linear in the rows: the peak of a program is in another place for few rows than for many.
 
     Args:
       compile_rows: compiles a batch of so many rows.
       shares: of the batch: it is a multiple of this.
+      tried: rows of a share to compile first.
+      guess: rows of a share to compile second.
     """
-    one, two = compile_rows(shares), compile_rows(2 * shares)
-    per_row = max(two.needed - one.needed, 1)
     usable = memory * USABLE
-    if one.needed > usable:
+    needed: dict[int, int] = {}  # rows of a share -> bytes
+
+    def does_fit(count: int) -> bool:
+        needed[count] = compile_rows(count * shares).needed
+        return needed[count] <= usable
+
+    # If the first batch does not fit, one row may.
+    tried = min(tried, MAX_ROWS)
+    if does_fit(tried):
+        low, high = tried, MAX_ROWS + 1
+    elif tried > 1 and does_fit(1):
+        low, high = 1, tried
+    else:
         return None
 
-    # The line gives the first guess, the compiler decides.
-    count = min(1 + int((usable - one.needed) // per_row), _MAX_ROWS)
-    while count > 2:
-        verified = compile_rows(count * shares)
-        if verified.needed <= usable:
-            break
-        # The compiler needs more than the linear estimate: as many rows less as that is.
-        count = max(2, count - max(1, math.ceil((verified.needed - usable) / per_row)))
-    else:
-        verified = two if count == 2 else one
+    # `low` fits and `high` does not. The line meets a bend slowly, from one side: then halves do.
+    count, sides = guess, [True]
+    while high - low > 1 and len(needed) < _MAX_COMPILATIONS:
+        count = min(max(count, low + 1), high - 1)
+        sides.append(does_fit(count))
+        low, high = (count, high) if sides[-1] else (low, count)
+        is_slow = high in needed and len(sides) > 3 and sides[-1] == sides[-2]
+        count = (low + high) // 2 if is_slow else _crossing(needed, usable)
+    return Fit(low * shares, needed[low], needed.get(low + 1))
 
-    line = one.needed + per_row * (count - 1)
-    return Fit(count * shares, line, verified.needed, line + per_row)
+
+def _crossing(needed: Mapping[int, int], usable: float) -> int:
+    """Returns the rows at which the line through the two sizes nearest to the limit crosses it."""
+    below = [count for count in sorted(needed) if needed[count] <= usable]
+    above = [count for count in sorted(needed) if needed[count] > usable]
+    # The limit is between the two; while everything fits, it is beyond.
+    first, second = (below[-1], above[0]) if above else below[-2:]
+    per_row = max((needed[second] - needed[first]) / (second - first), 1e-3)
+    return first + int((usable - needed[first]) / per_row)

@@ -70,7 +70,9 @@ def make_plan(
     find_fit: bool,
     report: Callable[[str], None],
 ) -> StepPlan:
-    """Returns the plan of a resolved config; `report` gets a line before each compilation.
+    """Returns the plan of a resolved config.
+
+    `report` gets a line before and after each compilation.
 
     Raises:
       UserError: the config does not fit the devices, or does not compile for them.
@@ -85,7 +87,8 @@ def make_plan(
         if count not in compiled_steps:
             report(f"compiling {count} rows for {target.name}")
             changed = dataclasses.replace(config, batch_size=count)
-            compiled_steps[count] = compiled.compile_step(changed, arch, target)
+            compiled_steps[count] = done = compiled.compile_step(changed, arch, target)
+            report(f"  {_gib(done.needed)} GiB per device, compiled in {done.seconds:.0f} s")
         return compiled_steps[count]
 
     compiled_steps: dict[int, compiled.CompiledStep] = {}
@@ -93,8 +96,13 @@ def make_plan(
     fit = None
     if find_fit and target.memory:
         # The rows of a batch are divided by these axes and by gradient accumulation.
-        shares = mesh.shape["data"] * mesh.shape["fsdp"] * config.optimizer.accumulation
-        fit = memory.largest_batch(compile_rows, shares, target.memory)
+        devices = mesh.shape["data"] * mesh.shape["fsdp"]
+        shares = devices * config.optimizer.accumulation
+        is_tpu = target.chip is not None and target.chip.is_tpu
+        guess = estimate.largest_batch(config, arch, state, mesh, target.memory, is_tpu=is_tpu)
+        fit = memory.largest_batch(
+            compile_rows, shares, target.memory, tried=rows // shares, guess=guess // devices
+        )
 
     # Operations of rows without padding.
     work = flops.full_rows(arch, rows, slots, config.data.images_per_row)
@@ -125,10 +133,12 @@ def estimate_memory(
     """Returns estimated bytes of a device, and the rows of the largest batch (0: not known)."""
     if config.remat not in estimate.REMAT:
         return None
-    needed = estimate.count_needed(config, arch, state, mesh)
+    is_tpu = target.chip is not None and target.chip.is_tpu
+    needed = estimate.count_needed(config, arch, state, mesh, is_tpu=is_tpu)
     if not target.memory:
         return needed, 0
-    return needed, estimate.largest_batch(config, arch, state, mesh, target.memory)
+    rows = estimate.largest_batch(config, arch, state, mesh, target.memory, is_tpu=is_tpu)
+    return needed, rows
 
 
 def attention_kernel(config: config_lib.Config) -> str:
@@ -314,12 +324,11 @@ def _conclusions(plan: StepPlan) -> list[str]:
         fit = f"; largest batch about {rows} rows" if rows else ""
         lines.append(f"needs about {_gib(needed)} GiB per device (estimate){limit}{fit}")
 
-    # `verified` is the compiler's number for this batch, `needed` that of the line through two
-    # others.
     if plan.fit:
+        following = plan.fit.next_needed
+        larger = f"; the next larger one needs {_gib(following)}" if following else ""
         lines.append(
-            f"largest batch: {plan.fit.rows} rows, {_gib(plan.fit.verified or 0)} GiB per device "
-            f"compiled, {_gib(plan.fit.needed)} by two smaller batches"
+            f"largest batch: {plan.fit.rows} rows, {_gib(plan.fit.needed)} GiB per device{larger}"
         )
 
     if plan.compiler == "CPU" and plan.step and plan.limit:

@@ -21,7 +21,7 @@ from ml_collections import config_dict
 from wings_jax import config as config_lib
 from wings_jax.data.settings import SourceConfig
 from wings_jax.errors import UserError
-from wings_jax.training.hosts import JobFlags
+from wings_jax.hosts import JobFlags
 
 USAGE = """\
 usage: {program} --config=FILE[:PRESET] [--config.KEY=VALUE ...]

@@ -27,6 +27,11 @@ class Chip:
     memory: float
     link: float
 
+    @property
+    def is_tpu(self) -> bool:
+        """Whether it is a TPU: those are named by generation."""
+        return self.name.startswith("v")
+
 
 GIB = 2**30
 

@@ -16,6 +16,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from wings_jax import distributed
 from wings_jax.weights.tensors import LazyTensor
 
 STACKED = "/layers/"
@@ -63,7 +64,7 @@ def layer_tensors(path: str, layers: Sequence[Any]) -> Iterator[tuple[str, LazyT
 def _lazy(array: Any, shape: Sequence[int], index: tuple[int, ...]) -> LazyTensor:
     # Sliced on the device: only one layer at a time is copied to the host.
     def load() -> np.ndarray:
-        return np.asarray(array[index] if index else array)
+        return distributed.fetch(array[index] if index else array)
 
     return LazyTensor(tuple(shape), np.dtype(array.dtype), load)
 
@@ -71,8 +72,11 @@ def _lazy(array: Any, shape: Sequence[int], index: tuple[int, ...]) -> LazyTenso
 def digest_tensors(tensors: Mapping[str, LazyTensor]) -> dict[str, TensorDigest]:
     """Returns the digest of each tensor, in the same order.
 
-    Hashing releases Python's lock, so several tensors are hashed at once.
+    Hashing releases Python's lock, so several tensors are hashed at once; not where they are on
+    several hosts, which have to fetch them in the same order.
     """
+    if not distributed.is_alone():
+        return {name: digest_array(np.asarray(tensor)) for name, tensor in tensors.items()}
     with futures.ThreadPoolExecutor() as pool:
         digests = pool.map(lambda tensor: digest_array(np.asarray(tensor)), tensors.values())
         return dict(zip(tensors, digests, strict=True))

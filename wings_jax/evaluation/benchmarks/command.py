@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from wings_jax import errors, files
+from wings_jax import distributed, errors, files
 from wings_jax.errors import UserError
 from wings_jax.evaluation import models, tasks
 from wings_jax.evaluation.benchmarks import (
@@ -104,16 +104,17 @@ def evaluate_benchmarks(
     if options.data_root is None and published:
         names = ", ".join(published[:3])
         raise UserError(f"--data-root is missing: the directory with the files of {names}")
-    if options.out:
-        files.check_writable(options.out, journals.FLAG)
-
     missing: list[str] = []
-    scenes = lazy_models[-1].scenes
-    asked = read_tasks(benchmarks, options, scenes, missing if is_suite else None)
-    if not asked:
-        raise UserError(f"--data-root: {options.data_root} has none of the data sets: {missing[0]}")
+    with distributed.together():
+        if options.out:
+            files.check_writable(options.out, journals.FLAG)
+        scenes = lazy_models[-1].scenes
+        asked = read_tasks(benchmarks, options, scenes, missing if is_suite else None)
+        if not asked:
+            root = options.data_root
+            raise UserError(f"--data-root: {root} has none of the data sets: {missing[0]}")
 
-    figure_task = answer_figure.find_task(options.figure, asked) if options.figure else None
+        figure_task = answer_figure.find_task(options.figure, asked) if options.figure else None
 
     # Models are loaded one after the other, as several may not fit in memory.
     found: dict[str, list[BenchmarkResult]] = {task.benchmark.name: [] for task in asked}
@@ -314,6 +315,7 @@ def run_task(
         task, model_hash=model_hash, rows=options.rows, dtype=spec.dtype, kernel=spec.kernel
     )
     title, out = f"{name}: {task.benchmark.name}", options.out
+    distributed.check_same(provenance, f"data or settings of {task.benchmark.name}")
     started = time.perf_counter()
 
     # Without --out there is nothing to resume.
@@ -324,7 +326,9 @@ def run_task(
         return results.make_result(model, task, provenance, lines, time.perf_counter() - started)
 
     # A result of the same model, data and settings is not computed again.
-    finished = results.read_finished(out, name, task.benchmark, provenance)
+    with distributed.together():
+        finished = results.read_finished(out, name, task.benchmark, provenance)
+    finished = distributed.share(finished)
     if finished is not None:
         return results.make_result(model, task, provenance, finished, 0.0)
 

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from wings_jax import distributed
 from wings_jax.evaluation.benchmarks import results
 from wings_jax.evaluation.benchmarks.runner import BenchmarkTask
 from wings_jax.inference.jobs import Journal
@@ -23,16 +24,19 @@ def open_journal(
     lines_path, _ = results.result_paths(out, name, task.benchmark.name)
     if shard.count > 1:
         lines_path = lines_path.with_name(part_name(task, shard))
-    # Lines without scores are of a run that was killed while it wrote.
-    lines_path.unlink(missing_ok=True)
+    with distributed.together():
+        # Lines without scores are of a run that was killed while it wrote.
+        lines_path.unlink(missing_ok=True)
+        journal = Journal(lines_path, provenance, FLAG, replace=task.benchmark.is_embedded)
 
-    journal = Journal(lines_path, provenance, FLAG, replace=task.benchmark.is_embedded)
     try:
         # Without --shard, the entries of all parts are put together.
         if shard.count == 1:
             for part in part_journals(out, name, task, provenance):
                 journal.answers.update(part.answers)
                 part.close()
+        # The first process of a job has them; all have to compute the same batches.
+        journal.answers = dict(distributed.share(list(journal.answers.items())))
         yield journal
     finally:
         journal.close()

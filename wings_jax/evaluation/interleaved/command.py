@@ -6,7 +6,7 @@ import collections
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from wings_jax import files, formatting
+from wings_jax import distributed, files, formatting
 from wings_jax.errors import UserError
 from wings_jax.evaluation import models, tasks
 from wings_jax.evaluation.benchmarks import command, runner, tables
@@ -187,10 +187,10 @@ def evaluate_manifest(
     benchmark = iit_benchmark(history)
     if options.data_root is None:
         raise UserError("--data-root is missing: the directory with the data sets of --manifest")
-    if options.out:
-        files.check_writable(options.out, "--out")
-
-    turns = read_turns(path, options.data_root, is_shuffled=history == "shuffled")
+    with distributed.together():
+        if options.out:
+            files.check_writable(options.out, "--out")
+        turns = read_turns(path, options.data_root, is_shuffled=history == "shuffled")
 
     # The limit counts anchors: each one that is used stays in all of its settings.
     if options.limit:

@@ -39,16 +39,20 @@ class Intervals:
 class KeyMask:
     """Which keys a query attends to, in the forms that kernels read.
 
-    query      Visibility [B,T]  query side of the attention mask
-    key        Visibility [B,S]  key side
-    intervals  of the same mask; its `start` and `stop` hold for packed keys (`pack_order`)
-    is_causal  whether the keys are the slots of the queries, and none is visible to an earlier one
+    query          Visibility [B,T]  query side of the attention mask
+    key            Visibility [B,S]  key side
+    intervals      of the same mask; its `start` and `stop` hold for packed keys (`pack_order`)
+    is_causal      whether the keys are the slots of the queries, and none is visible to an earlier
+                   one
+    is_triangular  whether no query attends to a key slot after its own, as with causal keys, or
+                   with those that are left of them (`pack_order`), which move to smaller slots only
     """
 
     query: Visibility
     key: Visibility
     intervals: Intervals
     is_causal: bool = dataclasses.field(default=False, metadata={"static": True})
+    is_triangular: bool = dataclasses.field(default=False, metadata={"static": True})
 
 
 def pack_order(key: Visibility) -> jax.Array:

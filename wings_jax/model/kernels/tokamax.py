@@ -4,8 +4,8 @@ Masks are intervals of keys per query, whose blocks outside are skipped, and val
 than keys, so the probes are columns of the values (`columns.py`). tokamax is optional: it is in
 the `gpu` extra of the package.
 
-This uses modules below `tokamax._src`: its public function takes no intervals. Run with tokamax
-0.0.12 and 0.0.17.
+This uses modules below `tokamax._src`: its public function takes no intervals, and its backward
+pass skips no block of them. Run with tokamax 0.0.12 and 0.0.17.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import importlib.util
 import logging
 import math
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,6 +31,10 @@ IMPLEMENTATION = "mosaic_gpu"
 QUERIES = 128  # the number of query slots is a multiple of this: two blocks of 64
 KEYS = 64  # that of key slots of this, one block
 COLUMNS = 16  # that of value columns of this, the narrowest tile in shared memory
+# Slots per block, blocks in flight, and warpgroups of the backward pass on Hopper. Wide values take
+# the registers of two warpgroups; other sizes were slower or did not fit (docs/performance.md).
+BLOCKS = {"block_q_dkv": 64, "block_kv_dkv": 64, "block_q_dq": 64, "block_kv_dq": 64}
+WIDE = 128  # columns of values, above which one warpgroup is faster than two
 
 
 def requirement(device: jax.Device, dtype: jnp.dtype) -> str | None:
@@ -77,9 +81,10 @@ def attend(
 
     if mask is None:
         every = jnp.zeros((q.shape[0], num_queries), jnp.int32)
-        visible = Intervals(every, every + k.shape[1])
+        visible, has_keys = Intervals(every, every + k.shape[1]), None
     else:
         visible = intervals_lib.without_empty(mask.intervals)
+        has_keys = jnp.asarray(mask.intervals.has_keys)
 
     # The kernel reads slots in blocks, so some are added; no query attends to an added key.
     padding, key_padding = -num_queries % QUERIES, -k.shape[1] % KEYS
@@ -88,22 +93,32 @@ def attend(
         jnp.pad(x, ((0, 0), (0, padding)), mode="edge")[:, None]
         for x in (visible.start, visible.stop)
     )
+    if has_keys is not None:
+        # [B,T] -> [B,T',1,1]
+        has_keys = jnp.pad(has_keys, ((0, 0), (0, padding)))[..., None, None]
     q = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
     k, wide = (jnp.pad(x, ((0, 0), (0, key_padding), (0, 0), (0, 0))) for x in (k, wide))
 
-    settings = (implementation or IMPLEMENTATION, jnp.dtype(out_dtype or q.dtype))
-    out = _attention(settings, q, k, wide, starts, stops)
-    out, probed = columns.split_columns(out[:, :num_queries], width, num_probes, v.dtype)
-
-    if mask is None:
-        return out, probed
-
-    has_keys = jnp.asarray(mask.intervals.has_keys)[..., None, None]
-    return jnp.where(has_keys, out, 0), jnp.where(has_keys, probed, 0.0)
+    settings = Settings(
+        implementation or IMPLEMENTATION,
+        jnp.dtype(out_dtype or q.dtype),
+        mask is not None and mask.is_triangular,
+    )
+    out = _attention(settings, q, k, wide, starts, stops, has_keys)
+    return columns.split_columns(out[:, :num_queries], width, num_probes, v.dtype)
 
 
-# Implementation of tokamax, and dtype of the kernel's output.
-Settings = tuple[str, jnp.dtype]
+class Settings(NamedTuple):
+    """What a kernel is compiled for.
+
+    implementation  of tokamax
+    out_dtype       of the kernel's output
+    is_triangular   whether no query attends to a key slot after its own
+    """
+
+    implementation: str
+    out_dtype: jnp.dtype
+    is_triangular: bool
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
@@ -114,9 +129,13 @@ def _attention(
     v: jax.Array,
     starts: jax.Array,
     stops: jax.Array,
+    has_keys: jax.Array | None,
 ) -> jax.Array:
-    """Returns [B,T,N,W] of values [B,S,K,W] and intervals i32[B,1,T]."""
-    return _forward(settings, q, k, v, starts, stops)[0]
+    """Returns [B,T,N,W] of values [B,S,K,W] and intervals i32[B,1,T].
+
+    Queries without `has_keys` bool[B,T,1,1] get 0.
+    """
+    return _forward(settings, q, k, v, starts, stops, has_keys)[0]
 
 
 def _forward(
@@ -126,20 +145,20 @@ def _forward(
     v: jax.Array,
     starts: jax.Array,
     stops: jax.Array,
+    has_keys: jax.Array | None,
 ) -> tuple[jax.Array, tuple]:
     """Returns the output, and what the backward pass reads.
 
-    Output and residuals are named, so that a rematerialization policy can keep them and the
-    backward pass needs no second run of the kernel (`decoder.REMAT`).
+    Output and log-sum-exponentials are named, so that a rematerialization policy can keep them and
+    the backward pass needs no second run of the kernel (`decoder.REMAT`).
     """
-    implementation, out_dtype = settings
-    operation, _ = _operations(implementation)
+    operation, _ = _operations(settings.implementation)
     precision = None
-    if out_dtype != q.dtype:
+    if settings.out_dtype != q.dtype:
         # The output has the dtype of the queries; they are multiplied in bfloat16 all the same.
         precision = jax.lax.DotAlgorithmPreset.BF16_BF16_F32
     out, (highest, total) = operation(
-        q.astype(out_dtype),
+        q.astype(settings.out_dtype),
         k,
         v,
         mask=_mask(starts, stops),
@@ -148,23 +167,74 @@ def _forward(
         return_residuals=True,
     )
 
-    out, highest, total = (checkpoint_name(x, "attention") for x in (out, highest, total))
-    return out, (q, k, v, starts, stops, out, highest, total)
+    # What is named is computed from the kernel's results: where XLA saves such a result of each
+    # layer, it runs the kernel once for that and once for the layer.
+    lse = highest + jnp.log(total)
+    if has_keys is not None:
+        out = jnp.where(has_keys, out, 0)
+    out, lse = (checkpoint_name(x, "attention") for x in (out, lse))
+    return out, (q, k, v, starts, stops, has_keys, out, lse)
 
 
 def _backward(settings: Settings, residuals: tuple, d_out: jax.Array) -> tuple:
     """Returns the gradients of q, k and v in their dtypes."""
-    q, k, v, starts, stops, out, highest, total = residuals
-    operation, gradient = _operations(settings[0])
-    bound = operation.bind(q, k, v, mask=_mask(starts, stops), logits_scale=_scale(q))
+    q, k, v, starts, stops, has_keys, out, lse = residuals
+    d_out = d_out.astype(v.dtype)
+    if has_keys is not None:
+        d_out = jnp.where(has_keys, d_out, 0)
 
-    options = {name: x for name, x in bound.kwargs.items() if name != "return_residuals"}
-    grads = gradient((highest, total), out, d_out.astype(v.dtype), q, k, v, **options)
-    d_q, d_k, d_v = (grads[name] for name in "qkv")
-    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None
+    # exp(logit - highest) / total, with all of it in `highest`
+    sums = (lse, jnp.ones_like(lse))
+    arrays = (sums, out.astype(v.dtype), d_out, q, k, v)
+    if settings.is_triangular and settings.implementation == "mosaic_gpu" and _is_hopper():
+        d_q, d_k, d_v = _triangular_gradient(*arrays, starts, stops)
+    else:
+        operation, gradient = _operations(settings.implementation)
+        bound = operation.bind(q, k, v, mask=_mask(starts, stops), logits_scale=_scale(q))
+        options = {name: x for name, x in bound.kwargs.items() if name != "return_residuals"}
+        grads = gradient(*arrays, **options)
+        d_q, d_k, d_v = (grads[name] for name in "qkv")
+    return d_q.astype(q.dtype), d_k.astype(k.dtype), d_v.astype(v.dtype), None, None, None
 
 
 _attention.defvjp(_forward, _backward)
+
+
+def _triangular_gradient(
+    sums: tuple[jax.Array, jax.Array],
+    out: jax.Array,
+    d_out: jax.Array,
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    starts: jax.Array,
+    stops: jax.Array,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns the gradients of q, k and v where no query attends to a key slot after its own.
+
+    The kernel skips blocks after the diagonal, and none by the intervals; tokamax's operation
+    gives up the diagonal where there are intervals.
+    """
+    from tokamax._src.ops.attention import base
+    from tokamax._src.ops.attention import pallas_mosaic_gpu_vjp_kernel_sm90 as hopper
+
+    kernel = functools.partial(
+        hopper.flash_attention_vjp_kernel,
+        is_causal=True,
+        logits_scale=_scale(q),
+        logits_soft_cap=None,
+        ds_dtype=None,
+        config=hopper.Config(**BLOCKS, num_stages=2, compute_wgs=1 if v.shape[-1] > WIDE else 2),
+    )
+    by_row = base.vmap_batch_dims(kernel)
+    d_q, d_k, d_v, _ = by_row(q, k, v, sums, out, d_out, None, None, starts, stops)
+    return d_q, d_k, d_v
+
+
+def _is_hopper() -> bool:
+    from tokamax._src import gpu_utils
+
+    return gpu_utils.is_sm90()
 
 
 def _scale(q: jax.Array) -> float:

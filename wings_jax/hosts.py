@@ -7,6 +7,7 @@ On TPUs JAX reads the metadata of the machine, or what GKE sets, by itself.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
@@ -168,6 +169,26 @@ SCHEDULERS: tuple[Scheduler, ...] = (
 )
 # What GKE sets on a TPU host: JAX reads it.
 _TPU_HOSTS, _TPU_NUMBER = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES"), "TPU_WORKER_ID"
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of a job, which have the names that they have in training."""
+    group = parser.add_argument_group("a model over several hosts, the same command on each")
+    group.add_argument(
+        "--distributed",
+        action="store_true",
+        help="join the other processes of a TPU slice, Slurm, Open MPI or Kubernetes job, or of "
+        "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID",
+    )
+    group.add_argument("--coordinator_address", default="", metavar="HOST:PORT")
+    group.add_argument("--num_processes", type=int, metavar="N")
+    group.add_argument("--process_id", type=int, metavar="K")
+
+
+def read_flags(flags: argparse.Namespace) -> JobFlags | None:
+    """Returns what the flags of `add_flags` give of a job; None where none is asked for."""
+    job = JobFlags(flags.coordinator_address, flags.num_processes, flags.process_id)
+    return job if flags.distributed or job != JobFlags() else None
 
 
 def find_job(flags: JobFlags, environment: Environment) -> DistributedJob | None:
