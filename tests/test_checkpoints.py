@@ -64,7 +64,11 @@ def remove_meta(step: pathlib.Path) -> None:
 
 def change_json(step: pathlib.Path, item: str, before: str, after: str) -> None:
     """Replaces a text in an item that is JSON; it stays JSON."""
-    path = step / item / "metadata"
+    change_text(step / item / "metadata", before, after)
+
+
+def change_text(path: pathlib.Path, before: str, after: str) -> None:
+    """Replaces a text in a file, once."""
     assert before in path.read_text()
     path.write_text(path.read_text().replace(before, after, 1))
 
@@ -85,6 +89,12 @@ DAMAGE = {
     "structure": (
         lambda step: (step / "params/_METADATA").write_text("{"),
         "params: the names of its arrays cannot be read",
+    ),
+    "shapes": (
+        lambda step: change_text(
+            step / "params/array_metadatas/process_0", '"array_metadata":', '"array_mdtadata":'
+        ),
+        "cannot be read",
     ),
     "empty": (empty, "params does not exist"),
 }

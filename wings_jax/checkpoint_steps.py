@@ -54,8 +54,10 @@ class ReadErrors:
         if kind is None or isinstance(error, UserError):
             return
 
-        # For an array that cannot be decoded, orbax raises `Exception` itself.
-        if kind is Exception or issubclass(kind, (OSError, ValueError, KeyError)):
+        # For an array that cannot be decoded, orbax raises `Exception` itself; JSON with other keys
+        # becomes objects without the attributes that it takes.
+        expected = (OSError, ValueError, KeyError, AttributeError, TypeError)
+        if kind is Exception or issubclass(kind, expected):
             _silence_failed_reads()
             lines = str(error).partition(". See ")[0].splitlines() or [kind.__name__]
             raise DamagedCheckpointError(self._step, f"cannot be read: {lines[0][:200]}") from error
