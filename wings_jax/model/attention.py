@@ -60,8 +60,7 @@ def attend(
       query, key: the two sides of the attention mask (`layout.visible`), [B,T] and [B,S]; without
         them every query attends to every key.
       probes: f32[B,S,C], per-key values, shared by all heads.
-      kernel: one of KERNELS; 'auto' chooses by shape (`choose_kernel`). 'merged' takes half of the
-        time of 'einsum' on CPUs where there are no gradients.
+      kernel: one of KERNELS, or 'merged'; 'auto' chooses by shape (`choose_kernel`).
       block: block length of the chunked kernel, in slots; by default that of `choose_block`.
       mask: `query` and `key` as the kernels of accelerators read them (`prepare_keys`), with the
         keys and values in that order; made from them where it is not given.
@@ -77,8 +76,7 @@ def attend(
     is_cache = k.ndim == 3
     num_queries, num_keys = q.shape[1], k.shape[1]
     kernel = choose_kernel(kernel, num_queries, num_keys, is_cache=is_cache, dtype=q.dtype)
-    if query is not None and query.branches is not None and kernel not in WITH_BRANCHES:
-        raise ValueError(f"attention kernel {kernel!r} does not support branches")
+    _check_branches(kernel, query)
     if kernel in choice.ACCELERATED:
         return _accelerated(kernel, q, k, v, probes, query, key, mask)
 
@@ -86,8 +84,6 @@ def attend(
         query = _all_visible(q.shape[0], num_queries)
         key = _all_visible(q.shape[0], num_keys)
     if kernel == "merged":
-        if not is_cache:
-            k, v = merge_heads(k), merge_heads(v)
         return _merged(q, k, v, probes, query, key)
 
     if is_cache:
@@ -109,6 +105,11 @@ def attend(
     # [B, T, K, G, H] -> [B, T, N, H]
     out, probed = out.reshape(q.shape), probed.reshape(*q.shape[:3], probes.shape[-1])
     return out, probed if has_probes else None
+
+
+def _check_branches(kernel: str, query: Visibility | None) -> None:
+    if query is not None and query.branches is not None and kernel not in WITH_BRANCHES:
+        raise ValueError(f"attention kernel {kernel!r} does not support branches")
 
 
 def choose_kernel(
@@ -263,8 +264,12 @@ def _merged(
 ) -> tuple[jax.Array, jax.Array | None]:
     """`_einsum` for few queries [B,T,N,H] and a KV cache [B*K,S,H], which is not rearranged.
 
-    Batch and kv heads stay one dimension (`n`), and queries and groups become one (`g`).
+    Batch and kv heads stay one dimension (`n`), and queries and groups become one (`g`). Keys and
+    values [B,S,K,H] are rearranged; without gradients it takes half of `_einsum`'s time on CPUs.
     """
+    if k.ndim == 4:
+        k, v = merge_heads(k), merge_heads(v)
+
     (rows, slots, heads, width), kv_heads = q.shape, k.shape[0] // q.shape[0]
 
     # [B, T, N, H] -> [B, T, K, G, H] -> [B, K, T, G, H] -> [B*K, T*G, H]
