@@ -11,6 +11,7 @@ import training_cases
 import transformers
 
 from wings_jax import config as config_lib
+from wings_jax import serialization
 from wings_jax.data import chat_template, mixture, settings
 from wings_jax.errors import UserError
 from wings_jax.model import presets
@@ -28,7 +29,7 @@ def open_data(workdir: pathlib.Path, **changes):
 
 def test_config_data_is_the_dataclass_of_the_data_path():
     assert isinstance(config_lib.Config().data, settings.DataConfig)
-    leaves = config_lib.flatten(config_lib.default().to_dict())
+    leaves = serialization.flatten(config_lib.default().to_dict())
     assert leaves["data.threads"] == settings.DataConfig().threads == 4
     assert (leaves["data.system"], leaves["data.cache"]) == ("", "")
 

@@ -12,6 +12,7 @@ from forgetting_cases import OUT, RUNS, SETTINGS, TINY
 
 from configs import replay
 from wings_jax import config as config_lib
+from wings_jax import serialization
 from wings_jax.evaluation import everyday
 from wings_jax.forgetting import methods, plan, plots, results, table
 from wings_jax.forgetting.methods import BASES, METHODS, REGIMES
@@ -68,7 +69,7 @@ OWN_RATES = ("frozen_llm", "lr_smaller", "lr_larger")
 def test_methods_differ_in_nothing_but_the_method(name, preset):
     """Data, steps, batch, optimizer, and the rates of what both train are those of Wings."""
     names = (METHODS[name].config, "stage2")
-    mine, wings = (config_lib.to_dict(read_config(name, preset)) for name in names)
+    mine, wings = (serialization.to_dict(read_config(name, preset)) for name in names)
     model, of_wings = mine.pop("model"), wings.pop("model")
     assert {key for key in model if model[key] != of_wings[key]} <= CHANGES[name]
     mine_rates, rates = (config["optimizer"].pop("learning_rates") for config in (mine, wings))

@@ -11,7 +11,7 @@ import pytest
 import tiny_model
 from tiny_model import VARIANTS
 
-from wings_jax.model import context, decoder, layers, layout
+from wings_jax.model import context, decoder, layers, layout, switches
 from wings_jax.model.wings import Wings
 
 ROWS = ["ttittitttttt", "tttttttttt", "itt|titt|tttt", "tttiitt"]
@@ -189,7 +189,7 @@ def test_scan_equals_a_loop_over_layers():
     x, layer = x0, decoder.DecoderLayer(model.arch)
     for index in range(arch.num_layers):
         layer_params = jax.tree.map(lambda p, i=index: p[i], params["decoder"]["layers"])
-        x, _ = layer.apply({"params": layer_params}, x, (decoder.LayerSwitches(1.0), None), ctx)
+        x, _ = layer.apply({"params": layer_params}, x, (switches.LayerSwitches(1.0), None), ctx)
     scale = params["decoder"]["norm"]["scale"]
     looped = np.asarray(x / jnp.sqrt(jnp.mean(x**2, -1, keepdims=True) + 1e-6) * scale)
 

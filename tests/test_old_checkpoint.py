@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import training_cases as cases
 
-from wings_jax import checkpoint
+from wings_jax import checkpoint, serialization
 from wings_jax import config as config_lib
 from wings_jax.inference.generator import Generator
 from wings_jax.inference.prompts import Request
@@ -38,7 +38,7 @@ def expected(tmp_path, monkeypatch):
 
 
 def test_old_checkpoint_loads(expected, caplog):
-    config_lib._warn_renamed.cache_clear()
+    serialization._warn_renamed.cache_clear()
     loaded = checkpoint.load("run")
     assert loaded.config.max_checkpoints == 3
     assert loaded.config.optimizer.name == "adamw"

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from wings_jax import config
+from wings_jax import serialization
 from wings_jax.errors import UserError
 from wings_jax.model import hf_config, presets
 
@@ -14,10 +14,10 @@ from wings_jax.model import hf_config, presets
 def test_the_old_name_of_the_rope_type_is_read():
     """`rope_type` was called `kind` in the meta of older checkpoints."""
     arch = presets.DECODERS["llama3_1_8b"]
-    entries = config.to_dict(arch)
-    assert config.from_dict(presets.DecoderArch, entries, "arch") == arch
+    entries = serialization.to_dict(arch)
+    assert serialization.from_dict(presets.DecoderArch, entries, "arch") == arch
     entries["rope_scaling"]["kind"] = entries["rope_scaling"].pop("rope_type")
-    assert config.from_dict(presets.DecoderArch, entries, "arch") == arch
+    assert serialization.from_dict(presets.DecoderArch, entries, "arch") == arch
 
 
 @pytest.mark.parametrize(

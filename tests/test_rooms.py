@@ -9,7 +9,7 @@ import wings_jax
 
 ROOT = pathlib.Path(wings_jax.__file__).parent
 # room -> rooms that it may import from; single files below the root are rooms of their own
-BASE = {"errors", "axes", "tree", "files", "formatting"}
+BASE = {"errors", "axes", "tree", "files", "formatting", "serialization"}
 MAY_IMPORT = {
     "errors": set(),
     "files": {"errors"},
@@ -20,11 +20,12 @@ MAY_IMPORT = {
     "hosts": {"errors"},
     "distributed": {"errors", "hosts"},
     "process": set(),
+    "serialization": {"errors"},
     "config_files": set(),
     "config": {*BASE, "config_checks", "data", "model"},
     "config_checks": {*BASE, "config", "model"},  # config for its types only
     "checkpoint": {*BASE, "checkpoint_items", "checkpoint_steps", "checksums", "config", "model"},
-    "checkpoint_items": {"checkpoint_steps", "checksums", "config", "model"},
+    "checkpoint_items": {"checkpoint_steps", "checksums", "config", "model", "serialization"},
     "checkpoint_steps": {"errors", "files"},
     "checksums": set(),
     "model": BASE,

@@ -12,9 +12,9 @@ import pytest
 import training_cases as cases
 
 from wings_jax import config as config_lib
-from wings_jax import train
+from wings_jax import serialization, train
 from wings_jax.errors import UserError
-from wings_jax.training import arguments
+from wings_jax.training import arguments, config_help
 
 STAGE1 = f"--config={cases.ROOT}/configs/stage1.py"
 
@@ -25,7 +25,7 @@ def parse(*changes: str, config: str = STAGE1) -> config_lib.Config:
 
 @pytest.fixture(autouse=True)
 def _warn_again():
-    config_lib._warn_renamed.cache_clear()
+    serialization._warn_renamed.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def _warn_again():
     ],
 )
 def test_command_line_sets_leaves_of_every_type(change, leaf, value):
-    assert config_lib.flatten(config_lib.to_dict(parse(change)))[leaf] == value
+    assert serialization.flatten(serialization.to_dict(parse(change)))[leaf] == value
 
 
 def test_command_line_takes_values_as_separate_arguments():
@@ -83,7 +83,7 @@ def test_renamed_key_works_on_the_command_line_with_one_warning(former, caplog):
     text, leaf, value = FORMER[former]
     for _ in range(2):
         config = parse(f"--config.{former}={text}")
-    assert config_lib.flatten(config_lib.to_dict(config))[leaf] == value
+    assert serialization.flatten(serialization.to_dict(config))[leaf] == value
     (line,) = caplog.messages
     assert f"{former.split('.')[-1]} is now called {leaf.split('.')[-1]}" in line
 
@@ -101,27 +101,27 @@ def test_renamed_key_works_in_a_config_file(former, tmp_path, caplog):
         "    return config\n"
     )
     config = parse(config=f"--config={file}")
-    assert config_lib.flatten(config_lib.to_dict(config))[leaf] == value
+    assert serialization.flatten(serialization.to_dict(config))[leaf] == value
     assert len(caplog.messages) == 1
 
 
 @pytest.mark.parametrize("former", FORMER)
 def test_renamed_key_works_in_a_saved_config(former, tmp_path):
     _, leaf, value = FORMER[former]
-    saved = json.loads(json.dumps(config_lib.to_dict(parse())))
+    saved = json.loads(json.dumps(serialization.to_dict(parse())))
     node = saved["optimizer"] if "." in former else saved
     del node[leaf.split(".")[-1]]
     node[former.split(".")[-1]] = value
     (tmp_path / "config.json").write_text(json.dumps(saved))
     for given in (tmp_path, tmp_path / "config.json"):
         config = parse("--config.steps=3", config=f"--config={given}")
-        assert config_lib.flatten(config_lib.to_dict(config))[leaf] == value
+        assert serialization.flatten(serialization.to_dict(config))[leaf] == value
         assert config.steps == 3
 
 
 def test_config_of_a_run_is_the_config_it_was_started_with(tmp_path):
     original = parse("--config.model.rank=7", "--config.optimizer.learning_rates.visual=0.5")
-    (tmp_path / "config.json").write_text(json.dumps(config_lib.to_dict(original)))
+    (tmp_path / "config.json").write_text(json.dumps(serialization.to_dict(original)))
     again = parse(config=f"--config={tmp_path}/config.json")
     assert again == original
     assert list(again.optimizer.groups) == list(original.optimizer.groups)  # first match wins
@@ -171,7 +171,7 @@ def test_help_lists_flags_leaves_and_presets(monkeypatch, capsys):
     assert "--data NAME=FILE[:IMAGES][@WEIGHT]" in text
     assert "qwen1_5_7b_clip" in text
     assert "  seed = 5\n      Seed of new parameters" in text
-    for leaf in config_lib.flatten(config_lib.to_dict(parse())):
+    for leaf in serialization.flatten(serialization.to_dict(parse())):
         name = leaf if not leaf.startswith("optimizer.groups") else "optimizer.groups"
         name = name if not leaf.startswith("optimizer.learn") else "optimizer.learning_rates"
         assert f"\n  {name} = " in text, leaf
@@ -186,7 +186,7 @@ def test_print_config_is_a_config(monkeypatch, capsys, tmp_path):
 
 def test_every_config_leaf_is_documented():
     def check(kind: type) -> None:
-        docs = config_lib.field_docs(kind)
+        docs = config_help.field_docs(kind)
         for name, hint in typing.get_type_hints(kind).items():
             assert len(docs.get(name, "")) >= 10, f"{kind.__name__}.{name}"
             for part in (hint, *typing.get_args(hint)):

@@ -15,7 +15,7 @@ import tiny_model
 from flax import linen as nn
 
 from wings_jax import config as config_lib
-from wings_jax import tree
+from wings_jax import serialization, tree
 from wings_jax.errors import UserError
 from wings_jax.model import decoder, layout, presets
 from wings_jax.weights import starting
@@ -55,7 +55,7 @@ def test_semantics_of_a_config():
     config.model.semantics, config.model.prompt_length = "release", 17
     arch = starting.resolve_arch(config_lib.from_config_dict(config).model)
     assert arch.semantics == presets.release_semantics(17)
-    again = config_lib.from_dict(presets.WingsArch, config_lib.to_dict(arch), "arch")
+    again = serialization.from_dict(presets.WingsArch, serialization.to_dict(arch), "arch")
     assert again == arch
     config.model.semantics = "mine"
     with pytest.raises(UserError, match=r"config\.model\.semantics: 'mine' is not one of"):

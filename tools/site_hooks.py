@@ -57,13 +57,14 @@ def config_leaves() -> str:
     """Returns a table of every config key: type, default and documentation."""
     sys.path.insert(0, str(ROOT))
     from wings_jax import config  # imports JAX, which only this page needs
+    from wings_jax.training import config_help
 
     sys.path.pop(0)
-    return "\n\n".join(_section(config, config.Config, "config"))
+    return "\n\n".join(_section(config_help, config.Config, "config"))
 
 
-def _section(config: Any, section: Any, prefix: str) -> list[str]:
-    documentation = config.field_docs(section)
+def _section(config_help: Any, section: Any, prefix: str) -> list[str]:
+    documentation = config_help.field_docs(section)
     hints = typing.get_type_hints(section)
     rows = ["| key | type | default | meaning |", "|---|---|---|---|"]
     subsections: list[str] = []
@@ -72,10 +73,10 @@ def _section(config: Any, section: Any, prefix: str) -> list[str]:
         key = f"{prefix}.{field.name}"
         value_types = [t for t in typing.get_args(hints[field.name]) if dataclasses.is_dataclass(t)]
         if dataclasses.is_dataclass(hints[field.name]):  # a section of its own, after this one
-            subsections += _section(config, hints[field.name], key)
+            subsections += _section(config_help, hints[field.name], key)
             continue
         for value_type in value_types:  # a mapping from names to sections
-            subsections += _section(config, value_type, f"{key}.NAME")
+            subsections += _section(config_help, value_type, f"{key}.NAME")
 
         # A bar would end the cell.
         meaning = " ".join(documentation[field.name].split()).replace("|", "\\|")

@@ -24,7 +24,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from wings_jax import checkpoint_items, checksums, files, tree
+from wings_jax import checkpoint_items, checksums, files, serialization, tree
 from wings_jax import config as config_lib
 from wings_jax.checkpoint_items import read_hf_config as read_hf_config
 from wings_jax.checkpoint_items import read_meta as read_meta
@@ -276,8 +276,8 @@ def write_checkpoint(
       sources: name and license of each model that they came from, for model cards.
     """
     meta = {
-        "config": config_lib.to_dict(config),
-        "arch": config_lib.to_dict(arch),
+        "config": serialization.to_dict(config),
+        "arch": serialization.to_dict(arch),
         "step": 0,
         "checksums": {"params": checksums.checksum_arrays(params)},
         "hf_config": dict(hf_config or {}),

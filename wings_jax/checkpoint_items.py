@@ -16,7 +16,7 @@ from typing import Any
 
 import orbax.checkpoint as ocp
 
-from wings_jax import checksums
+from wings_jax import checksums, serialization
 from wings_jax import config as config_lib
 from wings_jax.checkpoint_steps import DamagedCheckpointError, ReadErrors
 from wings_jax.model import presets
@@ -70,8 +70,8 @@ def _check_digest(step: pathlib.Path, item: str, digests: Any, content: Any) -> 
 def read_meta(step: pathlib.Path) -> tuple[config_lib.Config, presets.WingsArch, int]:
     """Returns config, architecture and step number of one step's directory."""
     meta, _ = _read_meta_item(step)
-    config = config_lib.from_dict(config_lib.Config, meta["config"], f"{step}: config")
-    arch = config_lib.from_dict(presets.WingsArch, meta["arch"], f"{step}: arch")
+    config = serialization.from_dict(config_lib.Config, meta["config"], f"{step}: config")
+    arch = serialization.from_dict(presets.WingsArch, meta["arch"], f"{step}: arch")
     return config, arch, meta["step"]
 
 

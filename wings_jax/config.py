@@ -2,28 +2,20 @@
 
 `default()` returns it as a ConfigDict to edit; `from_config_dict()` turns an edited one into these
 frozen dataclasses and names the key that is wrong. Nothing below the entry points uses a
-ConfigDict. The string below a field is its documentation; `field_docs` reads it.
+ConfigDict. The string below a field is its documentation, which `train --help` prints.
 """
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import functools
-import inspect
-import logging
-import textwrap
-import types
-import typing
 from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import config_dict
 
-from wings_jax import config_checks
+from wings_jax import config_checks, serialization
 from wings_jax.data.settings import DataConfig
 from wings_jax.data.settings import SourceConfig as SourceConfig  # exported with the others
-from wings_jax.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,17 +208,6 @@ FREE = (
     "init_from",
 )
 
-# Class -> former config key -> its name now. The former one works everywhere, with a warning.
-RENAMED: Mapping[str, Mapping[str, str]] = {
-    "Config": {"keep": "max_checkpoints"},
-    "OptimizerConfig": {"kind": "name", "clip": "max_grad_norm"},
-}
-# The same for fields that only checkpoints hold: nobody types them, so nobody is warned.
-RENAMED_FIELDS: Mapping[str, Mapping[str, str]] = {
-    "RopeScaling": {"kind": "rope_type"},
-    "Semantics": {"lone_weight": "ungated_when_alone"},
-}
-
 
 class ConfigTree(config_dict.ConfigDict):
     """A ConfigDict of a config dataclass, in which renamed keys can be read and set too."""
@@ -238,26 +219,17 @@ class ConfigTree(config_dict.ConfigDict):
         super().__init__(tree, **options)
 
     def __getitem__(self, key: str) -> Any:
-        return super().__getitem__(current_name(self._kind, key))
+        return super().__getitem__(serialization.current_name(self._kind, key))
 
     def __setitem__(self, key: str, value: Any) -> None:
         # A renamed key sets the leaf with the new name.
-        key = current_name(self._kind, key)
+        key = serialization.current_name(self._kind, key)
         before = self._fields.get(key)
         if isinstance(before, ConfigTree) and not isinstance(value, ConfigTree):
             value = ConfigTree(value, before._kind)
         elif isinstance(value, dict):
             value = config_dict.ConfigDict(value)
         super().__setitem__(key, value)
-
-
-def current_name(kind: type, name: str) -> str:
-    """Returns the name that a config dataclass has for a key now; warns if it was renamed."""
-    renamed = RENAMED.get(kind.__name__, {})
-    if name not in renamed:
-        return name
-    _warn_renamed(name, renamed[name])
-    return renamed[name]
 
 
 def default() -> config_dict.ConfigDict:
@@ -273,7 +245,7 @@ def to_tree(config: Config) -> config_dict.ConfigDict:
 def _to_tree(value: Any) -> Any:
     # Free names: the order of the entries has a meaning.
     if isinstance(value, Mapping):  # groups are matched in their order
-        return config_dict.ConfigDict(to_dict(value), sort_keys=False)
+        return config_dict.ConfigDict(serialization.to_dict(value), sort_keys=False)
     if not dataclasses.is_dataclass(value):
         return value
     fields = {f.name: _to_tree(getattr(value, f.name)) for f in dataclasses.fields(value)}
@@ -286,7 +258,7 @@ def from_config_dict(tree: config_dict.ConfigDict) -> Config:
     Raises:
       UserError: an unknown key, a value of the wrong type, or values that do not fit together.
     """
-    config = from_dict(Config, tree.to_dict(), "config")
+    config = serialization.from_dict(Config, tree.to_dict(), "config")
     config_checks.check_config(config)
     return config
 
@@ -298,7 +270,7 @@ def differences(old: Config, new: Config) -> list[str]:
     ['seed: 1 -> 2']
     """
     # A leaf that only one of them has counts as changed.
-    before, after = flatten(to_dict(old)), flatten(to_dict(new))
+    before, after = (serialization.flatten(serialization.to_dict(x)) for x in (old, new))
     return [
         f"{key}: {before.get(key)!r} -> {after.get(key)!r}"
         for key in sorted({**before, **after})
@@ -306,103 +278,3 @@ def differences(old: Config, new: Config) -> list[str]:
         and key not in FREE
         and not key.startswith(("mesh.", "eval."))
     ]
-
-
-def to_dict(value: Any) -> Any:
-    """Returns nested dataclasses as nested dicts, which JSON can hold; `from_dict` reads them."""
-    if dataclasses.is_dataclass(value):
-        return {f.name: to_dict(getattr(value, f.name)) for f in dataclasses.fields(value)}
-
-    if isinstance(value, Mapping):
-        return {key: to_dict(item) for key, item in value.items()}
-    return value
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Returns {'a.b': value} of nested mappings; tuples become lists.
-
-    >>> flatten({"a": {"b": 1, "c": (2, 3)}})
-    {'a.b': 1, 'a.c': [2, 3]}
-    """
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = list(value) if isinstance(value, tuple) else value
-    return flat
-
-
-def from_dict(kind: Any, value: Any, key: str) -> Any:
-    """Returns `value`, as JSON or a ConfigDict holds it, as the type `kind`.
-
-    Dataclasses, mappings, tuples and optional values are built from the inside out.
-
-    Raises:
-      UserError: naming the key that is unknown, or whose value has another type.
-    """
-    if dataclasses.is_dataclass(kind):
-        return _dataclass_from_dict(kind, value, key)
-
-    # Optional values, then containers, then plain values.
-    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if origin in (types.UnionType, typing.Union):  # X | None
-        return None if value is None else from_dict(arguments[0], value, key)
-
-    if origin is tuple:
-        if isinstance(value, str) or not isinstance(value, (list, tuple)):
-            raise UserError(f"{key}: {value!r} is not a tuple")
-        return tuple(from_dict(arguments[0], item, f"{key}[{i}]") for i, item in enumerate(value))
-
-    if origin is not None:  # Mapping[str, X]
-        if not isinstance(value, Mapping):
-            raise UserError(f"{key}: {value!r} is not a mapping")
-        return {
-            name: from_dict(arguments[1], item, f"{key}.{name}") for name, item in value.items()
-        }
-
-    if kind is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if type(value) is not kind:
-        raise UserError(f"{key}: {value!r} is not of type {kind.__name__}")
-    return value
-
-
-def _dataclass_from_dict(kind: Any, value: Any, key: str) -> Any:
-    if not isinstance(value, Mapping):
-        raise UserError(f"{key}: {value!r} is not a mapping")
-
-    renamed = RENAMED_FIELDS.get(kind.__name__, {})
-    value = {current_name(kind, renamed.get(name, name)): item for name, item in value.items()}
-
-    # All keys are checked before any value is built.
-    hints = typing.get_type_hints(kind)
-    unknown = sorted(set(value) - set(hints))
-    if unknown:
-        raise UserError(f"{key}.{unknown[0]}: no such key; there are {', '.join(sorted(hints))}")
-
-    fields = {name: from_dict(hints[name], item, f"{key}.{name}") for name, item in value.items()}
-    return kind(**fields)
-
-
-@functools.cache  # one line per key and process
-def _warn_renamed(former: str, name: str) -> None:
-    logging.warning("the config key %s is now called %s; the former name still works", former, name)
-
-
-def field_docs(kind: type) -> dict[str, str]:
-    """Returns field -> the string literal below its declaration, of a dataclass, in one line.
-
-    >>> field_docs(MeshConfig)["data"]
-    'Replicas of the parameters; each takes a share of the batch.'
-    """
-    # The source, because string literals below fields are not kept at run time.
-    (declared,) = ast.parse(textwrap.dedent(inspect.getsource(kind))).body
-    assert isinstance(declared, ast.ClassDef)
-
-    # A field is documented by the string literal below it.
-    docs = {}
-    for field, below in zip(declared.body, declared.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr):
-            docs[ast.unparse(field.target)] = " ".join(ast.literal_eval(below.value).split())
-    return docs

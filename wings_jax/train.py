@@ -27,9 +27,10 @@ from wings_jax import (
     files,
     formatting,
     process,
+    serialization,
 )
 from wings_jax import config as config_lib
-from wings_jax.training import arguments, loop, start, wandb_log
+from wings_jax.training import arguments, config_help, loop, start, wandb_log
 
 PROGRAM = cli.program_name("wings_jax.train")
 
@@ -38,12 +39,12 @@ def main() -> None:
     """Trains what the command line asks for, and prints where everything is."""
     options = arguments.parse(config_files.resolve_flags(sys.argv[1:]))
     if options.help:
-        print(arguments.format_help(cli.program_name("wings_jax.train"), options))
+        print(config_help.format_help(cli.program_name("wings_jax.train"), options))
         return
 
     config = config_lib.from_config_dict(options.config)
     if options.print_config:
-        print(json.dumps(config_lib.to_dict(config), indent=2))
+        print(json.dumps(serialization.to_dict(config), indent=2))
         return
 
     # Mistakes in paths come before the minutes of setting up.

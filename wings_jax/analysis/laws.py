@@ -26,7 +26,7 @@ from scipy import stats
 from wings_jax.analysis.probes import ProbeRows
 from wings_jax.analysis.slot_classes import CLASSES, GROUPS, KINDS, ROWS
 from wings_jax.errors import UserError
-from wings_jax.model import decoder
+from wings_jax.model import switches
 from wings_jax.model.wings import Wings
 
 BEFORE, IMAGE, AFTER = (CLASSES.index(name) for name in ("before", "image", "after"))
@@ -121,7 +121,7 @@ def measure_batches(
     if stacked.gates is None:
         return stacked
 
-    has_learners = np.asarray(decoder.learner_switches(model.arch))[:, None, None] > 0
+    has_learners = np.asarray(switches.learner_switches(model.arch))[:, None, None] > 0
     return dataclasses.replace(stacked, gates=np.where(has_learners, stacked.gates, np.nan))
 
 

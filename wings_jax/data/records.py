@@ -7,16 +7,13 @@ model cannot be trained on (video, tool calls, images on the web, masked turns) 
 
 from __future__ import annotations
 
-import base64
-import binascii
 import dataclasses
 import pathlib
-import re
-import urllib.parse
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from wings_jax.data import samples, turns
+from wings_jax.data.record_images import image_source
 from wings_jax.data.samples import BadSample
 
 Record = Mapping[str, Any]
@@ -45,9 +42,6 @@ TURN_WEIGHTS = ("weight", "train", "loss")
 IMAGE_PARTS = ("image", "image_url")
 IMAGE_PART_KEYS = ("image", "image_url", "value", "url", "path")  # the first that is not empty
 TOOL_SPEAKERS = ("function", "function_call", "tool", "tool_call", "tool_response")
-# How base64 of JPEG, PNG, GIF and WebP files begins.
-_BASE64_IMAGE = re.compile(r"(/9j/|iVBORw0KGgo|R0lGOD|UklGR)[A-Za-z0-9+/\s]*={0,2}\s*")
-_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +102,7 @@ def _read_sample(record: Record, identity: str, images: pathlib.Path) -> samples
 
     # The system text of the record becomes the first turn; unused keys stay available.
     conversation = _add_system(record, conversation)
-    sources = tuple(_image_source(value, images) for value in values)
+    sources = tuple(image_source(value, images) for value in values)
     used = {*form.image_keys, *SYSTEM_KEYS, "id", *(key for group in form.keys for key in group)}
     extra = {key: value for key, value in record.items() if key not in used}
     return samples.Sample(identity, sources, conversation, extra, form=form.name)
@@ -316,46 +310,3 @@ def _listed_images(record: Record, keys: Sequence[str]) -> list[Any]:
     """Returns the images of the record's first image key that is not empty."""
     value: Any = next((record[key] for key in keys if record.get(key)), [])
     return list(value) if isinstance(value, (list, tuple)) else [value]
-
-
-def _image_source(value: Any, directory: pathlib.Path) -> pathlib.Path | bytes:
-    """Returns the path of an image, or its encoded file.
-
-    Raises:
-      BadSample: it is a URL, its base64 is damaged, or it is something else.
-    """
-    # {"url": ...} of chat messages; {"bytes": ..., "path": ...} of Hugging Face datasets.
-    if isinstance(value, Mapping) and isinstance(value.get("url"), str):
-        value = value["url"]
-    elif isinstance(value, Mapping) and "bytes" in value:
-        value = value["bytes"] or value.get("path")
-        if isinstance(value, str) and value == value.strip() and _BASE64_IMAGE.fullmatch(value):
-            return _decode_base64(value)
-
-    if isinstance(value, (bytes, bytearray)):
-        return bytes(value)
-    if not isinstance(value, str) or not value:
-        raise BadSample(samples.MALFORMED, f"image is {samples.shorten(value)}")
-
-    # A text is a data URL, base64, a URL, or a path.
-    if value.startswith("data:"):
-        header, _, content = value.partition(",")
-        if not header.endswith(";base64"):
-            raise BadSample(samples.UNREADABLE_IMAGE, f"{samples.shorten(value)}: not base64")
-        return _decode_base64(content)
-
-    if _BASE64_IMAGE.fullmatch(value):
-        return _decode_base64(value)
-
-    if value.startswith("file://"):
-        value = urllib.parse.unquote(urllib.parse.urlsplit(value).path)
-    elif _URL.match(value):
-        raise BadSample(samples.URL, f"{samples.shorten(value)}: download it and give its path")
-    return directory / value
-
-
-def _decode_base64(text: str) -> bytes:
-    try:
-        return base64.b64decode("".join(text.split()), validate=True)
-    except (binascii.Error, ValueError) as error:
-        raise BadSample(samples.UNREADABLE_IMAGE, f"damaged base64: {error}") from error

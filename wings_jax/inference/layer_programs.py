@@ -12,8 +12,9 @@ import jax
 from wings_jax.inference import kv_cache
 from wings_jax.model import attention
 from wings_jax.model.context import Cache, LayerContext
-from wings_jax.model.decoder import DecoderLayer, LayerSwitches, layer_switch
+from wings_jax.model.decoder import DecoderLayer
 from wings_jax.model.layers import RMSNorm
+from wings_jax.model.switches import LayerSwitches, layer_switch
 
 if TYPE_CHECKING:
     from wings_jax.inference.engine import ModelSpec, Weights

@@ -19,7 +19,6 @@ named where they are read.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +39,7 @@ from wings_jax.model.layout import Array, Layout
 from wings_jax.model.learners import Learner, Router, run_learners
 from wings_jax.model.presets import WingsArch
 from wings_jax.model.projection import INIT, Projection, partitioned, project
+from wings_jax.model.switches import LayerSwitches, layer_switches
 
 # Name of a rematerialization policy -> what the forward pass saves for the backward pass.
 # `save_attn` saves what the attention kernels name: their results and log-sum-exponentials.
@@ -55,17 +55,6 @@ REMAT = {
         jax.checkpoint_policies.save_only_these_names(SAVED, INPUTS),
     ),
 }
-
-
-class LayerSwitches(NamedTuple):
-    """What differs between layers: one value each, or [L] stacked for the scan.
-
-    learners  multiplies the learners' outputs: 1 where a layer has learners, else 0
-    rope      1 where the main attention has rope, else 0; None where all layers have it
-    """
-
-    learners: jax.Array | float
-    rope: jax.Array | float | None = None
 
 
 class Attention(nn.Module):
@@ -283,32 +272,6 @@ class Embed(nn.Module):
         """Returns f32[...,V] of states [...,D]."""
         table = self.embedding.astype(hidden.dtype)
         return jnp.einsum("...D,VD->...V", hidden, table, preferred_element_type=jnp.float32)
-
-
-def learner_switches(arch: WingsArch) -> jax.Array:
-    """Returns f32[L]: 1 where a layer has learners, else 0.
-
-    The layers are scanned, so all have a learner's parameters; the switch multiplies its output.
-    """
-    num_layers = arch.decoder.num_layers
-    carriers = range(num_layers) if arch.learner_layers is None else arch.learner_layers
-    return jnp.zeros(num_layers).at[jnp.asarray(list(carriers), jnp.int32)].set(1.0)
-
-
-def layer_switches(arch: WingsArch) -> LayerSwitches:
-    """Returns the switches of all layers, f32[L]."""
-    no_rope_layers = arch.decoder.no_rope_layers
-    if not no_rope_layers:
-        return LayerSwitches(learner_switches(arch))
-    rope_switches = jnp.ones(arch.decoder.num_layers).at[jnp.asarray(no_rope_layers)].set(0.0)
-    return LayerSwitches(learner_switches(arch), rope_switches)
-
-
-def layer_switch(arch: WingsArch, layer: int) -> LayerSwitches:
-    """Returns the switches of one layer whose learners, if it has any, are used."""
-    if not arch.decoder.no_rope_layers:
-        return LayerSwitches(1.0)
-    return LayerSwitches(1.0, float(layer not in arch.decoder.no_rope_layers))
 
 
 class Decoder(nn.Module):

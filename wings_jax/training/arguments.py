@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import argparse
 import ast
-import collections.abc
 import dataclasses
 import difflib
 import importlib.util
 import json
 import pathlib
 import re
-import textwrap
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -19,30 +17,10 @@ from typing import Any
 from ml_collections import config_dict
 
 from wings_jax import config as config_lib
+from wings_jax import serialization
 from wings_jax.data.settings import SourceConfig
 from wings_jax.errors import UserError
 from wings_jax.hosts import JobFlags
-
-USAGE = """\
-usage: {program} --config=FILE[:PRESET] [--config.KEY=VALUE ...]
-       [--data NAME=FILE[:IMAGES][@WEIGHT] ...] [--workdir=DIR]
-       [--distributed] [--print_config] [--debug]
-
-  --config=FILE[:PRESET]   Python file with get_config(preset), or the config.json of a run
-  --config.KEY=VALUE       sets a leaf of the config; the keys are below
-  --data NAME=FILE[:IMAGES][@WEIGHT]
-                           trains on this data file instead of the config's; repeat it for several.
-                           IMAGES is the directory of its images (default: that of FILE), WEIGHT
-                           its share of the rows (for all files or for none)
-  --workdir=DIR            directory of checkpoints and metrics (default: config.workdir)
-  --distributed            join the other hosts of this job: a TPU slice, Slurm, Open MPI,
-                           Kubernetes, or what JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and
-                           JAX_PROCESS_ID say; these flags have precedence over all of them:
-  --coordinator_address=HOST:PORT --num_processes=N --process_id=K
-  --print_config           print the config as JSON and exit
-  --debug                  show the traceback of an error
-  --help                   show this text; with --config, that config's values and presets
-"""
 
 _TRUE, _FALSE = ("true", "t", "yes", "1"), ("false", "f", "no", "0")
 # What a config file of a user may raise: each becomes one line.
@@ -192,7 +170,7 @@ def _load_json(path: pathlib.Path) -> config_dict.ConfigDict:
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
         raise UserError(f"--config: {path}: {reason}") from error
-    return config_lib.to_tree(config_lib.from_dict(config_lib.Config, content, str(path)))
+    return config_lib.to_tree(serialization.from_dict(config_lib.Config, content, str(path)))
 
 
 def parse_data(text: str) -> tuple[str, dict[str, Any]]:
@@ -301,7 +279,7 @@ def find_leaf(key: str) -> tuple[str, Any]:
     for name in key.split("."):
         # A field of a dataclass, or any name in a mapping (sources, groups).
         if dataclasses.is_dataclass(kind):
-            name = config_lib.current_name(typing.cast(type, kind), name)
+            name = serialization.current_name(typing.cast(type, kind), name)
             hints = typing.get_type_hints(kind)
             if name not in hints:
                 path = ".".join(["--config", *names, name])
@@ -339,46 +317,4 @@ def _from_text(text: str, kind: Any, key: str) -> Any:
         value = [part.strip() for part in text.strip("()[] ").split(",") if part.strip()]
     if typing.get_origin(kind) is tuple and not isinstance(value, (list, tuple)):
         value = (value,)
-    return config_lib.to_dict(config_lib.from_dict(kind, value, key))
-
-
-def format_help(program: str, arguments: Arguments) -> str:
-    """Returns usage, presets, and every leaf of the config with its value and documentation."""
-    config = arguments.config or config_lib.default()
-    lines = [USAGE.format(program=program)]
-    if arguments.presets:
-        presets = textwrap.fill(", ".join(arguments.presets), 96, initial_indent="  ")
-        lines += ["Presets, --config=FILE:PRESET:", textwrap.indent(presets, "  "), ""]
-
-    # Every leaf with its current value, and below it its documentation.
-    lines.append("Keys of the config, --config.KEY=VALUE:")
-    for key, value, doc in list_leaves(config_lib.Config, config.to_dict()):
-        lines.append(f"  {key} = {value!r}")
-        lines.append(textwrap.fill(doc, 100, initial_indent=" " * 6, subsequent_indent=" " * 6))
-    return "\n".join(lines)
-
-
-def list_leaves(
-    kind: Any, values: Mapping[str, Any], prefix: str = ""
-) -> list[tuple[str, Any, str]]:
-    """Returns (key, value, documentation) of all leaves below a dataclass of the config."""
-    hints, docs = typing.get_type_hints(kind), config_lib.field_docs(kind)
-    leaves: list[tuple[str, Any, str]] = []
-    for field in dataclasses.fields(kind):
-        key, hint = f"{prefix}{field.name}", hints[field.name]
-        # A source of a config file need not have all keys.
-        value = values.get(field.name, field.default)
-        # A mapping whose values are dataclasses, such as data.sources.
-        is_mapping = typing.get_origin(hint) is collections.abc.Mapping
-        entry: Any = typing.get_args(hint)[1] if is_mapping else None
-
-        if dataclasses.is_dataclass(hint):
-            leaves += list_leaves(hint, value, f"{key}.")
-        elif dataclasses.is_dataclass(entry):
-            leaves.append((f"{key}.NAME", ", ".join(value), docs[field.name]))
-            # The leaves of its first entry stand for those of all.
-            for name in list(value)[:1]:
-                leaves += list_leaves(entry, value[name], f"{key}.{name}.")
-        else:
-            leaves.append((key, value, docs[field.name]))
-    return leaves
+    return serialization.to_dict(serialization.from_dict(kind, value, key))

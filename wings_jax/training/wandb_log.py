@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from wings_jax import config as config_lib
-from wings_jax import files
+from wings_jax import files, serialization
 from wings_jax.errors import UserError
 
 RUN_FILE = "wandb.json"  # in the workdir: the run's id, so that a resumed run continues it
@@ -55,7 +55,7 @@ class WandbLog:
                 resume="allow",
                 name=workdir.name,
                 dir=None if files.is_url(workdir) else os.fspath(workdir),
-                config=config_lib.flatten(config_lib.to_dict(config)),
+                config=serialization.flatten(serialization.to_dict(config)),
             )
         except wandb.errors.Error as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from wings_jax import checkpoint, files
+from wings_jax import checkpoint, files, serialization
 from wings_jax import config as config_lib
 from wings_jax.data import settings
 from wings_jax.errors import UserError
@@ -63,7 +63,7 @@ def check_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
     # Only keys that change the numbers of the run matter.
     if earlier_config is not None:
         key = str(workdir / CONFIG_FILE)
-        earlier = config_lib.from_dict(config_lib.Config, earlier_config, key)
+        earlier = serialization.from_dict(config_lib.Config, earlier_config, key)
         changed = config_lib.differences(earlier, config)
         if changed:
             raise UserError(
@@ -150,5 +150,5 @@ def claim_workdir(workdir: pathlib.Path, config: config_lib.Config) -> None:
     except OSError as error:
         raise UserError(f"--workdir: cannot write to {workdir}: {error.strerror}") from error
 
-    files.write_json(workdir / CONFIG_FILE, config_lib.to_dict(config))
+    files.write_json(workdir / CONFIG_FILE, serialization.to_dict(config))
     files.write_json(workdir / DATA_FILE, fingerprint_data(config.data))

@@ -15,7 +15,7 @@ import jax
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import preservation_policy as preservation
 
-from wings_jax import checkpoint, checkpoint_items, checksums, files, tree
+from wings_jax import checkpoint, checkpoint_items, checksums, files, serialization, tree
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.model import presets
@@ -40,7 +40,7 @@ class CheckpointWriter:
           max_checkpoints: how many of the newest steps are kept.
           keep_every_hours: hours between steps that are kept beside these; 0 for none.
         """
-        self._meta = {"config": config_lib.to_dict(config), "arch": config_lib.to_dict(arch)}
+        self._meta = {"config": serialization.to_dict(config), "arch": serialization.to_dict(arch)}
         self._tokenizer = dict(tokenizer_files)
         _silence_background_errors()
 

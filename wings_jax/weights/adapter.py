@@ -22,7 +22,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from wings_jax import axes, checkpoint, tree
+from wings_jax import axes, checkpoint, serialization, tree
 from wings_jax import config as config_lib
 from wings_jax.data import chat_template, tokenization
 from wings_jax.errors import UserError
@@ -105,10 +105,10 @@ def make_metadata(
     """Returns the metadata of an adapter's file."""
     content = {
         "version": VERSION,
-        "config": config_lib.to_dict(config),
-        "arch": config_lib.to_dict(arch),
+        "config": serialization.to_dict(config),
+        "arch": serialization.to_dict(arch),
         "step": step,
-        "base": {name: config_lib.to_dict(digest) for name, digest in base.items()},
+        "base": {name: serialization.to_dict(digest) for name, digest in base.items()},
         "tokenizer": digest_tokenizer(tokenizer, config.data.template),
     }
     return {METADATA: json.dumps(content, separators=(",", ":"))}
@@ -153,13 +153,13 @@ def open_adapter(file: str | os.PathLike, *, flag: str = "--adapter") -> Adapter
         if content["version"] > VERSION:
             raise UserError(f"{flag}: {path} was written by a newer version of wings_jax")
         base = {
-            name: config_lib.from_dict(TensorDigest, entry, f"{flag}: {path}: base.{name}")
+            name: serialization.from_dict(TensorDigest, entry, f"{flag}: {path}: base.{name}")
             for name, entry in content["base"].items()
         }
         return Adapter(
             path,
-            config_lib.from_dict(config_lib.Config, content["config"], f"{path}: config"),
-            config_lib.from_dict(presets.WingsArch, content["arch"], f"{path}: arch"),
+            serialization.from_dict(config_lib.Config, content["config"], f"{path}: config"),
+            serialization.from_dict(presets.WingsArch, content["arch"], f"{path}: arch"),
             content["step"],
             base,
             content["tokenizer"],

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from wings_jax import config as config_lib
+from wings_jax import serialization
 from wings_jax.data.templates import Template
 from wings_jax.model import presets
 from wings_jax.weights import exports, hf, llava, release_settings, store, transfer
@@ -178,5 +178,5 @@ def llava_config(
         "vision_feature_layer": -1,
         "vision_feature_select_strategy": hf.select_strategy(arch.vision),
         "tie_word_embeddings": arch.decoder.tie_embeddings,
-        release_settings.ENTRY: {"vision": config_lib.to_dict(arch.vision)},
+        release_settings.ENTRY: {"vision": serialization.to_dict(arch.vision)},
     }

@@ -11,7 +11,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from wings_jax import config as config_lib
+from wings_jax import serialization
 from wings_jax.errors import UserError
 from wings_jax.model import presets
 from wings_jax.model.config_fields import ConfigFields
@@ -23,11 +23,11 @@ DEFAULT_PROMPT_LENGTH = 14
 def make_settings(arch: presets.WingsArch) -> dict[str, Any]:
     """Returns the entry `wings_jax` of an exported `config.json`."""
     return {
-        "semantics": config_lib.to_dict(arch.semantics),
+        "semantics": serialization.to_dict(arch.semantics),
         "gain": arch.gain,
         "learner_layers": arch.learner_layers and list(arch.learner_layers),
         "router_positions": arch.router_positions,
-        "vision": config_lib.to_dict(arch.vision),
+        "vision": serialization.to_dict(arch.vision),
     }
 
 
@@ -50,7 +50,7 @@ def read_settings(config: Mapping[str, Any], file: str) -> dict[str, Any]:
         "vision": presets.VisionArch,
     }
     return {
-        name: config_lib.from_dict(kind, recorded.value(name), f"{recorded.file}.{name}")
+        name: serialization.from_dict(kind, recorded.value(name), f"{recorded.file}.{name}")
         for name, kind in types.items()
         if recorded.has(name)
     }

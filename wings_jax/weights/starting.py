@@ -12,7 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from wings_jax import checkpoint
+from wings_jax import checkpoint, serialization
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.model import presets
@@ -223,7 +223,8 @@ def arch_differences(
     # Fields of nested dataclasses are compared one by one, under joined names.
     for part in ("decoder", "vision"):
         first, second = (
-            config_lib.flatten(config_lib.to_dict(getattr(arch, part))) for arch in (one, other)
+            serialization.flatten(serialization.to_dict(getattr(arch, part)))
+            for arch in (one, other)
         )
         for name in sorted((first.keys() | second.keys()) - {"max_positions"}):
             if not _is_equal(first.get(name), second.get(name)):
