@@ -55,8 +55,7 @@ def attend(
 
     Args:
       q: [B,T,N,H]
-      k, v: [B,S,K,H] with N a multiple of K (query head n reads kv head n // G), or [B*K,S,H],
-        the form of a KV cache (`merge_heads`).
+      k, v: [B,S,K,H] with N = K G (query head n reads kv head n // G), or a cache [B*K,S,H].
       query, key: the two sides of the attention mask (`layout.visible`), [B,T] and [B,S]; without
         them every query attends to every key.
       probes: f32[B,S,C], per-key values, shared by all heads.
