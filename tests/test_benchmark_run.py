@@ -287,6 +287,37 @@ def test_changes_of_rows_are_in_the_order_of_reports():
     assert [(change.row, change.count) for change in changes] == [("", 3), ("a", 1), ("b", 2)]
 
 
+def text_lines(nats: list[float], tokens: int = 10) -> list[dict]:
+    return [
+        {"id": str(n), "perplexity": {"logprob": -value, "tokens": tokens, "bytes": 40}}
+        for n, value in enumerate(nats)
+    ]
+
+
+def test_changes_of_plain_text_are_ratios_of_perplexities():
+    nats = np.random.default_rng(0).uniform(20, 40, 50)
+    before, after = text_lines(nats.tolist()), text_lines((nats + 1).tolist())
+    (change,) = paired.compare_task("book", before, after)
+    found = change.to_dict()
+
+    # Every passage of 10 tokens has one nat more: the paired interval has no width.
+    assert found["ratio"] == pytest.approx(math.exp(0.1), abs=1e-5)
+    assert found["interval95"] == pytest.approx([math.exp(0.1)] * 2, abs=1e-5)
+    assert found["before"] == pytest.approx(math.exp(nats.mean() / 10), rel=1e-5)
+    bits = found["bits_per_byte_after"] - found["bits_per_byte_before"]
+    assert bits == pytest.approx(1 / 40 / math.log(2), abs=1e-5)
+    table = paired.text_changes({"a -> b": [change]})
+    assert "1.1052 [1.1052, 1.1052]" in table
+    assert "McNemar" not in table
+
+    # Another tokenizer: only bits per byte can be compared.
+    (change,) = paired.compare_task("book", before, text_lines(nats.tolist(), tokens=9))
+    assert change.to_dict()["ratio"] is None
+    assert "(other tokens)" in change.cells()
+    with pytest.raises(UserError, match="different items"):
+        paired.compare_task("book", before, after[:-1])
+
+
 def test_compare_reads_finished_results(finished, tmp_path, monkeypatch, capsys):
     run(monkeypatch, "--compare", finished / "m", finished / "m", "--out", tmp_path)
     assert "mmlu (ppl)" in capsys.readouterr().out

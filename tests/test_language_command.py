@@ -85,6 +85,18 @@ def test_the_command_reads_a_users_files(workdir, tmp_path, monkeypatch, capsys)
     assert sorted(tmp_path.iterdir()) == [choices, text]
 
 
+def test_forgetting_has_the_change_of_the_text(workdir, tmp_path, monkeypatch, capsys):
+    out = tmp_path / "out"
+    flags = ["forgetting", "--base", f"old={workdir}", "--checkpoint", f"new={workdir}"]
+    flags += ["--tasks", "language_text,language_choices", "--limit", 4, "--out", out]
+    run_command(monkeypatch, *flags)
+    assert "1.0000 [1.0000, 1.0000]" in capsys.readouterr().out
+    changes = json.loads((out / "forgetting.json").read_text())["old -> new"]
+    (text,) = (change for change in changes if change["task"] == "language_text")
+    assert (text["n"], text["ratio"], text["interval95"]) == (4, 1.0, [1.0, 1.0])
+    assert "| language_text | 4 |" in (out / "forgetting.md").read_text()
+
+
 def test_both_measures_are_tasks_among_others(workdir, tmp_path, monkeypatch, capsys):
     """In one report, resumed after the first task; another text replaces the result."""
     text, out = tmp_path / "text.txt", tmp_path / "out"

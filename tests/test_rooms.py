@@ -65,7 +65,12 @@ MAY_IMPORT = {
 # Entry points: one file each, or `__main__` of a room. They may import from every room.
 ENTRIES = {"train", "plan", "convert", "generate", "chat", "evaluate", "analyze"}
 # Command lines inside of a room, which use `cli` too.
-COMMANDS = {"data/check.py", "data/prepare.py", "inference/flags.py"}
+COMMANDS = {
+    "data/check.py",
+    "data/prepare.py",
+    "inference/flags.py",
+    "evaluation/lm_eval_model.py",
+}
 # Of these, the ones that are entry points: they may import from every room too.
 ROOM_ENTRIES = {"data/check.py"}
 

@@ -40,7 +40,7 @@ def test_shared_beginnings_equal_whole_prompts(case, monkeypatch):
 
     scorer = likelihood.PromptScorer(generator.spec, generator.weights)
     for batch in batches:
-        scored = scorer.score_batch([requests[i] for i in batch.indices], batch.shared)
+        scored = scorer.score_batch([requests[i] for i in batch.indices], batch)
         for index, result in zip(batch.indices, scored, strict=True):
             request = requests[index]
             prompt = request.prompt.tokens.tolist()

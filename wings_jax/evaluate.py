@@ -96,8 +96,8 @@ def main() -> None:
     benchmarks = catalog.find_benchmarks(flags.tasks, flags.suite)
     cli.use_compilation_cache()
     job = hosts.read_flags(flags)
+    process.run_in_caller_thread()  # also one program with collectives after the other
     if job:
-        process.run_in_caller_thread()  # one program with collectives after the other
         distributed.join_job(job)
         flags.mesh = flags.mesh or distributed.MESH
 
@@ -121,6 +121,7 @@ def evaluate_models(flags: argparse.Namespace, benchmarks: Sequence[Benchmark]) 
         adapters=flags.adapter,
         loading=models.LoadOptions(flags.dtype or parameters.default_dtype(), mesh),
     )
+    process.keep_freed_memory()
     if flags.mode == LANGUAGE:
         commands.evaluate_language(lazy_models, benchmark_options(flags))
         return

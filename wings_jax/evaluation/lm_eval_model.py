@@ -23,6 +23,7 @@ from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
 from lm_eval.api.registry import register_model
 
+from wings_jax import process
 from wings_jax.data import conversation
 from wings_jax.errors import UserError
 from wings_jax.inference import chunks, likelihood, loading, plain_text
@@ -70,6 +71,9 @@ class WingsLM(TemplateLM):
         # lm-eval passes a number or "auto".
         is_number = str(batch_size).isdecimal()
 
+        # lm-eval's command is the process: on a CPU it is set up as the commands of wings_jax are.
+        process.run_in_caller_thread()
+
         # In --model_args a comma separates arguments, so that a mesh is written with "+".
         self._generator = loading.load_generator(
             checkpoint,
@@ -78,6 +82,7 @@ class WingsLM(TemplateLM):
             rows=int(str(batch_size)) if is_number else DEFAULT_ROWS,
             flag="checkpoint",
         )
+        process.keep_freed_memory()
 
         self._name = checkpoint
         self._max_length = int(max_length or self._processor.max_slots)

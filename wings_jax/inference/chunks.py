@@ -101,24 +101,31 @@ def make_chunk(
     if images is None:
         images = max(len(row.images) for row in rows)
 
-    # A learner's slots in front: i32[B, width]. A learner without slots is left out.
-    picks = {}
-    for name in arch.learners:
-        is_visual = LEARNERS[name] == VISUAL
-        width = images * arch.vision.num_patches if is_visual else length
-        if width:
-            picks[name] = _pick_slots(
-                modality == (layout.IMAGE if is_visual else layout.TEXT), width
-            )
-
     return Chunk(
         tokens,
         modality,
         positions.astype(np.int32),
         _visible_from(positions, modality, arch),
         features.astype(np.int32),
-        picks,
+        pick_slots(modality, arch, images=images),
     )
+
+
+def pick_slots(modality: np.ndarray, arch: WingsArch, *, images: int) -> dict[str, np.ndarray]:
+    """Returns learner -> i32[B,F], its slots of rows [B,T] in front; without slots it is left out.
+
+    Args:
+      images: how many images the visual learner has slots for.
+    """
+    picks = {}
+    for name in arch.learners:
+        is_visual = LEARNERS[name] == VISUAL
+        width = images * arch.vision.num_patches if is_visual else modality.shape[1]
+        if width:
+            picks[name] = _pick_slots(
+                modality == (layout.IMAGE if is_visual else layout.TEXT), width
+            )
+    return picks
 
 
 def _visible_from(positions: np.ndarray, modality: np.ndarray, arch: WingsArch) -> np.ndarray:

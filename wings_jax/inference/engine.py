@@ -81,6 +81,8 @@ class Chunk:
     features      i32[B,T]    of an image slot: its row of the encoded features
     picks         learner -> i32[B,F], the slots of its modality, then T as filling;
                   a learner without new slots is left out
+    segments      i32[B,T]    conversation of each slot, where a row has several; None: one a row
+    branches      i32[B,T]    `layout.Visibility.branches`
     """
 
     tokens: Array
@@ -89,6 +91,8 @@ class Chunk:
     visible_from: Array
     features: Array
     picks: Mapping[str, Array]
+    segments: Array | None = None
+    branches: Array | None = None
 
 
 def split_layers(params: Mapping[str, Any], spec: ModelSpec, *, release: bool = False) -> Weights:
@@ -319,16 +323,22 @@ def _layer_context(
 
     In this context the chunk's own slots are the only keys; `extend` replaces that.
     """
-    # Padding has segment 0, a row's conversation has segment 1.
-    segments = (chunk.modality != PADDING).astype(jnp.int32)
-    query = Visibility(segments, chunk.positions)
-    visibility = {"main": Visibility(segments, chunk.visible_from[..., MAIN])}
+    # Padding has segment 0; a row's conversation, if it is one, has segment 1.
+    segments, branches = chunk.segments, chunk.branches
+    if segments is None:
+        segments = (chunk.modality != PADDING).astype(jnp.int32)
+    query = Visibility(segments, chunk.positions, branches)
+    visibility = {"main": Visibility(segments, chunk.visible_from[..., MAIN], branches)}
 
     # A learner's keys are packed: only the F slots of its modality.
     learners = {}
     for name, picks in chunk.picks.items():
         visible_from = _gather_slots(chunk.visible_from[..., LEARNERS[name]], picks, NEVER)
-        visibility[name] = Visibility(_gather_slots(segments, picks), visible_from)
+        visibility[name] = Visibility(
+            _gather_slots(segments, picks),
+            visible_from,
+            None if branches is None else _gather_slots(branches, picks),
+        )
         llm_table, learner_table = rope_tables(spec.arch, _gather_slots(chunk.positions, picks))
         learners[name] = KVInputs(
             visibility[name],

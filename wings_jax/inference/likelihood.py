@@ -8,16 +8,29 @@ computed once for the group.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Sequence
 
 import jax
 import numpy as np
 
 from wings_jax import distributed, errors
-from wings_jax.inference import chunks, device_memory, image_features, token_scores
+from wings_jax.inference import (
+    chunks,
+    device_memory,
+    image_features,
+    packed_scores,
+    token_scores,
+)
 from wings_jax.inference.chunks import PromptSlots
 from wings_jax.inference.engine import ModelSpec, Weights
-from wings_jax.inference.scoring_plan import ScoringRequest, common_ids, plan_batches
+from wings_jax.inference.packed_scores import COMMON, PROMPT, ScoredTokens
+from wings_jax.inference.scoring_plan import (
+    ScoringBatch,
+    ScoringRequest,
+    common_ids,
+    plan_batches,
+)
 from wings_jax.inference.token_scores import ComputedPrompts, ScoredSlots
 from wings_jax.model.layout import TEXT
 
@@ -77,15 +90,22 @@ class PromptScorer:
         self._spec, self._weights = spec, weights
         self._beginning: tuple[PromptSlots, ComputedPrompts] | None = None
 
-    def score_batch(self, requests: Sequence[ScoringRequest], shared: int) -> list[ScoredRequest]:
+    def score_batch(
+        self, requests: Sequence[ScoringRequest], batch: ScoringBatch
+    ) -> list[ScoredRequest]:
         """Returns what is computed of the requests of one batch.
 
         Args:
-          shared: how many slots their prompts have in common (`ScoringBatch.shared`).
+          requests: those of `batch.indices`; some may be left out of a batch that is not packed.
 
         Raises:
           UserError: the batch does not fit the devices' memory.
         """
+        if batch.rows:
+            with errors.full_memory(device_memory.ADVICE):
+                return _score_packed(self._spec, self._weights, requests, batch)
+
+        shared = batch.shared
         with errors.full_memory(device_memory.ADVICE):
             beginning = self._compute_beginning(requests[0].prompt, shared) if shared else None
             scored = _score_batch(self._spec, self._weights, requests, shared, beginning)
@@ -117,9 +137,38 @@ def score(
       UserError: the rows do not fit the devices' memory.
     """
     scorer = PromptScorer(spec, weights)
-    for batch in plan_batches(requests, rows):
-        scored = scorer.score_batch([requests[i] for i in batch.indices], batch.shared)
+    for batch in plan_batches(requests, rows, can_pack=can_pack(spec)):
+        scored = scorer.score_batch([requests[i] for i in batch.indices], batch)
         yield from zip(batch.indices, scored, strict=True)
+
+
+def can_pack(spec: ModelSpec) -> bool:
+    """Returns whether several requests can be in a row: not with the release's semantics."""
+    return spec.kernel in ("auto", "einsum") and spec.arch.semantics.prompt_length is None
+
+
+def _score_packed(
+    spec: ModelSpec, weights: Weights, requests: Sequence[ScoringRequest], batch: ScoringBatch
+) -> list[ScoredRequest]:
+    """Returns what is computed of packed requests."""
+    ends = list(itertools.accumulate(batch.rows))
+    rows = [requests[end - count : end] for count, end in zip(batch.rows, ends, strict=True)]
+
+    results = []
+    found = packed_scores.score_rows(spec, weights, rows, batch.length)
+    for request, scored in zip(requests, found, strict=True):
+        prompt, common = (_sum_tokens(scored, part) for part in (PROMPT, COMMON))
+        rests = [_sum_tokens(scored, number) for number in range(len(request.answers))]
+        firsts = [scored.of(number)[0][:1] for number in range(len(request.answers))]
+        first = [float(values[0]) if len(values) else 0.0 for values in firsts]
+        results.append(ScoredRequest(prompt, [common + rest for rest in rests], first))
+    return results
+
+
+def _sum_tokens(scored: ScoredTokens, part: int) -> Likelihood:
+    """Returns the likelihood of one part of a request."""
+    logprobs, is_likeliest = scored.of(part)
+    return Likelihood(float(logprobs.sum()), len(logprobs), bool(is_likeliest.all()))
 
 
 def _compute_beginning(spec: ModelSpec, weights: Weights, start: PromptSlots) -> ComputedPrompts:

@@ -2,7 +2,7 @@
 
 Several kernels have one signature. `einsum` is the reference, whose results the others must equal;
 `chunked` is a flash attention (`flash.py`), whose memory is O(T x block). `merged` is `einsum` for
-few queries and keys that are in a KV cache. `splash`, `tokamax` and `cudnn` are kernels of
+few queries, and for keys that are in a KV cache. `splash`, `tokamax` and `cudnn` are kernels of
 accelerators (`kernels/`).
 
 Probes: `attend` also returns the products of the attention rows with per-key values that are
@@ -35,6 +35,7 @@ BLOCK = 256  # slots per block of the chunked kernel, at most
 # On CPUs a pair of blocks of narrow heads is then in the cache (benchmarks/attention.py).
 CPU_BLOCK, CPU_BLOCK_WIDTH = 128, 64  # slots per block, for heads up to this width
 SMALL = 256  # `auto` takes the einsum up to this many query and key slots
+WITH_BRANCHES = ("einsum", "merged")  # kernels for conversations that continue in several ways
 FEW = 64  # `auto` takes the merged kernel up to this many query slots of a long KV cache
 
 
@@ -54,12 +55,11 @@ def attend(
 
     Args:
       q: [B,T,N,H]
-      k, v: [B,S,K,H] with N a multiple of K (query head n reads kv head n // G), or [B*K,S,H],
-        the form of a KV cache (`merge_heads`).
+      k, v: [B,S,K,H] with N = K G (query head n reads kv head n // G), or a cache [B*K,S,H].
       query, key: the two sides of the attention mask (`layout.visible`), [B,T] and [B,S]; without
         them every query attends to every key.
       probes: f32[B,S,C], per-key values, shared by all heads.
-      kernel: one of KERNELS; 'auto' chooses by shape (`choose_kernel`).
+      kernel: one of KERNELS, or 'merged'; 'auto' chooses by shape (`choose_kernel`).
       block: block length of the chunked kernel, in slots; by default that of `choose_block`.
       mask: `query` and `key` as the kernels of accelerators read them (`prepare_keys`), with the
         keys and values in that order; made from them where it is not given.
@@ -67,11 +67,15 @@ def attend(
     Returns:
       out: [B,T,N,H] in q's dtype; exactly 0 for a query without visible keys.
       probed: f32[B,T,N,C], or None without probes. The softmax is float32.
+
+    Raises:
+      ValueError: the kernel does not exist, or does not support `Visibility.branches`.
     """
     q, k, v = (checkpoint_name(x, INPUTS) for x in (q, k, v))
     is_cache = k.ndim == 3
     num_queries, num_keys = q.shape[1], k.shape[1]
     kernel = choose_kernel(kernel, num_queries, num_keys, is_cache=is_cache, dtype=q.dtype)
+    _check_branches(kernel, query)
     if kernel in choice.ACCELERATED:
         return _accelerated(kernel, q, k, v, probes, query, key, mask)
 
@@ -102,6 +106,11 @@ def attend(
     return out, probed if has_probes else None
 
 
+def _check_branches(kernel: str, query: Visibility | None) -> None:
+    if query is not None and query.branches is not None and kernel not in WITH_BRANCHES:
+        raise ValueError(f"attention kernel {kernel!r} does not support branches")
+
+
 def choose_kernel(
     kernel: str,
     num_queries: int,
@@ -126,9 +135,9 @@ def choose_kernel(
     'chunked'
 
     Raises:
-      ValueError: `kernel` is not one of KERNELS.
+      ValueError: `kernel` is neither one of KERNELS nor 'merged'.
     """
-    if kernel not in KERNELS:
+    if kernel not in (*KERNELS, "merged"):
         raise ValueError(f"attention kernel {kernel!r} is not one of {KERNELS}")
     if kernel != "auto":
         return kernel
@@ -254,8 +263,12 @@ def _merged(
 ) -> tuple[jax.Array, jax.Array | None]:
     """`_einsum` for few queries [B,T,N,H] and a KV cache [B*K,S,H], which is not rearranged.
 
-    Batch and kv heads stay one dimension (`n`), and queries and groups become one (`g`).
+    Batch and kv heads stay one dimension (`n`), and queries and groups become one (`g`). Keys and
+    values [B,S,K,H] are rearranged; without gradients it takes half of `_einsum`'s time on CPUs.
     """
+    if k.ndim == 4:
+        k, v = merge_heads(k), merge_heads(v)
+
     (rows, slots, heads, width), kv_heads = q.shape, k.shape[0] // q.shape[0]
 
     # [B, T, N, H] -> [B, T, K, G, H] -> [B, K, T, G, H] -> [B*K, T*G, H]

@@ -85,10 +85,13 @@ class Visibility:
     segments      i32[B,T]  conversation number; queries attend to keys of the same only
     visible_from  i32[B,T]  of a key: the position from which on it is visible;
                             of a query: its own position
+    branches      i32[B,T]  of a conversation that continues in several ways, the number of the
+                            way, and 0 for what they have in common; None: there is one way
     """
 
     segments: Array
     visible_from: Array
+    branches: Array | None = None
 
 
 def paper_visible_from(positions: np.ndarray, modality: np.ndarray) -> np.ndarray:
@@ -202,7 +205,19 @@ def visible(query: Visibility, key: Visibility) -> jax.Array:
     [[1, 0, 0], [1, 1, 0], [1, 1, 1]]
     >>> visible(query_visibility(rows), key_visibility(rows, VISUAL)).astype(int)[0].tolist()
     [[0, 0, 0], [0, 1, 0], [0, 1, 0]]
+
+    A common slot and two ways to continue, of which neither attends to the other:
+
+    >>> tree = Visibility(np.array([[1, 1, 1]]), np.array([[0, 1, 1]]), np.array([[0, 1, 2]]))
+    >>> visible(tree, tree).astype(int)[0].tolist()
+    [[1, 0, 0], [1, 1, 0], [1, 0, 1]]
     """
     same_segment = query.segments[:, :, None] == key.segments[:, None, :]
     is_visible = key.visible_from[:, None, :] <= query.visible_from[:, :, None]
-    return jnp.logical_and(same_segment, is_visible)
+    mask = jnp.logical_and(same_segment, is_visible)
+    if query.branches is None or key.branches is None:
+        return mask
+
+    # A branch attends to what all have in common and to itself.
+    is_common = key.branches[:, None, :] == 0
+    return mask & (is_common | (key.branches[:, None, :] == query.branches[:, :, None]))

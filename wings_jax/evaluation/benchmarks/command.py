@@ -167,10 +167,10 @@ def print_report(
 
 def print_changes(found: tables.Results, out: pathlib.Path | None) -> list[pathlib.Path]:
     """Prints the changes from the first model to each other; returns the paths written."""
-    compared: dict[str, list[paired.PairedChange]] = {}
+    compared: dict[str, list[paired.Change]] = {}
     for task, (before, *others) in found.items():
         for after in others:
-            changes = paired.compare_lines(task, before.lines, after.lines, before.benchmark.rows)
+            changes = paired.compare_task(task, before.lines, after.lines, before.benchmark.rows)
             compared.setdefault(f"{before.model} -> {after.model}", []).extend(changes)
 
     print("\n" + paired.text_changes(compared))

@@ -13,6 +13,13 @@ from wings_jax import files, formatting
 from wings_jax.errors import UserError
 from wings_jax.evaluation.benchmarks import results, summary
 from wings_jax.evaluation.benchmarks.embedded import EMBEDDED
+from wings_jax.evaluation.benchmarks.passes import PERPLEXITY
+from wings_jax.evaluation.benchmarks.text_likelihood import (
+    TEXT_HEADING,
+    TEXT_LEGEND,
+    TextChange,
+    TextLikelihood,
+)
 from wings_jax.formatting import Interval
 
 HEADING = ("", "n", "before", "after", "change", "lost", "gained", "p")
@@ -69,6 +76,24 @@ class PairedChange:
         }
 
 
+Change = PairedChange | TextChange
+
+
+def compare_task(
+    task: str,
+    before: Sequence[Mapping[str, Any]],
+    after: Sequence[Mapping[str, Any]],
+    order: Sequence[str] = (),
+) -> Sequence[Change]:
+    """Returns what `compare_lines` does or, of plain text, the change of its likelihood."""
+    if not before or PERPLEXITY not in before[0]:
+        return compare_lines(task, before, after, order)
+
+    _check_items(task, before, after)
+    likelihoods = (TextLikelihood.from_lines(lines) for lines in (before, after))
+    return [TextChange(task, *likelihoods)]
+
+
 def compare_lines(
     task: str,
     before: Sequence[Mapping[str, Any]],
@@ -83,11 +108,7 @@ def compare_lines(
     Raises:
       UserError: they are results of different items.
     """
-    if [line["id"] for line in before] != [line["id"] for line in after]:
-        raise UserError(
-            f"{task}: the two results have different items ({len(before)} and {len(after)}): "
-            "compare runs with the same files and --limit"
-        )
+    _check_items(task, before, after)
 
     # Protocols of both; without items there is none.
     common = [name for name in before[0]["credit"] if name in after[0]["credit"]] if before else []
@@ -104,6 +125,17 @@ def compare_lines(
             if credits:
                 changes.append(_compare_credits(task, protocol, row, credits))
     return changes
+
+
+def _check_items(
+    task: str, before: Sequence[Mapping[str, Any]], after: Sequence[Mapping[str, Any]]
+) -> None:
+    """Raises UserError if two results are of different items."""
+    if [line["id"] for line in before] != [line["id"] for line in after]:
+        raise UserError(
+            f"{task}: the two results have different items ({len(before)} and {len(after)}): "
+            "compare runs with the same files and --limit"
+        )
 
 
 def _pairs_by_row(
@@ -151,6 +183,21 @@ def _compare_credits(
     )
 
 
+def change_tables(changes: Sequence[Change]) -> list[list[Sequence[str]]]:
+    """Returns the tables of changes: a row per benchmark and protocol, then a row per text."""
+    credits = [change for change in changes if isinstance(change, PairedChange)]
+    texts = [change for change in changes if isinstance(change, TextChange)]
+    tables = [change_cells(credits)] if credits else []
+    return tables + ([[TEXT_HEADING, *(text.cells() for text in texts)]] if texts else [])
+
+
+def change_legend(compared: Mapping[str, Sequence[Change]]) -> str:
+    """Returns what the columns of the tables mean."""
+    kinds = {type(change) for changes in compared.values() for change in changes}
+    legends = {PairedChange: LEGEND, TextChange: TEXT_LEGEND}
+    return " ".join(legend for kind, legend in legends.items() if kind in kinds)
+
+
 def change_cells(changes: Sequence[PairedChange]) -> list[Sequence[str]]:
     """Returns the table of changes, a row per benchmark and protocol."""
     cells: list[Sequence[str]] = [HEADING]
@@ -167,7 +214,7 @@ def change_cells(changes: Sequence[PairedChange]) -> list[Sequence[str]]:
     return cells
 
 
-def compare_directories(directories: Sequence[pathlib.Path]) -> dict[str, list[PairedChange]]:
+def compare_directories(directories: Sequence[pathlib.Path]) -> dict[str, list[Change]]:
     """Returns "A -> B" -> changes, from the first directory of results to each other one.
 
     Raises:
@@ -188,7 +235,7 @@ def compare_directories(directories: Sequence[pathlib.Path]) -> dict[str, list[P
         changes = [
             change
             for task in common
-            for change in compare_lines(
+            for change in compare_task(
                 task,
                 results.read_lines(found[0][task]),
                 results.read_lines(other[task]),
@@ -219,27 +266,28 @@ def _find_results(directory: pathlib.Path) -> dict[str, pathlib.Path]:
     raise UserError(f"--compare: {directory} has no results (TASK.jsonl and TASK.json){hint}")
 
 
-def text_changes(compared: Mapping[str, Sequence[PairedChange]]) -> str:
+def text_changes(compared: Mapping[str, Sequence[Change]]) -> str:
     """Returns the tables for a terminal."""
-    parts = [LEGEND]
-    parts += [
-        f"{name}\n{formatting.text_table(change_cells(changes))}"
-        for name, changes in compared.items()
-    ]
+    parts = [change_legend(compared)]
+    for name, changes in compared.items():
+        tables = [formatting.text_table(cells) for cells in change_tables(changes)]
+        parts.append(f"{name}\n" + "\n\n".join(tables))
     return "\n\n".join(parts)
 
 
 def write_changes(
     directory: pathlib.Path,
-    compared: Mapping[str, Sequence[PairedChange]],
+    compared: Mapping[str, Sequence[Change]],
     *,
     stem: str,
     more: Mapping[str, Any] | None = None,
 ) -> list[pathlib.Path]:
     """Writes STEM.md and STEM.json, in which `more` has other keys; returns the paths."""
-    markdown = [f"# {stem.capitalize()}", "", LEGEND]
+    markdown = [f"# {stem.capitalize()}", "", change_legend(compared)]
     for name, changes in compared.items():
-        markdown += ["", f"## {name}", "", formatting.markdown_table(change_cells(changes))]
+        markdown += ["", f"## {name}"]
+        for cells in change_tables(changes):
+            markdown += ["", formatting.markdown_table(cells)]
 
     changed = {name: [change.to_dict() for change in changes] for name, changes in compared.items()}
     content = {**(more or {}), **changed}

@@ -120,7 +120,8 @@ def _run_likelihood(
 
     # Batches are planned over all requests, so that every process has the same ones.
     requests = [request.request for request in asked]
-    planned = scoring_plan.plan_batches(requests, generator.options.rows)
+    can_pack = likelihood.can_pack(generator.spec)
+    planned = scoring_plan.plan_batches(requests, generator.options.rows, can_pack=can_pack)
     numbers = [
         passes.entry_number(pass_number, len(items), request.item, request.options[0])
         for request in asked
@@ -142,7 +143,7 @@ def _run_likelihood(
             for i, reason in failed.items():
                 store.add(numbers[i], {"error": reason})
             if loaded:
-                scored = scorer.score_batch(list(loaded.values()), batch.shared)
+                scored = scorer.score_batch(list(loaded.values()), batch)
                 for i, found in zip(loaded, scored, strict=True):
                     store.add(numbers[i], _scored_entry(asked[i], found))
 

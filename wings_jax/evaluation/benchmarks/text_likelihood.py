@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from wings_jax import formatting
 from wings_jax.evaluation.benchmarks import passes
 from wings_jax.evaluation.benchmarks.passes import PERPLEXITY
 from wings_jax.evaluation.benchmarks.record import Item
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
 RESAMPLES, SEED = 1000, 0  # of the bootstrap
 DIGITS = 6  # of log-probabilities in files
+TEXT_HEADING = ("", "n", "perplexity before", "after", "ratio", "bits per byte before", "after")
+TEXT_LEGEND = (
+    "Perplexity of plain text; the ratio after / before with its 95 % interval (bootstrap over "
+    "passages, paired)."
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,6 +108,46 @@ class TextLikelihood:
             rng=np.random.default_rng(SEED),
         ).confidence_interval
         return math.exp(interval.low), math.exp(interval.high)
+
+
+@dataclasses.dataclass(frozen=True)
+class TextChange:
+    """The change of a text's likelihood between two models."""
+
+    # Name of the task.
+    task: str
+    # Under the first model.
+    before: TextLikelihood
+    # Under the second model.
+    after: TextLikelihood
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as they are written to JSON; without a ratio for other tokens."""
+        ratio, interval = self.after.ratio(self.before) or (None, None)
+        return {
+            "task": self.task,
+            "protocol": PERPLEXITY,
+            "n": len(self.before.nats),
+            "before": formatting.round_for_json(self.before.perplexity),
+            "after": formatting.round_for_json(self.after.perplexity),
+            "ratio": formatting.round_for_json(ratio),
+            "interval95": formatting.round_interval(interval),
+            "bits_per_byte_before": formatting.round_for_json(self.before.bits_per_byte),
+            "bits_per_byte_after": formatting.round_for_json(self.after.bits_per_byte),
+        }
+
+    def cells(self) -> tuple[str, ...]:
+        """Returns the row of a table under `TEXT_HEADING`."""
+        ratio = self.after.ratio(self.before)
+        return (
+            self.task,
+            str(len(self.before.nats)),
+            f"{self.before.perplexity:.3f}",
+            f"{self.after.perplexity:.3f}",
+            formatting.format_estimate(*ratio, digits=4) if ratio else "(other tokens)",
+            f"{self.before.bits_per_byte:.4f}",
+            f"{self.after.bits_per_byte:.4f}",
+        )
 
 
 def run_text(
