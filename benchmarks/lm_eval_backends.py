@@ -91,16 +91,23 @@ def peak_gib() -> float:
 
 
 def sample_records(samples: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Returns answers and metrics of each item, in the order of the file."""
-    records = []
+    """Returns answers and metrics of each item, in the order of the file.
+
+    lm-eval has a sample of each filter of the answers ("strict-match"); their metrics are joined.
+    """
+    filters = {sample.get("filter", "none") for sample in samples}
+    records: dict[int, dict[str, Any]] = {}
     for sample in sorted(samples, key=lambda one: one["doc_id"]):
         answers = [
             float(answer[0]) if isinstance(answer, (list, tuple)) else str(answer)
             for answer in sample["filtered_resps"]
         ]
-        scores = {name: float(sample[name]) for name in sample["metrics"]}
-        records.append({"answers": answers, "scores": scores})
-    return records
+        record = records.setdefault(sample["doc_id"], {"answers": [], "scores": {}})
+        record["answers"] += answers
+        suffix = f", {sample['filter']}" if len(filters) > 1 else ""
+        for name in sample["metrics"]:
+            record["scores"][name + suffix] = float(sample[name])
+    return list(records.values())
 
 
 def run_backend(flags: argparse.Namespace, backend: str, directory: pathlib.Path) -> dict[str, Any]:
