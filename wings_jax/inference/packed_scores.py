@@ -1,4 +1,4 @@
-"""Likelihoods of answers to short prompts: several requests in a row, each of its slots once.
+"""Likelihoods of answers to short prompts, with several requests in a row.
 
 A request is a tree: its prompt and what all answers start with are the trunk, the rest of each
 answer is a branch after it (`layout.Visibility.branches`). Rows of one length hold as many trees
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,7 +32,8 @@ from wings_jax.model import layout
 from wings_jax.model.layout import PADDING, TEXT
 from wings_jax.model.presets import WingsArch
 
-BLOCK, STEP = 256, 64  # states whose logits are computed at once, and what fewer are padded to
+BLOCK = 256  # states whose logits are computed at once
+STEP, SMALL_STEP = 64, 16  # what the states of a block, and few states, are padded to
 PROMPT, COMMON = -2, -1  # parts of a tree besides the answers 0, 1, ...
 
 
@@ -55,7 +57,7 @@ class ScoredTokens:
 
 
 @dataclasses.dataclass(frozen=True)
-class Tree:
+class RequestTree:
     """A request as slots.
 
     tokens, positions, branches  i32[n] of the slots
@@ -72,7 +74,7 @@ class Tree:
     parts: np.ndarray
 
 
-def make_tree(request: ScoringRequest) -> Tree:
+def make_tree(request: ScoringRequest) -> RequestTree:
     """Returns the tree of a request without images."""
     prompt, common = request.prompt.tokens, scoring_plan.common_ids(request)
     trunk = np.concatenate([prompt, np.asarray(common, np.int32)])
@@ -99,7 +101,7 @@ def make_tree(request: ScoringRequest) -> Tree:
         parts.append(np.full(len(rest), number))
         used += count
 
-    return Tree(*map(_join, (slots, positions, branches, sources, targets, parts)))
+    return RequestTree(*map(_join, (slots, positions, branches, sources, targets, parts)))
 
 
 def _join(arrays: Sequence[np.ndarray]) -> np.ndarray:
@@ -122,12 +124,11 @@ def score_rows(
     merged = dataclasses.replace(spec, kernel="merged")  # the fastest one for short rows
     hidden = engine.forward(merged, weights, _place_chunk(spec, chunk), None)
 
-    # Sources as slots of all rows together.
-    starts = [
-        row * length + sum(len(tree.tokens) for tree in trees[row][:index])
-        for row in range(len(trees))
-        for index in range(len(trees[row]))
-    ]
+    # Sources as slots of all rows together: each tree starts after those of its row.
+    starts: list[int] = []
+    for number, row in enumerate(trees):
+        sizes = [len(tree.tokens) for tree in row]
+        starts += [number * length + start for start in itertools.accumulate([0, *sizes[:-1]])]
     flat = [tree for row in trees for tree in row]
     sources = _join([tree.sources + start for tree, start in zip(flat, starts, strict=True)])
     targets = _join([tree.targets for tree in flat])
@@ -138,7 +139,9 @@ def score_rows(
     return [ScoredTokens(tree.parts, *pair) for tree, pair in zip(flat, columns, strict=True)]
 
 
-def make_packed_chunk(trees: Sequence[Sequence[Tree]], arch: WingsArch, length: int) -> Chunk:
+def make_packed_chunk(
+    trees: Sequence[Sequence[RequestTree]], arch: WingsArch, length: int
+) -> Chunk:
     """Returns rows of trees as one chunk [B,length]; each tree is a segment of its own."""
     shape = (len(trees), length)
     tokens, positions, segments, branches = (np.zeros(shape, np.int32) for _ in range(4))
@@ -194,7 +197,7 @@ def _score_sources(
     for first in range(0, len(states), BLOCK):
         part = slice(first, first + BLOCK)
         count = len(states[part])
-        padding = -count % (STEP if len(states) > STEP else 16)
+        padding = -count % (STEP if len(states) > STEP else SMALL_STEP)
         block = np.pad(states[part], (0, padding)), np.pad(tokens[part], ((0, padding), (0, 0)))
         scores = _score_block(spec, weights.rest, hidden, *block)
         found.append([x[:count] for x in distributed.fetch(scores)])

@@ -100,7 +100,7 @@ def _pack_batches(sizes: Mapping[int, int], rows: int) -> list[ScoringBatch]:
     """Returns batches of packed requests, by the slots of each, with equal numbers of rows."""
     planned = []
     for length, members in pack_rows(sizes).items():
-        # A single row has no more slots than it needs.
+        # A single row need not be as long as the others.
         if len(members) == 1:
             length = chunks.bucket(sum(sizes[i] for i in members[0]))
 

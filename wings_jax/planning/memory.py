@@ -154,7 +154,7 @@ def largest_batch(
     else:
         return None
 
-    # `low` fits and `high` does not. The line meets a bend slowly, from one side: then halves do.
+    # `low` fits and `high` does not. Near a bend the line converges slowly, from one side: bisect.
     count, sides = guess, [True]
     while high - low > 1 and len(needed) < _MAX_COMPILATIONS:
         count = min(max(count, low + 1), high - 1)

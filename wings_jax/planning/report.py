@@ -326,9 +326,11 @@ def _conclusions(plan: StepPlan) -> list[str]:
 
     if plan.fit:
         following = plan.fit.next_needed
-        larger = f"; the next larger one needs {_gib(following)}" if following else ""
+        larger = f"the next larger one needs {_gib(following)}"
+        if not following:
+            larger = "no larger one was compiled"
         lines.append(
-            f"largest batch: {plan.fit.rows} rows, {_gib(plan.fit.needed)} GiB per device{larger}"
+            f"largest batch: {plan.fit.rows} rows, {_gib(plan.fit.needed)} GiB per device; {larger}"
         )
 
     if plan.compiler == "CPU" and plan.step and plan.limit:

@@ -5,7 +5,7 @@ than keys, so the probes are columns of the values (`columns.py`). tokamax is op
 the `gpu` extra of the package.
 
 This uses modules below `tokamax._src`: its public function takes no intervals, and its backward
-pass skips no block of them. Run with tokamax 0.0.12 and 0.0.17.
+pass skips no block of them. Run on an H100 with tokamax 0.0.17; 0.0.12 has the same functions.
 """
 
 from __future__ import annotations
@@ -31,10 +31,9 @@ IMPLEMENTATION = "mosaic_gpu"
 QUERIES = 128  # the number of query slots is a multiple of this: two blocks of 64
 KEYS = 64  # that of key slots of this, one block
 COLUMNS = 16  # that of value columns of this, the narrowest tile in shared memory
-# Slots per block, blocks in flight, and warpgroups of the backward pass on Hopper. Wide values take
-# the registers of two warpgroups; other sizes were slower or did not fit (docs/performance.md).
+# Slots per block of the backward pass on Hopper; larger ones were slower or did not fit.
 BLOCKS = {"block_q_dkv": 64, "block_kv_dkv": 64, "block_q_dq": 64, "block_kv_dq": 64}
-WIDE = 128  # columns of values, above which one warpgroup is faster than two
+WIDE = 128  # columns of values, above which one warpgroup is faster than two: registers are short
 
 
 def requirement(device: jax.Device, dtype: jnp.dtype) -> str | None:
@@ -241,7 +240,7 @@ def _scale(q: jax.Array) -> float:
     return 1 / math.sqrt(q.shape[-1])
 
 
-def _mask(starts: jax.Array, stops: jax.Array | None) -> Any:
+def _mask(starts: jax.Array, stops: jax.Array) -> Any:
     from tokamax._src.ops.attention import base
 
     return base.Mask(k_start=starts, k_end=stops)
