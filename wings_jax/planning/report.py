@@ -326,9 +326,9 @@ def _conclusions(plan: StepPlan) -> list[str]:
 
     if plan.fit:
         following = plan.fit.next_needed
-        larger = f"the next larger one needs {_gib(following)}"
-        if not following:
-            larger = "no larger one was compiled"
+        larger = "no larger one was compiled"
+        if following:
+            larger = f"the next larger one needs {_gib(following)}"
         lines.append(
             f"largest batch: {plan.fit.rows} rows, {_gib(plan.fit.needed)} GiB per device; {larger}"
         )
