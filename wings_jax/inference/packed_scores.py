@@ -127,8 +127,8 @@ def score_rows(
     # Sources as slots of all rows together: each tree starts after those of its row.
     starts: list[int] = []
     for number, row in enumerate(trees):
-        sizes = [len(tree.tokens) for tree in row]
-        starts += [number * length + start for start in itertools.accumulate([0, *sizes[:-1]])]
+        begins = itertools.accumulate((len(tree.tokens) for tree in row), initial=number * length)
+        starts += list(begins)[: len(row)]  # the last one is the end of the row
     flat = [tree for row in trees for tree in row]
     sources = _join([tree.sources + start for tree, start in zip(flat, starts, strict=True)])
     targets = _join([tree.targets for tree in flat])
