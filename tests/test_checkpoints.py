@@ -120,6 +120,19 @@ def test_damaged_checkpoint_is_an_error_for_inference(kind, workdir):
     assert checkpoint.load(workdir / "checkpoints/2").step == 2
 
 
+@pytest.mark.parametrize(
+    ("mistake", "error"), [("None.missing", AttributeError), ("len(5)", TypeError)]
+)
+def test_mistakes_of_code_around_orbax_are_not_damage(mistake, error, tmp_path):
+    """Objects without the attributes that orbax takes are damage, as are wrong values in it."""
+    code = {name: compile(mistake, f"lib/{name}/a.py", "eval") for name in ("orbax", "wings_jax")}
+    with pytest.raises(error), checkpoint.ReadErrors(tmp_path / "checkpoints/1"):
+        eval(code["wings_jax"])
+    damaged = pytest.raises(checkpoint.DamagedCheckpointError, match="cannot be read: ")
+    with damaged, checkpoint.ReadErrors(tmp_path / "checkpoints/1"):
+        eval(code["orbax"])
+
+
 def test_inspect_verifies_every_array(workdir, capsys, monkeypatch):
     """Parameters and optimizer state have checksums; a damaged one is named, with exit status 2."""
     verified = checkpoint.verify_step(workdir / "checkpoints/4")

@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -19,13 +20,17 @@ STEPS = 4
 
 
 def start(
-    arguments: list[str], module: str = "wings_jax.train", **environment: str
+    arguments: list[str],
+    module: str = "wings_jax.train",
+    directory: pathlib.Path = cases.ROOT,
+    **environment: str,
 ) -> subprocess.Popen:
-    """Starts a command, that of training by default, with these variables."""
+    """Starts a command, that of training by default, in a directory with these variables."""
     return subprocess.Popen(
         [sys.executable, "-m", module, *arguments],
-        cwd=cases.ROOT,
-        env=cases.one_device(**environment),
+        cwd=directory,
+        env=cases.one_device(PYTHONPATH=str(cases.ROOT), **environment),
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -40,14 +45,23 @@ def free_port() -> int:
 
 
 def job(
-    arguments: list[str], processes: int, devices: int, module: str = "wings_jax.train"
+    arguments: list[str],
+    processes: int,
+    devices: int,
+    module: str = "wings_jax.train",
+    directories: Sequence[pathlib.Path] = (),
 ) -> list[subprocess.Popen]:
-    """Starts the command in some processes that form one job, each with some devices."""
+    """Starts the command in some processes that form one job, each with some devices.
+
+    Args:
+      directories: where each process is started; none for that of the repository.
+    """
     address = f"localhost:{free_port()}"
     return [
         start(
             [*arguments, "--distributed"],
             module,
+            directories[number] if directories else cases.ROOT,
             JAX_COORDINATOR_ADDRESS=address,
             JAX_NUM_PROCESSES=str(processes),
             JAX_PROCESS_ID=str(number),

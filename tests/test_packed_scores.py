@@ -104,6 +104,15 @@ def test_release_semantics_and_other_kernels_are_not_packed():
         attention.attend(q, q, q, query=tree, key=tree, kernel="chunked")
 
 
+def test_packed_batch_without_one_of_its_requests_is_refused():
+    generator, _ = make("plain", 2)
+    requests = some_requests()
+    batch = scoring_plan.plan_batches(requests, 2, can_pack=True)[0]
+    scorer = likelihood.PromptScorer(generator.spec, generator.weights)
+    with pytest.raises(ValueError, match="requests of a packed batch of"):
+        scorer.score_batch([requests[i] for i in batch.indices[1:]], batch)
+
+
 def test_requests_without_anything_to_score_have_scores_of_nothing():
     generator, _ = make("plain", 2)
     ((_, found),) = likelihood.score(

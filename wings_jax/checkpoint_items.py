@@ -14,6 +14,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import jax
 import orbax.checkpoint as ocp
 
 from wings_jax import checksums, serialization
@@ -24,13 +25,17 @@ from wings_jax.model import presets
 
 @contextlib.contextmanager
 def open_reader(handler: Any) -> Iterator[ocp.Checkpointer]:
-    """Opens one item by itself; orbax would warn that a manager's metadata is a level up."""
+    """Opens one item by itself; orbax would warn that a manager's metadata is a level up.
+
+    No process of a job waits for another one after reading, as that may have failed.
+    """
+    options = ocp.options.MultiprocessingOptions(None, {jax.process_index()})
     # orbax logs through absl.
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        with ocp.Checkpointer(handler) as reader:
+        with ocp.Checkpointer(handler, multiprocessing_options=options) as reader:
             yield reader
     finally:
         logger.setLevel(level)

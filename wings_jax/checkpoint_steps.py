@@ -56,11 +56,21 @@ class ReadErrors:
 
         # For an array that cannot be decoded, orbax raises `Exception` itself; JSON with other keys
         # becomes objects without the attributes that it takes.
-        expected = (OSError, ValueError, KeyError, AttributeError, TypeError)
+        expected: tuple[type[BaseException], ...] = (OSError, ValueError, KeyError)
+        if _is_of_orbax(error):
+            expected = (*expected, AttributeError, TypeError)
         if kind is Exception or issubclass(kind, expected):
             _silence_failed_reads()
             lines = str(error).partition(". See ")[0].splitlines() or [kind.__name__]
             raise DamagedCheckpointError(self._step, f"cannot be read: {lines[0][:200]}") from error
+
+
+def _is_of_orbax(error: BaseException | None) -> bool:
+    """Returns whether orbax raised an error itself, not code that it calls or that calls it."""
+    frame = error.__traceback__ if error else None
+    while frame and frame.tb_next:
+        frame = frame.tb_next
+    return frame is not None and "orbax" in pathlib.Path(frame.tb_frame.f_code.co_filename).parts
 
 
 @functools.cache  # once per process

@@ -8,7 +8,9 @@ them fetch together (`fetch`). In a job of one process, these do nothing.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -97,7 +99,7 @@ def lost_hosts(timeout: int = HOST_TIMEOUT, setting: str = "") -> Iterator[None]
         if isinstance(error, ValueError) and not is_status:
             raise
         # An exhausted memory has its own message, and a single process has no other host.
-        if jax.process_count() == 1 or "RESOURCE_EXHAUSTED" in str(error):
+        if is_alone() or "RESOURCE_EXHAUSTED" in str(error):
             raise
 
         reason = str(error).splitlines()[0][:200]
@@ -114,6 +116,11 @@ def is_alone() -> bool:
     return not jax.distributed.is_initialized() or jax.process_count() == 1
 
 
+def is_first() -> bool:
+    """Returns whether this process prints, writes and reads standard input."""
+    return is_alone() or jax.process_index() == 0
+
+
 def gather(value: Any) -> list[Any]:
     """Returns the value of every process, which is what JSON can hold; all call it together."""
     if is_alone():
@@ -121,10 +128,7 @@ def gather(value: Any) -> list[Any]:
 
     content = np.frombuffer(json.dumps(value).encode(), np.uint8)
     sizes = multihost_utils.process_allgather(np.int32(content.size))
-    # Few sizes, as each one is compiled.
-    padded = np.zeros(1 << int(sizes.max() - 1).bit_length(), np.uint8)
-    padded[: content.size] = content
-    rows = multihost_utils.process_allgather(padded)
+    rows = multihost_utils.process_allgather(_pad(content, int(sizes.max())))
     return [json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)]
 
 
@@ -132,7 +136,19 @@ def share(value: Any) -> Any:
     """Returns the value of the first process, as `gather`."""
     if is_alone():
         return value
-    return gather(value if jax.process_index() == 0 else None)[0]
+
+    # Bytes that the other processes have in it are ignored.
+    content = np.frombuffer(json.dumps(value if is_first() else None).encode(), np.uint8)
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(content.size)))
+    padded = _pad(content[:size], size)
+    return json.loads(multihost_utils.broadcast_one_to_all(padded)[:size].tobytes())
+
+
+def _pad(content: np.ndarray, size: int) -> np.ndarray:
+    """Returns u8[n]: the content, filled up to one of few sizes, as each one is compiled."""
+    padded = np.zeros(1 << (size - 1).bit_length(), np.uint8)
+    padded[: content.size] = content
+    return padded
 
 
 def check_same(value: Any, what: str) -> None:
@@ -143,6 +159,22 @@ def check_same(value: Any, what: str) -> None:
     other = next((number for number, digest in enumerate(digests) if digest != digests[0]), 0)
     if other:
         raise UserError(f"--distributed: host {other} has other {what} than host 0")
+
+
+def check_flags(flags: argparse.Namespace) -> None:
+    """Raises UserError if a process has other flags, apart from those that name the job."""
+    # Addresses of one host may be written in several ways, and its number is each host's own.
+    of_job = {"distributed", *(field.name for field in dataclasses.fields(hosts.JobFlags))}
+    own = {name: str(value) for name, value in vars(flags).items() if name not in of_job}
+
+    first, *others = gather(own)
+    for number, other in enumerate(others, 1):
+        for name in first:
+            if other[name] != first[name]:
+                raise UserError(
+                    f"--distributed: host {number} has other flags than host 0: "
+                    f"{name} is {other[name]!r}, not {first[name]!r}"
+                )
 
 
 @contextlib.contextmanager
@@ -172,7 +204,7 @@ def first_writes() -> Iterator[Callable[[pathlib.Path], pathlib.Path]]:
     On the other processes that is a directory of their own, which is deleted at the end; an error
     is printed after it.
     """
-    if is_alone() or jax.process_index() == 0:
+    if is_first():
         yield lambda path: path
         return
 
@@ -182,7 +214,8 @@ def first_writes() -> Iterator[Callable[[pathlib.Path], pathlib.Path]]:
         contextlib.redirect_stdout(nowhere),
         contextlib.redirect_stderr(nowhere),
     ):
-        yield lambda path: pathlib.Path(directory) / path.name
+        # The name of `..` is that of the directory it stands for.
+        yield lambda path: pathlib.Path(directory) / path.resolve().name
 
 
 def fetch(arrays: Any) -> Any:
@@ -195,5 +228,4 @@ def fetch(arrays: Any) -> Any:
         return multihost_utils.process_allgather(array, tiled=True)
 
     # One transfer for all of them, where this process has all parts.
-    is_alone = jax.process_count() == 1
-    return jax.device_get(arrays) if is_alone else jax.tree.map(fetch_array, arrays)
+    return jax.device_get(arrays) if is_alone() else jax.tree.map(fetch_array, arrays)

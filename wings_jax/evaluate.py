@@ -102,6 +102,7 @@ def main() -> None:
         flags.mesh = flags.mesh or distributed.MESH
 
     with distributed.lost_hosts(), distributed.first_writes() as own_path:
+        distributed.check_flags(flags)
         flags.out = flags.out and own_path(flags.out)
         flags.figure = flags.figure and own_path(flags.figure)
         evaluate_models(flags, benchmarks)
@@ -109,18 +110,20 @@ def main() -> None:
 
 def evaluate_models(flags: argparse.Namespace, benchmarks: Sequence[Benchmark]) -> None:
     """Evaluates the models that the flags name."""
-    from wings_jax import axes
+    from wings_jax import axes, distributed
     from wings_jax.evaluation import commands, models
     from wings_jax.model import parameters
 
     mesh = axes.make_mesh(axes.parse_mesh(flags.mesh)) if flags.mesh else None
-    lazy_models = models.find_models(
-        flags.checkpoint,
-        with_base=flags.base is not None,
-        base=flags.base or None,
-        adapters=flags.adapter,
-        loading=models.LoadOptions(flags.dtype or parameters.default_dtype(), mesh),
-    )
+    with distributed.together():
+        lazy_models = models.find_models(
+            flags.checkpoint,
+            with_base=flags.base is not None,
+            base=flags.base or None,
+            adapters=flags.adapter,
+            loading=models.LoadOptions(flags.dtype or parameters.default_dtype(), mesh),
+        )
+    distributed.check_same([[model.name, model.step] for model in lazy_models], "checkpoints")
     process.keep_freed_memory()
     if flags.mode == LANGUAGE:
         commands.evaluate_language(lazy_models, benchmark_options(flags))
@@ -241,8 +244,12 @@ def check_mode(flags: argparse.Namespace) -> None:
         raise UserError("--compare: reads finished results, without --checkpoint, --tasks, --suite")
     if flags.shard and not flags.out:
         raise UserError("--shard: needs --out, a directory that all processes write to")
-    if flags.shard and hosts.read_flags(flags):
+    if not hosts.read_flags(flags):
+        return
+    if flags.shard:
         raise UserError("--shard: each part is computed by itself, without --distributed")
+    if flags.compare or flags.list or flags.action:
+        raise UserError("--distributed: not with --compare, --list, `iit build`: they run no model")
 
 
 def check_iit_flags(flags: argparse.Namespace) -> None:

@@ -98,7 +98,9 @@ def answer_one(arguments: argparse.Namespace, sampling: SamplingParams) -> None:
     from wings_jax import distributed  # slow to import, and --help needs none of it
     from wings_jax.inference import prompts
 
-    prompt = distributed.share(sys.stdin.read()) if arguments.prompt == "-" else arguments.prompt
+    prompt = arguments.prompt
+    if prompt == "-":
+        prompt = distributed.share(sys.stdin.read() if distributed.is_first() else "")
     if not prompt.strip():
         raise UserError("--prompt is empty")
     prompts.check_unicode(prompt, "--prompt")
@@ -241,6 +243,7 @@ def main() -> None:
     failed = 0
     with distributed.lost_hosts(), distributed.first_writes() as own_path:
         if arguments.input is None:
+            distributed.check_flags(arguments)
             answer_one(arguments, sampling)
         else:
             failed = answer_file(arguments, sampling, own_path(arguments.output))

@@ -54,7 +54,9 @@ def make_metric(
     base: Scalars = {}
     if config.eval.base:
         loading = models.LoadOptions(config.compute_dtype or None, shared_mesh)
-        model = models.parse_model(config.eval.base, flag=BASE_FLAG, loading=loading)
+        with distributed.together():
+            model = models.parse_model(config.eval.base, flag=BASE_FLAG, loading=loading)
+        distributed.check_same([model.name, model.step], f"checkpoints ({BASE_FLAG})")
         generator = models.open_generator(model, rows=config.eval.batch_size)
         base = measure_accuracies(generator, asked, "base")
 

@@ -67,13 +67,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def open_generator(flags: argparse.Namespace, *, rows: int) -> Generator:
     """Returns the generator of the flags. Raises UserError naming what does not fit."""
-    from wings_jax.inference import loading  # slow to import, and --help needs none of it
+    # Slow to import, and --help needs none of it.
+    from wings_jax import checkpoint, distributed
+    from wings_jax.inference import loading
+    from wings_jax.weights import adapter
 
     # A mistake in a flag is an error before the model is loaded.
     sampling = sampling_params(flags)
 
     cli.use_compilation_cache()
     process.run_in_caller_thread()
+
+    # What one host of a job does not have is an error of all.
+    with distributed.together():
+        steps = [checkpoint.find_step(flags.checkpoint, flag="--checkpoint").name]
+        if flags.adapter:
+            steps.append(str(adapter.open_adapter(flags.adapter).step))
+    distributed.check_same(steps, "checkpoints")
+
     generator = loading.load_generator(
         flags.checkpoint,
         adapter=flags.adapter,

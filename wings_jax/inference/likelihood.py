@@ -150,7 +150,10 @@ def can_pack(spec: ModelSpec) -> bool:
 def _score_packed(
     spec: ModelSpec, weights: Weights, requests: Sequence[ScoringRequest], batch: ScoringBatch
 ) -> list[ScoredRequest]:
-    """Returns what is computed of packed requests."""
+    """Returns what is computed of packed requests, all of the batch."""
+    if len(requests) != len(batch.indices):
+        raise ValueError(f"{len(requests)} requests of a packed batch of {len(batch.indices)}")
+
     ends = list(itertools.accumulate(batch.rows))
     rows = [requests[end - count : end] for count, end in zip(batch.rows, ends, strict=True)]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from wings_jax import distributed
 from wings_jax.data import conversation, examples, samples, tokenization
 from wings_jax.data import turns as turns_lib
 from wings_jax.errors import UserError
@@ -193,10 +195,24 @@ class PromptProcessor:
     def load_images(self, images: Sequence[Any]) -> tuple[np.ndarray, ...]:
         """Returns the images as the vision tower's input, u8[h,w,3] each.
 
+        The processes of a job load the same ones together.
+
         Raises:
-          UserError: an image is missing, or cannot be read.
+          UserError: an image is missing or cannot be read, or another host has another one.
         """
-        return tuple(examples.load_square(image, self.arch.vision) for image in images)
+        if not images:
+            return ()
+        with distributed.together():
+            loaded = tuple(examples.load_square(image, self.arch.vision) for image in images)
+
+        # The same path may hold other bytes on another host.
+        if not distributed.is_alone():
+            digest = hashlib.sha256()
+            for image in loaded:
+                digest.update(f"{image.shape}".encode() + image.tobytes())
+            names = ", ".join(str(x) for x in images if isinstance(x, str | os.PathLike))
+            distributed.check_same(digest.hexdigest(), f"images ({names or len(images)})")
+        return loaded
 
 
 def as_list(images: Sequence[Any] | Any) -> list[Any]:

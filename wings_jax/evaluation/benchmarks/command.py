@@ -340,8 +340,9 @@ def run_task(
 
         # The journal is removed last: a run that is killed before is finished by the next one.
         result = results.make_result(model, task, provenance, lines, time.perf_counter() - started)
-        results.write_result(out, result)
-        for part in journals.part_journals(out, name, task, provenance):
-            part.remove()
-        journal.remove()
+        with distributed.together():
+            results.write_result(out, result)
+            for part in journals.part_journals(out, name, task, provenance):
+                part.remove()
+            journal.remove()
     return result

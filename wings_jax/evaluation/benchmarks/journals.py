@@ -32,9 +32,10 @@ def open_journal(
     try:
         # Without --shard, the entries of all parts are put together.
         if shard.count == 1:
-            for part in part_journals(out, name, task, provenance):
-                journal.answers.update(part.answers)
-                part.close()
+            with distributed.together():
+                for part in part_journals(out, name, task, provenance):
+                    journal.answers.update(part.answers)
+                    part.close()
         # The first process of a job has them; all have to compute the same batches.
         journal.answers = dict(distributed.share(list(journal.answers.items())))
         yield journal

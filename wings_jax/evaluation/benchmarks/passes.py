@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 
+from wings_jax import distributed
 from wings_jax.errors import UserError
 from wings_jax.evaluation.benchmarks import prompts
 from wings_jax.evaluation.benchmarks.record import (
@@ -165,7 +166,10 @@ def chat_request(item: Item, text: str, sampling: SamplingParams | None = None) 
 
 def read_images(item: Item) -> list[bytes]:
     """Returns the encoded bytes of an item's images. Raises UserError naming the image."""
-    return [image.read() for image in item.images]
+    if not item.images:
+        return []
+    with distributed.together():
+        return [image.read() for image in item.images]
 
 
 def check_lengths(name: str, sizes: Mapping[int, int], total: int, limit: int, shots: int) -> None:
