@@ -195,7 +195,7 @@ def read_job(
     Another job does not resume the journal of this one.
 
     Raises:
-      UserError: the input cannot be read or is empty, or there is no checkpoint.
+      UserError: the input is unreadable or empty, or the checkpoint does not exist.
     """
     from wings_jax import checkpoint
     from wings_jax.inference import jobs

@@ -86,7 +86,7 @@ def check_config(config: Config) -> None:
     """Checks what can be checked before the minutes of setting up.
 
     Raises:
-      UserError: there is no task of a name.
+      UserError: a name is not that of a task.
     """
     with _keys_for_flags():
         find_benchmarks(config)
@@ -107,7 +107,7 @@ def read_tasks(config: Config) -> list[BenchmarkTask]:
     """Returns the tasks of `config.eval`.
 
     Raises:
-      UserError: there is no task of a name, or its data are missing; it names the config's key.
+      UserError: a name is not that of a task, or its data are missing; it names the config's key.
     """
     settings = config.eval
     root = pathlib.Path(settings.data_root) if settings.data_root else None
