@@ -275,18 +275,20 @@ def _merged(
     groups = q.reshape(rows, slots, kv_heads, heads // kv_heads, width)
     groups = groups.transpose(0, 2, 1, 3, 4).reshape(k.shape[0], -1, width)
 
-    # [B*K, T*G, S] -> [B, K, T, G, S]
+    # [B*K, T*G, S]
     logits = jnp.einsum("ngh,nsh->ngs", groups, k, preferred_element_type=jnp.float32)
-    logits = logits.reshape(rows, kv_heads, slots, -1, k.shape[1]) / math.sqrt(width)
-    # [B, T, S] -> [B, 1, T, 1, S]
+    # [B, T, S] -> [B, K, T, G, S] -> [B*K, T*G, S]
     mask = layout_lib.visible(query, key)[:, None, :, None]
-    weights = jax.nn.softmax(jnp.where(mask, logits, MASKED), axis=-1)
+    mask = jnp.broadcast_to(mask, (rows, kv_heads, slots, heads // kv_heads, k.shape[1]))
+    mask = mask.reshape(logits.shape)
+    weights = jax.nn.softmax(jnp.where(mask, logits / math.sqrt(width), MASKED), axis=-1)
     weights = jnp.where(mask, weights, 0.0)
 
     # [B*K, T*G, H] -> [B, K, T, G, H] -> [B, T, K, G, H] -> [B, T, N, H]
-    merged = weights.reshape(k.shape[0], -1, k.shape[1]).astype(v.dtype)
-    out = jnp.einsum("ngs,nsh->ngh", merged, v).reshape(rows, kv_heads, slots, -1, width)
+    out = jnp.einsum("ngs,nsh->ngh", weights.astype(v.dtype), v)
+    out = out.reshape(rows, kv_heads, slots, -1, width)
     out = out.transpose(0, 2, 1, 3, 4).reshape(q.shape)
+    weights = weights.reshape(rows, kv_heads, slots, -1, k.shape[1])
     if probes is None:
         return out, None
 
