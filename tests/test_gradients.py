@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 import tiny_model
 
+from wings_jax import axes
 from wings_jax.model import layers, layout, projection
 from wings_jax.model.wings import Wings
 from wings_jax.training import loss
@@ -75,3 +78,46 @@ def test_loss_in_chunks_has_the_gradient_of_all_logits(chunk):
     results = [jax.grad(of, argnums=(0, 1))(params, hidden) for of in (chunked, whole)]
     for result, expected in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(result, expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("shape", [{"fsdp": 8}, {"data": 2, "fsdp": 2, "tensor": 2}])
+@pytest.mark.parametrize("tied", [False, True])
+def test_loss_on_a_mesh_equals_that_of_one_device(shape, tied):
+    decoder = dataclasses.replace(tiny_model.DECODER, tie_embeddings=tied)
+    model = Wings(dataclasses.replace(tiny_model.VARIANTS["router"], decoder=decoder))
+    params = tiny_model.init(model)
+    hidden = draw(0, 8, 24, decoder.hidden_size)
+    targets = jax.random.randint(jax.random.key(1), hidden.shape[:2], 0, decoder.vocab_size)
+    targets = jnp.where(targets < 3, layout.IGNORE, targets)
+
+    @jax.jit
+    def run(params, hidden):
+        def total(params, hidden):
+            hidden = axes.constrain(hidden, "BTD")
+            return loss.token_loss(model, params, hidden, targets, 8)
+
+        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(params, hidden)
+
+    expected = run(params, hidden)
+    with jax.set_mesh(axes.make_mesh(shape)):
+        result = run(params, hidden)
+    for one, other in zip(jax.tree.leaves(expected), jax.tree.leaves(result), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_loss_casts_the_head_before_the_loop_over_chunks():
+    """So the devices gather it once. The other head-sized input is the sum of its gradients."""
+    model = Wings(tiny_model.VARIANTS["router"], jnp.bfloat16)
+    params = tiny_model.init(model)
+    decoder = model.arch.decoder
+    hidden = draw(0, 2, 24, decoder.hidden_size).astype(jnp.bfloat16)
+    targets = jnp.ones(hidden.shape[:2], jnp.int32)
+
+    def total(params):
+        return loss.token_loss(model, params, hidden, targets, 8)[0]
+
+    program = jax.make_jaxpr(jax.grad(total))(params)
+    (scan,) = (equation for equation in program.eqns if equation.primitive.name == "scan")
+    head = (decoder.hidden_size, decoder.vocab_size)
+    dtypes = [str(x.aval.dtype) for x in scan.invars if x.aval.shape == head]
+    assert sorted(dtypes) == ["bfloat16", "float32"]

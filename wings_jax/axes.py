@@ -98,7 +98,7 @@ def sharding_of(mesh: Mesh, dims: Sequence[str | None]) -> NamedSharding:
     return NamedSharding(mesh, spec_of(dims))
 
 
-def constrain(array: jax.Array, dims: str) -> jax.Array:
+def constrain(array: jax.Array, dims: Sequence[str | None]) -> jax.Array:
     """Returns `array` with a sharding constraint for these logical axes, e.g. "BTD".
 
     Without a mesh in the context it is returned as it is.

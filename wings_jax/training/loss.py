@@ -46,6 +46,7 @@ def token_loss(
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
 def _sum_chunks(model: Wings, params: Mapping, hidden: jax.Array, targets: jax.Array) -> Sums:
     """Returns the sums of chunks, hidden [T/C,B,C,D] and targets i32[T/C,B,C]."""
+    params = _gather_head(model, params)
 
     def add_chunk(sums, chunk_inputs):
         return jax.tree.map(jnp.add, sums, _chunk_sums(model, params, *chunk_inputs)), None
@@ -83,6 +84,7 @@ def _sums_and_gradients(
     A chunk's gradients are computed while its logits exist, so that the backward pass does not
     compute them again. XLA removes the gradient of parameters that are frozen.
     """
+    gathered = _gather_head(model, params)
 
     def add_chunk(carry, chunk_inputs):
         sums, totals = carry
@@ -91,8 +93,9 @@ def _sums_and_gradients(
         def sums_of(params: Mapping, hidden: jax.Array) -> Sums:
             return _chunk_sums(model, params, hidden, targets)
 
-        loss, gradient, right = jax.vjp(sums_of, params, hidden, has_aux=True)
+        loss, gradient, right = jax.vjp(sums_of, gathered, hidden, has_aux=True)
         grads, d_hidden = gradient(jnp.ones_like(loss))
+        grads = jax.tree.map(lambda x, total: x.astype(total.dtype), grads, totals)
         added = jax.tree.map(jnp.add, (sums, totals), ((loss, right), grads))
         return added, d_hidden
 
@@ -100,6 +103,19 @@ def _sums_and_gradients(
     start = ((zero, zero), jax.tree.map(jnp.zeros_like, params))
     (sums, grads), d_hidden = jax.lax.scan(add_chunk, start, (hidden, targets))
     return sums, (grads, d_hidden)
+
+
+def _gather_head(model: Wings, params: Mapping) -> Mapping:
+    """Returns the head [D,V], or the embedding [V,D], in the dtype of the logits' product.
+
+    It is gathered over the devices that share its width: once, not for every chunk.
+    """
+
+    def gather(path: tuple, x: jax.Array) -> jax.Array:
+        dims = ("V", None) if path[-1].key == "embedding" else (None, "V")
+        return axes.constrain(x.astype(model.dtype), dims)
+
+    return jax.tree_util.tree_map_with_path(gather, params)
 
 
 def _scale_gradients(
