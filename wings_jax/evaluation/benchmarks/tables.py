@@ -107,8 +107,12 @@ def notes(found: Results) -> list[str]:
 
         for result in of_models:
             # An item that could not be asked counts as wrong, which lowers the score.
-            for cause, count in result.errors.items():
-                lines.append(f"{task}: {result.model}: {count} items count as wrong: {cause}")
+            cause, *others = result.errors or [""]
+            if cause:
+                more = f" (and {len(others)} other causes, see report.json)" if others else ""
+                lines.append(
+                    f"{task}: {result.model}: {result.failed} items count as wrong: {cause}{more}"
+                )
     return lines
 
 

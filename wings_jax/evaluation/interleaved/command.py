@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from wings_jax import distributed, files, formatting
 from wings_jax.errors import UserError
 from wings_jax.evaluation import models, tasks
-from wings_jax.evaluation.benchmarks import command, runner, tables
-from wings_jax.evaluation.benchmarks.command import BenchmarkOptions, MemoryStore
+from wings_jax.evaluation.benchmarks import command, model_runs, runner, suitability, tables
+from wings_jax.evaluation.benchmarks.journals import MemoryStore
+from wings_jax.evaluation.benchmarks.options import BenchmarkOptions
 from wings_jax.evaluation.benchmarks.record import LETTERS, Benchmark, DataSet, Item, Prompt
 from wings_jax.evaluation.benchmarks.results import BenchmarkResult
 from wings_jax.evaluation.benchmarks.runner import BenchmarkTask
@@ -201,7 +202,7 @@ def evaluate_manifest(
     # Models are loaded one after the other, as several may not fit in memory.
     found: list[BenchmarkResult] = []
     for model in lazy_models:
-        generator, model_hash = command.open_generator(model, options.rows)
+        generator, model_hash = model_runs.open_generator(model, options.rows)
 
         # The model's own answers are needed before the conversations can be made.
         answers = (
@@ -213,8 +214,8 @@ def evaluate_manifest(
         task = command.make_task(
             benchmark, data, BenchmarkOptions(None, protocols=tuple(protocols))
         )
-        runner.check_vision(model.name, task, generator)
-        result = command.run_task(model, generator, model_hash, task, options)
+        suitability.check_task(model.name, task, generator)
+        result = model_runs.run_task(model, generator, model_hash, task, options)
         del generator
         if result is not None:
             found.append(result)
