@@ -12,7 +12,13 @@ from benchmark_runs import SUBJECTS, contents, run, write_data
 from language_cases import naive_nats
 
 from wings_jax.errors import UserError
-from wings_jax.evaluation.benchmarks import command, journals, paired, readers, runner, summary
+from wings_jax.evaluation.benchmarks import (
+    command,
+    journals,
+    paired,
+    readers,
+    runner,
+)
 from wings_jax.evaluation.benchmarks.options import BenchmarkOptions
 from wings_jax.evaluation.benchmarks.record import Item
 from wings_jax.evaluation.benchmarks.records import BENCHMARKS
@@ -286,24 +292,6 @@ def test_compare_reads_finished_results(finished, tmp_path, monkeypatch, capsys)
     assert {change["change"] for change in changes} == {0.0}
     with pytest.raises(UserError, match=r"did you mean .*m\?"):
         run(monkeypatch, "--compare", finished, finished / "m")
-
-
-def test_intervals_of_clusters_are_wider():
-    random = np.random.default_rng(0)
-    credits = np.repeat(random.integers(0, 2, 20), 10).astype(float)
-    alone = [Item(str(n), "") for n in range(200)]
-    together = [Item(str(n), "", cluster=str(n // 10)) for n in range(200)]
-    widths = []
-    for items in (alone, together):
-        low, high = summary.score_credits(BENCHMARKS["piqa"], items, credits).micro.interval
-        widths.append(high - low)
-    assert widths[1] > 2 * widths[0]
-
-
-def test_interval_where_no_item_differs_is_wilsons():
-    items = [Item(str(n), "", cluster=str(n // 2)) for n in range(20)]
-    micro = summary.score_credits(BENCHMARKS["piqa"], items, np.ones(20)).micro
-    assert micro.interval == pytest.approx((0.7224672, 1.0), abs=1e-6)  # 10 of 10
 
 
 def test_limit_keeps_clusters_whole():

@@ -124,6 +124,7 @@ def make_provenance(
         "data_files": sorted(path.name for path in task.data.files),
         "data_sha256": hash_files(task.data.files),
         "skipped": dict(task.data.skipped),
+        **({"remarks": list(task.data.remarks)} if task.data.remarks else {}),
         "prompt_hash": hash_prompts(task),
         "model_hash": model_hash,
         "dtype": dtype,
