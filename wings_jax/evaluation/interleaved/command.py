@@ -172,6 +172,19 @@ def make_items(
     return items
 
 
+def make_conversations(
+    benchmark: Benchmark,
+    turns: Mapping[str, Sequence[Turn]],
+    answers: Mapping[tuple[str, str], Sequence[str]],
+    path: pathlib.Path,
+    options: BenchmarkOptions,
+) -> BenchmarkTask:
+    """Returns the conversations of a manifest as a task, with the answers of `make_items`."""
+    data = DataSet(make_items(turns, answers), (), (path,), manifest.FORMAT)
+    protocols = tuple(options.protocols or PROTOCOLS)
+    return command.make_task(benchmark, data, BenchmarkOptions(None, protocols=protocols))
+
+
 def evaluate_manifest(
     lazy_models: Sequence[models.LazyModel],
     path: pathlib.Path,
@@ -204,17 +217,13 @@ def evaluate_manifest(
     for model in lazy_models:
         generator, model_hash = model_runs.open_generator(model, options.rows)
 
-        # The model's own answers are needed before the conversations can be made.
-        answers = (
-            ask_companions(generator, turns, benchmark, model.name) if history == "model" else {}
-        )
-
-        data = DataSet(make_items(turns, answers), (), (path,), manifest.FORMAT)
-        protocols = options.protocols or PROTOCOLS
-        task = command.make_task(
-            benchmark, data, BenchmarkOptions(None, protocols=tuple(protocols))
-        )
+        # Conversations with the true answers are as long as those with the model's own, which are
+        # asked for only if all fits.
+        task = make_conversations(benchmark, turns, {}, path, options)
         suitability.check_task(model.name, task, generator)
+        if history == "model":
+            answers = ask_companions(generator, turns, benchmark, model.name)
+            task = make_conversations(benchmark, turns, answers, path, options)
         result = model_runs.run_task(model, generator, model_hash, task, options)
         del generator
         if result is not None:
