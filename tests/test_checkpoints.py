@@ -240,6 +240,20 @@ def test_checksum_of_whole_blocks_is_that_of_their_elements(monkeypatch):
     assert checksums.checksum_numpy(values, dtypes)[0] != expected[0]
 
 
+def test_checksum_of_any_bits_is_that_without_compiled_blocks(monkeypatch):
+    """Blocks of the real sizes, of several arrays at once: also subnormal, infinite, NaN values."""
+    rng = np.random.default_rng(0)
+    bits = rng.integers(0, 2**32, (2, sum(checksums._BLOCKS) + 5), dtype=np.uint32)
+    bits[:, :1000] &= np.uint32(0x807FFFFF)
+    bits[:, 1000:2000] |= np.uint32(0x7F800000)
+    # As numpy would warn of, NaNs stay NaNs; the second array begins where no vector does.
+    arrays = {"a": bits[0].view(np.float32), "b": bits[1].view(np.float32)}
+    compiled = checksums.checksum_arrays(arrays)
+    monkeypatch.setattr(checksums, "_BLOCKS", ())
+    with np.errstate(invalid="ignore"):
+        assert checksums.checksum_arrays(arrays) == compiled
+
+
 def test_resume_with_changed_data_is_an_error(workdir, tmp_path, capsys):
     """The file keeps its name and its number of records; one answer in it has changed."""
     original = cases.folder() / "scenes/train_stage1.json"

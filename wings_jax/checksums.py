@@ -15,7 +15,6 @@ import functools
 import hashlib
 import json
 from collections.abc import Mapping
-from concurrent import futures
 from typing import Any
 
 import jax
@@ -25,8 +24,9 @@ import numpy as np
 _SPREAD = np.uint32(0x9E3779B9)  # odd, so that no two indices of 32 bits become the same
 _CHUNK = 1 << 16  # elements that numpy works on at a time; they stay in the processor's cache
 # Elements of an array on a CPU that are summed by one call of compiled code, as long as there are
-# so many left. Few sizes, as each one is compiled.
-_BLOCKS = (1 << 20, 1 << 18)
+# so many left. Few sizes, as each one is compiled. Their slices begin in different sets of the
+# processor's cache, which slices of a power of two do not: they would evict each other.
+_BLOCKS = (32 * (65536 - 48), 32 * (8192 - 48))
 _SPREAD_INDEX = np.arange(_CHUNK, dtype=np.uint32) * _SPREAD
 
 _SLICES = 32  # of a block, which are added to each other; 64 are slower
@@ -101,15 +101,13 @@ def _checksum_versions(versions: Mapping[str, tuple[Any, str]]) -> dict[str, int
         else:
             on_device[name] = (array, dtype)
 
-    # Compiled code and numpy release Python's lock, so several arrays are summed at once.
+    # All are started before the first is waited for: the processor's threads are never idle.
+    started = [
+        _start_sums(np.asarray(array), tuple(dtypes.values())) for array, dtypes in on_host.values()
+    ]
     sums: dict[str, int] = {}
-    with futures.ThreadPoolExecutor() as pool:
-        found = pool.map(
-            lambda item: checksum_numpy(np.asarray(item[0]), tuple(item[1].values())),
-            on_host.values(),
-        )
-        for (_, dtypes), values in zip(on_host.values(), found, strict=True):
-            sums |= dict(zip(dtypes, values, strict=True))
+    for (_, dtypes), parts in zip(on_host.values(), started, strict=True):
+        sums |= dict(zip(dtypes, _finish_sums(parts), strict=True))
 
     if on_device:
         chosen = tuple((name, dtype) for name, (_, dtype) in on_device.items())
@@ -149,31 +147,36 @@ def _mix_array(array: jax.Array, dtype: str, index: jax.Array) -> jax.Array:
 
 def checksum_numpy(array: np.ndarray, dtypes: tuple[str, ...]) -> list[int]:
     """Returns the checksums of a host array, cast to each of the dtypes."""
+    return _finish_sums(_start_sums(array, dtypes))
+
+
+def _start_sums(array: np.ndarray, dtypes: tuple[str, ...]) -> list[list[Any]]:
+    """Starts to sum a host array; returns parts of the sum of each dtype, for `_finish_sums`."""
     flat = np.ascontiguousarray(array).reshape(-1)
 
     # Whole blocks are compiled, where that runs on this processor; the rest is numpy's.
-    device, blocks, done = jax.local_devices()[0], [], 0
+    blocks, done = [], 0
     sizes = _BLOCKS if jax.default_backend() == "cpu" else ()
     # On one device also where a mesh of virtual devices is set: each would compute the same.
-    with jax.set_mesh(jax.sharding.Mesh(np.array([device]), ("data",))):
+    with jax.set_mesh(jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("data",))):
         for size in sizes:
             while flat.size - done >= size:
-                part = jax.device_put(flat[done : done + size], device, may_alias=True)
-                sums = _sum_block(part, np.uint32(done % 2**32), dtypes)
-                blocks.append([np.asarray(columns) for columns in sums])
+                part = flat[done : done + size]
+                blocks.append(_sum_block(part, np.uint32(done % 2**32), dtypes))
                 done += size
+    return [
+        [_sum_numpy(flat, dtype, done), *(sums[number] for sums in blocks)]
+        for number, dtype in enumerate(dtypes)
+    ]
 
-    totals = []
-    for number, dtype in enumerate(dtypes):
-        total = _sum_numpy(flat, dtype, done)
-        total += sum(int(np.add.reduce(sums[number], dtype=np.uint32)) for sums in blocks)
-        totals.append(total % 2**32)
-    return totals
+
+def _finish_sums(parts: list[list[Any]]) -> list[int]:
+    return [sum(int(part) for part in own) % 2**32 for own in parts]
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _sum_block(part: jax.Array, first: jax.Array, dtypes: tuple[str, ...]) -> list[jax.Array]:
-    """Returns, for each dtype, u32[size / _SLICES] whose sum is the checksum of a cast part.
+    """Returns u32[] checksums of a part of an array, cast to each dtype.
 
     XLA adds slices in vector registers, which takes a third of the time of its `reduce` on a CPU.
 
@@ -188,7 +191,7 @@ def _sum_block(part: jax.Array, first: jax.Array, dtypes: tuple[str, ...]) -> li
         own, own_index = part[start : start + width], index + np.uint32(start)
         terms = [_mix_array(own, dtype, own_index) for dtype in dtypes]
         sums = [total + term for total, term in zip(sums, terms, strict=True)]
-    return sums
+    return [total.sum(dtype=jnp.uint32) for total in sums]
 
 
 def _sum_numpy(flat: np.ndarray, dtype: str, start: int) -> int:
