@@ -118,6 +118,23 @@ def test_batch_names_a_wrong_request_and_answers_the_others(generators, request_
     assert answers[1] == generators[1].generate([good])[0]
 
 
+def test_a_batch_has_one_kv_cache_at_a_time(generators, monkeypatch):
+    """Rows that end together give up their cache before the next rows get theirs."""
+    requests, alive = [Request("red", sampling=PARAMS[1]) for _ in range(8)], []
+    prefill = decode.prefill
+
+    def counted(*args, **kwargs):
+        # Keys and values have three axes, and the slots of this batch's caches.
+        slots = dict(kwargs["slots"])["main"]
+        arrays = [x for x in jax.live_arrays() if x.ndim == 3 and x.shape[1] == slots]
+        alive.append(len(arrays))
+        return prefill(*args, **kwargs)
+
+    monkeypatch.setattr(decode, "prefill", counted)
+    generators[0].generate(requests)
+    assert alive == [0, 0]
+
+
 def test_bfloat16_answers_match_float32():
     directory = importlib.resources.files("wings_jax") / "assets" / "tiny" / "llm"
     llm = hf_config.decoder_from_hf(store.read_config(directory))

@@ -204,6 +204,7 @@ class _Batch:
             return
 
         if is_new_batch:
+            self.cache = self.state = None  # the old cache is freed before there is a new one
             self.cache, self.state = self.prefill(admitted, size, self.capacity)
         else:
             new_cache, new_state = self.prefill(admitted, size, self.length)
