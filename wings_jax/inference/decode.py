@@ -39,7 +39,7 @@ class DecodeState:
     seen: jax.Array | None
 
 
-compact = jax.jit(kv_cache.compact, donate_argnums=0)
+compact = jax.jit(kv_cache.compact)
 truncate = jax.jit(kv_cache.truncate, donate_argnums=0)
 insert = jax.jit(kv_cache.insert, donate_argnums=0)
 grow = jax.jit(lambda cache, slots: kv_cache.grow(cache, dict(slots)), static_argnums=1)
