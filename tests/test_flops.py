@@ -15,7 +15,7 @@ import tiny_model
 from jax.extend import core
 from jax.interpreters import partial_eval
 
-from wings_jax.model import flops, layout, parameters, presets
+from wings_jax.model import decoder, flops, layout, parameters, presets
 from wings_jax.model.wings import Wings
 from wings_jax.training import step
 
@@ -107,6 +107,10 @@ CASES = {
     "everything": (arch(("visual", "textual")), ("vision/", "projector/", "decoder/")),
     "head": (arch(()), ("decoder/head/",)),
 }
+
+
+def test_every_remat_policy_has_its_operations():
+    assert flops.RECOMPUTED.keys() == decoder.REMAT.keys()
 
 
 @pytest.mark.parametrize("remat", ["none", "full", "dots"])

@@ -12,7 +12,7 @@ performance). It is the larger one of two phases:
       and its gradient in the compute dtype) and twice the values of a layer; gradients of the
       layers do not exist yet
 
-With remat `save_attn`, both have the results of the attentions of all layers and rows.
+Both have what the remat policy saves of all layers and rows (`residuals.py`).
 """
 
 from __future__ import annotations
@@ -29,13 +29,11 @@ from wings_jax import config as config_lib
 from wings_jax.axes import MESH_AXES, MeshError
 from wings_jax.model import flops, parameters
 from wings_jax.model.presets import WingsArch
-from wings_jax.planning import hlo, memory, roofline, sizes
+from wings_jax.planning import hlo, memory, residuals, roofline, sizes
 from wings_jax.training import meshes, program
 from wings_jax.training.chips import Chip
 from wings_jax.training.step import TrainState
 
-# Policies that store little enough per layer for the estimate.
-REMAT = ("full", "save_attn")
 _LAYERS = "decoder/layers/"
 _HEAD, _EMBEDDING = "decoder/head/kernel", "decoder/embed/embedding"
 
@@ -211,10 +209,16 @@ def count_working(
     backward = 2 * layer + layer_gradient + head_gradient + rows * values
     loss = head + head_gradient + rows * (logits + 2 * values) - later
 
-    saved = 0.0
-    if config.remat == "save_attn":
-        heads = decoder.num_heads * decoder.head_dim + len(arch.learners) * decoder.hidden_size
-        saved = slots * heads * width * decoder.num_layers / tensor
+    saved = residuals.saved_bytes(
+        arch,
+        frozenset(state.trained),
+        remat=config.remat,
+        slots=slots,
+        images=config.data.images_per_row,
+        dtype=config.compute_dtype,
+        tensor=tensor,
+        is_tpu=is_tpu,
+    )
     return max(backward, loss) + rows * saved
 
 

@@ -38,7 +38,7 @@ class StepPlan:
                None where a kernel hides them
     times      None where no chip is named
     estimated  bytes of one device and rows of the largest batch (0 where the memory is not known),
-               without a compiler; None where it was compiled, or the remat policy has no estimate
+               without a compiler; None where it was compiled
     fit        the largest batch; None where it was not asked for, or not one row fits
     limit      bytes of one device; None where they are not known
     """
@@ -129,10 +129,8 @@ def make_plan(
 
 def estimate_memory(
     config: config_lib.Config, arch: WingsArch, state: TrainState, mesh: Mesh, target: Target
-) -> tuple[float, int] | None:
+) -> tuple[float, int]:
     """Returns estimated bytes of a device, and the rows of the largest batch (0: not known)."""
-    if config.remat not in estimate.REMAT:
-        return None
     is_tpu = target.chip is not None and target.chip.is_tpu
     needed = estimate.count_needed(config, arch, state, mesh, is_tpu=is_tpu)
     if not target.memory:
