@@ -246,8 +246,8 @@ def check_lengths(name: str, sizes: Mapping[int, int], total: int, limit: int, s
     """
     long = [size for size in sizes.values() if size > limit]
     if long:
-        with_shots = f" with {shots} shots" if shots else ""
+        with_shots, advice = (f" with {shots} shots", "lower --shots or ") if shots else ("", "")
         raise UserError(
             f"{name}: {len(long)} of {total} items do not fit the model's {limit} positions"
-            f"{with_shots} (the longest has {max(long)}): lower --shots or leave the task out"
+            f"{with_shots} (the longest has {max(long)}): {advice}leave the task out"
         )
