@@ -47,6 +47,14 @@ def test_interval_where_no_item_differs_is_wilsons():
     assert mean.interval == pytest.approx((0.7224672, 1.0), abs=1e-6)
 
 
+def test_interval_of_groups_that_are_all_right_or_all_wrong_is_not_a_point():
+    """The items of a group are alike, so that every resampled mean of the groups is the same."""
+    items = [Item(str(n), "", group=f"g{n // 2}") for n in range(4)]
+    macro = summary.score_credits(BENCHMARKS["mmlu"], items, np.array([0.0, 0.0, 1.0, 1.0])).macro
+    width = 0.657620 / 2  # Wilson's of 0 of 2, of one of two groups
+    assert macro.interval == pytest.approx((0.5 - width, 0.5 + width), abs=1e-5)
+
+
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (0, 0), (1, 0), (0, 1)])
 def test_interval_of_a_change_that_all_items_share_is_not_a_point(before, after):
     """Ten items of which none differs do not prove that none of all items does."""
