@@ -142,7 +142,8 @@ def score_credits(
     if len(groups) > 1 and not benchmark.rows:
         macro_draws = np.mean(draws, axis=0)
         macro_value = float(np.mean([mean.value for mean in means.values()]))
-        macro = Mean(macro_value, percentile_interval(macro_draws), len(items))
+        macro_interval = mean_interval(credits, clusters, macro_draws)
+        macro = Mean(macro_value, macro_interval, len(items))
 
     micro_draws = resample_means(credits, clusters, seed=SEED)
     micro_interval = mean_interval(credits, clusters, micro_draws)
@@ -199,6 +200,21 @@ def mean_interval(
         return percentile_interval(draws)
     count = len(set(clusters))
     return Score(count * int(credits[0]), count).interval
+
+
+def change_interval(
+    changes: np.ndarray, clusters: Sequence[str], draws: np.ndarray | None
+) -> Interval | None:
+    """Returns the 95 % interval of the mean of paired differences f64[n] of credits.
+
+    Where all of them are the same, so is every resampled mean: the interval then ends where
+    Wilson's says how many other differences may have been missed.
+    """
+    if draws is None or changes.min() != changes.max():
+        return percentile_interval(draws)
+    missed = Score(0, len(set(clusters))).interval[1]
+    change = float(changes[0])
+    return max(change - missed, -1.0), min(change + missed, 1.0)
 
 
 def percentile_interval(draws: np.ndarray | None) -> Interval | None:
