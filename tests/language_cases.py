@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from wings_jax.evaluation import language
-from wings_jax.evaluation.benchmarks import command, runner
+from wings_jax.evaluation.benchmarks import journals, runner
 from wings_jax.evaluation.benchmarks.text_likelihood import TextLikelihood
 from wings_jax.evaluation.everyday import ChoiceQuestion
 from wings_jax.evaluation.language import Decision
@@ -60,6 +60,6 @@ def choose(generator: Generator, questions: list[ChoiceQuestion]) -> list[Decisi
 
 
 def run(generator: Generator, task: runner.BenchmarkTask) -> list[dict]:
-    store = command.MemoryStore()
+    store = journals.MemoryStore()
     runner.run_task(generator, task, store, "")
     return runner.collect_lines(task, store.answers)

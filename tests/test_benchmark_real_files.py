@@ -28,6 +28,8 @@ pytestmark = pytest.mark.skipif(not REAL.exists(), reason=f"{REAL} is not there"
         ("mbpp", ".", "original", 500, 10),
         ("hallusionbench", ".", "original", 951, 0),
         ("mmbench_en", "vlmevalkit", "vlmevalkit", 37, 0),
+        ("mmbench_en", ".", "vlmevalkit", 37, 0),
+        ("mmmu", ".", "huggingface", 11, 0),
         ("mmmu", "mmmu_parquet_form", "huggingface", 11, 0),
         ("nlvr", ".", "original", 33, 0),
     ],

@@ -84,3 +84,6 @@ def test_prompts_of_the_publications():
     assert text.contexts[0] + text.continuations[0] == (
         "以下句子是否通顺？\n他一心一意。\n这个句子是通顺的。"
     )
+    twice = Item("1", "他#idiom#，她#idiom#。", ("一心一意", "三心二意"), 0)
+    text = render_choice(BENCHMARKS["chid"].prompts["ll"], twice, [])
+    assert text.contexts[1] + text.continuations[1] == "他三心二意，她三心二意。"

@@ -2,49 +2,27 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import json
 import math
-import pathlib
 
 import inference_cases as cases
 import numpy as np
 import pytest
+from benchmark_runs import SUBJECTS, contents, run, write_data
 from language_cases import naive_nats
-from PIL import Image
 
-from wings_jax import evaluate
 from wings_jax.errors import UserError
-from wings_jax.evaluation.benchmarks import command, paired, readers, runner, summary
+from wings_jax.evaluation.benchmarks import (
+    command,
+    journals,
+    paired,
+    readers,
+    runner,
+)
+from wings_jax.evaluation.benchmarks.options import BenchmarkOptions
 from wings_jax.evaluation.benchmarks.record import Item
 from wings_jax.evaluation.benchmarks.records import BENCHMARKS
 from wings_jax.inference import jobs
-
-SUBJECTS = ("up_down", "colors")
-OPTIONS = ["top left", "red", "a star", "seven"]
-
-
-def write_data(root: pathlib.Path, questions: int = 6) -> pathlib.Path:
-    """Writes MMLU with two subjects, and AI2D as a TSV whose last image is no image."""
-    for split, count in (("dev", 5), ("test", questions)):
-        (root / "mmlu" / split).mkdir(parents=True, exist_ok=True)
-        for subject in SUBJECTS:
-            rows = ["question,choice0,choice1,choice2,choice3,answer"]
-            rows += [f"What is {n} {subject}?,{','.join(OPTIONS)},{n % 4}" for n in range(count)]
-            file = root / "mmlu" / split / f"{subject}_{split}.csv"
-            file.write_text("\n".join(rows) + "\n", encoding="utf-8")
-
-    stream = io.BytesIO()
-    Image.fromarray(np.full((20, 20, 3), 90, np.uint8)).save(stream, "PNG")
-    image = base64.b64encode(stream.getvalue()).decode()
-    rows = ["index\timage\tquestion\tA\tB\tanswer\tcategory"]
-    rows += [f"{n}\t{image}\tIs it red {n}?\tyes\tno\tA\tc{n % 2}" for n in range(3)]
-    cut = base64.b64encode(stream.getvalue()[:-30] + bytes(200)).decode()
-    rows.append(f"3\t{cut}\tUp?\tyes\tno\tB\tc1")
-    (root / "AI2D").mkdir(exist_ok=True)
-    (root / "AI2D" / "AI2D_TEST.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
-    return root
 
 
 @pytest.fixture(scope="module")
@@ -57,21 +35,10 @@ def checkpoint(tmp_path_factory):
     return cases.write_checkpoint(tmp_path_factory.mktemp("model") / "tiny")
 
 
-def run(monkeypatch, *arguments: object) -> None:
-    monkeypatch.setattr("sys.argv", ["wings evaluate", *map(str, arguments)])
-    evaluate.main()
-
-
 def run_mmlu(monkeypatch, root, checkpoint, out, *more: object) -> None:
     common = ["--tasks", "mmlu", "--data-root", root, "--out", out, "--shots", 2]
     common += ["--batch-size", 4, "--protocols", "ppl,ll,ll_bytes,letter"]
     run(monkeypatch, "--checkpoint", f"m={checkpoint}", *common, *more)
-
-
-def contents(out: pathlib.Path) -> dict[str, bytes]:
-    """Returns the files of a run that do not depend on its time."""
-    files = [path for path in out.rglob("*") if path.is_file() and path.name != "timing.json"]
-    return {path.relative_to(out).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -112,9 +79,9 @@ def test_protocols_are_likelihoods_of_plain_text(tmp_path):
 
     benchmark = BENCHMARKS["arc_challenge"]
     task = command.make_task(
-        benchmark, readers.read_data_set(benchmark, tmp_path), command.BenchmarkOptions(tmp_path)
+        benchmark, readers.read_data_set(benchmark, tmp_path), BenchmarkOptions(tmp_path)
     )
-    generator, store = cases.generator(4), command.MemoryStore()
+    generator, store = cases.generator(4), journals.MemoryStore()
     runner.run_task(generator, task, store, "")
     (line,) = runner.collect_lines(task, store.answers)
 
@@ -325,24 +292,6 @@ def test_compare_reads_finished_results(finished, tmp_path, monkeypatch, capsys)
     assert {change["change"] for change in changes} == {0.0}
     with pytest.raises(UserError, match=r"did you mean .*m\?"):
         run(monkeypatch, "--compare", finished, finished / "m")
-
-
-def test_intervals_of_clusters_are_wider():
-    random = np.random.default_rng(0)
-    credits = np.repeat(random.integers(0, 2, 20), 10).astype(float)
-    alone = [Item(str(n), "") for n in range(200)]
-    together = [Item(str(n), "", cluster=str(n // 10)) for n in range(200)]
-    widths = []
-    for items in (alone, together):
-        low, high = summary.score_credits(BENCHMARKS["piqa"], items, credits).micro.interval
-        widths.append(high - low)
-    assert widths[1] > 2 * widths[0]
-
-
-def test_interval_where_no_item_differs_is_wilsons():
-    items = [Item(str(n), "", cluster=str(n // 2)) for n in range(20)]
-    micro = summary.score_credits(BENCHMARKS["piqa"], items, np.ones(20)).micro
-    assert micro.interval == pytest.approx((0.7224672, 1.0), abs=1e-6)  # 10 of 10
 
 
 def test_limit_keeps_clusters_whole():

@@ -35,6 +35,18 @@ FAILURES = {
     "write here": ("open('here', 'a')", "file: tried to write 'here'"),
     "low-level write": ("import os\nos.open('here', os.O_CREAT | os.O_WRONLY)", "file: "),
     "remove": ("import os\nos.remove('{path}/old')", "file: tried to change"),
+    "pipe": ("import os\nos.mkfifo('{path}/new')", "file: tried to change '{path}/new'"),
+    "device": ("import os\nos.mknod('{path}/new')", "file: tried to change '{path}/new'"),
+    "hidden pipe": ("import posix\nposix.mkfifo('{path}/new')", "file: tried to change"),
+    "database": (
+        "import sqlite3\nsqlite3.connect('{path}/new').execute('create table a(b)')",
+        "file: tried to write '{path}/new'",
+    ),
+    "dbm": ("import dbm.gnu\ndbm.gnu.open('{path}/new', 'c')", "file: tried to load _"),
+    "shared memory": (
+        "from multiprocessing import shared_memory as m\nm.SharedMemory('wings', True, 9)",
+        "file: tried to load _posixshmem",
+    ),
     "socket": ("import socket\nsocket.socket()", "network: tried to open a socket"),
     "download": ("import urllib.request as r\nr.urlopen('http://127.0.0.1:9')", "network: "),
     "memory": ("x = bytearray(4 << 30)", "memory: needed more than 1024 MiB"),
@@ -52,7 +64,7 @@ def test_code_that_fails_gives_one_line(name, tmp_path):
     (tmp_path / "old").write_text("kept")
     outcome = sandbox.run_tests(code.replace("{path}", str(tmp_path)) + "\n", TEST)
     assert not outcome.passed
-    assert outcome.reason.startswith(expected)
+    assert outcome.reason.startswith(expected.replace("{path}", str(tmp_path)))
     assert "\n" not in outcome.reason
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
@@ -66,6 +78,7 @@ def test_code_that_fails_gives_one_line(name, tmp_path):
         "import threading\nthreading.excepthook\n" + RIGHT,
         "import os\nos.listdir('.')\n" + RIGHT,
         "if __name__ == '__main__':\n    " + RIGHT,
+        "import sqlite3\nsqlite3.connect(':memory:').execute('create table a(b)')\n" + RIGHT,
     ],
 )
 def test_code_that_passes(code):

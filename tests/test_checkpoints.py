@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import training_cases as cases
 
-from wings_jax import axes, checkpoint, checksums, cli, convert, errors, train
+from wings_jax import checkpoint, cli, convert, errors, train
 from wings_jax import config as config_lib
 from wings_jax.errors import UserError
 from wings_jax.model import presets
@@ -210,34 +210,6 @@ def test_checksums_hold_for_the_dtype_of_inference(workdir):
     change_a_value(workdir / "checkpoints/4")
     with pytest.raises(UserError, match="differs from its checksum"):
         checkpoint.load(workdir, dtype=jnp.bfloat16)
-
-
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "uint8"])
-def test_checksum_is_the_same_on_every_mesh(dtype):
-    values = np.random.default_rng(0).normal(0, 50, (8, 24, 3)).astype(jnp.dtype(dtype))
-    mesh = axes.make_mesh({"data": 2, "fsdp": 4})
-    spec = jax.sharding.PartitionSpec("fsdp", "data")
-    sharded = jax.device_put(values, jax.sharding.NamedSharding(mesh, spec))
-    on_mesh = int(checksums._checksum_jax({"a": sharded}, (("a", dtype),))["a"])
-    assert on_mesh == checksums.checksum_numpy(values, (dtype,))[0]
-    for i in (0, 5, 301):
-        changed = values.copy().reshape(-1)
-        changed.view(np.uint8)[i] ^= 1
-        assert checksums.checksum_numpy(changed, (dtype,))[0] != on_mesh
-    swapped = values.reshape(-1)[::-1]
-    assert checksums.checksum_numpy(swapped, (dtype,))[0] != on_mesh
-
-
-def test_checksum_of_whole_blocks_is_that_of_their_elements(monkeypatch):
-    """Compiled blocks and the rest, in one pass for both dtypes, also while a mesh is set."""
-    values = np.random.default_rng(0).normal(0, 50, 1000).astype(np.float32)
-    dtypes = ("float32", "bfloat16")
-    expected = checksums.checksum_numpy(values, dtypes)
-    monkeypatch.setattr(checksums, "_BLOCKS", (256, 64))
-    with jax.set_mesh(axes.make_mesh({"data": 8})):
-        assert checksums.checksum_numpy(values, dtypes) == expected
-    values[300] = np.nextafter(values[300], np.inf)
-    assert checksums.checksum_numpy(values, dtypes)[0] != expected[0]
 
 
 def test_resume_with_changed_data_is_an_error(workdir, tmp_path, capsys):

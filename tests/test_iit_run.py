@@ -10,6 +10,7 @@ from benchmark_files import png, write_iit_data, write_parquet
 
 from wings_jax import evaluate
 from wings_jax.errors import UserError
+from wings_jax.evaluation.benchmarks import runner
 from wings_jax.evaluation.interleaved import report
 
 
@@ -55,6 +56,21 @@ def test_whole_run(history, root, model, monkeypatch, tmp_path, capsys):
         "(T,T,V) - (V)",
     ]
     assert all(change.count == 2 for change in changes)
+
+
+def test_a_text_only_model_is_refused_before_it_answers_anything(root, monkeypatch, tmp_path):
+    text_only = cases.write_checkpoint(tmp_path / "llm", parts=("decoder",), positions=1024)
+    path = tmp_path / "iit.jsonl"
+    common = ["iit", "build", "--data-root", root, "--out", path, "--anchors", 2]
+    run(monkeypatch, *common, "--sources", "piqa,openbookqa,gsm8k,nlvr", "--embedder", "tfidf")
+
+    def refuse(*args, **options):
+        raise AssertionError("an answer was computed")
+
+    monkeypatch.setattr(runner, "run_task", refuse)
+    asked = ["iit", "--manifest", path, "--data-root", root, "--checkpoint", text_only]
+    with pytest.raises(UserError, match="items have images, and the model llm is text-only"):
+        run(monkeypatch, *asked, "--history", "model")
 
 
 def test_open_questions_are_generated_and_not_compared(model, monkeypatch, tmp_path):

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from wings_jax.data import conversation, tokenization
 from wings_jax.errors import UserError
-from wings_jax.inference import decode, device_memory
+from wings_jax.inference import decode, device_memory, prefixes
 from wings_jax.inference import generator as generator_lib
 from wings_jax.inference.answers import stop_tokens
 from wings_jax.inference.prompts import Request
@@ -116,6 +116,45 @@ def test_batch_names_a_wrong_request_and_answers_the_others(generators, request_
     answers = dict(generators[1].answers([request_, good]))
     assert isinstance(answers[0], UserError)
     assert answers[1] == generators[1].generate([good])[0]
+
+
+def test_a_common_beginning_is_computed_once(generators, monkeypatch):
+    """Of texts that begin alike, in any order and number; the answers are those of each alone."""
+    shared = "a cat 7 where is it? " * 6
+    texts = [
+        Request(shared + rest, sampling=PARAMS[index % 2 * 2])
+        for index, rest in enumerate(["red", "Is 4 even?", "7 7 7 7 7 7", "a", "cat"])
+    ]
+    computed = []
+    compute = prefixes.compute_prefix
+    monkeypatch.setattr(
+        prefixes, "compute_prefix", lambda *args: computed.append(args[2].count) or compute(*args)
+    )
+
+    together = generators[0].generate(texts)
+    assert len(computed) == 1
+    assert computed[0] >= 48
+    alone = [generators[1].generate([text])[0] for text in texts]
+    assert len(computed) == 1  # one text has nothing in common with others
+    assert [answer.tokens for answer in together] == [answer.tokens for answer in alone]
+    np.testing.assert_allclose(together[0].logprobs, alone[0].logprobs, rtol=1e-4, atol=1e-5)
+
+
+def test_a_batch_has_one_kv_cache_at_a_time(generators, monkeypatch):
+    """Rows that end together give up their cache before the next rows get theirs."""
+    requests, alive = [Request("red", sampling=PARAMS[1]) for _ in range(8)], []
+    prefill = decode.prefill
+
+    def counted(*args, **kwargs):
+        # Keys and values have three axes, and the slots of this batch's caches.
+        slots = dict(kwargs["slots"])["main"]
+        arrays = [x for x in jax.live_arrays() if x.ndim == 3 and x.shape[1] == slots]
+        alive.append(len(arrays))
+        return prefill(*args, **kwargs)
+
+    monkeypatch.setattr(decode, "prefill", counted)
+    generators[0].generate(requests)
+    assert alive == [0, 0]
 
 
 def test_bfloat16_answers_match_float32():

@@ -70,6 +70,16 @@ def test_mesh_answers_match_one_device():
     assert "".join(generator("all").stream(requests[1])) == actual[1].text
 
 
+def test_mesh_texts_with_a_common_beginning_match_one_device():
+    params = SamplingParams(max_new_tokens=4, logprobs=True)
+    requests = [Request("Is 4 even? " * 12 + str(number), (), params) for number in range(5)]
+    actual = generator("all").generate(requests)
+    for answer, expected in zip(actual, generator().generate(requests), strict=True):
+        assert answer.prompt > 48
+        assert answer.tokens == expected.tokens
+        np.testing.assert_allclose(answer.logprobs, expected.logprobs, rtol=1e-5, atol=1e-5)
+
+
 def test_mesh_weights_are_sharded_as_in_training():
     kernels = tree.flatten(generator("all").weights.layers[0])
     assert kernels["attn/q/kernel"].sharding.spec == PartitionSpec("fsdp", "tensor")

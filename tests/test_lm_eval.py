@@ -12,7 +12,8 @@ import pytest
 from language_cases import naive_nats
 from PIL import Image
 
-from wings_jax.evaluation.benchmarks import command, runner
+from wings_jax.evaluation.benchmarks import command, journals, runner
+from wings_jax.evaluation.benchmarks.options import BenchmarkOptions
 from wings_jax.evaluation.benchmarks.readers import read_data_set
 from wings_jax.evaluation.benchmarks.records import BENCHMARKS
 
@@ -93,9 +94,9 @@ def test_the_same_file_gives_the_same_numbers(model, tmp_path, monkeypatch):
     samples = sorted(theirs["samples"]["local_openbookqa"], key=lambda one: one["doc_id"])
 
     benchmark = BENCHMARKS["openbookqa"]
-    options = command.BenchmarkOptions(tmp_path, protocols=("ll", "ll_chars", "ll_bytes"))
+    options = BenchmarkOptions(tmp_path, protocols=("ll", "ll_chars", "ll_bytes"))
     task = command.make_task(benchmark, read_data_set(benchmark, tmp_path), options)
-    store = command.MemoryStore()
+    store = journals.MemoryStore()
     runner.run_task(cases.generator(4), task, store, "ours")
     lines = runner.collect_lines(task, store.answers)
 

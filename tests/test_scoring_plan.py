@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from language_cases import make, naive_nats
 
-from wings_jax.inference import chunks, likelihood, scoring_plan
+from wings_jax.inference import chunks, likelihood, prefixes, scoring_plan
 from wings_jax.inference.scoring_plan import ScoringRequest
 
 SHARED = 17  # slots that the prompts have in common
@@ -31,7 +31,7 @@ def some_requests(group: str) -> list[ScoringRequest]:
 
 @pytest.mark.parametrize("case", ["plain", "router"])
 def test_shared_beginnings_equal_whole_prompts(case, monkeypatch):
-    monkeypatch.setattr(scoring_plan, "MIN_SHARED", 12)
+    monkeypatch.setattr(prefixes, "MIN_SHARED", 12)
     generator, params = make(case, 4)
     requests = some_requests("shots")
     batches = scoring_plan.plan_batches(requests, 3)

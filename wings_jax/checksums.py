@@ -14,8 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
-from concurrent import futures
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,8 +24,9 @@ import numpy as np
 _SPREAD = np.uint32(0x9E3779B9)  # odd, so that no two indices of 32 bits become the same
 _CHUNK = 1 << 16  # elements that numpy works on at a time; they stay in the processor's cache
 # Elements of an array on a CPU that are summed by one call of compiled code, as long as there are
-# so many left. Few sizes, as each one is compiled.
-_BLOCKS = (1 << 20, 1 << 18)
+# so many left. Few sizes, as each one is compiled. Their slices begin in different sets of the
+# processor's cache, which slices of a power of two do not: they would evict each other.
+_BLOCKS = (32 * (65536 - 48), 32 * (8192 - 48))
 _SPREAD_INDEX = np.arange(_CHUNK, dtype=np.uint32) * _SPREAD
 
 _SLICES = 32  # of a block, which are added to each other; 64 are slower
@@ -43,18 +43,28 @@ def checksum_arrays(arrays: Mapping[str, Any], *, is_cast: bool = True) -> dict[
     >>> checksum_arrays({"a": np.arange(3, dtype=np.float32)})
     {'a': {'float32': 4013119933, 'bfloat16': 2140118262}}
     """
-    # Named by path and dtype, so that one call computes all of them.
-    versions = {
-        f"{path}:{dtype}": (array, dtype)
-        for path, array in arrays.items()
-        for dtype in _dtypes(str(array.dtype), is_cast)
-    }
+    return start_checksums(arrays, is_cast=is_cast)()
 
-    sums = _checksum_versions(versions)
-    return {
-        path: {dtype: sums[f"{path}:{dtype}"] for dtype in _dtypes(str(array.dtype), is_cast)}
-        for path, array in arrays.items()
-    }
+
+def start_checksums(
+    arrays: Mapping[str, Any], *, is_cast: bool = True
+) -> Callable[[], dict[str, Checksums]]:
+    """Returns what computes `checksum_arrays`, once, in any thread.
+
+    The jax arrays may be donated meanwhile: what is on accelerators is summed from here on, and
+    what is in this host's memory is not overwritten while it is referred to.
+    """
+    # Named by path and dtype, so that one call computes all of them.
+    dtypes = {path: _dtypes(str(array.dtype), is_cast) for path, array in arrays.items()}
+    finish = _start_versions(
+        {f"{path}:{dtype}": (arrays[path], dtype) for path in dtypes for dtype in dtypes[path]}
+    )
+
+    def read() -> dict[str, Checksums]:
+        sums = finish()
+        return {path: {name: sums[f"{path}:{name}"] for name in dtypes[path]} for path in dtypes}
+
+    return read
 
 
 def find_damaged(arrays: Mapping[str, Any], saved: Mapping[str, Checksums]) -> list[str]:
@@ -70,7 +80,7 @@ def find_damaged(arrays: Mapping[str, Any], saved: Mapping[str, Checksums]) -> l
                 checked[path] = (array, dtype)
                 break
 
-    sums = _checksum_versions(checked)
+    sums = _start_versions(checked)()
     return [path for path, (_, dtype) in checked.items() if sums[path] != saved[path][dtype]]
 
 
@@ -88,35 +98,32 @@ def _dtypes(dtype: str, is_cast: bool) -> tuple[str, ...]:
     return ("float32", "bfloat16") if dtype == "float32" and is_cast else (dtype,)
 
 
-def _checksum_versions(versions: Mapping[str, tuple[Any, str]]) -> dict[str, int]:
-    """Returns the checksum of each (array, dtype), the array cast to the dtype."""
+def _start_versions(versions: Mapping[str, tuple[Any, str]]) -> Callable[[], dict[str, int]]:
+    """Returns what computes the checksum of each (array, dtype), the array cast to the dtype."""
     on_device: dict[str, tuple[Any, str]] = {}
     # id of an array -> the array and name -> dtype: all its versions are computed in one pass.
-    on_host: dict[int, tuple[Any, dict[str, str]]] = {}
+    on_host: dict[int, tuple[np.ndarray, dict[str, str]]] = {}
     for name, (array, dtype) in versions.items():
         # Arrays of several hosts or on an accelerator are summed where they are.
         is_local = not isinstance(array, jax.Array) or array.is_fully_addressable
         if is_local and (not isinstance(array, jax.Array) or jax.default_backend() == "cpu"):
-            on_host.setdefault(id(array), (array, {}))[1][name] = dtype
+            on_host.setdefault(id(array), (np.asarray(array), {}))[1][name] = dtype
         else:
             on_device[name] = (array, dtype)
 
-    # Compiled code and numpy release Python's lock, so several arrays are summed at once.
-    sums: dict[str, int] = {}
-    with futures.ThreadPoolExecutor() as pool:
-        found = pool.map(
-            lambda item: checksum_numpy(np.asarray(item[0]), tuple(item[1].values())),
-            on_host.values(),
-        )
-        for (_, dtypes), values in zip(on_host.values(), found, strict=True):
-            sums |= dict(zip(dtypes, values, strict=True))
+    chosen = tuple((name, dtype) for name, (_, dtype) in on_device.items())
+    arrays = {name: array for name, (array, _) in on_device.items()}
+    device_sums = _checksum_jax(arrays, chosen) if arrays else {}
 
-    if on_device:
-        chosen = tuple((name, dtype) for name, (_, dtype) in on_device.items())
-        arrays = {name: array for name, (array, _) in on_device.items()}
-        fetched = jax.device_get(_checksum_jax(arrays, chosen))
-        sums |= {name: int(value) for name, value in fetched.items()}
-    return sums
+    def finish() -> dict[str, int]:
+        # All are started before the first is waited for: the processor's threads are never idle.
+        started = [_start_sums(array, tuple(own.values())) for array, own in on_host.values()]
+        sums = {name: int(value) for name, value in jax.device_get(device_sums).items()}
+        for (_, own), parts in zip(on_host.values(), started, strict=True):
+            sums |= dict(zip(own, _finish_sums(parts), strict=True))
+        return sums
+
+    return finish
 
 
 @functools.partial(jax.jit, static_argnums=1)
@@ -149,31 +156,36 @@ def _mix_array(array: jax.Array, dtype: str, index: jax.Array) -> jax.Array:
 
 def checksum_numpy(array: np.ndarray, dtypes: tuple[str, ...]) -> list[int]:
     """Returns the checksums of a host array, cast to each of the dtypes."""
+    return _finish_sums(_start_sums(array, dtypes))
+
+
+def _start_sums(array: np.ndarray, dtypes: tuple[str, ...]) -> list[list[Any]]:
+    """Starts to sum a host array; returns parts of the sum of each dtype, for `_finish_sums`."""
     flat = np.ascontiguousarray(array).reshape(-1)
 
     # Whole blocks are compiled, where that runs on this processor; the rest is numpy's.
-    device, blocks, done = jax.local_devices()[0], [], 0
+    blocks, done = [], 0
     sizes = _BLOCKS if jax.default_backend() == "cpu" else ()
     # On one device also where a mesh of virtual devices is set: each would compute the same.
-    with jax.set_mesh(jax.sharding.Mesh(np.array([device]), ("data",))):
+    with jax.set_mesh(jax.sharding.Mesh(np.array(jax.local_devices()[:1]), ("data",))):
         for size in sizes:
             while flat.size - done >= size:
-                part = jax.device_put(flat[done : done + size], device, may_alias=True)
-                sums = _sum_block(part, np.uint32(done % 2**32), dtypes)
-                blocks.append([np.asarray(columns) for columns in sums])
+                part = flat[done : done + size]
+                blocks.append(_sum_block(part, np.uint32(done % 2**32), dtypes))
                 done += size
+    return [
+        [_sum_numpy(flat, dtype, done), *(sums[number] for sums in blocks)]
+        for number, dtype in enumerate(dtypes)
+    ]
 
-    totals = []
-    for number, dtype in enumerate(dtypes):
-        total = _sum_numpy(flat, dtype, done)
-        total += sum(int(np.add.reduce(sums[number], dtype=np.uint32)) for sums in blocks)
-        totals.append(total % 2**32)
-    return totals
+
+def _finish_sums(parts: list[list[Any]]) -> list[int]:
+    return [sum(int(part) for part in own) % 2**32 for own in parts]
 
 
 @functools.partial(jax.jit, static_argnums=2)
 def _sum_block(part: jax.Array, first: jax.Array, dtypes: tuple[str, ...]) -> list[jax.Array]:
-    """Returns, for each dtype, u32[size / _SLICES] whose sum is the checksum of a cast part.
+    """Returns u32[] checksums of a part of an array, cast to each dtype.
 
     XLA adds slices in vector registers, which takes a third of the time of its `reduce` on a CPU.
 
@@ -188,7 +200,7 @@ def _sum_block(part: jax.Array, first: jax.Array, dtypes: tuple[str, ...]) -> li
         own, own_index = part[start : start + width], index + np.uint32(start)
         terms = [_mix_array(own, dtype, own_index) for dtype in dtypes]
         sums = [total + term for total, term in zip(sums, terms, strict=True)]
-    return sums
+    return [total.sum(dtype=jnp.uint32) for total in sums]
 
 
 def _sum_numpy(flat: np.ndarray, dtype: str, start: int) -> int:

@@ -55,7 +55,7 @@ from wings_jax import cli, hosts, process
 from wings_jax.errors import UserError
 
 if TYPE_CHECKING:
-    from wings_jax.evaluation.benchmarks.command import BenchmarkOptions
+    from wings_jax.evaluation.benchmarks.options import BenchmarkOptions
     from wings_jax.evaluation.benchmarks.record import Benchmark
 
 PROGRAM = cli.program_name("wings_jax.evaluate")
@@ -151,13 +151,13 @@ def evaluate_models(flags: argparse.Namespace, benchmarks: Sequence[Benchmark]) 
 
 def benchmark_options(flags: argparse.Namespace) -> BenchmarkOptions:
     """Returns the benchmarks' options of the flags. Raises UserError."""
-    from wings_jax.evaluation.benchmarks import command
+    from wings_jax.evaluation.benchmarks import options
     from wings_jax.inference import shards
 
-    return command.BenchmarkOptions(
+    return options.BenchmarkOptions(
         flags.data_root,
         flags.out,
-        command.parse_protocols(flags.protocols) if flags.protocols else None,
+        options.parse_protocols(flags.protocols) if flags.protocols else None,
         flags.shots,
         flags.limit,
         flags.batch_size,

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 from wings_jax import distributed, files
 from wings_jax.evaluation import language, language_report, models, tasks
-from wings_jax.evaluation.benchmarks import command, embedded
-from wings_jax.evaluation.benchmarks.command import BenchmarkOptions
+from wings_jax.evaluation.benchmarks import embedded, model_runs
+from wings_jax.evaluation.benchmarks.options import BenchmarkOptions
 
 
 def evaluate_language(lazy_models: Sequence[models.LazyModel], options: BenchmarkOptions) -> None:
@@ -31,7 +31,7 @@ def evaluate_language(lazy_models: Sequence[models.LazyModel], options: Benchmar
     options = dataclasses.replace(options, limit=None)
     results = []
     for model in lazy_models:
-        found = list(command.run_model(model, asked, options, None))
+        found = list(model_runs.run_model(model, asked, options, None))
         results.append(language.make_result(questions, found))
 
     print(language_report.text_report(text, results))

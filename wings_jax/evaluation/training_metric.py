@@ -16,7 +16,16 @@ from wings_jax.config import Config
 from wings_jax.data import chat_template
 from wings_jax.errors import UserError
 from wings_jax.evaluation import models
-from wings_jax.evaluation.benchmarks import catalog, command, results, runner, summary
+from wings_jax.evaluation.benchmarks import (
+    catalog,
+    command,
+    journals,
+    results,
+    runner,
+    suitability,
+    summary,
+)
+from wings_jax.evaluation.benchmarks.options import BenchmarkOptions
 from wings_jax.evaluation.benchmarks.record import Benchmark
 from wings_jax.evaluation.benchmarks.runner import BenchmarkTask
 from wings_jax.inference.generator import Generator
@@ -120,7 +129,7 @@ def read_tasks(config: Config) -> list[BenchmarkTask]:
             protocol = benchmark.headline
             if protocol not in benchmark.protocols:
                 protocol = benchmark.protocols[0]
-            options = command.BenchmarkOptions(
+            options = BenchmarkOptions(
                 root, protocols=(protocol,), limit=limit, rows=settings.batch_size
             )
             asked += command.read_tasks([benchmark], options, config.data.scenes, None)
@@ -147,8 +156,8 @@ def measure_accuracies(generator: Generator, asked: Sequence[BenchmarkTask], nam
     """
     accuracies = {}
     for task in asked:
-        runner.check_vision(name, task, generator)
-        store = command.MemoryStore()
+        suitability.check_vision(name, task, generator)
+        store = journals.MemoryStore()
         runner.run_task(generator, task, store, name)
 
         lines = runner.collect_lines(task, store.answers)

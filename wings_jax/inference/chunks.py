@@ -59,6 +59,11 @@ def join(*parts: PromptSlots) -> PromptSlots:
     )
 
 
+def head(slots: PromptSlots, end: int) -> PromptSlots:
+    """Returns the slots before `end`, which are text."""
+    return PromptSlots(slots.tokens[:end], slots.modality[:end])
+
+
 def tail(slots: PromptSlots, start: int, patches: int) -> PromptSlots:
     """Returns the slots from `start` on, which is not within an image of `patches` slots."""
     images_before = int((slots.modality[:start] == layout.IMAGE).sum()) // patches

@@ -202,14 +202,15 @@ class Journal:
 
         # The first line names the job, every other one is an answer.
         header, *lines = text.split("\n")
-        is_other = header != self._header and self._replace
+        # A job that ended before its first answer does not keep another one from starting.
+        is_other = header != self._header and (self._replace or not any(lines))
         if not lines or is_other:  # empty, or a header that was cut off
             files.write_text(self._path, "")
             return {}
         if header != self._header:
             raise UserError(
                 f"{self._flag}: {self._path} is the journal of another job (input, checkpoint or "
-                "sampling differ): remove it to start over"
+                "settings differ): remove it to start over"
             )
 
         # What follows the last end of line is a line that was cut off.

@@ -119,7 +119,7 @@ class PromptScorer:
 
     def _compute_beginning(self, prompt: PromptSlots, shared: int) -> ComputedPrompts:
         # Batches of a group follow each other: its beginning is computed once.
-        start = PromptSlots(prompt.tokens[:shared], prompt.modality[:shared])
+        start = chunks.head(prompt, shared)
         if self._beginning is None or not np.array_equal(self._beginning[0].tokens, start.tokens):
             self._beginning = start, _compute_beginning(self._spec, self._weights, start)
         return self._beginning[1]

@@ -16,7 +16,7 @@ import numpy as np
 
 from wings_jax import distributed, errors
 from wings_jax.errors import UserError
-from wings_jax.inference import chunks, decode, device_memory, sampling, uncached
+from wings_jax.inference import chunks, decode, device_memory, prefixes, sampling, uncached
 from wings_jax.inference import image_features as features_lib
 from wings_jax.inference.chunks import PromptSlots
 from wings_jax.inference.decode import DecodeState
@@ -161,13 +161,20 @@ class _Batch:
         self.spec, self.weights = spec, weights
         self.stops = np.asarray(options.stops or (-1,), np.int32)
 
-        # Shapes: rows, steps per call, images per row, prompt slots and cache slots.
+        # What all prompts begin with is computed once, unless later slots would change its states.
+        prompts = [task.slots for task in tasks]
+        is_causal = spec.arch.semantics.prompt_length is None
+        self.shared = prefixes.shared_slots(prompts) if is_causal else 0
+        self.prefix: KVCache | None = None
+
+        # Shapes: rows, steps per call, images per row, prompt slots after it and cache slots.
         max_new_tokens = max(task.sampling.max_new_tokens for task in tasks)
         self.rows = min(options.rows, chunks.power(len(tasks)))
         self.steps = min(options.steps, chunks.bucket(max_new_tokens))
         self.images = chunks.power(max(task.images for task in tasks))
-        self.length = chunks.bucket(max(task.slots.count for task in tasks))
-        self.capacity = self.length + chunks.bucket(max_new_tokens + self.steps)
+        self.length = chunks.bucket(max(prompt.count for prompt in prompts) - self.shared)
+        self.filled = self.shared + self.length
+        self.capacity = self.filled + chunks.bucket(max_new_tokens + self.steps)
 
         # The parameters of all tasks are stacked once; `index` finds a task's row in them.
         self.params = sampling.stack_params(
@@ -204,9 +211,10 @@ class _Batch:
             return
 
         if is_new_batch:
+            self.cache = self.state = None  # the old cache is freed before there is a new one
             self.cache, self.state = self.prefill(admitted, size, self.capacity)
         else:
-            new_cache, new_state = self.prefill(admitted, size, self.length)
+            new_cache, new_state = self.prefill(admitted, size, self.filled)
             # A row index past the end inserts nothing: the padding of a short prefill.
             rows = np.full(size, self.rows, np.int32)
             rows[: len(admitted)] = free_rows[: len(admitted)]
@@ -242,8 +250,10 @@ class _Batch:
         spec, arch = self.spec, self.spec.arch
         rows = [prompt for _, prompt in admitted]
         rows += [chunks.EMPTY] * (size - len(rows))
-        starts = np.zeros(size, np.int32)
-        chunk = chunks.make_chunk(rows, starts, arch, length=self.length, images=self.images)
+        starts = np.full(size, self.shared, np.int32)
+        rests = [chunks.tail(row, self.shared, arch.vision.num_patches) for row in rows]
+        chunk = chunks.make_chunk(rests, starts, arch, length=self.length, images=self.images)
+
         features = features_lib.encode(
             spec,
             self.weights,
@@ -252,7 +262,14 @@ class _Batch:
             count=size * self.images,
         )
         slots = device_memory.cache_slots(spec, chunk, capacity)
-        cache, logits = decode.prefill(spec, self.weights, chunk, features, slots=slots)
+        if self.shared:
+            if self.prefix is None:
+                start = chunks.head(rows[0], self.shared)
+                self.prefix = prefixes.compute_prefix(spec, self.weights, start)
+            cache = prefixes.repeat_prefix(spec, self.prefix, size, slots)
+            cache, logits = decode.extend(spec, self.weights, cache, chunk, features)
+        else:
+            cache, logits = decode.prefill(spec, self.weights, chunk, features, slots=slots)
 
         # Sample the first token of every answer from the prompt's last logits.
         params = self.params_of([task for task, _ in admitted], size)

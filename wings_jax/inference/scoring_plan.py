@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Mapping, Sequence
 
-from wings_jax.inference import chunks
+from wings_jax.inference import chunks, prefixes
 from wings_jax.inference.chunks import PromptSlots
 from wings_jax.model.layout import IMAGE
 
 ROW_LENGTHS = (128, 192, 256)  # slots of a packed row; few, since each is compiled
-MIN_SHARED = 48  # slots of a common beginning that are worth a computation of their own
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,35 +143,14 @@ def _sort_key(request: ScoringRequest, shared: int) -> tuple[int, int, int]:
 
 
 def _shared_slots(requests: Sequence[ScoringRequest], members: Sequence[int]) -> int:
-    """Returns how many slots the prompts of a group share, 0 if it is not worth it.
-
-    Prompts with images share nothing: with the release's semantics they cannot be extended.
-    """
-    prompts = [requests[i].prompt for i in members]
-    if len(prompts) < 2 or not requests[members[0]].group:
+    """Returns how many slots the prompts of a group share; 0 without a group."""
+    if not requests[members[0]].group:
         return 0
-    if any((prompt.modality == IMAGE).any() for prompt in prompts):
-        return 0
-
-    # The last slot of a prompt is its own, as its state predicts the answer.
-    count = common_length([prompt.tokens.tolist() for prompt in prompts])
-    return count if count >= MIN_SHARED else 0
+    return prefixes.shared_slots([requests[i].prompt for i in members])
 
 
 def common_ids(request: ScoringRequest) -> tuple[int, ...]:
     """Returns the ids that all answers have in common at their start; each has one after them."""
     if len(request.answers) < 2:
         return ()
-    return tuple(request.answers[0][: common_length(request.answers)])
-
-
-def common_length(sequences: Sequence[Sequence[int]]) -> int:
-    """Returns how many ids all sequences have in common at their start, with one left of each.
-
-    >>> common_length([[1, 2, 3], [1, 2, 4, 5]]), common_length([[1, 2], [1, 2, 3]])
-    (2, 1)
-    """
-    # What the smallest and the largest have in common, all others have too.
-    pairs = zip(min(map(list, sequences)), max(map(list, sequences)), strict=False)
-    common = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
-    return max(min(common, min(map(len, sequences)) - 1), 0)
+    return tuple(request.answers[0][: prefixes.common_length(request.answers)])

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from wings_jax import axes
-from wings_jax.inference import decode, engine, kv_cache
+from wings_jax.inference import decode, engine, kv_cache, prefixes
 from wings_jax.inference.engine import Chunk, ModelSpec, Weights
 from wings_jax.inference.kv_cache import KVCache
 from wings_jax.model.layout import Array
@@ -92,7 +92,7 @@ def continue_prompts(
     """Returns prompts of which each is the beginning, a single row, followed by its own text."""
     # The beginning is one row of the cache, which each row of the batch continues.
     chunk = _place_chunk(spec, chunk)
-    cache = _repeat_beginning(spec, beginning.cache, chunk.tokens.shape[0], slots)
+    cache = prefixes.repeat_prefix(spec, beginning.cache, chunk.tokens.shape[0], slots)
     cache, hidden = engine.extend(spec, weights, cache, chunk, owned=True)
 
     scores = _score_prompts(spec, weights.rest, chunk, hidden, scored, beginning.logits)
@@ -130,27 +130,6 @@ def _place_cache(spec: ModelSpec, cache: KVCache) -> KVCache:
 @functools.partial(jax.jit, static_argnames="spec", donate_argnames="cache")
 def _shard_cache(spec: ModelSpec, cache: KVCache) -> KVCache:
     return kv_cache.shard_cache(cache, spec.mesh)
-
-
-def _repeat_beginning(
-    spec: ModelSpec, cache: KVCache, rows: int, slots: tuple[tuple[str, int], ...]
-) -> KVCache:
-    """Returns the cache of one row `rows` times, with at least as many slots."""
-    # Layer by layer, as the intermediate arrays of all would be as large as the cache.
-    repeated = [
-        _repeat_layer(spec, dataclasses.replace(cache, layers=(layer,)), rows, slots)
-        for layer in cache.layers
-    ]
-    return dataclasses.replace(repeated[0], layers=tuple(one.layers[0] for one in repeated))
-
-
-@functools.partial(jax.jit, static_argnames=("spec", "rows", "slots"))
-def _repeat_layer(
-    spec: ModelSpec, cache: KVCache, rows: int, slots: tuple[tuple[str, int], ...]
-) -> KVCache:
-    """Returns the cache of one row and one layer `rows` times."""
-    grown = kv_cache.grow(kv_cache.repeat_row(cache, rows), dict(slots))
-    return kv_cache.shard_cache(grown, spec.mesh)
 
 
 @functools.partial(jax.jit, static_argnames="spec")

@@ -65,7 +65,7 @@ CHID = chinese_choice(
         ("test_public.json", "chid/test_public.json", "datasets/chid/test_public.json"),
         "test",
         CHID_FIELDS,
-        {"answers": "index"},
+        {"answers": "index", "gap": "#idiom#"},
     ),
     directories=("chid", "FewCLUE/chid", "FewCLUE", "CHID"),
     prompts={

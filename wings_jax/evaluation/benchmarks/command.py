@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from wings_jax import distributed, errors, files
+from wings_jax import distributed, files
 from wings_jax.errors import UserError
 from wings_jax.evaluation import models, tasks
 from wings_jax.evaluation.benchmarks import (
@@ -16,72 +15,19 @@ from wings_jax.evaluation.benchmarks import (
     embedded,
     journals,
     legacy,
+    model_runs,
     paired,
     readers,
-    results,
-    runner,
     tables,
 )
-from wings_jax.evaluation.benchmarks.record import PROTOCOLS, Benchmark, DataSet
+from wings_jax.evaluation.benchmarks.options import BenchmarkOptions
+from wings_jax.evaluation.benchmarks.record import Benchmark, DataSet
 from wings_jax.evaluation.benchmarks.results import BenchmarkResult
 from wings_jax.evaluation.benchmarks.runner import BenchmarkTask
-from wings_jax.inference.generator import Generator
-from wings_jax.inference.shards import Shard
 
 
 class UnsuitableFlagsError(UserError):
     """A task cannot be asked as the flags say; one of a suite is left out and listed."""
-
-
-@dataclasses.dataclass(frozen=True)
-class BenchmarkOptions:
-    """The options of a command, beside the models and the benchmarks."""
-
-    # Directory with the files of the data sets.
-    data_root: pathlib.Path | None
-    # Directory for results, None for the terminal only; such a run cannot be resumed.
-    out: pathlib.Path | None = None
-    # Protocols, None for all of each benchmark.
-    protocols: tuple[str, ...] | None = None
-    # Solved examples, None for the number of each benchmark.
-    shots: int | None = None
-    # About how many items of each benchmark, None for all.
-    limit: int | None = None
-    # How many prompts are computed at once.
-    rows: int = 64
-    # Which part of the batches this process computes.
-    shard: Shard = dataclasses.field(default_factory=Shard)
-    # PNG with some questions about images and the last model's answers, None for none.
-    figure: pathlib.Path | None = None
-    # Text of the user for `language_text`, None for the package's.
-    text: pathlib.Path | None = None
-    # Questions of the user for `language_choices`, None for the package's.
-    choices: pathlib.Path | None = None
-
-
-class MemoryStore:
-    """Entries of a run that writes no files."""
-
-    def __init__(self) -> None:
-        self.answers: dict[int, dict[str, Any]] = {}
-
-    def add(self, number: int, answer: Mapping[str, Any]) -> None:
-        """Adds an entry."""
-        self.answers[number] = dict(answer)
-
-
-def parse_protocols(text: str) -> tuple[str, ...]:
-    """Returns the protocols of a comma-separated list. Raises UserError.
-
-    >>> parse_protocols("ppl, generate")
-    ('ppl', 'generate')
-    """
-    names = tuple(name.strip() for name in text.split(",") if name.strip())
-    unknown = [name for name in names if name not in PROTOCOLS]
-    if unknown or not names:
-        shown = unknown[0] if unknown else text
-        raise UserError(f"--protocols: no protocol {shown!r}; there are {', '.join(PROTOCOLS)}")
-    return names
 
 
 def evaluate_benchmarks(
@@ -119,7 +65,7 @@ def evaluate_benchmarks(
     # Models are loaded one after the other, as several may not fit in memory.
     found: dict[str, list[BenchmarkResult]] = {task.benchmark.name: [] for task in asked}
     for model in lazy_models:
-        for result in run_model(model, asked, options, missing if is_suite else None):
+        for result in model_runs.run_model(model, asked, options, missing if is_suite else None):
             found[result.benchmark.name].append(result)
 
     # The scores of a part alone would be misleading.
@@ -257,92 +203,3 @@ def limit_items(data: DataSet, limit: int | None) -> list[Any]:
     count = max(1, limit * len(groups) // len(data.items))
     chosen = {id(item) for i in tasks.spread_indices(len(groups), count) for item in groups[i]}
     return [item for item in data.items if id(item) in chosen]
-
-
-def run_model(
-    model: models.LazyModel,
-    asked: Sequence[BenchmarkTask],
-    options: BenchmarkOptions,
-    missing: list[str] | None,
-) -> Iterator[BenchmarkResult]:
-    """Yields the results of one model; nothing is yielded for a shard.
-
-    Raises:
-      UserError: the model cannot be loaded, or a task does not fit it.
-    """
-    generator, model_hash = open_generator(model, options.rows)
-
-    # What cannot be asked is found before the first answer is computed.
-    for task in asked:
-        try:
-            runner.check_vision(model.name, task, generator)
-        except UserError as error:
-            if missing is None:
-                raise
-            missing.append(str(error))
-            continue
-
-        result = run_task(model, generator, model_hash, task, options)
-        if result is not None:
-            yield result
-
-
-def open_generator(model: models.LazyModel, rows: int) -> tuple[Generator, str]:
-    """Returns a model that answers `rows` prompts at once, and the hash of its parameters.
-
-    Raises:
-      UserError: the model cannot be loaded.
-    """
-    with errors.full_memory(models.MEMORY_ADVICE):
-        opened = model.open()
-        model_hash = results.hash_model(opened)
-        generator = Generator.from_checkpoint(
-            opened, rows=rows, dtype=model.loading.dtype, mesh=model.loading.mesh, release=True
-        )
-    return generator, model_hash
-
-
-def run_task(
-    model: models.LazyModel,
-    generator: Generator,
-    model_hash: str,
-    task: BenchmarkTask,
-    options: BenchmarkOptions,
-) -> BenchmarkResult | None:
-    """Returns the result of one task; None for a shard, whose entries stay in its journal."""
-    spec, name = generator.spec, model.name
-    provenance = results.make_provenance(
-        task, model_hash=model_hash, rows=options.rows, dtype=spec.dtype, kernel=spec.kernel
-    )
-    title, out = f"{name}: {task.benchmark.name}", options.out
-    distributed.check_same(provenance, f"data or settings of {task.benchmark.name}")
-    started = time.perf_counter()
-
-    # Without --out there is nothing to resume.
-    if out is None:
-        store = MemoryStore()
-        runner.run_task(generator, task, store, title)
-        lines = runner.collect_lines(task, store.answers)
-        return results.make_result(model, task, provenance, lines, time.perf_counter() - started)
-
-    # A result of the same model, data and settings is not computed again.
-    with distributed.together():
-        finished = results.read_finished(out, name, task.benchmark, provenance)
-    finished = distributed.share(finished)
-    if finished is not None:
-        return results.make_result(model, task, provenance, finished, 0.0)
-
-    with journals.open_journal(out, name, task, provenance, options.shard) as journal:
-        runner.run_task(generator, task, journal, title, options.shard)
-        if options.shard.count > 1:
-            return None
-        lines = runner.collect_lines(task, journal.answers)
-
-        # The journal is removed last: a run that is killed before is finished by the next one.
-        result = results.make_result(model, task, provenance, lines, time.perf_counter() - started)
-        with distributed.together():
-            results.write_result(out, result)
-            for part in journals.part_journals(out, name, task, provenance):
-                part.remove()
-            journal.remove()
-    return result

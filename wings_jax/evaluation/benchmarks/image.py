@@ -62,7 +62,7 @@ def _mmmu_files(split: str, parquet: str, tsv: str) -> tuple[FilePattern, ...]:
     # VLMEvalKit identifies a row by its index.
     table = {**fields, "id": "index"}
 
-    options = {"answers": "letter or text", "rewrite": "mmmu"}
+    options = {"answers": "letter or text", "rewrite": "mmmu", "optional_image": True}
     # One TSV holds dev and validation, by its column `split`.
     rows = {**options, **TSV, "where": {"split": (parquet,)}}
 
@@ -70,8 +70,16 @@ def _mmmu_files(split: str, parquet: str, tsv: str) -> tuple[FilePattern, ...]:
     return (
         *file_patterns("huggingface", tables, split, fields, options),
         FilePattern("vlmevalkit", tsv, "csv", split, table, rows),
-        FilePattern("huggingface", "*.parquet", "parquet", split, fields, options),
+        *file_patterns("huggingface", (f"{parquet}-*.parquet",), split, fields, options),
+        # Files of another name are those of the split that everybody scores.
+        *(_other_parquet(fields, options) if split == "val" else ()),
     )
+
+
+def _other_parquet(fields: Mapping[str, Any], options: Mapping[str, Any]) -> list[FilePattern]:
+    """Returns MMMU's form of a parquet file that is not named after the test or dev split."""
+    others = {**options, "exclude": "[dt]e[sv]*"}
+    return [FilePattern("huggingface", "*.parquet", "parquet", "val", fields, others)]
 
 
 def _mmmu(name: str, title: str, split: str, size: int, tsv: str, notes: str) -> Benchmark:
@@ -83,7 +91,7 @@ def _mmmu(name: str, title: str, split: str, size: int, tsv: str, notes: str) ->
         title=title,
         language="en",
         files=_mmmu_files(split, {"val": "validation", "test": "test"}[split], tsv),
-        directories=("MMMU", "mmmu", "hf_arrow/mmmu"),
+        directories=("MMMU", "mmmu", "mmmu_parquet_form"),
         prompts=choice_prompts(context, "option or text"),
         split=split,
         grouping="subject",
@@ -192,7 +200,12 @@ SCIENCE_QA = image_choice(
             ("problems.json", "data/scienceqa/problems.json"),
             "test",
             {"id": "pid", **SCIENCE_QA_FIELDS},
-            {"answers": "index", "subset": "test", "image_dirs": ("images", ".")},
+            {
+                "answers": "index",
+                "subset": "test",
+                "image_dirs": ("images", "."),
+                "optional_image": True,
+            },
             reader="science_qa",
         ),
         FilePattern(
@@ -201,11 +214,11 @@ SCIENCE_QA = image_choice(
             "parquet",
             "test",
             SCIENCE_QA_FIELDS,
-            {"answers": "index"},
+            {"answers": "index", "optional_image": True},
         ),
         FilePattern("vlmevalkit", "ScienceQA_TEST.tsv", "csv", "test", _tsv_fields(), TSV),
     ),
-    directories=("ScienceQA", "scienceqa", "hf_arrow/scienceqa"),
+    directories=("ScienceQA", "scienceqa"),
     prompts=choice_prompts(_DIRECT),
     split="test",
     metric="with_image",

@@ -84,6 +84,15 @@ def _parse_list(text: str, row: Row) -> list[str]:
     return [str(entry) for entry in parsed]
 
 
+def missing_image(row: Row) -> ImageRef:
+    """Returns an image that cannot be read: the row has none."""
+
+    def read() -> bytes:
+        raise UserError(f"{row.place}: no image")
+
+    return ImageRef(row.place, read)
+
+
 def as_bytes(value: Any, name: str) -> bytes:
     """Returns the bytes of an image column. Raises UserError naming the image."""
     if isinstance(value, bytes):

@@ -16,6 +16,8 @@ from wings_jax.evaluation.benchmarks.row_files import IMAGE_COLUMNS, Blob, Row
 MARKER = re.compile(r"<image (\d+)>")
 SELECT = "Please select the correct answer from the options above. \n"
 SHORT_ANSWER = "Answer the question using a single word or phrase."
+WITHHELD = "?"  # MMMU's answer in its test split
+NO_VALUE = "nan"  # MMBench at Hugging Face: pandas' missing value as a text
 _SPACES = re.compile(r"\s+")
 
 
@@ -49,8 +51,10 @@ def mmmu(row: Row) -> Iterator[Row]:
     ordered = [stored[number - 1] for number in numbers] or [
         image for image in stored if image is not None
     ]
+    answer = values.get("answer")
     yield with_values(
         row,
+        answer=None if answer == WITHHELD else answer,
         question=MARKER.sub("<image>", question),
         options=[MARKER.sub("<image>", option) for option in options],
         choices_block=MARKER.sub("<image>", block),
@@ -122,8 +126,9 @@ def image_or_path(row: Row) -> Iterator[Row]:
 
 
 def mmbench(row: Row) -> Iterator[Row]:
-    """MMBench: `circular` is the base question of a rotation."""
-    yield with_values(row, circular=ratings.circular_group(row.values["index"]))
+    """MMBench: `circular` is the base question of a rotation; "nan" is no option and no hint."""
+    missing = {name: "" for name in ("hint", *LETTERS[:9]) if row.values.get(name) == NO_VALUE}
+    yield with_values(row, circular=ratings.circular_group(row.values["index"]), **missing)
 
 
 def llava_question(row: Row) -> Iterator[Row]:

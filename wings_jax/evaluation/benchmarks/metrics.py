@@ -71,7 +71,17 @@ def score_hallusion(items: Sequence[Item], credits: Sequence[float]) -> list[Met
 
     groups = [item.group for item in items]
     scores = ratings.rate_hallusion(groups, set_ids, figure_ids, question_ids, _hits(credits))
-    return [MetricValue(name, value / 100, 1.0, len(items)) for name, value in scores.items()]
+
+    # `n` counts what each of them is a share of: questions, figures, questions over figures.
+    keyed = list(zip(groups, set_ids, figure_ids, question_ids, strict=True))
+    counts = {
+        "fAcc": len({(group, own, figure) for group, own, figure, _ in keyed}),
+        "qAcc": len({(group, own, question) for group, own, _, question in keyed}),
+    }
+    return [
+        MetricValue(name, value / 100, 1.0, counts.get(name, len(items)))
+        for name, value in scores.items()
+    ]
 
 
 def score_pope(items: Sequence[Item], credits: Sequence[float]) -> list[MetricValue]:

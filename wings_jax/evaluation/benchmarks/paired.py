@@ -163,7 +163,7 @@ def _compare_credits(
     # An item without a cluster is a cluster of its own; "\0" occurs in no other name.
     clusters = [row[2] or f"\0{index}" for index, row in enumerate(rows)]
     draws = summary.resample_means(after - before, clusters, seed=summary.SEED)
-    interval = summary.percentile_interval(draws)
+    interval = summary.change_interval(after - before, clusters, draws)
 
     # Under the null hypothesis a difference is a loss or a gain with the same probability.
     lost, gained = int((after < before).sum()), int((after > before).sum())

@@ -7,7 +7,10 @@ request for every different context of an item, usually one; a generation pass o
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Mapping, Sequence
+
+import numpy as np
 
 from wings_jax import distributed
 from wings_jax.errors import UserError
@@ -27,6 +30,7 @@ from wings_jax.inference.scoring_plan import ScoringRequest
 
 GENERATE, PERPLEXITY = "generate", "perplexity"
 MAX_OPTIONS = 64  # of an item: part of the number of an entry
+ANY_SIZE, ADDED_SLOTS = sys.maxsize, 4  # of `byte_sizes`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -149,6 +153,15 @@ def entry_number(pass_number: int, items: int, item: int, option: int) -> int:
     return (pass_number * items + item) * MAX_OPTIONS + option
 
 
+def entry_item(number: int, items: int) -> int:
+    """Returns the position of the item of an entry, given its number.
+
+    >>> entry_item(entry_number(2, 10, 7, 3), 10)
+    7
+    """
+    return number // MAX_OPTIONS % items
+
+
 def chat_request(item: Item, text: str, sampling: SamplingParams | None = None) -> Request:
     """Returns an item as a human turn with its images, which are read later.
 
@@ -172,6 +185,58 @@ def read_images(item: Item) -> list[bytes]:
         return [image.read() for image in item.images]
 
 
+def byte_sizes(
+    one: EvaluationPass, items: Sequence[Item], shots: Sequence[Sequence[Item]]
+) -> dict[int, int]:
+    """Returns position -> bytes of an item's longest text: at least its tokens, of plain text.
+
+    Items with images and turns of a chat have other tokens, too: their size is `ANY_SIZE`.
+    """
+    sizes = {}
+    for index, (item, examples) in enumerate(zip(items, shots, strict=True)):
+        if one.prompt.chat or item.images:
+            sizes[index] = ANY_SIZE
+            continue
+
+        if one.is_generation:
+            texts = [prompts.render_generation(one.prompt, item, examples)]
+        else:
+            choice = prompts.render_choice(one.prompt, item, examples)
+            pairs = zip(choice.contexts, choice.continuations, strict=True)
+            texts = [choice.beginning + context + answer for context, answer in pairs]
+        # The tokenizer may add a start token and a space, and a new token needs a slot.
+        sizes[index] = max((len(text.encode()) for text in texts), default=0) + ADDED_SLOTS
+    return sizes
+
+
+def option_sizes(asked: Sequence[OptionRequest]) -> dict[int, int]:
+    """Returns position of an item -> slots of its longest request, which decides if it fits."""
+    sizes: dict[int, int] = {}
+    for request in asked:
+        sizes[request.item] = max(sizes.get(request.item, 0), sum(request.request.size))
+    return sizes
+
+
+def load_images(processor: PromptProcessor, item: Item) -> tuple[np.ndarray, ...]:
+    """Returns an item's images as the vision tower's input. Raises UserError naming the image."""
+    loaded: list[np.ndarray] = []
+    for image, content in zip(item.images, read_images(item), strict=True):
+        try:
+            loaded += processor.load_images([content])
+        except UserError as error:
+            raise UserError(f"{image.name}: {error}") from error
+    return tuple(loaded)
+
+
+def image_problem(processor: PromptProcessor, item: Item) -> str:
+    """Returns why the images of an item cannot be read, "" if they can."""
+    try:
+        load_images(processor, item)
+    except UserError as error:
+        return str(error)
+    return ""
+
+
 def check_lengths(name: str, sizes: Mapping[int, int], total: int, limit: int, shots: int) -> None:
     """Raises UserError if items are longer than the model supports, saying how many.
 
@@ -181,8 +246,8 @@ def check_lengths(name: str, sizes: Mapping[int, int], total: int, limit: int, s
     """
     long = [size for size in sizes.values() if size > limit]
     if long:
-        with_shots = f" with {shots} shots" if shots else ""
+        with_shots, advice = (f" with {shots} shots", "lower --shots or ") if shots else ("", "")
         raise UserError(
             f"{name}: {len(long)} of {total} items do not fit the model's {limit} positions"
-            f"{with_shots} (the longest has {max(long)}): lower --shots or leave the task out"
+            f"{with_shots} (the longest has {max(long)}): {advice}leave the task out"
         )

@@ -148,7 +148,7 @@ def fields(prompt: Prompt, item: Item, index: int | None) -> Mapping[str, Any]:
         "number": index + 1,
         "filled": item.question.replace(prompt.gap, option) if prompt.gap else item.question,
         "before": before,
-        "after": after,
+        "after": after.replace(prompt.gap, option) if prompt.gap else after,
     }
 
 

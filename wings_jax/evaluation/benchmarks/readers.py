@@ -15,6 +15,7 @@ index     column that other rows may name in place of their image
 
 from __future__ import annotations
 
+import collections
 import fnmatch
 import itertools
 import json
@@ -23,7 +24,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from wings_jax.errors import UserError
-from wings_jax.evaluation.benchmarks import image_rewrites, rewrites, row_files, row_items
+from wings_jax.evaluation.benchmarks import image_rewrites, places, rewrites, row_files, row_items
 from wings_jax.evaluation.benchmarks.record import Benchmark, DataSet, FilePattern, Item
 from wings_jax.evaluation.benchmarks.rewrites import with_values
 from wings_jax.evaluation.benchmarks.row_files import Row
@@ -50,7 +51,10 @@ def read_data_set(benchmark: Benchmark, data_root: pathlib.Path) -> DataSet:
       UserError: a file cannot be read, or an answer is none of the options.
     """
     pattern, files = find_files(benchmark, benchmark.split, data_root)
-    items, skipped, label_files = _read_files(pattern, files)
+    try:
+        items, skipped, label_files = _read_files(pattern, files)
+    except MissingDataError as error:  # answers in files of their own
+        raise MissingDataError(f"{benchmark.name}: {error}. {_origin(benchmark)}") from error
     if not items:
         raise UserError(f"{benchmark.name}: no questions in {files[0]} ({pattern.form} form)")
 
@@ -63,7 +67,23 @@ def read_data_set(benchmark: Benchmark, data_root: pathlib.Path) -> DataSet:
 
     # Every file that was read counts once in the hash of the data.
     all_files = list(dict.fromkeys([*files, *label_files]))
-    return DataSet(items, shots, all_files, pattern.form, skipped)
+    return DataSet(items, shots, all_files, pattern.form, skipped, _remarks(benchmark, items))
+
+
+def _remarks(benchmark: Benchmark, items: Sequence[Item]) -> tuple[str, ...]:
+    """Returns what a score of the items does not mean."""
+    if benchmark.metric != "circular":
+        return ()
+
+    # A question with n options has n rows, a rotation each.
+    rows = collections.Counter(item.cluster for item in items)
+    short = {item.cluster for item in items if rows[item.cluster] < len(item.options)}
+    if not short:
+        return ()
+    return (
+        f"{len(short)} of {len(rows)} questions have fewer rotations than options: the circular "
+        "score is too high",
+    )
 
 
 def find_files(
@@ -80,33 +100,23 @@ def find_files(
 
     forms = [pattern for pattern in benchmark.files if pattern.split == split]
     refused = []
-    directories = list(_directories(benchmark, data_root))
 
     # In a directory, the first declared form that fits is taken.
-    for directory in directories:
+    for place in places.find_places(benchmark, data_root):
         for pattern in forms:
-            # A data set's own directory may be searched; a root with others may be large.
-            is_wide = pattern.pattern.startswith("*")
-            if is_wide and directory == data_root and len(directories) > 1:
+            # A wide pattern would also find files of other data sets with the same columns.
+            if pattern.pattern.startswith("*") and not place.is_own:
                 continue
-            files = _matches(directory, pattern)
+            files = _matches(place.directory, pattern)
             problem = _layout_problem(pattern, files[0]) if files else ""
             if files and not problem:
                 return pattern, files
-            # At the root itself, other data sets' files may match the pattern.
-            if problem and (directory != data_root or not benchmark.directories):
+            if problem and place.is_named:
                 refused.append(problem)
 
     if refused:
         raise WrongLayoutError(f"{benchmark.name}: {refused[0]}")
     raise MissingDataError(_missing_message(benchmark, split, forms, data_root))
-
-
-def _directories(benchmark: Benchmark, data_root: pathlib.Path) -> Iterator[pathlib.Path]:
-    for name in benchmark.directories:
-        if (data_root / name).is_dir():
-            yield data_root / name
-    yield data_root
 
 
 def _matches(directory: pathlib.Path, pattern: FilePattern) -> list[pathlib.Path]:
@@ -150,18 +160,21 @@ def _missing_message(
 
     # What is there instead: a folder may have an unexpected name.
     present = sorted(path.name for path in data_root.iterdir() if not path.name.startswith("."))
-    for name in benchmark.directories:
-        if (data_root / name).is_dir():
-            inside = sorted(path.name for path in (data_root / name).iterdir())
-            present = [f"{name}/{entry}" for entry in inside]
+    for named in places.find_places(benchmark, data_root):
+        if named.is_named and named.directory != data_root:
+            inside = sorted(named.directory.iterdir())
+            present = [str(path.relative_to(data_root)) for path in inside]
             break
 
     shown = ", ".join(present[:MAX_NAMES]) or "nothing"
     return (
         f"{benchmark.name}: no files of its {split} split below {data_root}: expected {expected}; "
-        f"there is {shown}{', ...' if len(present) > MAX_NAMES else ''}. It comes from "
-        f"{benchmark.source}"
+        f"there is {shown}{', ...' if len(present) > MAX_NAMES else ''}. {_origin(benchmark)}"
     )
+
+
+def _origin(benchmark: Benchmark) -> str:
+    return f"It comes from {benchmark.source}"
 
 
 def _read_files(

@@ -207,6 +207,8 @@ class DataSet:
     form: str
     # Cause -> number of rows that were left out, such as "label is '-'".
     skipped: Mapping[str, int] = dataclasses.field(default_factory=dict)
+    # What makes scores of the items differ from those of the benchmark, for reports.
+    remarks: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)

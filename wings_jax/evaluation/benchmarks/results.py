@@ -25,8 +25,6 @@ from wings_jax.evaluation.benchmarks.summary import ProtocolScore
 from wings_jax.evaluation.models import LazyModel
 from wings_jax.inference import jobs
 
-MISSING_SHOWN = 3  # items with errors that are named
-
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkResult:
@@ -59,16 +57,25 @@ class BenchmarkResult:
         """Returns cause -> how many items could not be asked; they count as wrong."""
         causes: dict[str, int] = {}
         for line in self.lines:
-            # Several passes fail for the same reason.
-            passes = (value for value in line.values() if isinstance(value, Mapping))
-            for cause in {one["error"] for one in passes if "error" in one}:
+            for cause in error_causes(line):
                 causes[cause] = causes.get(cause, 0) + 1
         return causes
+
+    @property
+    def failed(self) -> int:
+        """Returns how many items could not be asked."""
+        return sum(bool(error_causes(line)) for line in self.lines)
 
 
 def headline_protocol(benchmark: Benchmark, scores: Mapping[str, ProtocolScore]) -> str:
     """Returns the protocol of the paper's setting or, if it was not run, the first one."""
     return benchmark.headline if benchmark.headline in scores else next(iter(scores), "")
+
+
+def error_causes(line: Mapping[str, Any]) -> list[str]:
+    """Returns why an item could not be asked, [] if it could; passes may share a reason."""
+    passes = (value for value in line.values() if isinstance(value, Mapping))
+    return sorted({one["error"] for one in passes if "error" in one})
 
 
 def hash_text(text: str) -> str:
@@ -117,6 +124,7 @@ def make_provenance(
         "data_files": sorted(path.name for path in task.data.files),
         "data_sha256": hash_files(task.data.files),
         "skipped": dict(task.data.skipped),
+        **({"remarks": list(task.data.remarks)} if task.data.remarks else {}),
         "prompt_hash": hash_prompts(task),
         "model_hash": model_hash,
         "dtype": dtype,

@@ -14,6 +14,8 @@ where        column -> texts; other rows belong to another split or task
 between      column -> (first, last), inclusive
 skip         column -> texts; such rows are left out and counted
 stem_suffix  what "@stem" ends in
+gap          text that each question has, in place of an option
+optional_image  whether a question may lack an image; without it, such a question is not asked
 strip        whether spaces around the question are dropped
 image_dirs   directories of image files, relative to that of the file
 """
@@ -158,6 +160,10 @@ def _make_item(row: Row, pattern: FilePattern, image_index: image_refs.ImageInde
     if not question.strip() and not has_image and not choices:
         raise UserError(f"{row.place}: no question")
 
+    gap = pattern.options.get("gap", "")
+    if gap not in question:
+        raise UserError(f"{row.place}: the question has no {gap!r}, where the options belong")
+
     extra = {name: _plain(value) for name, value in values.items() if name not in ITEM_FIELDS}
     if "images" in values:  # their prompts begin with the hint; templates cannot leave out a line
         extra["hint_line"] = f"Hint: {extra['hint']}\n" if extra.get("hint") else ""
@@ -165,6 +171,9 @@ def _make_item(row: Row, pattern: FilePattern, image_index: image_refs.ImageInde
     images = image_refs.find_images(
         values.get("images"), row, pattern.options.get("image_dirs", ()), image_index
     )
+
+    if "images" in values and not images and not pattern.options.get("optional_image"):
+        images = (image_refs.missing_image(row),)
 
     # An identifier may consist of several columns.
     identifier = values.get("id")

@@ -66,17 +66,6 @@ class BenchmarkTask:
         ]
 
 
-def check_vision(name: str, task: BenchmarkTask, generator: Generator) -> None:
-    """Raises UserError if a task has questions about images and the model has no vision tower."""
-    missing = generator.processor.missing_parts
-    asked = sum(bool(item.images) for item in task.data.items)
-    if missing and asked:
-        raise UserError(
-            f"{task.benchmark.name}: {asked} items have images, and the model {name} is text-only: "
-            f"it has no {' and no '.join(missing)}"
-        )
-
-
 def run_task(
     generator: Generator, task: BenchmarkTask, store: EntryStore, title: str, shard: Shard = WHOLE
 ) -> None:
@@ -112,10 +101,7 @@ def _run_likelihood(
     processor, items = generator.processor, task.data.items
     asked = passes.make_option_requests(processor, one, task.data, examples)
 
-    # The longest request of an item decides whether the item fits.
-    sizes: dict[int, int] = {}
-    for request in asked:
-        sizes[request.item] = max(sizes.get(request.item, 0), sum(request.request.size))
+    sizes = passes.option_sizes(asked)
     passes.check_lengths(task.benchmark.name, sizes, len(items), processor.max_slots, task.shots)
 
     # Batches are planned over all requests, so that every process has the same ones.
@@ -159,7 +145,7 @@ def _load_images(
     for i in indices:
         request, item = asked[i].request, items[asked[i].item]
         try:
-            images = generator.processor.load_images(passes.read_images(item))
+            images = passes.load_images(generator.processor, item)
         except UserError as error:
             failed[i] = str(error)
             continue
@@ -199,7 +185,9 @@ def _run_generation(
         prompts.render_generation(one.prompt, item, shots)
         for item, shots in zip(items, examples, strict=True)
     ]
-    _check_prompts(generator, task, one, texts)
+    sizes = _prompt_sizes(generator, one, items, texts)
+    slots = generator.processor.max_slots
+    passes.check_lengths(task.benchmark.name, sizes, len(items), slots, task.shots)
 
     # Prompts of similar length together; the blocks depend on the items alone.
     order = sorted(range(len(items)), key=lambda i: len(texts[i]))
@@ -246,23 +234,49 @@ def _answer_block(
             yield position, error
 
     for number, answer in generator.answers(requests):
-        yield positions[number], answer
+        position = positions[number]
+        # The generator does not know which file an image is of.
+        problem = isinstance(answer, UserError) and passes.image_problem(
+            generator.processor, part[position][0]
+        )
+        yield position, UserError(problem) if problem else answer
 
 
-def _check_prompts(
-    generator: Generator, task: BenchmarkTask, one: EvaluationPass, texts: Sequence[str]
+def check_lengths(
+    generator: Generator,
+    task: BenchmarkTask,
+    one: EvaluationPass,
+    examples: Sequence[Sequence[Item]],
+    *,
+    total: int,
 ) -> None:
-    """Raises UserError if prompts are longer than the model supports, saying how many."""
+    """Raises UserError if items are longer than the model supports, saying how many of `total`."""
+    processor, items = generator.processor, task.data.items
+    if one.is_generation:
+        texts = [
+            prompts.render_generation(one.prompt, item, shots)
+            for item, shots in zip(items, examples, strict=True)
+        ]
+        sizes = _prompt_sizes(generator, one, items, texts)
+    else:
+        sizes = passes.option_sizes(
+            passes.make_option_requests(processor, one, task.data, examples)
+        )
+    passes.check_lengths(task.benchmark.name, sizes, total, processor.max_slots, task.shots)
+
+
+def _prompt_sizes(
+    generator: Generator, one: EvaluationPass, items: Sequence[Item], texts: Sequence[str]
+) -> dict[int, int]:
+    """Returns position of an item -> slots of its prompt and of the first new token."""
     processor = generator.processor
     sizes = {}
-    for index, (item, text) in enumerate(zip(task.data.items, texts, strict=True)):
-        # One slot is for the first new token.
+    for index, (item, text) in enumerate(zip(items, texts, strict=True)):
         if one.prompt.chat or item.images:
             sizes[index] = processor.encode_any_length(passes.chat_request(item, text)).count + 1
         else:
             sizes[index] = len(plain_text.encode_context(processor, text)) + 1
-
-    passes.check_lengths(task.benchmark.name, sizes, len(texts), processor.max_slots, task.shots)
+    return sizes
 
 
 def collect_lines(

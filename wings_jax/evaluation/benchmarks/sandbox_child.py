@@ -40,8 +40,13 @@ FILE_EVENTS = (
     "os.setxattr",
     "os.removexattr",
     "os.utime",
+    "os.mkfifo",
+    "os.mknod",
     "shutil.",
 )
+# These create files without an audit event: functions of os, and modules in C.
+FILE_FUNCTIONS = ("mkfifo", "mknod")
+FILE_MODULES = ("_dbm", "_gdbm", "_posixshmem")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
@@ -58,6 +63,11 @@ def find_violation(event, arguments):
     if event.startswith(FILE_EVENTS):
         return f"file: tried to change {arguments[0]!r} ({event})"
 
+    if event == "import" and arguments[0] in FILE_MODULES:
+        return f"file: tried to load {arguments[0]}"
+    if event == "sqlite3.connect" and arguments[0] != ":memory:":
+        return f"file: tried to write {arguments[0]!r}"
+
     if event == "open":
         # `open` reports a mode, `os.open` flags.
         path, mode, flags = arguments
@@ -66,6 +76,18 @@ def find_violation(event, arguments):
         if is_writing and path != os.devnull and not isinstance(path, int):
             return f"file: tried to write {path!r}"
     return ""
+
+
+def refuse_file_functions():
+    """Makes functions that create files raise an audit event, which they lack."""
+
+    def audited(name):
+        return lambda path, *args, **options: sys.audit(f"os.{name}", path)
+
+    for name in FILE_FUNCTIONS:
+        for module in (os, sys.modules["posix"]):
+            if hasattr(module, name):
+                setattr(module, name, audited(name))
 
 
 def limit_process(limits):
@@ -120,6 +142,7 @@ def run_program(program):
             violations.append(violation)
             raise Forbidden(violation)
 
+    refuse_file_functions()
     sys.addaudithook(audit)
 
     reason = ""

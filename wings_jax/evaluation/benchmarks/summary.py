@@ -142,7 +142,11 @@ def score_credits(
     if len(groups) > 1 and not benchmark.rows:
         macro_draws = np.mean(draws, axis=0)
         macro_value = float(np.mean([mean.value for mean in means.values()]))
-        macro = Mean(macro_value, percentile_interval(macro_draws), len(items))
+        macro_interval = mean_interval(credits, clusters, macro_draws)
+        # A group in which no item differs has draws without spread.
+        if any(np.ptp(one) == 0 for one in draws) and credits.min() != credits.max():
+            macro_interval = combine_intervals(list(means.values()))
+        macro = Mean(macro_value, macro_interval, len(items))
 
     micro_draws = resample_means(credits, clusters, seed=SEED)
     micro_interval = mean_interval(credits, clusters, micro_draws)
@@ -199,6 +203,39 @@ def mean_interval(
         return percentile_interval(draws)
     count = len(set(clusters))
     return Score(count * int(credits[0]), count).interval
+
+
+def combine_intervals(means: Sequence[Mean]) -> Interval:
+    """Returns the 95 % interval of the mean of independent means, from their own intervals.
+
+    The distances of their ends add up as variances do (MOVER, Zou and Donner 2008). A mean without
+    an interval, of one cluster, may be anything.
+
+    >>> one, other = Mean(0.0, (0.0, 0.6), 2), Mean(1.0, (0.2, 1.0), 2)
+    >>> low, high = combine_intervals([one, other])
+    >>> round(low, 3), round(high, 3)
+    (0.1, 0.8)
+    """
+    middle = float(np.mean([mean.value for mean in means]))
+    ends = np.array([mean.interval or (0.0, 1.0) for mean in means])
+    values = np.array([[mean.value] for mean in means])
+    below, above = np.sqrt(((ends - values) ** 2).sum(0)) / len(means)
+    return max(middle - float(below), 0.0), min(middle + float(above), 1.0)
+
+
+def change_interval(
+    changes: np.ndarray, clusters: Sequence[str], draws: np.ndarray | None
+) -> Interval | None:
+    """Returns the 95 % interval of the mean of paired differences f64[n] of credits.
+
+    Where all of them are the same, so is every resampled mean: the interval then ends where
+    Wilson's says how many other differences may have been missed.
+    """
+    if draws is None or changes.min() != changes.max():
+        return percentile_interval(draws)
+    missed = Score(0, len(set(clusters))).interval[1]
+    change = float(changes[0])
+    return max(change - missed, -1.0), min(change + missed, 1.0)
 
 
 def percentile_interval(draws: np.ndarray | None) -> Interval | None:

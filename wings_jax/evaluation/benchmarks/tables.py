@@ -34,7 +34,7 @@ def score_cells(found: Results) -> list[list[str]]:
             scores = [result.scores[protocol] for result in of_models]
             for name in _row_names(score):
                 values = [_row_value(one, name) for one in scores]
-                cells.append([f"{task} {protocol}{mark}{name}", str(score.micro.count), *values])
+                cells.append([f"{task} {protocol}{mark}{name}", _row_count(score, name), *values])
     return cells
 
 
@@ -42,6 +42,12 @@ def _row_names(score: ProtocolScore) -> list[str]:
     """Returns the suffixes of a protocol's rows: its mean, the macro mean, its own metrics."""
     macro = [", macro"] if score.macro else []
     return ["", *macro, *(f", {value.name}" for value in score.metrics)]
+
+
+def _row_count(score: ProtocolScore, name: str) -> str:
+    """Returns what a row is a mean over: items, or the questions or figures of a metric."""
+    counts = {f", {value.name}": value.count for value in score.metrics}
+    return str(counts.get(name, score.micro.count))
 
 
 def _row_value(score: ProtocolScore, name: str) -> str:
@@ -104,11 +110,16 @@ def notes(found: Results) -> list[str]:
             lines.append(f"{task}: {asked} items, the whole split has {benchmark.size}")
         for cause, count in provenance["skipped"].items():
             lines.append(f"{task}: {count} rows left out: {cause}")
+        lines += [f"{task}: {remark}" for remark in provenance.get("remarks", ())]
 
         for result in of_models:
             # An item that could not be asked counts as wrong, which lowers the score.
-            for cause, count in result.errors.items():
-                lines.append(f"{task}: {result.model}: {count} items count as wrong: {cause}")
+            cause, *others = result.errors or [""]
+            if cause:
+                more = f" (and {len(others)} other causes, see report.json)" if others else ""
+                lines.append(
+                    f"{task}: {result.model}: {result.failed} items count as wrong: {cause}{more}"
+                )
     return lines
 
 

@@ -48,7 +48,7 @@ MMLU = english_choice(
     name="mmlu",
     title="MMLU",
     files=(*_mmlu_files("test"), *_mmlu_files("dev")),
-    directories=("mmlu", "MMLU", "mmlu_parquet", "mmlu_hendrycks_form", "hf_arrow/mmlu"),
+    directories=("mmlu", "MMLU", "mmlu_parquet", "mmlu_hendrycks_form"),
     prompts={
         "ppl": Prompt(
             LETTERED,
@@ -104,7 +104,7 @@ def _arc(name: str, level: str, title: str, size: int) -> Benchmark:
             *file_patterns("original", lines, "test", AI2_FIELDS, by_label),
             *file_patterns("huggingface", tables, "test", rows, by_label),
         ),
-        directories=("ARC", "arc", "ai2_arc", "ARC-V1-Feb2018-2", "hf_arrow/ai2_arc"),
+        directories=("ARC", "arc", "ai2_arc", "ARC-V1-Feb2018-2"),
         prompts=likelihood_prompts(QUESTION),
         split="test",
         size=size,
@@ -125,7 +125,7 @@ WINOGRANDE_FIELDS = {
     "answer": "answer",
     "tail": "tail",
 }
-WINOGRANDE_OPTIONS = {"answers": "number", "rewrite": "winogrande"}
+WINOGRANDE_OPTIONS = {"answers": "number", "rewrite": "winogrande", "gap": "_"}
 WINOGRANDE = english_choice(
     name="winogrande",
     title="WinoGrande",
@@ -149,14 +149,14 @@ WINOGRANDE = english_choice(
             WINOGRANDE_OPTIONS,
         ),
     ),
-    directories=("winogrande", "winogrande_1.1", "hf_arrow/winogrande"),
+    directories=("winogrande", "winogrande_1.1"),
     prompts={
         "ppl": Prompt("Good sentence:", " {filled}", gap="_"),
         "ll": Prompt("{before}{option}", " {tail}", gap="_"),
     },
     split="dev",
     size=1267,
-    source="allenai/winogrande (winogrande_1.1.zip), or winogrande at Hugging Face",
+    source="allenai/winogrande (winogrande_1.1.zip), or allenai/winogrande at Hugging Face",
     license="CC BY 4.0",
     notes="OpenCompass winogrande_ppl_55a66e, which warns that it does not reproduce published "
     "scores; `ll` is partial scoring, as in lm-eval and in its winogrande_ll_c5cf57.",
@@ -216,7 +216,6 @@ def _openbookqa(name: str, title: str, with_fact: bool) -> Benchmark:
             "OpenBookQA",
             "OpenBookQA-V1-Sep2018",
             "openbookqa_tsv",
-            "hf_arrow/openbookqa",
         ),
         prompts={"ppl": lettered, "ll": Prompt(f"{beginning}{{question}}"), "letter": lettered},
         split="test",
@@ -266,7 +265,7 @@ def _race(level: str, size: int) -> Benchmark:
             FilePattern("opencompass", f"test/{level}.jsonl", "json", "test", lines),
             *file_patterns("huggingface", tables, "test", lines),
         ),
-        directories=("race", "RACE", "hf_arrow/race"),
+        directories=("race", "RACE"),
         prompts=likelihood_prompts(prompt),
         split="test",
         size=size,
@@ -309,7 +308,7 @@ WSC = english_choice(
             WSC_OPTIONS,
         ),
     ),
-    directories=("WSC", "SuperGLUE/WSC", "SuperGLUE", "super_glue", "hf_arrow/super_glue"),
+    directories=("WSC", "SuperGLUE/WSC", "SuperGLUE", "super_glue"),
     prompts={
         "ppl": WSC_LETTERED,
         "ll": Prompt(

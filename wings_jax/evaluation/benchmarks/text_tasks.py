@@ -40,7 +40,7 @@ HELLASWAG = english_choice(
             {"answers": "index", "rewrite": "hellaswag_query"},
         ),
     ),
-    directories=("hellaswag", "hf_arrow/hellaswag"),
+    directories=("hellaswag",),
     prompts={"ppl": Prompt("{question}"), "ll": Prompt("{query}")},
     split="val",
     size=10042,
@@ -68,7 +68,7 @@ SIQA = english_choice(
         ),
         *file_patterns("huggingface", VALIDATION, "dev", SIQA_FIELDS, {"answers": "number"}),
     ),
-    directories=("siqa", "socialiqa", "social_i_qa", "socialiqa-train-dev", "hf_arrow/siqa"),
+    directories=("siqa", "socialiqa", "social_i_qa", "socialiqa-train-dev"),
     prompts={
         "ppl": Prompt("{context}\nQuestion: {question}\nAnswer:"),
         "ll": Prompt("Q: {context} {question}\nA:"),
@@ -102,7 +102,7 @@ PIQA = english_choice(
         ),
         *file_patterns("huggingface", VALIDATION, "val", PIQA_FIELDS, {"answers": "index"}),
     ),
-    directories=("piqa", "physicaliqa-train-dev", "hf_arrow/piqa"),
+    directories=("piqa", "physicaliqa-train-dev"),
     prompts={
         "ppl": Prompt("The following makes sense: \nQ: {question}\nA:", " {option}\n"),
         "ll": Prompt("Question: {question}\nAnswer:"),
@@ -132,7 +132,7 @@ GSM8K = Benchmark(
             GSM8K_OPTIONS,
         ),
     ),
-    directories=("gsm8k", "GSM8K", "hf_arrow/gsm8k"),
+    directories=("gsm8k", "GSM8K"),
     prompts={
         "generate": Prompt(
             "Question: {question}\nLet's think step by step\nAnswer:",
@@ -178,7 +178,7 @@ MBPP = Benchmark(
     modality="text",
     language="en",
     files=(*_mbpp_files("test", 11, 510), *_mbpp_files("prompt", 1, 10)),
-    directories=("mbpp", "MBPP", "hf_arrow/mbpp"),
+    directories=("mbpp", "MBPP"),
     prompts={
         "generate": Prompt(
             "You are an expert Python programmer, and here is your task: {question} Your code "

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from wings_jax import distributed, files, formatting
 from wings_jax.errors import UserError
 from wings_jax.evaluation import models, tasks
-from wings_jax.evaluation.benchmarks import command, runner, tables
-from wings_jax.evaluation.benchmarks.command import BenchmarkOptions, MemoryStore
+from wings_jax.evaluation.benchmarks import command, model_runs, runner, suitability, tables
+from wings_jax.evaluation.benchmarks.journals import MemoryStore
+from wings_jax.evaluation.benchmarks.options import BenchmarkOptions
 from wings_jax.evaluation.benchmarks.record import LETTERS, Benchmark, DataSet, Item, Prompt
 from wings_jax.evaluation.benchmarks.results import BenchmarkResult
 from wings_jax.evaluation.benchmarks.runner import BenchmarkTask
@@ -171,6 +172,19 @@ def make_items(
     return items
 
 
+def make_conversations(
+    benchmark: Benchmark,
+    turns: Mapping[str, Sequence[Turn]],
+    answers: Mapping[tuple[str, str], Sequence[str]],
+    path: pathlib.Path,
+    options: BenchmarkOptions,
+) -> BenchmarkTask:
+    """Returns the conversations of a manifest as a task, with the answers of `make_items`."""
+    data = DataSet(make_items(turns, answers), (), (path,), manifest.FORMAT)
+    protocols = tuple(options.protocols or PROTOCOLS)
+    return command.make_task(benchmark, data, BenchmarkOptions(None, protocols=protocols))
+
+
 def evaluate_manifest(
     lazy_models: Sequence[models.LazyModel],
     path: pathlib.Path,
@@ -201,20 +215,16 @@ def evaluate_manifest(
     # Models are loaded one after the other, as several may not fit in memory.
     found: list[BenchmarkResult] = []
     for model in lazy_models:
-        generator, model_hash = command.open_generator(model, options.rows)
+        generator, model_hash = model_runs.open_generator(model, options.rows)
 
-        # The model's own answers are needed before the conversations can be made.
-        answers = (
-            ask_companions(generator, turns, benchmark, model.name) if history == "model" else {}
-        )
-
-        data = DataSet(make_items(turns, answers), (), (path,), manifest.FORMAT)
-        protocols = options.protocols or PROTOCOLS
-        task = command.make_task(
-            benchmark, data, BenchmarkOptions(None, protocols=tuple(protocols))
-        )
-        runner.check_vision(model.name, task, generator)
-        result = command.run_task(model, generator, model_hash, task, options)
+        # Conversations with the true answers are as long as those with the model's own, which are
+        # asked for only if all fits.
+        task = make_conversations(benchmark, turns, {}, path, options)
+        suitability.check_task(model.name, task, generator)
+        if history == "model":
+            answers = ask_companions(generator, turns, benchmark, model.name)
+            task = make_conversations(benchmark, turns, answers, path, options)
+        result = model_runs.run_task(model, generator, model_hash, task, options)
         del generator
         if result is not None:
             found.append(result)

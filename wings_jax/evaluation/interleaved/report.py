@@ -58,7 +58,8 @@ def mean_by(lines: Lines, protocol: str, key: Callable[[str], str]) -> dict[str,
         clusters = [line.get("cluster", line["id"]) for line in members]
 
         draws = summary.resample_means(credits, clusters, seed=summary.SEED)
-        means[name] = Mean(float(credits.mean()), summary.percentile_interval(draws), len(members))
+        interval = summary.mean_interval(credits, clusters, draws)
+        means[name] = Mean(float(credits.mean()), interval, len(members))
     return means
 
 
