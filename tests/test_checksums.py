@@ -1,20 +1,13 @@
-"""Checksums of arrays: the same wherever they are computed, and of what is saved."""
+"""Checksums of arrays: the same wherever they are computed."""
 
 from __future__ import annotations
-
-import pathlib
-import threading
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from wings_jax import axes, checkpoint, checkpoint_items, checksums
-from wings_jax import config as config_lib
-from wings_jax.errors import UserError
-from wings_jax.model import presets
-from wings_jax.training import writer
+from wings_jax import axes, checksums
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int32", "uint8"])
@@ -56,49 +49,3 @@ def test_checksum_of_any_bits_is_that_without_compiled_blocks(monkeypatch):
     monkeypatch.setattr(checksums, "_BLOCKS", ())
     with np.errstate(invalid="ignore"):
         assert checksums.checksum_arrays(arrays) == compiled
-
-
-def open_writer(workdir: pathlib.Path) -> writer.CheckpointWriter:
-    arch = presets.WingsArch(presets.DECODERS["qwen1_5_0_5b"], presets.VISION["siglip_base_224"])
-    return writer.CheckpointWriter(workdir, config_lib.Config(), arch, {}, max_checkpoints=1)
-
-
-def test_checksums_are_of_the_saved_values_while_training_goes_on(tmp_path, monkeypatch):
-    """They are computed late, when updates have been given the memory of the arrays."""
-    is_trained = threading.Event()
-    start_sums = checksums._start_sums
-
-    def wait(*arguments):
-        assert is_trained.wait(60)
-        return start_sums(*arguments)
-
-    values = {"a": np.arange(300_000, dtype=np.float32), "b": np.full(4, 0.5, np.float32)}
-    expected = checksums.checksum_arrays(values)
-    monkeypatch.setattr(checksums, "_start_sums", wait)
-    update = jax.jit(lambda arrays: jax.tree.map(lambda x: x + 1, arrays), donate_argnums=0)
-    trained, opt_state, alone = ({key: jnp.array(x) for key, x in values.items()} for _ in "123")
-    with open_writer(tmp_path) as opened:
-        finish = checksums.start_checksums(alone)
-        opened.save(1, trained, opt_state)
-        for _ in range(3):
-            trained, opt_state, alone = update((trained, opt_state, alone))
-        assert float(trained["b"][0]) == 3.5
-        assert not checkpoint.list_steps(tmp_path)
-        is_trained.set()
-
-    assert finish() == expected
-    saved = checkpoint_items.read_checksums(checkpoint.find_step(tmp_path, flag="--checkpoint"))
-    assert saved["params"] == expected
-    assert saved["opt_state"] == {key: {"float32": expected[key]["float32"]} for key in values}
-    assert checkpoint.verify_step(tmp_path / "checkpoints/1") == 4
-
-
-def test_step_without_checksums_is_not_completed(tmp_path, monkeypatch):
-    def fail(*_):
-        raise OSError("no sums today")
-
-    monkeypatch.setattr(checksums, "_start_sums", fail)
-    error = pytest.raises(UserError, match="cannot be written: no sums today")
-    with error, open_writer(tmp_path) as opened:
-        opened.save(1, {"decoder/a": jnp.ones(3)}, {"mu": jnp.ones(3)})
-    assert not checkpoint.list_steps(tmp_path)

@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -43,28 +43,18 @@ def checksum_arrays(arrays: Mapping[str, Any], *, is_cast: bool = True) -> dict[
     >>> checksum_arrays({"a": np.arange(3, dtype=np.float32)})
     {'a': {'float32': 4013119933, 'bfloat16': 2140118262}}
     """
-    return start_checksums(arrays, is_cast=is_cast)()
-
-
-def start_checksums(
-    arrays: Mapping[str, Any], *, is_cast: bool = True
-) -> Callable[[], dict[str, Checksums]]:
-    """Returns what computes `checksum_arrays`, once, in any thread.
-
-    The jax arrays may be donated meanwhile: what is on accelerators is summed from here on, and
-    what is in this host's memory is not overwritten while it is referred to.
-    """
     # Named by path and dtype, so that one call computes all of them.
-    dtypes = {path: _dtypes(str(array.dtype), is_cast) for path, array in arrays.items()}
-    finish = _start_versions(
-        {f"{path}:{dtype}": (arrays[path], dtype) for path in dtypes for dtype in dtypes[path]}
-    )
+    versions = {
+        f"{path}:{dtype}": (array, dtype)
+        for path, array in arrays.items()
+        for dtype in _dtypes(str(array.dtype), is_cast)
+    }
 
-    def read() -> dict[str, Checksums]:
-        sums = finish()
-        return {path: {name: sums[f"{path}:{name}"] for name in dtypes[path]} for path in dtypes}
-
-    return read
+    sums = _checksum_versions(versions)
+    return {
+        path: {dtype: sums[f"{path}:{dtype}"] for dtype in _dtypes(str(array.dtype), is_cast)}
+        for path, array in arrays.items()
+    }
 
 
 def find_damaged(arrays: Mapping[str, Any], saved: Mapping[str, Checksums]) -> list[str]:
@@ -80,7 +70,7 @@ def find_damaged(arrays: Mapping[str, Any], saved: Mapping[str, Checksums]) -> l
                 checked[path] = (array, dtype)
                 break
 
-    sums = _start_versions(checked)()
+    sums = _checksum_versions(checked)
     return [path for path, (_, dtype) in checked.items() if sums[path] != saved[path][dtype]]
 
 
@@ -98,32 +88,33 @@ def _dtypes(dtype: str, is_cast: bool) -> tuple[str, ...]:
     return ("float32", "bfloat16") if dtype == "float32" and is_cast else (dtype,)
 
 
-def _start_versions(versions: Mapping[str, tuple[Any, str]]) -> Callable[[], dict[str, int]]:
-    """Returns what computes the checksum of each (array, dtype), the array cast to the dtype."""
+def _checksum_versions(versions: Mapping[str, tuple[Any, str]]) -> dict[str, int]:
+    """Returns the checksum of each (array, dtype), the array cast to the dtype."""
     on_device: dict[str, tuple[Any, str]] = {}
     # id of an array -> the array and name -> dtype: all its versions are computed in one pass.
-    on_host: dict[int, tuple[np.ndarray, dict[str, str]]] = {}
+    on_host: dict[int, tuple[Any, dict[str, str]]] = {}
     for name, (array, dtype) in versions.items():
         # Arrays of several hosts or on an accelerator are summed where they are.
         is_local = not isinstance(array, jax.Array) or array.is_fully_addressable
         if is_local and (not isinstance(array, jax.Array) or jax.default_backend() == "cpu"):
-            on_host.setdefault(id(array), (np.asarray(array), {}))[1][name] = dtype
+            on_host.setdefault(id(array), (array, {}))[1][name] = dtype
         else:
             on_device[name] = (array, dtype)
 
-    chosen = tuple((name, dtype) for name, (_, dtype) in on_device.items())
-    arrays = {name: array for name, (array, _) in on_device.items()}
-    device_sums = _checksum_jax(arrays, chosen) if arrays else {}
+    # All are started before the first is waited for: the processor's threads are never idle.
+    started = [
+        _start_sums(np.asarray(array), tuple(dtypes.values())) for array, dtypes in on_host.values()
+    ]
+    sums: dict[str, int] = {}
+    for (_, dtypes), parts in zip(on_host.values(), started, strict=True):
+        sums |= dict(zip(dtypes, _finish_sums(parts), strict=True))
 
-    def finish() -> dict[str, int]:
-        # All are started before the first is waited for: the processor's threads are never idle.
-        started = [_start_sums(array, tuple(own.values())) for array, own in on_host.values()]
-        sums = {name: int(value) for name, value in jax.device_get(device_sums).items()}
-        for (_, own), parts in zip(on_host.values(), started, strict=True):
-            sums |= dict(zip(own, _finish_sums(parts), strict=True))
-        return sums
-
-    return finish
+    if on_device:
+        chosen = tuple((name, dtype) for name, (_, dtype) in on_device.items())
+        arrays = {name: array for name, (array, _) in on_device.items()}
+        fetched = jax.device_get(_checksum_jax(arrays, chosen))
+        sums |= {name: int(value) for name, value in fetched.items()}
+    return sums
 
 
 @functools.partial(jax.jit, static_argnums=1)

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import logging
 import pathlib
 import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -72,23 +71,19 @@ class CheckpointWriter:
         if step in self._manager.all_steps():
             return
 
-        # On accelerators computed before the arrays are copied, in this host's memory meanwhile.
+        # Computed on the devices, before the arrays are copied.
         sums = {
-            "params": checksums.start_checksums(params),
-            "opt_state": checksums.start_checksums(
+            "params": checksums.checksum_arrays(params),
+            "opt_state": checksums.checksum_arrays(
                 checkpoint.flatten_state(opt_state), is_cast=False
             ),
         }
 
-        def make_meta() -> dict[str, Any]:
-            finished = {item: finish() for item, finish in sums.items()}
-            meta = {**self._meta, "step": step, "checksums": finished}
-            return checkpoint_items.sign_meta(meta, self._tokenizer)
-
+        meta = {**self._meta, "step": step, "checksums": sums}
         arguments = ocp.args.Composite(
             params=ocp.args.PyTreeSave(tree.nest(params)),
             opt_state=ocp.args.PyTreeSave(opt_state),
-            meta=_MetaSave(make_meta),
+            meta=ocp.args.JsonSave(checkpoint_items.sign_meta(meta, self._tokenizer)),
             tokenizer=ocp.args.JsonSave(self._tokenizer),
         )
 
@@ -146,24 +141,6 @@ class CheckpointWriter:
             raise UserError(
                 f"--workdir: {self._manager.directory}: cannot be written: {reason[:300]}"
             ) from error
-
-
-class _MetaHandler(ocp.JsonCheckpointHandler):
-    """Writes what a function returns, which is called in the background.
-
-    Orbax completes a step when all its items are written, so none is complete without checksums.
-    """
-
-    async def _save_fn(self, x: Any, directory: Any) -> None:
-        await super()._save_fn(x(), directory)
-
-
-@ocp.args.register_with_handler(_MetaHandler, for_save=True, for_restore=True)
-@dataclasses.dataclass
-class _MetaSave(ocp.args.CheckpointArgs):
-    """What `_MetaHandler` calls; `item` is orbax's name for it."""
-
-    item: Callable[[], Mapping[str, Any]]
 
 
 def _restore_args(target: Any) -> ocp.args.PyTreeRestore:
