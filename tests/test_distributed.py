@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import pathlib
@@ -243,7 +244,8 @@ def test_part_of_another_run_is_an_error_of_all(gathered, tmp_path):
     task = runner.BenchmarkTask(benchmark, DataSet((), (), (), ""), ("ppl",), 0)
     part = tmp_path / "a" / f"{journals.part_name(task, Shard(0, 2))}"
     part.parent.mkdir()
-    jobs.Journal(part, {"limit": 1}, "--out").close()
+    with contextlib.closing(jobs.Journal(part, {"limit": 1}, "--out")) as journal:
+        journal.add(0, {})
     with pytest.raises(UserError), journals.open_journal(tmp_path, "a", task, {}, Shard()):
         pass
     assert "part-0-of-2" in gathered[-1]

@@ -145,10 +145,17 @@ def test_job_resumes_after_an_interruption(requests, tmp_path):
     assert len(list(jobs.run(generator, lines, second))) == 2
     second.finish()
     assert output.read_text() == (tmp_path / "whole.jsonl").read_text()
-    third = jobs.Journal(tmp_path / "x.jsonl", {"job": 1})
-    third.close()
+
+
+def test_journal_of_another_job_is_kept_once_it_has_an_answer(tmp_path):
+    output = tmp_path / "x.jsonl"
+    jobs.Journal(output, {"job": 0}).close()
+    first = jobs.Journal(output, {"job": 1})
+    first.add(1, {"text": "yes"})
+    first.close()
     with pytest.raises(UserError, match="another job"):
-        jobs.Journal(tmp_path / "x.jsonl", {"job": 2})
+        jobs.Journal(output, {"job": 2})
+    assert jobs.Journal(output, {"job": 1}).answers == {1: {"text": "yes"}}
 
 
 def test_chat_commands(run, requests, tmp_path, capsys):
