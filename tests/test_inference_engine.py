@@ -37,7 +37,7 @@ def test_kv_cache_matches_full_forward(case: str):
     cases.check_slots(spec, weights, hidden, expected, more, starts)
     for index in range(tail.shape[1]):
         if index == 2:
-            cache = kv_cache.compact(cache)
+            cache = decode.compact(cache)
         positions = np.asarray(cache.lengths)
         token = jnp.asarray(tail[:, index], jnp.int32)
         cache, logits = cases.step(spec, weights, cache, token, jnp.ones(3, bool))

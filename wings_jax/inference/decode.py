@@ -39,10 +39,19 @@ class DecodeState:
     seen: jax.Array | None
 
 
-compact = jax.jit(kv_cache.compact)
 truncate = jax.jit(kv_cache.truncate, donate_argnums=0)
 insert = jax.jit(kv_cache.insert, donate_argnums=0)
 grow = jax.jit(lambda cache, slots: kv_cache.grow(cache, dict(slots)), static_argnums=1)
+_find_used = jax.jit(kv_cache.find_used)
+_move_slots = jax.jit(kv_cache.move_slots, donate_argnums=0)
+
+
+def compact(cache: KVCache) -> KVCache:
+    """Returns the cache with every row's used slots in front; the given one is of no more use."""
+    # Layer by layer, as the moved slots of all would be as large as the cache.
+    moved, sources = _find_used(dataclasses.replace(cache, layers=()))
+    layers = tuple(_move_slots(layer, sources) for layer in cache.layers)
+    return dataclasses.replace(moved, layers=layers)
 
 
 @functools.partial(jax.jit, static_argnames="spec")

@@ -123,40 +123,41 @@ def repeat_row(cache: KVCache, rows: int) -> KVCache:
     )
 
 
-def compact(cache: KVCache) -> KVCache:
-    """Returns the cache with every row's used slots moved to the front, in their order.
+def find_used(cache: KVCache) -> tuple[KVCache, dict[str, jax.Array]]:
+    """Returns the cache without layers, every row's used slots moved to the front in their order.
 
-    Visibility does not change. The next slot to write is the one after the fullest row.
+    Visibility does not change. The next slot to write is the one after the fullest row. Also
+    returned is, by attention, i32[B,S]: where the keys and values of each slot were (`move_slots`).
     """
-    rows = cache.lengths.shape[0]
-    layers = [dict(layer) for layer in cache.layers]
-    positions, visibility, used = cache.positions, {}, {}
-
+    positions, visibility, used, sources = cache.positions, {}, {}, {}
     for name, keys in cache.visibility.items():
-        # A stable sort by "is empty" gives the source of every slot: i32[B, S].
+        # A stable sort by "is empty" puts the used slots in front.
         is_used = keys.visible_from < NEVER
-        sources = jnp.argsort(~is_used, axis=1, stable=True)
+        order = jnp.argsort(~is_used, axis=1, stable=True)
 
         visibility[name] = Visibility(
-            jnp.take_along_axis(keys.segments, sources, axis=1),
-            jnp.take_along_axis(keys.visible_from, sources, axis=1),
+            jnp.take_along_axis(keys.segments, order, axis=1),
+            jnp.take_along_axis(keys.visible_from, order, axis=1),
         )
         used[name] = is_used.sum(1).max().astype(jnp.int32)
         if name == "main":
-            positions = jnp.take_along_axis(positions, sources, axis=1)
-
-        for layer in layers:
-            if name in layer:
-                k, v = layer[name]
-                layer[name] = _take_slots(k, sources, rows), _take_slots(v, sources, rows)
-
-    return KVCache(tuple(layers), visibility, positions, used, cache.lengths)
+            positions = jnp.take_along_axis(positions, order, axis=1)
+        sources[name] = order
+    return KVCache((), visibility, positions, used, cache.lengths), sources
 
 
-def _take_slots(array: jax.Array, slots: jax.Array, rows: int) -> jax.Array:
+def move_slots(layer: Cache, sources: Mapping[str, jax.Array]) -> Cache:
+    """Returns keys and values [B*K,S,H] of a layer from the sources i32[B,S] of each attention."""
+    return {
+        name: (_take_slots(k, sources[name]), _take_slots(v, sources[name]))
+        for name, (k, v) in layer.items()
+    }
+
+
+def _take_slots(array: jax.Array, slots: jax.Array) -> jax.Array:
     """Returns keys or values [B*K,S,H] at slots i32[B,S]."""
     # [B, S] -> [B*K, S]: the heads of a row move together.
-    per_head = jnp.repeat(slots, array.shape[0] // rows, axis=0)
+    per_head = jnp.repeat(slots, array.shape[0] // slots.shape[0], axis=0)
     return jnp.take_along_axis(array, per_head[..., None], axis=1)
 
 
