@@ -16,7 +16,7 @@ OPTIONS = ["top left", "red", "a star", "seven"]
 
 
 def write_data(root: pathlib.Path, questions: int = 6) -> pathlib.Path:
-    """Writes MMLU with two subjects, and AI2D as a TSV whose last image is no image."""
+    """Writes MMLU with two subjects, and AI2D as a TSV whose last image cannot be decoded."""
     for split, count in (("dev", 5), ("test", questions)):
         (root / "mmlu" / split).mkdir(parents=True, exist_ok=True)
         for subject in SUBJECTS:

@@ -95,17 +95,6 @@ def test_a_refused_run_does_not_stand_in_the_way_of_the_next(
     assert (tmp_path / "out/m/mmlu.json").exists()
 
 
-def test_a_journal_without_answers_is_replaced_one_with_answers_never(tmp_path):
-    output = tmp_path / "a.jsonl"
-    jobs.Journal(output, {"shots": 5}).close()
-    journal = jobs.Journal(output, {"shots": 2})
-    journal.add(1, {"answer": "a"})
-    journal.close()
-    with pytest.raises(UserError, match=r"a.jsonl.partial is the journal of another job"):
-        jobs.Journal(output, {"shots": 5})
-    assert jobs.Journal(output, {"shots": 2}).answers == {1: {"answer": "a"}}
-
-
 def test_without_any_image_a_task_is_refused_and_a_suite_lists_it(
     root, checkpoint, tmp_path, monkeypatch, capsys
 ):

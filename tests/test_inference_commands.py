@@ -153,7 +153,7 @@ def test_journal_of_another_job_is_kept_once_it_has_an_answer(tmp_path):
     first = jobs.Journal(output, {"job": 1})
     first.add(1, {"text": "yes"})
     first.close()
-    with pytest.raises(UserError, match="another job"):
+    with pytest.raises(UserError, match=r"x.jsonl.partial is the journal of another job"):
         jobs.Journal(output, {"job": 2})
     assert jobs.Journal(output, {"job": 1}).answers == {1: {"text": "yes"}}
 

@@ -262,6 +262,8 @@ class _Batch:
             count=size * self.images,
         )
         slots = device_memory.cache_slots(spec, chunk, capacity)
+
+        # What all prompts begin with is one row of a cache, which each of these rows continues.
         if self.shared:
             if self.prefix is None:
                 start = chunks.head(rows[0], self.shared)

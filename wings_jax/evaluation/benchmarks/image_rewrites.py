@@ -126,7 +126,7 @@ def image_or_path(row: Row) -> Iterator[Row]:
 
 
 def mmbench(row: Row) -> Iterator[Row]:
-    """MMBench: `circular` is the base question of a rotation; "nan" is no option and no hint."""
+    """MMBench: `circular` is a rotation's base question; options and hints "nan" are missing."""
     missing = {name: "" for name in ("hint", *LETTERS[:9]) if row.values.get(name) == NO_VALUE}
     yield with_values(row, circular=ratings.circular_group(row.values["index"]), **missing)
 
