@@ -27,7 +27,7 @@ decoding|20|benchmarks/decode.py --prompts=512 --batches=1,4 --repeat=2
 prefill and decoding on one thread|20|benchmarks/prefill.py --prompts=512,1024 --repeat=3"
 else
     preset=${PRESET:-qwen1_5_1_8b}
-    variants=${VARIANTS:-save_dots:8,save_attn:8,full:16}
+    variants=${VARIANTS:-save_dots:8:auto:unrolled,save_dots:8,save_attn:8,full:16}
     list="device|4|benchmarks/ceilings.py
 training step, stage 2|36|benchmarks/train.py --preset=$preset --seq=2048 --variants=$variants --compare=llava --minutes=@MINUTES
 training step, stage 1|16|benchmarks/train.py --preset=$preset --stage=stage1 --seq=2048 --variants=full:16 --minutes=@MINUTES

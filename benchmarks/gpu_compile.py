@@ -1,15 +1,17 @@
-"""Memory and collectives of a training step on GPUs, compiled ahead of time without any.
+"""Memory, its traffic and collectives of a step on GPUs, compiled ahead of time without any.
 
     python benchmarks/gpu_compile.py [--chip=h100] [--devices=8] [--preset=qwen1_5_7b] \\
         [--stage=stage2] [--seq=2048] [--batch=N] [--layers=N] [--remat=full] \\
-        [--attention=auto] [--json=FILE]
+        [--attention=auto] [--unrolled] [--loss-chunk=512] [--json=FILE]
 
 Needs the CUDA plugin of jax (`pip install --no-deps jax-cuda13-plugin jax-cuda13-pjrt`, 400 MB) and
 `ptxas` of CUDA 13 (in /usr/local/cuda or the PATH), but no GPU and none of CUDA's other libraries.
 The step is the program of `wings_jax.train`, in bfloat16 with all GPUs in `fsdp`, by default with
-one row per GPU. XLA's own kernels are assembled for the chip; without a GPU they are not tuned.
-Attention kernels are in the program as calls: cuDNN plans its kernels, and Mosaic assembles
-tokamax's, when a program starts.
+one row per GPU. XLA's own kernels are assembled for the chip. Products are calls of cuBLAS: which
+of them Triton computes is chosen on a GPU, by time. Attention kernels are in the program as calls:
+cuDNN plans its kernels, and Mosaic assembles tokamax's, when a program starts.
+
+A second table has how often kernels start and what they read and write, by kind (`gpu_traffic`).
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from __future__ import annotations
 import argparse
 import collections
 import contextlib
+import dataclasses
 import importlib.util
 import os
 import pathlib
@@ -29,6 +32,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # from a clone
 
+import gpu_traffic  # noqa: E402
 import tpu_compile  # noqa: E402
 
 # What XLA's compiler asks of a GPU: compute capability, multiprocessors, shared memory of one and
@@ -93,7 +97,7 @@ def compiling_for(device: Any) -> Iterator[None]:
 
 
 def compile_step(flags: argparse.Namespace) -> dict[str, Any]:
-    """Returns memory and collectives per GPU in GiB, and the calls of library kernels."""
+    """Returns memory and collectives per GPU in GiB, calls of library kernels, and traffic."""
     import jax
     from jax.experimental import topologies
 
@@ -105,7 +109,8 @@ def compile_step(flags: argparse.Namespace) -> dict[str, Any]:
     mesh, update, shapes = tpu_compile.make_step(flags, devices)
     started = time.perf_counter()
     with jax.set_mesh(mesh), compiling_for(devices[0]):
-        compiled = update.trace(*shapes).lower(lowering_platforms=("cuda",)).compile()
+        lowered = update.trace(*shapes).lower(lowering_platforms=("cuda",))
+        compiled = lowered.compile(compiler_options={"xla_gpu_enable_triton_gemm": False})
 
     memory, text = compiled.memory_analysis(), compiled.as_text()
     sizes = {
@@ -120,12 +125,13 @@ def compile_step(flags: argparse.Namespace) -> dict[str, Any]:
         "rows": shapes[1].targets.shape[0],
         **{f"{name}_gib": size / 2**30 for name, size in sizes.items()},
         "calls": dict(calls),
+        "traffic": [dataclasses.asdict(x) for x in gpu_traffic.count_traffic(text)],
         "seconds": time.perf_counter() - started,
     }
 
 
 def main() -> None:
-    """Prints one row of a Markdown table, and the library calls of the program."""
+    """Prints a table of one row, the library calls of the program, and a table of its kernels."""
     parser = argparse.ArgumentParser(
         prog="python benchmarks/gpu_compile.py", description=__doc__.split("\n")[0]
     )
@@ -144,6 +150,10 @@ def main() -> None:
     columns = ["arguments_gib", "temporaries_gib", "peak_gib", "sent_gib", "seconds"]
     tpu_compile.print_row(flags, f"{flags.devices} {flags.chip}", row, columns)
     print("calls:", ", ".join(f"{count} x {name}" for name, count in row["calls"].items()))
+
+    print("\n| kernels | started | GB read and written |\n|---|---|---|")
+    for kind in row["traffic"]:
+        print(f"| {kind['kind']} | {kind['kernels']:,} | {kind['bytes'] / 1e9:.1f} |")
 
 
 if __name__ == "__main__":

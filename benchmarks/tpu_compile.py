@@ -2,7 +2,7 @@
 
     python benchmarks/tpu_compile.py [--topology=v5p:2x2x2] [--preset=qwen1_5_7b] \\
         [--stage=stage2] [--seq=2048] [--batch=N] [--layers=N] [--remat=full] \\
-        [--attention=auto] [--moments=float32] [--json=FILE]
+        [--attention=auto] [--unrolled] [--loss-chunk=512] [--moments=float32] [--json=FILE]
 
 Needs libtpu (`pip install 'jax[tpu]'`), not a TPU. The step is the program of `wings_jax.train`,
 in bfloat16 with all chips in `fsdp`, by default with one row per chip. Prints gigabytes (GiB) per
@@ -46,6 +46,8 @@ def make_config(flags: argparse.Namespace, chips: int) -> Any:
 
     tree = importlib.import_module(f"configs.{flags.stage}").get_config(flags.preset)
     tree.remat, tree.attention = flags.remat, flags.attention
+    tree.scan_layers = not flags.unrolled
+    tree.loss_chunk = flags.loss_chunk
     tree.batch_size = flags.batch or chips
     tree.data.sequence_length = flags.seq
     tree.optimizer.moment_dtype = flags.moments
@@ -116,6 +118,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--layers", type=int, default=0, help="of the LLM; all of them")
     parser.add_argument("--remat", default="full")
     parser.add_argument("--attention", default="auto")
+    parser.add_argument("--unrolled", action="store_true", help="config.scan_layers=False")
+    parser.add_argument("--loss-chunk", type=int, default=512)
     parser.add_argument("--moments", default="float32", help="dtype of the first moment")
     parser.add_argument("--json", default="", help="file for the result")
 
@@ -126,7 +130,8 @@ def print_row(
     """Prints a table of one row, and writes it to the file of `--json`."""
     print("| devices | stage | preset | attention | remat | rows | " + " | ".join(columns) + " |")
     print("|---" * (6 + len(columns)) + "|")
-    labels = (device, flags.stage, flags.preset, flags.attention, flags.remat, row["rows"])
+    remat = flags.remat + ", unrolled" * flags.unrolled
+    labels = (device, flags.stage, flags.preset, flags.attention, remat, row["rows"])
     print("| " + " | ".join([*map(str, labels), *(f"{row[x]:.2f}" for x in columns)]) + " |")
     if flags.json:
         pathlib.Path(flags.json).write_text(json.dumps(row, indent=1))

@@ -7,9 +7,10 @@
 Runs the program of `wings_jax.train` on all devices: the config's groups, optimizer, mesh and
 dtypes. Weights are random and created on the devices; a batch has full rows with one image (tiny:
 two) and random tokens, of which those after the image are targets. Every entry of --variants,
-REMAT:BATCH[:ATTENTION], is compiled and timed until --minutes are over; one that does not fit into
-the memory is a row of the table. `--compare=llava` then times configs/llava.py in the fastest
-variant: the ratio is what the wings cost. Stage 1 is compared with LLaVA's stage 1.
+REMAT:BATCH[:ATTENTION[:unrolled]], is compiled and timed until --minutes are over (`unrolled`:
+config.scan_layers=False); one that does not fit into the memory is a row of the table.
+`--compare=llava` then times configs/llava.py in the fastest variant: the ratio is what the wings
+cost. Stage 1 is compared with LLaVA's stage 1.
 
     step       median seconds from the end of a step to the end of the next
     model TF   operations that the model needs per step and device (`wings_jax/model/flops.py`:
@@ -61,6 +62,7 @@ class Variant:
     remat: str
     batch: int
     attention: str
+    scan_layers: bool = True
 
 
 @dataclasses.dataclass
@@ -89,6 +91,7 @@ def make_config(variant: Variant, flags: argparse.Namespace) -> config_lib.Confi
     """Returns the validated config of a variant."""
     tree = importlib.import_module(f"configs.{variant.stage}").get_config(flags.preset)
     tree.remat, tree.batch_size, tree.attention = variant.remat, variant.batch, variant.attention
+    tree.scan_layers = variant.scan_layers
     tree.data.sequence_length = flags.seq or tree.data.sequence_length
     tree.loss_chunk = flags.loss_chunk or tree.loss_chunk
     for leaf in ("compute_dtype", "frozen_dtype"):
@@ -216,8 +219,11 @@ def parse_variants(flags: argparse.Namespace) -> list[Variant]:
     default = [flags.remat or config.remat, str(flags.batch or config.batch_size), flags.attention]
     variants = []
     for entry in flags.variants.split(",") if flags.variants else [":".join(default)]:
-        remat, batch, attention = [*entry.split(":"), *default[2:]][:3]
-        variants.append(Variant(flags.stage, remat, int(batch), attention))
+        parts = entry.split(":")
+        remat, batch, attention, *loop = parts + default[len(parts) :]
+        if loop not in ([], ["unrolled"]):
+            raise SystemExit(f"--variants: {entry!r} is not REMAT:BATCH[:ATTENTION[:unrolled]]")
+        variants.append(Variant(flags.stage, remat, int(batch), attention, not loop))
     return variants
 
 
@@ -242,7 +248,8 @@ def print_table(rows: list[Row], kind: str) -> None:
     cells = [(*heading, "model TF", "MFU (sheet)", "MFU (measured)", "memory GiB", "compile s")]
     for row in rows:
         variant = row.variant
-        name = (variant.stage, variant.remat, str(variant.batch), variant.attention)
+        remat = variant.remat if variant.scan_layers else f"{variant.remat}, unrolled"
+        name = (variant.stage, remat, str(variant.batch), variant.attention)
         if row.problem:
             cells.append((*name, row.problem, *["-"] * 6, f"{row.compile_s:.0f}"))
             continue
@@ -268,7 +275,7 @@ def parse_flags() -> argparse.Namespace:
     parser.add_argument("--preset", default="tiny", help="of configs/base.py")
     parser.add_argument("--stage", default="stage2", help="a config in configs/")
     parser.add_argument("--layers", type=int, default=0, help="of the LLM; 0 for the preset's")
-    parser.add_argument("--variants", default="", help="REMAT:BATCH[:ATTENTION], a list")
+    parser.add_argument("--variants", default="", help="REMAT:BATCH[:ATTENTION[:unrolled]], a list")
     parser.add_argument("--batch", type=int, default=0, help="rows; 0 for the config's")
     parser.add_argument("--remat", default="", help="policy; '' for the config's")
     parser.add_argument("--attention", default="auto", help="kernel")

@@ -150,20 +150,41 @@ def test_learner_layers_other_layers_have_no_learners():
     assert np.abs(tiny_model.logits(model, changed, rows) - expected).max() > 1e-3
 
 
-@pytest.mark.parametrize("remat", sorted(decoder.REMAT.keys() - {"none"}))
-def test_rematerialization_changes_no_gradient(remat):
+@pytest.mark.parametrize(
+    ("remat", "scan_layers"),
+    [
+        *((policy, True) for policy in sorted(decoder.REMAT.keys() - {"none"})),
+        ("none", False),
+        ("save_dots", False),
+    ],
+)
+def test_rematerialization_and_loop_change_no_gradient(remat, scan_layers):
     """The einsum does not name its results, which `save_attn` and `save_dots` keep."""
     kernel = "chunked" if remat.startswith("save") else "auto"
     rows = tiny_model.batch(ROWS)
 
-    def gradient(remat):
-        model, params = build("router", remat=remat, kernel=kernel)
+    def gradient(**settings):
+        model, params = build("router", kernel=kernel, **settings)
         run = jax.jit(jax.grad(lambda p: (model.apply({"params": p}, rows) ** 2).mean()))
         return run(params)
 
-    gradients = (jax.tree.leaves(gradient(policy)) for policy in (remat, "none"))
-    for recomputed, saved in zip(*gradients, strict=True):
-        np.testing.assert_allclose(recomputed, saved, atol=1e-6)
+    recomputed = gradient(remat=remat, scan_layers=scan_layers)
+    saved = gradient(remat="none", scan_layers=True)
+    for actual, expected in zip(*map(jax.tree.leaves, (recomputed, saved)), strict=True):
+        np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_layers_without_a_loop_are_still_rematerialized():
+    """Else XLA merges what the backward pass computes again with what the forward pass computed."""
+    rows = tiny_model.batch(ROWS)
+
+    def products(**settings) -> int:
+        model, params = build("router", **settings)
+        run = jax.jit(jax.grad(lambda p: (model.apply({"params": p}, rows) ** 2).mean()))
+        return run.lower(params).compile().as_text().count(" dot(")
+
+    saved, again = (products(remat=policy, scan_layers=False) for policy in ("none", "full"))
+    assert again > saved
 
 
 def test_scan_equals_a_loop_over_layers():

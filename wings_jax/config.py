@@ -145,6 +145,9 @@ class Config:
     """Dtype of parameters that do not train; '' is bfloat16, float32 on a CPU."""
     remat: str = "full"
     """What the backward pass recomputes, one of `decoder.REMAT`: full, none, save_dots, ..."""
+    scan_layers: bool = True
+    """Whether the layers are one loop in the compiled program; false: faster on GPUs, a longer
+    compilation, more memory."""
     attention: str = "auto"
     """Attention kernel, one of `attention.KERNELS`; auto takes the fastest that fits."""
     loss_chunk: int = 512

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from wings_jax import tree
 from wings_jax.inference.engine import ModelSpec, Weights
+from wings_jax.model import joined
 from wings_jax.model.layers import is_matrix
 from wings_jax.weights import adapter, digests
 from wings_jax.weights.tensors import LazyTensor
@@ -19,7 +20,7 @@ LAYERS = "decoder/layers/"  # of the parameters that `Weights.layers` holds
 def base_tensors(weights: Weights) -> dict[str, LazyTensor]:
     """Returns name -> tensor of LLM and tower, as `digests.split_tensors` names them."""
     tensors: dict[str, LazyTensor] = {}
-    layers = [tree.flatten(layer) for layer in weights.layers]
+    layers = [joined.split_kernels(tree.flatten(layer)) for layer in weights.layers]
     for path in layers[0]:
         if adapter.is_base(LAYERS + path):
             tensors |= digests.layer_tensors(LAYERS + path, [layer[path] for layer in layers])

@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 from wings_jax import tree
 from wings_jax.inference import kv_cache, layer_programs
 from wings_jax.inference.kv_cache import KVCache
+from wings_jax.model import joined
 from wings_jax.model.context import KVInputs, LayerContext, rope_tables, ungated_tokens
 from wings_jax.model.layers import is_matrix
 from wings_jax.model.layout import IMAGE, LEARNERS, MAIN, NEVER, PADDING, TEXT, Array, Visibility
@@ -61,7 +62,8 @@ class ModelSpec:
 class Weights:
     """Parameters in the form that decoding needs.
 
-    layers  the decoder's layers, each a nested dict
+    layers  the decoder's layers, each a nested dict; on one device with joined kernels
+            (`model/joined.py`)
     rest    everything else, nested: vision, projector, decoder/{embed, norm, head}
     """
 
@@ -118,6 +120,10 @@ def split_layers(params: Mapping[str, Any], spec: ModelSpec, *, release: bool = 
         if release:
             jax.block_until_ready([layer[path] for layer in layers])
             values.delete()
+
+    # Heads that are shared by devices stay as they are.
+    if spec.mesh is None:
+        layers = [joined.join_kernels(layer) for layer in layers]
     return Weights(tuple(map(tree.nest, layers)), {**nested, "decoder": above_layers})
 
 

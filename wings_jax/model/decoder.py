@@ -23,9 +23,10 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from wings_jax import axes
-from wings_jax.model import attention
+from wings_jax.model import attention, joined
 from wings_jax.model.context import (
     Cache,
     KeysValues,
@@ -90,11 +91,16 @@ class Attention(nn.Module):
             scale = self.arch.lora_alpha / max(rank, 1)
             return Projection(eqn, sizes, bias=bias, rank=rank, scale=scale, name=name)
 
+        # In decoding the three kernels may be one parameter.
+        products: tuple[jax.Array | None, ...] = (None, None, None)
+        if self.has_variable("params", "qkv"):
+            products = joined.project_joined(h, self.get_variable("params", "qkv"))
+
         # [B, T, D] -> [B, T, N, H] and [B, T, K, H]
         bias = decoder.qkv_bias
-        q = project("q", "BTD,DNH->BTNH", heads, bias=bias)(h)
-        k = project("k", "BTD,DKH->BTKH", heads, bias=bias)(h)
-        v = project("v", "BTD,DKH->BTKH", heads, bias=bias)(h)
+        q = project("q", "BTD,DNH->BTNH", heads, bias=bias)(h, products[0])
+        k = project("k", "BTD,DKH->BTKH", heads, bias=bias)(h, products[1])
+        v = project("v", "BTD,DKH->BTKH", heads, bias=bias)(h, products[2])
         if decoder.qk_norm:
             q = RMSNorm(decoder.norm_eps, axis="H", name="q_norm")(q)
             k = RMSNorm(decoder.norm_eps, axis="H", name="k_norm")(k)
@@ -184,7 +190,8 @@ class DecoderLayer(nn.Module):
             added, lows, learner_keys_values = run_learners(learners, queries, gates, ctx, cached)
             update, fresh = main + added, {**fresh, **learner_keys_values}
             self._sow_learners(learners, lows, gates)
-        x = x + update
+        # Saved as the sum, not as the products that are added.
+        x = checkpoint_name(x + update, INPUTS)
 
         # Feed-forward network, [B, T, D] -> [B, T, D]
         ranks = {name: arch.lora_rank for name in arch.lora_targets if arch.lora_rank}
@@ -277,16 +284,19 @@ class Embed(nn.Module):
 class Decoder(nn.Module):
     """Embeddings, all layers by one scan, the final norm and the output head.
 
-    arch    the LLM and its wings
-    dtype   of the residual stream and the matmuls
-    kernel  one of `attention.KERNELS`
-    remat   what the backward pass recomputes, a key of `REMAT`
+    arch         the LLM and its wings
+    dtype        of the residual stream and the matmuls
+    kernel       one of `attention.KERNELS`
+    remat        what the backward pass recomputes, a key of `REMAT`
+    scan_layers  whether the layers are one loop in the compiled program; else each is compiled on
+                 its own, and what the backward pass reads is not copied into arrays of all layers
     """
 
     arch: WingsArch
     dtype: jnp.dtype = jnp.float32
     kernel: str = "auto"
     remat: str = "none"
+    scan_layers: bool = True
 
     def setup(self) -> None:
         decoder = self.arch.decoder
@@ -294,14 +304,15 @@ class Decoder(nn.Module):
 
         layer = DecoderLayer
         if self.remat != "none":
-            # In a scan, common subexpressions of the two passes are not merged in any case.
-            layer = nn.remat(layer, policy=REMAT[self.remat], prevent_cse=False)
+            # In a loop, common subexpressions of the two passes are not merged in any case.
+            layer = nn.remat(layer, policy=REMAT[self.remat], prevent_cse=not self.scan_layers)
         self._layers = nn.scan(
             layer,
             variable_axes={"params": 0, "intermediates": 0},
             split_rngs={"params": True},
             in_axes=(0, nn.broadcast),
             length=decoder.num_layers,
+            unroll=1 if self.scan_layers else decoder.num_layers,
             metadata_params={nn.PARTITION_NAME: "L"},
         )(self.arch, self.kernel, name="layers")
 

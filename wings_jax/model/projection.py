@@ -103,7 +103,8 @@ class Projection(nn.Module):
     scale: float = 1.0
 
     @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
+    def __call__(self, x: jax.Array, product: jax.Array | None = None) -> jax.Array:
+        """Returns the projection of x; `product` is einsum(eqn, x, kernel) where it is known."""
         # 'BTD,DNH->BTNH': inputs 'BTD', kernel 'DNH', of which 'D' is contracted, 'NH' created
         left, out = self.eqn.split("->")
         inputs, kernel = left.split(",")
@@ -111,7 +112,9 @@ class Projection(nn.Module):
         created = "".join(d for d in kernel if d in out)
         sizes = {**self.sizes, **dict(zip(inputs, x.shape, strict=True))}
 
-        y = project(self.eqn, x, _param(self, "kernel", INIT, kernel, sizes))
+        y = product
+        if y is None:
+            y = project(self.eqn, x, _param(self, "kernel", INIT, kernel, sizes))
 
         # Low-rank update, e.g. [B, T, D] -> [B, T, R] -> [B, T, N, H]
         if self.rank:

@@ -21,21 +21,24 @@ from wings_jax.model.vision import Projector, VisionTower
 class Wings(nn.Module):
     """A multimodal LLM: images and tokens in, hidden states and logits out.
 
-    arch    what it consists of
-    dtype   of the matmuls (`compute_dtype`); softmax, norms, router, rope and logits are float32
-    kernel  attention kernel, one of `attention.KERNELS`
-    remat   what the backward pass recomputes, a key of `decoder.REMAT`
+    arch         what it consists of
+    dtype        of the matmuls (`compute_dtype`); softmax, norms, router, rope and logits are
+                 float32
+    kernel       attention kernel, one of `attention.KERNELS`
+    remat        what the backward pass recomputes, a key of `decoder.REMAT`
+    scan_layers  whether the decoder's layers are one loop in the compiled program
     """
 
     arch: WingsArch
     dtype: jnp.dtype = jnp.float32
     kernel: str = "auto"
     remat: str = "none"
+    scan_layers: bool = True
 
     def setup(self) -> None:
         self.vision = VisionTower(self.arch.vision, self.dtype, self.kernel)
         self.projector = Projector(self.arch.projector, self.arch.decoder.hidden_size)
-        self.decoder = Decoder(self.arch, self.dtype, self.kernel, self.remat)
+        self.decoder = Decoder(self.arch, self.dtype, self.kernel, self.remat, self.scan_layers)
 
     def encode(self, images: Array) -> jax.Array:
         """Returns projected features [B,I*P,D] of images u8[B,I,h,w,3]."""

@@ -115,7 +115,7 @@ def count_runs(computations: Mapping[str, list[Instruction]], entry: str) -> dic
             # What a loop calls runs as often as the loop.
             is_loop = instruction.opcode == "while"
             trips = _trip_count(computations, instruction) if is_loop else 1
-            for called in _called_computations(instruction):
+            for called in called_computations(instruction):
                 if called in computations:
                     visit(called, times * trips)
 
@@ -149,7 +149,7 @@ def _counter_step(
     while it is computed, adds more than 1.
     """
     # The counter is the element of the loop's tuple that the condition compares.
-    compared = {name for x in condition if x.opcode == "compare" for name in _operands(x)}
+    compared = {name for x in condition if x.opcode == "compare" for name in operands(x)}
     indices = [_INDEX.search(x.rest) for x in condition if x.name in compared]
     index = next((int(found[1]) for found in indices if found), None)
 
@@ -159,11 +159,11 @@ def _counter_step(
         return 1
 
     # The body ends with the tuple of the next run: there the counter is a sum with a constant.
-    elements = _operands(list(body.values())[-1])
+    elements = operands(list(body.values())[-1])
     following = body.get(elements[index]) if index < len(elements) else None
     if following is None or following.opcode != "add":
         return 1
-    steps = [_integer(body[name]) for name in _operands(following) if name in body]
+    steps = [_integer(body[name]) for name in operands(following) if name in body]
     return max(filter(None, steps), default=1)
 
 
@@ -174,7 +174,7 @@ def _integer(instruction: Instruction) -> int | None:
     return int(digits[0]) if instruction.opcode == "constant" and is_scalar and digits else None
 
 
-def _operands(instruction: Instruction) -> list[str]:
+def operands(instruction: Instruction) -> list[str]:
     """Returns the names of an instruction's operands."""
     return re.findall(r"%([\w.$-]+)", instruction.rest.split(")")[0])
 
@@ -287,7 +287,7 @@ def list_large_arrays(text: str, count: int = 5) -> list[LargeArray]:
     return sorted(largest.values(), key=lambda array: -array.bytes)[:count]
 
 
-def _called_computations(instruction: Instruction) -> list[str]:
+def called_computations(instruction: Instruction) -> list[str]:
     """Returns what an instruction calls: fusions, bodies and conditions of loops, branches."""
     called = _CALLS.findall(instruction.rest)
     branches = _BRANCHES.search(instruction.rest)
@@ -306,6 +306,6 @@ def _buffers(computations: Mapping[str, list[Instruction]], entry: str) -> Itera
         for instruction in computations[name]:
             # The body of a fusion has no arrays in memory, so that fusions are not followed.
             if instruction.opcode in ("while", "call", "conditional"):
-                pending += _called_computations(instruction)
+                pending += called_computations(instruction)
             if instruction.opcode not in _NO_BUFFER:
                 yield instruction

@@ -64,8 +64,7 @@ def _chunk_sums(model: Wings, params: Mapping, hidden: jax.Array, targets: jax.A
     # [B, C, V] -> [B, C]: -log p(target) = logsumexp(logits) - logits[target]
     is_target = targets != IGNORE
     index = jnp.where(is_target, targets, 0)[..., None]
-    target_logits = jnp.take_along_axis(logits, index, axis=-1)[..., 0]
-    loss = jax.nn.logsumexp(logits, axis=-1) - target_logits
+    loss = _cross_entropy(logits, index)
 
     # The first of the largest logits. (argmax takes much longer on CPUs.)
     ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
@@ -74,6 +73,38 @@ def _chunk_sums(model: Wings, params: Mapping, hidden: jax.Array, targets: jax.A
 
     right = (predicted == targets) & is_target
     return jnp.where(is_target, loss, 0.0).sum(), right.sum().astype(jnp.float32)
+
+
+@jax.custom_vjp
+def _cross_entropy(logits: jax.Array, targets: jax.Array) -> jax.Array:
+    """Returns -log p(target), f32[B,C], of logits f32[B,C,V] and targets i32[B,C,1].
+
+    Its gradient is p - onehot(target), written out: JAX derives a scatter into an array of zeros,
+    for which XLA writes and reads gradients in float32 instead of making the products' operand.
+    """
+    return _cross_entropy_forward(logits, targets)[0]
+
+
+def _cross_entropy_forward(
+    logits: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array, jax.Array]]:
+    """Returns the loss, and what the backward pass reads."""
+    normalizer = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+    loss = normalizer - jnp.take_along_axis(logits, targets, axis=-1)
+    return loss[..., 0], (logits, normalizer, targets)
+
+
+def _cross_entropy_backward(
+    residuals: tuple[jax.Array, jax.Array, jax.Array], d_loss: jax.Array
+) -> tuple[jax.Array, None]:
+    """Returns the gradient of the logits f32[B,C,V]; targets have none."""
+    logits, normalizer, targets = residuals
+    ids = jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    error = jnp.exp(logits - normalizer) - (ids == targets)
+    return error * d_loss[..., None], None
+
+
+_cross_entropy.defvjp(_cross_entropy_forward, _cross_entropy_backward)
 
 
 def _sums_and_gradients(

@@ -93,7 +93,7 @@ def jit_update(
     The new state has the shardings of `current`, whose leaves may be arrays or shapes.
     """
     dtype = jnp.dtype(config.compute_dtype or parameters.default_dtype())
-    model = Wings(arch, dtype, config.attention, config.remat)
+    model = Wings(arch, dtype, config.attention, config.remat, config.scan_layers)
 
     update = step.make_train_step(
         model,

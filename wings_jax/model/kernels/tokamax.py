@@ -33,6 +33,9 @@ KEYS = 64  # that of key slots of this, one block
 COLUMNS = 16  # that of value columns of this, the narrowest tile in shared memory
 # Slots per block of the backward pass on Hopper; larger ones were slower or did not fit.
 BLOCKS = {"block_q_dkv": 64, "block_kv_dkv": 64, "block_q_dq": 64, "block_kv_dq": 64}
+# Log-sum-exponential of a query without visible keys: its weights exp(logit - lse) are exactly 0
+# in the backward pass, and so are all gradients of its row.
+NO_KEYS = 1e30
 WIDE = 128  # columns of values, above which one warpgroup is faster than two: registers are short
 
 
@@ -93,8 +96,8 @@ def attend(
         for x in (visible.start, visible.stop)
     )
     if has_keys is not None:
-        # [B,T] -> [B,T',1,1]
-        has_keys = jnp.pad(has_keys, ((0, 0), (0, padding)))[..., None, None]
+        # [B,T] -> [B,T']
+        has_keys = jnp.pad(has_keys, ((0, 0), (0, padding)))
     q = jnp.pad(q, ((0, 0), (0, padding), (0, 0), (0, 0)))
     k, wide = (jnp.pad(x, ((0, 0), (0, key_padding), (0, 0), (0, 0))) for x in (k, wide))
 
@@ -132,7 +135,7 @@ def _attention(
 ) -> jax.Array:
     """Returns [B,T,N,W] of values [B,S,K,W] and intervals i32[B,1,T].
 
-    Queries without `has_keys` bool[B,T,1,1] get 0.
+    Queries without `has_keys` bool[B,T] get 0.
     """
     return _forward(settings, q, k, v, starts, stops, has_keys)[0]
 
@@ -170,22 +173,35 @@ def _forward(
     # layer, it runs the kernel once for that and once for the layer.
     lse = highest + jnp.log(total)
     if has_keys is not None:
-        out = jnp.where(has_keys, out, 0)
+        out = _zero_rows(out, has_keys)
+        lse = jnp.where(has_keys[:, None], lse, NO_KEYS)
     out, lse = (checkpoint_name(x, "attention") for x in (out, lse))
     return out, (q, k, v, starts, stops, has_keys, out, lse)
+
+
+def _zero_rows(x: jax.Array, has_keys: jax.Array) -> jax.Array:
+    """Returns [B,T,N,H] with 0 for the queries without `has_keys` bool[B,T].
+
+    As an einsum: JAX makes both operands of a `where` as large as x, once for all layers.
+    """
+    return jnp.einsum("BTNH,BT->BTNH", x, has_keys.astype(x.dtype))
 
 
 def _backward(settings: Settings, residuals: tuple, d_out: jax.Array) -> tuple:
     """Returns the gradients of q, k and v in their dtypes."""
     q, k, v, starts, stops, has_keys, out, lse = residuals
     d_out = d_out.astype(v.dtype)
-    if has_keys is not None:
-        d_out = jnp.where(has_keys, d_out, 0)
+    skips_blocks = (
+        settings.is_triangular and settings.implementation == "mosaic_gpu" and _is_hopper()
+    )
+    if has_keys is not None and not skips_blocks:
+        # Not every implementation computes its weights from the log-sum-exponential.
+        d_out = _zero_rows(d_out, has_keys)
 
     # exp(logit - highest) / total, with all of it in `highest`
     sums = (lse, jnp.ones_like(lse))
     arrays = (sums, out.astype(v.dtype), d_out, q, k, v)
-    if settings.is_triangular and settings.implementation == "mosaic_gpu" and _is_hopper():
+    if skips_blocks:
         d_q, d_k, d_v = _triangular_gradient(*arrays, starts, stops)
     else:
         operation, gradient = _operations(settings.implementation)
