@@ -10,7 +10,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from wings_jax import tree
 from wings_jax.inference import chunks, decode, engine, kv_cache
+from wings_jax.model import joined
 
 CASES = cases.ARCHS
 
@@ -136,6 +138,21 @@ def test_released_parameters_are_split_alike_and_deleted():
     jax.tree.map(np.testing.assert_array_equal, split, weights)
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(params["decoder"]["layers"]))
     assert not any(leaf.is_deleted() for leaf in jax.tree.leaves(split))
+
+
+@pytest.mark.parametrize("name", ["gqa", "lora"])
+def test_joined_kernels_are_those_of_the_parameters(name):
+    """One product for queries, keys and values; split again, every array is the given one."""
+    _, weights, params = cases.make(CASES[name])
+    stacked = tree.flatten(params["decoder"]["layers"])
+    for index, layer in enumerate(weights.layers):
+        flat = tree.flatten(layer)
+        assert joined.JOINED in flat
+        assert not flat.keys() & set(joined.PARTS)
+        split = joined.split_kernels(flat)
+        assert split.keys() == stacked.keys()
+        for path, values in split.items():
+            np.testing.assert_array_equal(values, stacked[path][index])
 
 
 def test_programs_of_single_layers_match_one_program():

@@ -103,6 +103,38 @@ def test_cudnn_gets_no_query_without_keys(monkeypatch):
     assert mask.any(-1).all()
 
 
+def test_weights_of_tokamax_backward_are_zero_for_a_query_without_keys():
+    """Its kernel on Hopper, which no CPU runs, computes them as exp(logit - lse), masked or not."""
+    rows = random_rows(5)
+    mask, order = attention.prepare_keys(
+        "tokamax",
+        layout.query_visibility(rows),
+        layout.key_visibility(rows, layout.VISUAL),
+        is_causal=False,
+    )
+    has_keys = np.asarray(mask.intervals.has_keys)
+    assert has_keys.any()
+    assert not has_keys.all()
+
+    arrays = jax.random.normal(jax.random.key(0), (3, 2, T, 4, H)) * 5
+    q, k, v = arrays[0], *(intervals.take_slots(x, order) for x in arrays[1:])
+    visible = intervals.without_empty(mask.intervals)
+    starts, stops = visible.start[:, None], visible.stop[:, None]
+    chosen = tokamax.Settings("xla", jnp.dtype("float32"), is_triangular=False)
+    out, (*_, lse) = tokamax._forward(chosen, q, k, v, starts, stops, mask.intervals.has_keys)
+
+    # [B, N, T, S]; the kernel's value of what is masked is the least float32.
+    logits = jnp.einsum("BTNH,BSNH->BNTS", q, k) * tokamax._scale(q)
+    slots = jnp.arange(T)
+    is_visible = ((slots >= starts[..., None]) & (slots < stops[..., None]))[:, 0][:, None]
+    masked = jnp.where(is_visible, logits, jnp.finfo(jnp.float32).min)
+    for computed in (logits, masked):
+        weights = np.asarray(jnp.exp(computed - lse[..., None])).swapaxes(1, 2)
+        np.testing.assert_array_equal(weights[~has_keys], 0.0)
+    np.testing.assert_allclose(weights.sum(-1)[has_keys], 1.0, rtol=1e-5)
+    np.testing.assert_array_equal(np.asarray(out)[~has_keys], 0.0)
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @settings(max_examples=8, deadline=None, derandomize=True)
 @given(

@@ -23,24 +23,25 @@ from wings_jax.training.step import TrainState
 class StepPlan:
     """What a training step needs on a target.
 
-    target     name of the devices
-    compiler   "TPU" or "CPU": whose program the compiled numbers are of
-    mesh       devices per axis
-    kernel     attention kernel of the compiled program
-    remat      rematerialization policy
-    rows       of the batch
-    slots      of a row
-    groups     parameters
-    state      bytes per device that follow from the shardings
-    flops      part of the model -> operations of a step, over all devices
-    step       the compiler's report; None where nothing was compiled
-    xla_flops  operations per device as XLA counts them (loop bodies once): its number and ours;
-               None where a kernel hides them
-    times      None where no chip is named
-    estimated  bytes of one device and rows of the largest batch (0 where the memory is not known),
-               without a compiler; None where it was compiled
-    fit        the largest batch; None where it was not asked for, or not one row fits
-    limit      bytes of one device; None where they are not known
+    target       name of the devices
+    compiler     "TPU" or "CPU": whose program the compiled numbers are of
+    mesh         devices per axis
+    kernel       attention kernel of the compiled program
+    remat        rematerialization policy
+    scan_layers  whether the layers are one loop in the compiled program
+    rows         of the batch
+    slots        of a row
+    groups       parameters
+    state        bytes per device that follow from the shardings
+    flops        part of the model -> operations of a step, over all devices
+    step         the compiler's report; None where nothing was compiled
+    xla_flops    operations per device as XLA counts them (loop bodies once): its number and ours;
+                 None where a kernel hides them
+    times        None where no chip is named
+    estimated    bytes of one device and rows of the largest batch (0 where the memory is not
+                 known), without a compiler; None where it was compiled
+    fit          the largest batch; None where it was not asked for, or not one row fits
+    limit        bytes of one device; None where they are not known
     """
 
     target: str
@@ -48,6 +49,7 @@ class StepPlan:
     mesh: Mapping[str, int]
     kernel: str
     remat: str
+    scan_layers: bool
     rows: int
     slots: int
     groups: list[memory.Group]
@@ -113,6 +115,7 @@ def make_plan(
         mesh=dict(mesh.shape),
         kernel=attention_kernel(config),
         remat=config.remat,
+        scan_layers=config.scan_layers,
         rows=rows,
         slots=slots,
         groups=memory.count_groups(state, config),
@@ -320,7 +323,8 @@ def _conclusions(plan: StepPlan) -> list[str]:
         needed, rows = plan.estimated
         limit = f", {needed / plan.limit:.0%} of {_gib(plan.limit)}" if plan.limit else ""
         fit = f"; largest batch about {rows} rows" if rows else ""
-        lines.append(f"needs about {_gib(needed)} GiB per device (estimate){limit}{fit}")
+        kind = "estimate" if plan.scan_layers else "estimate of a loop; unrolled layers need more"
+        lines.append(f"needs about {_gib(needed)} GiB per device ({kind}){limit}{fit}")
 
     if plan.fit:
         following = plan.fit.next_needed
