@@ -92,24 +92,25 @@ def _kernel_bytes(
 
     by_name = {inner.name: inner for inner in body}
     parameters = [inner for inner in body if inner.opcode == "parameter"]
-    return sum(_read_bytes(x, users) for x in parameters) + _written_bytes(body[-1], by_name)
+    read = sum(hlo.shape_bytes(x.shape) * _read_share(x, users) for x in parameters)
+    return read + _written_bytes(body[-1], by_name)
 
 
-def _read_bytes(value: Instruction, users: Mapping[str, list[Instruction]]) -> float:
-    """Returns the bytes of a value inside a fusion that its users read."""
-    size = hlo.shape_bytes(value.shape)
-    needed = 0.0
+def _read_share(value: Instruction, users: Mapping[str, list[Instruction]]) -> float:
+    """Returns the share of a value inside a fusion that its users read, 0 to 1."""
+    share = 0.0
     for user in users.get(value.name, []):
         is_target = hlo.operands(user)[:1] == [value.name]
         if user.opcode in _SLICES:
-            needed = max(needed, hlo.shape_bytes(user.shape))
+            taken = hlo.shape_bytes(user.shape) / hlo.shape_bytes(value.shape)
+            share = max(share, min(1.0, taken))
         elif user.opcode in ("dynamic-update-slice", "scatter") and is_target:
             continue  # what is written over is not read
-        elif user.opcode == "bitcast":
-            needed = max(needed, _read_bytes(user, users))
+        elif user.opcode in ("bitcast", "convert") and user.name in users:
+            share = max(share, _read_share(user, users))
         else:
-            needed = size
-    return min(needed, size)
+            share = 1.0
+    return share
 
 
 def _written_bytes(root: Instruction, by_name: Mapping[str, Instruction]) -> float:

@@ -9,7 +9,7 @@ sys.path.append(str(pathlib.Path(__file__).resolve().parents[1] / "benchmarks"))
 
 import gpu_traffic
 
-# A loop of 3 runs: a product, a fusion that writes its sum into a stack, an attention kernel.
+# A loop of 3 runs: a product, an attention kernel, a fusion that writes a sum into a stack, a cast.
 PROGRAM = """\
 HloModule step
 
@@ -24,6 +24,11 @@ HloModule step
   ROOT %stack = bf16[3,8]{1,0} dynamic-update-slice(%p.0, %row, %p.1, %p.1)
 }
 
+%cast (p.3: bf16[8]) -> f32[8] {
+  %p.3 = bf16[8]{0} parameter(0)
+  ROOT %wide = f32[8]{0} convert(%p.3)
+}
+
 %body (state: (s32[], bf16[3,8], bf16[8], bf16[8,8])) -> (s32[], bf16[3,8], bf16[8], bf16[8,8]) {
   %state = (s32[], bf16[3,8]{1,0}, bf16[8]{0}, bf16[8,8]{1,0}) parameter(0)
   %i = s32[] get-tuple-element(%state), index=0
@@ -33,6 +38,7 @@ HloModule step
   %y = bf16[8]{0} custom-call(%x, %w), custom_call_target="__cublas$lt$matmul"
   %a = bf16[8]{0} custom-call(%y), custom_call_target="mosaic_gpu_v2"
   %n = bf16[3,8]{1,0} fusion(%s, %i, %a), kind=kLoop, calls=%sliced
+  %c = f32[8]{0} fusion(%a), kind=kLoop, calls=%cast
   ROOT %next = (s32[], bf16[3,8]{1,0}, bf16[8]{0}, bf16[8,8]{1,0}) tuple(%i, %n, %a, %w)
 }
 
@@ -55,9 +61,9 @@ ENTRY %main (start: (s32[], bf16[3,8], bf16[8], bf16[8,8])) -> (s32[], bf16[3,8]
     [
         ("products", 3, 3 * (16 + 128 + 16)),
         ("attention", 3, 3 * (16 + 16)),
-        # Read are a slice of the stack, the index and the new row; written is one row. The
-        # condition's comparison is a kernel too: 4 runs are counted as 3.
-        ("others", 6, 3 * (16 + 4 + 16 + 16) + 3 * (4 + 4 + 1)),
+        # Read are a slice of the stack, the index and the new row; written is one row. The cast
+        # reads all of its operand. The condition's comparison is a kernel too: 4 runs count as 3.
+        ("others", 9, 3 * (16 + 4 + 16 + 16) + 3 * (16 + 32) + 3 * (4 + 4 + 1)),
     ],
 )
 def test_traffic_counts_what_a_loop_reads_and_writes(kind, kernels, size):
