@@ -121,9 +121,11 @@ def split_layers(params: Mapping[str, Any], spec: ModelSpec, *, release: bool = 
             jax.block_until_ready([layer[path] for layer in layers])
             values.delete()
 
-    # Heads that are shared by devices stay as they are.
+    # Heads that devices share stay as they are. One layer after the other frees what it joins.
     if spec.mesh is None:
-        layers = [joined.join_kernels(layer) for layer in layers]
+        for index, layer in enumerate(layers):
+            layers[index] = jax.block_until_ready(joined.join_kernels(layer))
+            layer.clear()
     return Weights(tuple(map(tree.nest, layers)), {**nested, "decoder": above_layers})
 
 

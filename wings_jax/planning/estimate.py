@@ -8,9 +8,9 @@ performance). It is the larger one of two phases:
       dtype; gradients of a layer before they are scattered, on TPUs one in the compute dtype, on
       GPUs two in float32; the gradient of the head in the compute dtype; per row, one layer
       computed again: 8 T D + 4 T F values
-    loss: the head, and its gradient, in the compute dtype; per row, one chunk of logits (float32,
-      and its gradient in the compute dtype) and twice the values of a layer; gradients of the
-      layers do not exist yet
+    loss: the head, and its gradient, in the compute dtype; per row, one chunk of logits (on TPUs in
+      float32) with its gradient, both in the compute dtype, and twice the values of a layer;
+      gradients of the layers do not exist yet
 
 Both have what the remat policy saves of all layers and rows (`residuals.py`).
 """
@@ -199,7 +199,8 @@ def count_working(
     head_gradient = head if head_path in state.trained else 0.0
 
     # Bytes of a row: a chunk of logits, and a layer that is computed again.
-    logits = min(config.loss_chunk, slots) * decoder.vocab_size / tensor * (4 + width)
+    logits = min(config.loss_chunk, slots) * decoder.vocab_size / tensor
+    logits *= width + (4 if is_tpu else width)
     values = slots * (8 * decoder.hidden_size + 4 * decoder.ffn_size / tensor) * width
 
     # During the loss the gradients of layers, which are counted beside this, do not exist.
