@@ -42,6 +42,9 @@ from wings_jax.model.presets import WingsArch
 from wings_jax.model.projection import INIT, Projection, partitioned, project
 from wings_jax.model.switches import LayerSwitches, layer_switches
 
+# Name of the stream between a layer's attention and its feed-forward network.
+STREAM = "stream"
+
 # Name of a rematerialization policy -> what the forward pass saves for the backward pass.
 # `save_attn` saves what the attention kernels name: their results and log-sum-exponentials.
 REMAT = {
@@ -50,10 +53,11 @@ REMAT = {
     "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
     # The results of every attention, so that the backward pass does not run it a second time.
     "save_attn": jax.checkpoint_policies.save_only_these_names(SAVED),
-    # Also what it reads, and all matrix products: only what is cheap is computed again.
+    # Also what it reads, the stream after it, and all matrix products whose results are not in
+    # that: only what is cheap is computed again.
     "save_dots": jax.checkpoint_policies.save_from_both_policies(
         jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-        jax.checkpoint_policies.save_only_these_names(SAVED, INPUTS),
+        jax.checkpoint_policies.save_only_these_names(SAVED, INPUTS, STREAM),
     ),
 }
 
@@ -190,8 +194,7 @@ class DecoderLayer(nn.Module):
             added, lows, learner_keys_values = run_learners(learners, queries, gates, ctx, cached)
             update, fresh = main + added, {**fresh, **learner_keys_values}
             self._sow_learners(learners, lows, gates)
-        # Saved as the sum, not as the products that are added.
-        x = checkpoint_name(x + update, INPUTS)
+        x = checkpoint_name(x + update, STREAM)
 
         # Feed-forward network, [B, T, D] -> [B, T, D]
         ranks = {name: arch.lora_rank for name in arch.lora_targets if arch.lora_rank}

@@ -7,9 +7,11 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 
 from wings_jax.model import attention
 from wings_jax.model.context import Cache, KeysValues, KVInputs, LayerContext, update_cache
+from wings_jax.model.flash import INPUTS
 from wings_jax.model.layers import rope
 from wings_jax.model.layout import Array
 from wings_jax.model.presets import WingsArch
@@ -76,7 +78,8 @@ class Learner(nn.Module):
         if kv_inputs.x0 is not None:
             if kv_inputs.rope_table is None:
                 raise ValueError("layer-0 features need a rope table (KVInputs.rope_table)")
-            x0 = kv_inputs.x0.astype(h.dtype)
+            # Named, as it is the same in all layers: kept once, not cast again by each.
+            x0 = checkpoint_name(kv_inputs.x0.astype(h.dtype), INPUTS)
             low_k, low_v = project_together("BTD,DR->BTR", x0, [self.k.a, self.v.a])
             k = rope(self._residual(x0, low_k, self.k), kv_inputs.rope_table)
             v = self._residual(x0, low_v, self.v)
