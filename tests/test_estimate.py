@@ -122,6 +122,7 @@ def test_what_save_attn_saves_is_what_the_attentions_return():
 # rows, GiB of arguments and temporaries.
 COMPILED = [
     ("qwen1_5_7b", "stage2", "v5p", 8, 8, 18.69),
+    ("qwen1_5_7b", "stage2", "v5p", 8, 256, 78.38),
     ("qwen1_5_7b", "stage1", "v5p", 8, 8, 5.23),
     ("qwen1_5_1_8b", "stage2", "v5p", 8, 8, 5.34),
     ("qwen1_5_1_8b", "stage1", "v5p", 8, 8, 2.23),
@@ -141,7 +142,7 @@ def test_estimate_is_near_what_was_compiled(preset, stage, chip, count, rows, ne
     assert step.needed / GIB == pytest.approx(needed, rel=0.05)
 
 
-@pytest.mark.parametrize(("remat", "needed"), [("save_attn", 22.50), ("save_dots", 30.56)])
+@pytest.mark.parametrize(("remat", "needed"), [("save_attn", 22.50), ("save_dots", 30.07)])
 def test_estimate_of_a_remat_policy_is_near_what_was_compiled(remat, needed):
     """7B, stage 2, one row per chip of 8 v5p: the compiler's temporaries have gaps (docs)."""
     prepared = prepare("qwen1_5_7b", batch_size=8, remat=remat)
