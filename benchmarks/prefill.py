@@ -22,7 +22,9 @@ import os
 import pathlib
 import sys
 
-# Before JAX and torch start their threads.
+# Before JAX and torch start their threads: XLA still takes as many as there are cores to run on.
+if hasattr(os, "sched_setaffinity"):  # Linux
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import os
 import pathlib
 import resource
 import sys
@@ -127,6 +128,10 @@ def main() -> None:
     parser.add_argument("--stage", type=int, default=2)
     parser.add_argument("--remat", default="none")
     flags = parser.parse_args()
+
+    # XLA starts a thread for each core that it may run on, whatever its flags say.
+    if hasattr(os, "sched_setaffinity"):  # Linux
+        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
 
     make = {"wings": wings_step, "torch": torch_step}[flags.model]
     run = make(flags.slots, flags.stage, flags.remat)
