@@ -29,11 +29,11 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-ROOT = pathlib.Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]  # from a clone
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # from a clone
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
-import gpu_traffic  # noqa: E402
-import tpu_compile  # noqa: E402
+import gpu_traffic
+import tpu_compile
 
 # What XLA's compiler asks of a GPU: compute capability, multiprocessors, shared memory of one and
 # of a block, L2 cache and memory in bytes, bandwidth in bytes per second, clock in GHz.
@@ -151,9 +151,8 @@ def main() -> None:
     tpu_compile.print_row(flags, f"{flags.devices} {flags.chip}", row, columns)
     print("calls:", ", ".join(f"{count} x {name}" for name, count in row["calls"].items()))
 
-    print("\n| kernels | started | GB read and written |\n|---|---|---|")
-    for kind in row["traffic"]:
-        print(f"| {kind['kind']} | {kind['kernels']:,} | {kind['bytes'] / 1e9:.1f} |")
+    print()
+    gpu_traffic.print_table([gpu_traffic.KernelTraffic(**kind) for kind in row["traffic"]])
 
 
 if __name__ == "__main__":

@@ -66,12 +66,22 @@ def count_traffic(text: str) -> list[KernelTraffic]:
     return [KernelTraffic(kind, *total) for kind, total in totals.items()]
 
 
+def print_table(traffic: list[KernelTraffic]) -> None:
+    """Prints how often kernels start, and what they read and write."""
+    print("| kernels | started | GB read and written |\n|---|---|---|")
+    for kind in traffic:
+        print(f"| {kind.kind} | {kind.kernels:,} | {kind.bytes / 1e9:.2f} |")
+
+
 def _kind(instruction: Instruction) -> str:
+    """Returns the kind of a kernel: a library's by the function that is called."""
     target = _TARGET.search(instruction.rest)
-    if target and "cublas" not in target[1]:
+    called = target[1] if target else ""
+    if "mosaic_gpu" in called or "cudnn" in called:
         return "attention"
-    is_product = target or "gemm" in instruction.name or '"__triton_gemm' in instruction.rest
-    return "products" if is_product or instruction.opcode == "dot" else "others"
+    # XLA names the products that Triton computes gemm_fusion_...
+    is_product = "cublas" in called or "gemm" in instruction.name or instruction.opcode == "dot"
+    return "products" if is_product else "others"
 
 
 def _kernel_bytes(

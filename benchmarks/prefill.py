@@ -22,9 +22,7 @@ import os
 import pathlib
 import sys
 
-# Before JAX and torch start their threads: XLA still takes as many as there are cores to run on.
-if hasattr(os, "sched_setaffinity"):  # Linux
-    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
+# Before JAX and torch start their threads.
 os.environ["XLA_FLAGS"] = "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1"
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -33,6 +31,7 @@ sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))  # from a c
 sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
 
 import decode
+import one_core
 from decode_times import Times, median_times
 from small_model import DECODER, TOWER
 
@@ -72,6 +71,7 @@ def main() -> None:
     if min(flags.prompts) <= TOWER.num_patches:
         parser.error(f"a prompt must be longer than its image, {TOWER.num_patches} slots")
 
+    one_core.pin_process()
     # As the commands do.
     process.run_in_caller_thread()
     process.keep_freed_memory()

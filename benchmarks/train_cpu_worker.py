@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
-import os
 import pathlib
 import resource
 import sys
@@ -24,6 +23,7 @@ import numpy as np
 sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # from a clone, after PYTHONPATH
 sys.path.append(str(pathlib.Path(__file__).resolve().parent))
 
+import one_core
 import small_model
 
 if TYPE_CHECKING:  # the process that runs torch does not import jax
@@ -129,10 +129,7 @@ def main() -> None:
     parser.add_argument("--remat", default="none")
     flags = parser.parse_args()
 
-    # XLA starts a thread for each core that it may run on, whatever its flags say.
-    if hasattr(os, "sched_setaffinity"):  # Linux
-        os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-
+    one_core.pin_process()
     make = {"wings": wings_step, "torch": torch_step}[flags.model]
     run = make(flags.slots, flags.stage, flags.remat)
     for _ in sys.stdin:

@@ -146,8 +146,8 @@ class Config:
     remat: str = "full"
     """What the backward pass recomputes, one of `decoder.REMAT`: full, none, save_dots, ..."""
     scan_layers: bool = True
-    """Whether the layers are one loop in the compiled program; false: faster on GPUs, a longer
-    compilation, more memory."""
+    """Whether the layers are one loop in the compiled program; false: less memory traffic on GPUs,
+    a longer compilation, more memory."""
     attention: str = "auto"
     """Attention kernel, one of `attention.KERNELS`; auto takes the fastest that fits."""
     loss_chunk: int = 512

@@ -97,8 +97,8 @@ class Attention(nn.Module):
 
         # In decoding the three kernels may be one parameter.
         products: tuple[jax.Array | None, ...] = (None, None, None)
-        if self.has_variable("params", "qkv"):
-            products = joined.project_joined(h, self.get_variable("params", "qkv"))
+        if self.has_variable("params", joined.NAME):
+            products = joined.project_joined(h, self.get_variable("params", joined.NAME))
 
         # [B, T, D] -> [B, T, N, H] and [B, T, K, H]
         bias = decoder.qkv_bias

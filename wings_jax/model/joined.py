@@ -16,7 +16,8 @@ import jax.numpy as jnp
 from wings_jax.model.projection import project
 
 PARTS = ("attn/q/kernel", "attn/k/kernel", "attn/v/kernel")
-JOINED = "attn/qkv"  # parameter of a layer, in the place of PARTS
+NAME = "qkv"  # parameter of `Attention`, in the place of its PARTS
+JOINED = f"attn/{NAME}"  # the same, of a layer
 
 
 def join_kernels(layer: Mapping[str, jax.Array]) -> dict[str, jax.Array]:

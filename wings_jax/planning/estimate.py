@@ -8,10 +8,10 @@ performance). It is the larger one of two phases:
       dtype; gradients of a layer before they are scattered, on TPUs one in the compute dtype, on
       GPUs two in float32; the gradient of the head in the compute dtype; per row, one layer
       computed again: 8 T D + 4 T F values
-    loss: the head, and its gradient, in the compute dtype; per row, one chunk of logits (on TPUs in
-      float32) with its gradient, both in the compute dtype, and twice the values of a layer, on
-      TPUs 3.5 times for further rows, between which the compiler leaves gaps; gradients of the
-      layers do not exist yet
+    loss: the head, and its gradient, in the compute dtype; per row, one chunk of logits (float32 on
+      TPUs, else the compute dtype), its gradient in the compute dtype, and twice the values of a
+      layer; on TPUs gaps between the temporaries, 1.5 times these values for each row after the
+      first; gradients of the layers do not exist yet
 
 Both have what the remat policy saves of all layers and rows (`residuals.py`).
 """
